@@ -1,0 +1,1 @@
+"""From a finished candidate to an artefact folder, and back: export, verify, load."""

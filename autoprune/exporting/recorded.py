@@ -1,0 +1,133 @@
+"""What an artefact says about itself, read when it is first asked for."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autoprune import plugins
+from autoprune.errors import InputError
+from autoprune.exporting import artefact
+from autoprune.exporting.load import search_folders
+from autoprune.formats.safetensors import Safetensors
+from autoprune.pruning import shrink
+from autoprune.score import Score
+from autoprune.target import Budget, Target
+from autoprune.task import Inputs, Recipe, Task
+from autoprune.training import tasks
+
+__all__ = ["NotHere", "Recorded", "Skipped"]
+
+
+class Skipped(Exception):
+    """A check cannot be made: it needs model or data of a study made in Python."""
+
+
+class NotHere(Exception):
+    """The study is the recorded one but cannot be built on this machine; its cause is the InputError that says why."""
+
+
+@dataclass
+class Recorded:
+    """The records of an artefact, its modules and the task behind it; a broken file raises something at every use."""
+
+    folder: Path
+    given: Task | None = None
+
+    @cached_property
+    def study(self) -> dict[str, Any]:
+        """The resolved study."""
+        return artefact.read_mapping(self.folder / artefact.STUDY)
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """score.json."""
+        return artefact.read_mapping(self.folder / artefact.SCORE)
+
+    @cached_property
+    def score(self) -> Score:
+        """The score of the exported model."""
+        return Score.from_json(self.record)
+
+    @cached_property
+    def dense_score(self) -> Score:
+        """The score of the dense model."""
+        return Score.from_json(self.record["dense"])
+
+    @cached_property
+    def target(self) -> Target:
+        """Where the score was measured."""
+        return Target(**self.record["target"])
+
+    @cached_property
+    def budget(self) -> Budget:
+        """The budget the model was chosen for."""
+        return Budget.parse(self.record["budget"])
+
+    @cached_property
+    def widths(self) -> dict[str, list[int]]:
+        """Shape of every cut tensor."""
+        return artefact.read_plan(self.folder)[1]
+
+    @cached_property
+    def reference(self) -> tuple[Inputs, list[Tensor]]:
+        """Inputs, and the outputs recorded before anything was exported."""
+        return artefact.read_reference(self.folder / artefact.REFERENCE)
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Where the study's own modules are looked for."""
+        return search_folders(self.folder, self.study)
+
+    @cached_property
+    def task(self) -> Task:
+        """The task that was given, or the one of the study. Raises Skipped or NotHere where there is none."""
+        if self.given is not None:
+            return self.given
+        section = {**self.study["task"], "weights": None}  # those of the artefact are what is checked
+        if section["model"] == "python":
+            raise Skipped("not checked: model and data of this study were given in Python, and are only there")
+        try:
+            return tasks.build(section, self.folders, Recipe(**section["training"]))
+        except InputError as problem:
+            if self.record["files"][artefact.STUDY] == artefact.digest(self.folder / artefact.STUDY):
+                raise NotHere from problem
+            raise
+
+    @cached_property
+    def dense(self) -> nn.Module:
+        """The dense module; its weights are those of the factory, unless the module itself was given."""
+        given = self.task.given
+        with torch.random.fork_rng(devices=[]):
+            return (self.task.build() if given is None else copy.deepcopy(given)).cpu().eval()
+
+    def template(self) -> nn.Module:
+        """A module of the recorded widths whose weights are not loaded."""
+        return shrink.resize(self.dense, self.widths).cpu().eval()
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The module of the recorded widths and weights."""
+        model = self.template()
+        Safetensors.fill(model, self.folder / artefact.WEIGHTS)
+        return model
+
+    @cached_property
+    def formats(self) -> dict[str, str]:
+        """Name of every format -> its file; where the record is broken, the bundled ones whose file is there."""
+        try:
+            return {str(name): str(filename) for name, filename in self.record["formats"].items()}
+        except (ValueError, KeyError, AttributeError):
+            bundled = {name: plugins.load("format", name)().filename for name in plugins.names("format")}
+            return {name: filename for name, filename in bundled.items() if (self.folder / filename).exists()}
+
+    @property
+    def runs(self) -> str:
+        """Name of the format whose file the target runs."""
+        return artefact.runs(self.target.runtime, self.folders)

@@ -1,0 +1,1 @@
+"""Model <-> file; every format is one file here."""

@@ -1,0 +1,40 @@
+"""Group: what one decision acts on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["Group"]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Units: coupled channels, decided once for all their layers. Weights: one layer's weight tensor.
+
+    Level "units": `shape` is `(units,)`, `layers` are the layers that produce the units, in order of execution, and the
+    units come in `cells` equal cells that must lose the same count (grouped convolution, channel shuffle, chunk).
+    Level "weights": `shape` is the weight's shape, (out, in, ...), and `layers` is its one layer.
+    `refusal` says why nothing may be cut here, or is None.
+    """
+
+    name: str
+    level: Literal["units", "weights"]
+    layers: tuple[str, ...]
+    kinds: tuple[str, ...]  # of the layers: "conv", "linear", "recurrent", "embedding", "other"
+    shape: tuple[int, ...]
+    cells: int = 1
+    refusal: str | None = None
+
+    @property
+    def key(self) -> str:
+        """`name:level`, unique in a model; the first half of the search variables' names."""
+        return f"{self.name}:{self.level}"
+
+    @property
+    def size(self) -> int:
+        """Number of units, or of single weights."""
+        size = 1
+        for length in self.shape:
+            size *= length
+        return size

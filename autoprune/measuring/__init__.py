@@ -1,0 +1,1 @@
+"""Model -> cost on the target: FLOPs, parameters, size, measured latency."""

@@ -1,0 +1,152 @@
+"""Measure in fresh processes: what differs from process to process is not seen from inside one.
+
+`python -m autoprune.measuring.hosts JOB` is the process. For ONNX Runtime it imports no torch, so that it starts in a
+fraction of a second.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from autoprune import plugins
+from autoprune.errors import AutopruneError, ModelError
+from autoprune.measuring import latency
+from autoprune.measuring.latency import Latency
+from autoprune.target import Target
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from autoprune.task import Inputs
+
+    Artefact = Path | bytes | nn.Module
+
+__all__ = ["fresh"]
+
+_LIMIT_S = 600.0  # a process that takes longer than this, beside its time budget, hangs
+
+
+def fresh(
+    candidate: Artefact, dense: Artefact | None, inputs: Inputs, target: Target, processes: int = 3,
+    budget_s: float = 0.4,
+) -> Latency:
+    """Latency of `candidate`, interleaved with `dense`, merged over fresh processes that run one after the other.
+
+    An artefact is what the target's runtime takes: an ONNX file (path or bytes), or a module. A module that cannot be
+    pickled is measured in this process, and a warning says so. `inputs` are cut or repeated to the target's batch.
+    Raises ModelError where a process fails.
+    """
+    runtime = plugins.load("runtime", target.runtime)()
+    batch = inputs.rows(target.batch)
+    with tempfile.TemporaryDirectory(prefix="autoprune-") as name:  # readable by this user alone
+        folder = Path(name)
+        job: dict[str, Any] = {"target": target.to_json(), "budget_s": budget_s, "candidate": None, "dense": None}
+        try:
+            if runtime.artefact == "onnx":
+                np.savez(folder / "inputs.npz", *[tensor.detach().cpu().numpy() for tensor in batch.tensors()])
+            else:
+                _pickle(batch, folder / "inputs")
+            for role, artefact in (("candidate", candidate), ("dense", dense)):
+                if artefact is not None:
+                    job[role] = str(_stored(artefact, folder / role))
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            return _here(runtime, candidate, dense, batch, target, processes, budget_s, error)
+        (folder / "job.json").write_text(json.dumps(job))
+        return Latency.merge([_process(folder) for _ in range(processes)])
+
+
+def _stored(artefact: Artefact, path: Path) -> Path:
+    if isinstance(artefact, Path):
+        return artefact.resolve()
+    if isinstance(artefact, bytes):
+        path.write_bytes(artefact)
+    else:
+        _pickle(artefact, path)
+    return path
+
+
+def _pickle(value: object, path: Path) -> None:
+    """Pickle, after a look whether a fresh process can import what is pickled: not what `__main__` defines."""
+    import torch
+
+    modules = value.modules() if isinstance(value, torch.nn.Module) else ()
+    if any(type(module).__module__ == "__main__" for module in modules):
+        raise pickle.PicklingError("it is defined in __main__, which a fresh process does not have")
+    torch.save(value, path)
+
+
+def _here(
+    runtime: Any, candidate: Artefact, dense: Artefact | None, inputs: Inputs, target: Target, processes: int,
+    budget_s: float, error: Exception
+) -> Latency:
+    """The same number of measurements in this process."""
+    logging.getLogger("autoprune").warning(
+        "the model cannot be handed to a fresh process (%s); its latency is measured in this one", error)
+    parts = []
+    for _ in range(processes):
+        calls = [runtime.prepare(artefact, inputs, target) for artefact in (candidate, dense) if artefact is not None]
+        parts.append(latency.compare(*calls, budget_s=budget_s))
+    return Latency.merge(parts)
+
+
+def _process(folder: Path) -> Latency:
+    job = json.loads((folder / "job.json").read_text())
+    # how many threads there are is the target's business, whatever the environment says
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    environment["PYTHONPATH"] = os.pathsep.join(str(Path(entry).resolve()) for entry in sys.path)
+    command = [sys.executable, "-m", "autoprune.measuring.hosts", str(folder / "job.json")]
+    limit = _LIMIT_S + 20 * job["budget_s"]
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=limit)
+    except subprocess.TimeoutExpired as error:
+        raise ModelError(f"a process that measures the latency did not end within {error.timeout:.0f} s") from error
+    answer = folder / "answer.json"
+    if done.returncode or not answer.exists():
+        said = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
+        raise ModelError(f"a process that measures the latency failed: {said[0]}")
+    figures = json.loads(answer.read_text())
+    answer.unlink()
+    return Latency(**figures)
+
+
+def _main(path: Path) -> None:
+    """Measure what `path`, a job file, says, and write answer.json beside it."""
+    folder, job = path.parent, json.loads(path.read_text())
+    target = Target(**job["target"])
+    runtime = plugins.load("runtime", target.runtime)()
+    inputs: Any
+    if runtime.artefact == "onnx":
+        with np.load(folder / "inputs.npz") as stored:
+            inputs = [stored[f"arr_{index}"] for index in range(len(stored.files))]
+    else:
+        inputs = _unpickle(folder / "inputs")
+    calls = []
+    for role in ("candidate", "dense"):
+        if job[role] is not None:
+            artefact = Path(job[role]) if runtime.artefact == "onnx" else _unpickle(Path(job[role]))
+            calls.append(runtime.prepare(artefact, inputs, target))
+    (folder / "answer.json").write_text(json.dumps(latency.compare(*calls, budget_s=job["budget_s"]).to_json()))
+
+
+def _unpickle(path: Path) -> Any:
+    """What the parent process pickled into its private folder a moment ago; nothing else is ever unpickled."""
+    import torch
+
+    return torch.load(path, weights_only=False)
+
+
+if __name__ == "__main__":
+    try:
+        _main(Path(sys.argv[1]))
+    except AutopruneError as error:
+        sys.exit(str(error))

@@ -1,0 +1,188 @@
+"""How long one call takes: warm-up, candidate and dense model interleaved call by call, medians with intervals.
+
+What keeps a ratio repeatable to under 1 % (with ONNX Runtime's defaults it was off by 14 % between processes): the two
+models take turns on the same core, so that clock speed, caches and neighbours fall on both alike; the order within a
+pair alternates; thread pools do not spin (the runtimes see to it); the ratio is of medians, which a few interrupted
+calls do not move; and calls go on until the ratio's own 95 % interval is within 1 % of it, or the time is over. What
+differs between processes (memory layout) is not seen from inside one: `Latency.merge` takes the interval over several.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+__all__ = ["Latency", "compare", "median_interval", "ratio_interval"]
+
+PRECISION = 0.01  # of the ratio (or of the median, where there is no dense model): half-width of the 95 % interval
+_WARM = 0.02  # warm-up ends when the medians of two consecutive blocks agree to this
+_FEWEST, _ENOUGH = 12, 40  # calls that are made of slow models even over the time budget: always, and while not settled
+_RESAMPLES = 200
+# Student's t, 97.5 %, by degrees of freedom
+_T95 = (math.nan, 12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+
+Calls = np.ndarray[Any, np.dtype[np.float64]]
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Median milliseconds of a call, and its ratio to the dense model's median (None without one); 95 % intervals.
+
+    `calls` is the number of timed calls; `settled` whether the interval came within 1 % before the time ran out.
+    """
+
+    ms: float
+    ms_low: float
+    ms_high: float
+    ratio: float | None
+    ratio_low: float | None
+    ratio_high: float | None
+    calls: int
+    settled: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object with every field."""
+        return asdict(self)
+
+    @staticmethod
+    def merge(parts: Sequence[Latency]) -> Latency:
+        """One latency of several processes: the median of their medians.
+
+        The interval is the widest of three: Student's t interval of the processes' figures, their range, and the median
+        interval inside a process, so that it is never narrower than a process's own. One process stays as it is.
+        """
+        if not parts:
+            raise ValueError("nothing to merge: no latency was given")
+        ms = _between([(part.ms, part.ms_low, part.ms_high) for part in parts])
+        ratios = [(part.ratio, part.ratio_low, part.ratio_high) for part in parts]
+        known = [(a, b, c) for a, b, c in ratios if a is not None and b is not None and c is not None]
+        calls, settled = sum(part.calls for part in parts), all(part.settled for part in parts)
+        if len(known) < len(parts):
+            return Latency(*ms, None, None, None, calls, settled)
+        return Latency(*ms, *_between(known), calls, settled)
+
+
+def compare(
+    candidate: Callable[[], object], dense: Callable[[], object] | None = None, *, budget_s: float = 0.4
+) -> Latency:
+    """Time `candidate`, and where `dense` is given the ratio to it, in about `budget_s` seconds, or until it settles.
+
+    At least 12 calls are made of each, up to 40 while not settled, even where slow models need longer than `budget_s`.
+    """
+    functions = [candidate] if dense is None else [candidate, dense]
+    begin = time.perf_counter()
+    with _collector_off():
+        _warm_up(functions, budget_s / 4)
+        times, pairs = np.empty((len(functions), 0)), 4
+        while True:
+            times = np.concatenate([times, _rounds(functions, pairs, times.shape[1])], axis=1)
+            count, spent = times.shape[1], time.perf_counter() - begin
+            result = _summary(times)
+            if _finished(result, spent, budget_s):
+                return result
+            each = float(times.sum()) / 1e3 / count
+            left = max(0, int((budget_s - spent) / each))
+            pairs = max(4, min(count, left))  # at most doubles: few looks at the interval, none of them too late
+
+
+def median_interval(times: Calls) -> tuple[float, float]:
+    """95 % interval of the median by order statistics; `times` in any unit, at least one."""
+    ordered, count = np.sort(times), len(times)
+    reach = 1.96 * math.sqrt(count) / 2
+    low, high = math.floor(count / 2 - reach), math.ceil(count / 2 + reach)
+    return float(ordered[max(low, 0)]), float(ordered[min(high, count - 1)])
+
+
+def ratio_interval(candidate: Calls, dense: Calls) -> tuple[float, float]:
+    """95 % interval of median(candidate) / median(dense) by a paired bootstrap over blocks of consecutive pairs.
+
+    Blocks (as long as the cube root of the number of pairs) keep what neighbouring calls share. Deterministic.
+    """
+    count = len(candidate)
+    length = max(1, round(count ** (1 / 3)))
+    blocks = count // length
+    starts = np.random.default_rng(0).integers(0, count - length + 1, (_RESAMPLES, blocks))
+    picked = (starts[:, :, None] + np.arange(length)).reshape(_RESAMPLES, -1)
+    ratios = np.median(candidate[picked], axis=1) / np.median(dense[picked], axis=1)
+    low, high = np.percentile(ratios, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _finished(result: Latency, spent_s: float, budget_s: float) -> bool:
+    """Whether to stop: a few calls that happen to agree settle nothing, unless there is no time for more."""
+    if result.calls < _FEWEST:
+        return False
+    if spent_s < budget_s:
+        return result.settled and result.calls >= _ENOUGH
+    return result.settled or result.calls >= _ENOUGH or spent_s >= 10 * budget_s
+
+
+def _summary(times: Calls) -> Latency:
+    ms = float(np.median(times[0]))
+    low, high = median_interval(times[0])
+    if len(times) == 1:
+        return Latency(ms, low, high, None, None, None, times.shape[1], (high - low) / 2 <= PRECISION * ms)
+    ratio = ms / float(np.median(times[1]))
+    ratio_low, ratio_high = ratio_interval(times[0], times[1])
+    ratio_low, ratio_high = min(ratio, ratio_low), max(ratio, ratio_high)
+    settled = (ratio_high - ratio_low) / 2 <= PRECISION * ratio
+    return Latency(ms, low, high, ratio, ratio_low, ratio_high, times.shape[1], settled)
+
+
+def _rounds(functions: Sequence[Callable[[], object]], pairs: int, before: int) -> Calls:
+    """Milliseconds of `pairs` calls of each function, taking turns; (functions, pairs)."""
+    clock = time.perf_counter_ns
+    times = np.empty((len(functions), pairs))
+    forwards = list(enumerate(functions))
+    orders = (forwards, forwards[::-1])
+    for index in range(pairs):
+        for row, function in orders[(before + index) % 2]:
+            start = clock()
+            function()
+            times[row, index] = clock() - start
+    return times / 1e6
+
+
+def _warm_up(functions: Sequence[Callable[[], object]], limit_s: float) -> None:
+    """Call until the medians of two consecutive blocks agree, or the time is over; at least twice."""
+    begin, block, previous = time.perf_counter(), 1, None
+    while True:
+        medians = np.median(_rounds(functions, block, 0), axis=1)
+        spent = time.perf_counter() - begin
+        stable = previous is not None and bool(np.all(np.abs(medians / previous - 1) <= _WARM))
+        if previous is not None and (spent >= limit_s or (stable and block >= 8)):
+            return
+        previous, block = medians, min(2 * block, 64)
+
+
+def _between(parts: Sequence[tuple[float, float, float]]) -> tuple[float, float, float]:
+    """(value, low, high) of each process -> of all of them."""
+    values = [value for value, _, _ in parts]
+    middle = statistics.median(values)
+    low = min(statistics.median([low for _, low, _ in parts]), *values)
+    high = max(statistics.median([high for _, _, high in parts]), *values)
+    if len(values) > 1:
+        t = _T95[len(values) - 1] if len(values) <= len(_T95) else 2.228
+        reach = t * statistics.stdev(values) / math.sqrt(len(values))
+        low, high = min(low, max(middle - reach, 0.0)), max(high, middle + reach)
+    return middle, low, high
+
+
+@contextmanager
+def _collector_off() -> Iterator[None]:
+    was_on = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()

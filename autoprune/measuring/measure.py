@@ -1,0 +1,95 @@
+"""What a module costs: FLOPs, parameters, size of the file that the target runs, latency on the target."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from autoprune import plugins
+from autoprune.formats.safetensors import Safetensors
+from autoprune.measuring import flops, hosts, latency, slicing
+from autoprune.measuring.latency import Latency
+from autoprune.score import Score
+from autoprune.target import Target
+from autoprune.task import Inputs
+
+__all__ = ["artefact", "costs", "measure", "size_bytes", "timed", "with_latency"]
+
+
+def measure(
+    model: nn.Module, inputs: Inputs, target: Target, against: nn.Module | None = None, *, processes: int = 0,
+    budget_s: float = 0.4
+) -> Score:
+    """Cost figures of `model` for one call of the target's batch; with `against`, the latency ratio to that module.
+
+    With `processes` the latency is measured in so many fresh processes, else in this one. Neither module is changed.
+    Raises ModelError for a model that cannot be traced or exported, InputError for a target that is not here.
+    """
+    batch = inputs.rows(target.batch)
+    candidate = artefact(model, batch, target)
+    dense = artefact(against, batch, target) if against is not None else None
+    score = replace(costs(model, batch), size_bytes=size_bytes(candidate))
+    return with_latency(score, timed(candidate, dense, batch, target, processes=processes, budget_s=budget_s))
+
+
+def costs(model: nn.Module, inputs: Inputs) -> Score:
+    """FLOPs of one call of the batch as given, parameters (tied ones once), and those that are not zero."""
+    counted = flops.count(model, inputs)
+    parameters = list(model.parameters())
+    return Score(
+        flops=counted.total,
+        params=sum(parameter.numel() for parameter in parameters),
+        nonzero_params=sum(int(torch.count_nonzero(parameter.detach())) for parameter in parameters),
+        uncounted=counted.uncounted,
+    )
+
+
+def artefact(model: nn.Module, inputs: Inputs, target: Target) -> bytes | nn.Module:
+    """What the target's runtime takes: ONNX bytes (exported anew, 1-5 s), or the module itself."""
+    runtime = plugins.load("runtime", target.runtime)()
+    return slicing.export(model, inputs) if runtime.artefact == "onnx" else model
+
+
+def size_bytes(artefact: bytes | nn.Module) -> int:
+    """Size of the file that the target runs: the ONNX file, or a module's safetensors file."""
+    return len(artefact if isinstance(artefact, bytes) else Safetensors.dump(artefact))
+
+
+def timed(
+    candidate: Any, dense: Any | None, inputs: Inputs, target: Target, *, processes: int = 0, budget_s: float = 0.4
+) -> Latency:
+    """Latency of an artefact (see `artefact`), interleaved with the dense one; in `processes` fresh ones, or 0: here.
+
+    torch's number of threads is the target's meanwhile, and what it was afterwards.
+    """
+    with _threads_kept():
+        if processes:
+            return hosts.fresh(candidate, dense, inputs, target, processes, budget_s)
+        runtime = plugins.load("runtime", target.runtime)()
+        batch = inputs.rows(target.batch)
+        calls = [runtime.prepare(each, batch, target) for each in (candidate, dense) if each is not None]
+        return latency.compare(*calls, budget_s=budget_s)
+
+
+def with_latency(score: Score, measured: Latency) -> Score:
+    """`score` with the figures of a measured latency."""
+    return replace(
+        score,
+        latency_ms=measured.ms, latency_ms_low=measured.ms_low, latency_ms_high=measured.ms_high,
+        latency_ratio=measured.ratio, latency_ratio_low=measured.ratio_low, latency_ratio_high=measured.ratio_high,
+    )
+
+
+@contextlib.contextmanager
+def _threads_kept() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)

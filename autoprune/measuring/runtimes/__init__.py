@@ -1,0 +1,1 @@
+"""What runs a model on the target; every runtime is one file here."""

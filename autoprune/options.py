@@ -1,0 +1,76 @@
+"""Arguments and options that the commands share, and how their errors become an exit status."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from autoprune.errors import AutopruneError, InputError
+
+__all__ = [
+    "INTERRUPTED",
+    "Budgets",
+    "Commands",
+    "Json",
+    "Out",
+    "Quiet",
+    "Seed",
+    "Sets",
+    "Study",
+    "Target",
+    "Timeout",
+    "Trials",
+]
+
+INTERRUPTED = 130
+
+
+class Commands(TyperGroup):
+    """Turns errors raised on purpose into one paragraph and their exit status; any other is a bug and shows itself."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was asked for."""
+        try:
+            return super().invoke(ctx)
+        except AutopruneError as error:
+            typer.echo(f"autoprune: {error}", err=True)
+            raise typer.Exit(error.exit_status) from error
+        except (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError) as error:
+            typer.echo(f"autoprune: {error.filename}: {error.strerror}; give another place", err=True)
+            raise typer.Exit(InputError.exit_status) from error
+        except KeyboardInterrupt as error:
+            typer.echo("autoprune: interrupted", err=True)
+            raise typer.Exit(INTERRUPTED) from error
+
+
+def _studies() -> list[str]:
+    from autoprune.reading.bundled import bundled
+
+    return list(bundled())
+
+
+def _targets() -> list[str]:
+    from autoprune.reading.bundled import bundled
+
+    return list(bundled("target"))
+
+
+_STUDY = "A study's YAML file, or the name of a bundled one."
+_TARGET = "A target's YAML file, or the name of a bundled one."
+_BUDGET = "Replace one limit, as in latency=50%; may be repeated, wins over --set."
+
+Study = Annotated[str, typer.Argument(metavar="STUDY", help=_STUDY, autocompletion=_studies)]
+Target = Annotated[str | None, typer.Option(metavar="TARGET", help=_TARGET, autocompletion=_targets)]
+Sets = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY.PATH=VALUE", help="Replace a value of the study.")
+]
+Budgets = Annotated[list[str] | None, typer.Option("--budget", metavar="QUANTITY=LIMIT", help=_BUDGET)]
+Trials = Annotated[int | None, typer.Option(metavar="N", help="Number of trials; the dense model is the first.")]
+Timeout = Annotated[str | None, typer.Option(metavar="TIME", help="Stop searching after 90s, 10m or 1h.")]
+Seed = Annotated[int | None, typer.Option(metavar="N", help="Seed of everything random.")]
+Out = Annotated[Path, typer.Option(metavar="DIR", help="Where the artefact goes.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]

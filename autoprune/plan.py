@@ -1,0 +1,79 @@
+"""Plan: what is done to each group. Immutable, hashable, JSON, versioned."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from autoprune.errors import PlanError
+
+__all__ = ["Choice", "Plan"]
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One decision: `technique` removes the share `ratio`, least important by `criterion` first."""
+
+    technique: str
+    ratio: float
+    criterion: str = "l1"
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.ratio < 1.0:
+            raise PlanError(f"ratio is the share removed, in [0, 1); got {self.ratio}")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Choices by group key (`Group.key`); groups that are not named are left as they are.
+
+    Choices of ratio 0 are dropped and keys sorted, so plans that do the same are equal and have one `digest`.
+    """
+
+    choices: Mapping[str, Choice] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        kept = {key: self.choices[key] for key in sorted(self.choices) if self.choices[key].ratio > 0}
+        object.__setattr__(self, "choices", kept)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self.choices.items()))
+
+    def __iter__(self) -> Iterator[tuple[str, Choice]]:
+        return iter(self.choices.items())
+
+    def __len__(self) -> int:
+        return len(self.choices)
+
+    @property
+    def digest(self) -> str:
+        """16 hexadecimal digits that name this plan's contents."""
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:16]
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object: `{"version": 1, "choices": {"conv1:units": {"technique": ..., "ratio": ..., "criterion": ...}}}`."""
+        choices = {
+            key: {"technique": choice.technique, "ratio": choice.ratio, "criterion": choice.criterion}
+            for key, choice in self
+        }
+        return {"version": VERSION, "choices": choices}
+
+    @classmethod
+    def from_json(cls, data: Any) -> Plan:
+        """The plan that `to_json` wrote. Raises PlanError for anything else."""
+        if not isinstance(data, Mapping) or "choices" not in data:
+            raise PlanError('a plan is a JSON object {"version": 1, "choices": {group: {technique, ratio, criterion}}}')
+        if data.get("version") != VERSION:
+            raise PlanError(f"this plan has version {data.get('version')!r}; this release reads version {VERSION}")
+        choices = {}
+        for key, value in data["choices"].items():
+            try:
+                choices[key] = Choice(value["technique"], float(value["ratio"]), value.get("criterion", "l1"))
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                raise PlanError(f"choice {key!r} needs technique, ratio and criterion; got {value!r}") from error
+        return cls(choices)

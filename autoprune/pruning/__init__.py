@@ -1,0 +1,1 @@
+"""(model, Plan) -> Pruned: a smaller model and the masks it still carries."""

@@ -1,0 +1,1 @@
+"""How much each element of a parameter matters: one file, one criterion."""

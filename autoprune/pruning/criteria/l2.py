@@ -1,0 +1,18 @@
+"""L2: the square of each weight; a unit's sum ranks as its L2 norm does."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+__all__ = ["L2"]
+
+
+@dataclass(frozen=True)
+class L2:
+    """w²; summed over a unit it is the squared L2 norm."""
+
+    needs_gradients = False
+
+    def score(self, weight: Tensor, gradient: Tensor | None) -> Tensor:
+        """Shaped like `weight`."""
+        return weight.square()

@@ -1,0 +1,151 @@
+"""From ids to groups: units, the layers that produce them, balance between blocks, and what is refused."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from autoprune.group import Group
+from autoprune.pruning.ids import Balance, Ids
+from autoprune.pruning.propagation import Propagation
+
+__all__ = ["Units", "collect_units"]
+
+
+@dataclass
+class Units:
+    """Numbered units: representatives of ids that may be cut, group by group."""
+
+    groups: list[Group] = field(default_factory=list)
+    members: dict[str, Tensor] = field(default_factory=dict)  # key -> numbers, (cells, units per cell)
+    number_of: dict[int, int] = field(default_factory=dict)  # representative -> number
+
+    @property
+    def total(self) -> int:
+        """How many units there are."""
+        return len(self.number_of)
+
+    def number(self, roots: Tensor) -> Tensor:
+        """Unit numbers of representatives, -1 where one may not be cut."""
+        return torch.tensor([self.number_of.get(root, -1) for root in roots.tolist()], dtype=torch.int64)
+
+
+@dataclass
+class _Layer:
+    name: str
+    kind: str
+    roots: list[int]
+    channels: int
+
+
+def collect_units(found: Propagation, kinds: Mapping[str, str]) -> Units:
+    """The units groups of a traced model, refused ones included."""
+    ids = found.ids
+    _agree_on_shared(found)
+    layers = _producing_layers(ids, kinds)
+    frozen = ids.frozen()
+    balances = [Balance(ids.roots(balance.ids), balance.blocks, balance.why) for balance in ids.balances]
+    units = Units()
+    for names in _connected(layers, balances):
+        members = [layers[name] for name in names]
+        roots = list(dict.fromkeys(root for layer in members for root in layer.roots))
+        free = [root for root in roots if root not in frozen]
+        refusal = None if free else next(frozen[root] for root in roots)
+        cells: list[list[int]] = [free]
+        if free:
+            cells, refusal = _cells(free, balances)
+        if not refusal and len(cells[0]) < 2:
+            refusal = "each block of it that must lose the same count has a single channel" if len(cells) > 1 else "it has a single channel"
+        group = Group(members[0].name, "units", tuple(layer.name for layer in members), tuple(layer.kind for layer in members),
+                      (len(free) or members[0].channels,), 1 if refusal else len(cells), refusal)
+        units.groups.append(group)
+        if refusal is None:
+            start = units.total
+            units.number_of |= {root: start + place for place, root in enumerate(root for cell in cells for root in cell)}
+            units.members[group.key] = torch.arange(start, units.total).view(len(cells), -1)
+    return units
+
+
+def _agree_on_shared(found: Propagation) -> None:
+    """Tensors used several times are cut once: unite their ids place by place; opaque reads freeze theirs."""
+    ids, first = found.ids, {}
+    for use in ids.uses:
+        place = (use.tensor, use.dim, use.groups)
+        if use.tensor in found.opaque:
+            ids.freeze(use.ids, found.opaque[use.tensor])
+        earlier = first.setdefault(place, use.ids)
+        if len(earlier) != len(use.ids):
+            ids.freeze(torch.cat([earlier, use.ids]), f"{use.tensor} is used with other widths")
+            continue
+        ids.unite(earlier, use.ids)
+        alone = (earlier == 0) != (use.ids == 0)
+        ids.freeze(torch.cat([earlier[alone], use.ids[alone]]), f"{use.tensor} also reads inputs that cannot be cut")
+
+
+def _producing_layers(ids: Ids, kinds: Mapping[str, str]) -> dict[str, _Layer]:
+    layers: dict[str, _Layer] = {}
+    for use in ids.uses:
+        if use.role == "produce":
+            name = use.tensor.removesuffix(".weight")
+            roots = list(dict.fromkeys(ids.roots(use.ids).tolist()))
+            layers.setdefault(name, _Layer(name, use.kind if use.kind != "other" else kinds.get(name, "other"), roots, len(use.ids)))
+    return layers
+
+
+def _connected(layers: Mapping[str, _Layer], balances: list[Balance]) -> list[list[str]]:
+    """Layers that must be decided together: they share a unit, or a balance ties their units. In order of execution."""
+    parent = {name: name for name in layers}
+
+    def find(name: str) -> str:
+        while parent[name] != name:
+            name = parent[name]
+        return name
+
+    owner: dict[int, str] = {}
+    order = {name: place for place, name in enumerate(layers)}
+
+    def join(first: str, second: str) -> None:
+        a, b = sorted((find(first), find(second)), key=order.__getitem__)
+        parent[b] = a
+
+    for name, layer in layers.items():
+        for root in layer.roots:
+            join(owner.setdefault(root, name), name)
+    for balance in balances:
+        owners = [owner[root] for root in dict.fromkeys(balance.ids.tolist()) if root in owner]
+        for name in owners[1:]:
+            join(owners[0], name)
+    together: dict[str, list[str]] = defaultdict(list)
+    for name in layers:
+        together[find(name)].append(name)
+    return list(together.values())
+
+
+def _cells(free: list[int], balances: list[Balance]) -> tuple[list[list[int]], str | None]:
+    """Cells of units that must lose the same count so that every balance holds; and why that cannot be, or None."""
+    inside = set(free)
+    concerned = [balance for balance in balances if inside & set(balance.ids.tolist())]
+    signature: dict[int, list[tuple[int, ...]]] = {root: [] for root in free}
+    for balance in concerned:
+        places = defaultdict(list)
+        for block, roots in enumerate(balance.ids.view(balance.blocks, -1).tolist()):
+            for root in roots:
+                places[root].append(block)
+        for root in free:
+            signature[root].append(tuple(places[root]))
+    cells: dict[tuple[tuple[int, ...], ...], list[int]] = defaultdict(list)
+    for root in free:
+        cells[tuple(signature[root])].append(root)
+    found = list(cells.values())
+    if len({len(cell) for cell in found}) > 1:
+        return found, f"its blocks cannot lose the same count ({', '.join(sorted({balance.why for balance in concerned}))})"
+    for balance in concerned:
+        counts = [sum(count for root, count in Counter(roots).items() if root in inside)
+                  for roots in balance.ids.view(balance.blocks, -1).tolist()]
+        if len(set(counts)) > 1:
+            return found, f"only some of its blocks may be cut ({balance.why})"
+    return found, None

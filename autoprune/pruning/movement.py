@@ -1,0 +1,166 @@
+"""What data movement does to channel ids: the operator is run on the ids themselves.
+
+Exact for finding which channel is where; but whether the same code picks the same channels after a cut depends on
+bounds written into it. Even parts become a balance constraint, which the proof of the group then confirms or
+refuses; any other part of a dimension with channels freezes them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+from autoprune.pruning.ids import Balance, varying, vector_along
+
+if TYPE_CHECKING:
+    from autoprune.pruning.propagation import Propagation
+
+__all__ = ["COPIES", "MOVES", "move"]
+
+COPIES = {"clone", "contiguous", "detach", "alias", "lift_fresh", "_to_copy", "_conj", "positive"}
+_RESHAPES = {"view", "_unsafe_view", "reshape", "_reshape_alias"}
+_WHOLE = {"permute", "transpose", "t", "expand", "unsqueeze", "squeeze", "cat", "stack", "repeat", "movedim", "flip"}
+_PARTS = {"slice", "narrow", "split", "split_with_sizes", "unsafe_split", "unsafe_chunk", "chunk", "select", "unbind"}
+_SHUFFLES = {"channel_shuffle", "native_channel_shuffle"}
+_PICKS = {"index_select", "gather", "index", "roll", "unfold", "im2col", "pixel_shuffle", "pixel_unshuffle", "take_along_dim"}
+MOVES = COPIES | _RESHAPES | _WHOLE | _PARTS | _SHUFFLES | _PICKS | {"constant_pad_nd"}
+
+
+def move(found: Propagation, base: str, func: Any, outs: list[Tensor], args: Any, kwargs: Any) -> None:
+    """Label the outputs of a movement operator and note what it demands of a cut."""
+    source = found.labels.get(args[0]) if isinstance(args[0], Tensor) else torch.zeros((), dtype=torch.int64)
+    if base in COPIES:
+        results = [source]
+    elif base in _RESHAPES:
+        _check_split(found, source, outs[0].shape)
+        results = [source.reshape(outs[0].shape)]
+    elif base == "constant_pad_nd":
+        results = [_padded(found, source, args[1])]
+    else:
+        if base in _PARTS:
+            _check_part(found, base, source, outs[0], args)
+        elif base in _SHUFFLES:
+            _check_shuffle(found, source, args)
+        elif base in _PICKS and varying(source):
+            _check_pick(found, base, source, outs[0], args)
+        moved = tree_map_only(Tensor, lambda t: found.labels.get(t).contiguous() if t.is_floating_point() else t, (args, kwargs))
+        out = func(*moved[0], **moved[1])
+        results = list(out) if isinstance(out, (list, tuple)) else [out]
+    for tensor, labels in zip(outs, results, strict=True):
+        found.labels.set(tensor, labels.expand(tensor.shape))
+
+
+def _part_dim(base: str, args: Any) -> int:
+    dim = args[2] if base in ("split", "split_with_sizes", "unsafe_split", "unsafe_chunk", "chunk") and len(args) > 2 else None
+    if dim is None and base in ("slice", "narrow", "select", "unbind") and len(args) > 1:
+        dim = args[1]
+    return int(dim or 0)
+
+
+def _check_part(found: Propagation, base: str, source: Tensor, out: Tensor, args: Any) -> None:
+    dim = _part_dim(base, args) % source.dim()
+    if dim not in varying(source):
+        return
+    size = source.shape[dim]
+    length = 1 if base in ("select", "unbind") else out.shape[dim]
+    if length == size:
+        return
+    why = f"{base} over channels at {found.where()}"
+    ids = vector_along(source, dim)
+    even = ids is not None and length > 1 and size % length == 0
+    if base == "slice":
+        start, step = (args[2] or 0) % size if len(args) > 2 else 0, args[4] if len(args) > 4 else 1
+        even = even and step == 1 and start % length == 0
+    if base == "split_with_sizes":
+        even = even and len(set(args[1])) == 1
+    if even and ids is not None:
+        found.ids.balances.append(Balance(ids, size // length, why))
+    else:
+        found.ids.freeze(source, f"{why} with bounds written into the code")
+
+
+def _check_shuffle(found: Propagation, source: Tensor, args: Any) -> None:
+    ids = vector_along(source, 1)
+    why = f"channel shuffle at {found.where()}"
+    if ids is None:
+        found.ids.freeze(source, why)
+    else:
+        found.ids.balances.append(Balance(ids, int(args[1]), why))
+
+
+def _check_pick(found: Propagation, base: str, source: Tensor, out: Tensor, args: Any) -> None:
+    """Freeze unless every dimension with channels passes untouched (same size, indexed whole)."""
+    dims = {int(arg) % source.dim() for arg in args[1:] if isinstance(arg, int)} if base in ("index_select", "gather", "unfold") else set()
+    if base == "roll":
+        dims = {dim % source.dim() for dim in (args[2] if len(args) > 2 else range(source.dim()))}
+    if base == "index":
+        dims = {dim for dim, index in enumerate(args[1]) if index is not None}
+    if base.startswith("pixel") or base == "im2col":
+        dims = set(range(source.dim()))
+    if any(dim in dims for dim in varying(source)):
+        found.ids.freeze(source, f"{base} over channels at {found.where()}")
+
+
+def _check_split(found: Propagation, source: Tensor, shape: torch.Size) -> None:
+    """A dimension with channels that a view splits into (a, b, ...) must lose the same count in each leading block."""
+    channels = varying(source)
+    for old, new in _matched(source.shape, shape):
+        inside = [dim for dim in old if dim in channels]
+        wide = [dim for dim in new if shape[dim] > 1]
+        if not inside or len(wide) <= 1:
+            continue
+        ids = vector_along(source, inside[0])
+        if ids is None or len([dim for dim in old if source.shape[dim] > 1]) > 1:
+            found.ids.freeze(source, f"view that mixes channels with other dimensions at {found.where()}")
+            continue
+        blocks = 1
+        for dim in wide[:-1]:
+            blocks *= shape[dim]
+        found.ids.balances.append(Balance(ids, blocks, f"view that splits channels at {found.where()}"))
+
+
+def _matched(before: torch.Size, after: torch.Size) -> list[tuple[list[int], list[int]]]:
+    """Runs of dimensions of equal product, old against new."""
+    runs: list[tuple[list[int], list[int]]] = []
+    i = j = 0
+    while i < len(before) or j < len(after):
+        old, new = ([i], [j]) if i < len(before) and j < len(after) else (list(range(i, len(before))), list(range(j, len(after))))
+        left = before[i] if i < len(before) else 1
+        right = after[j] if j < len(after) else 1
+        i, j = (i + 1, j + 1) if i < len(before) and j < len(after) else (len(before), len(after))
+        while left != right:
+            if left < right:
+                left *= before[i]
+                old.append(i)
+                i += 1
+            else:
+                right *= after[j]
+                new.append(j)
+                j += 1
+        runs.append((old, new))
+    return runs
+
+
+def _padded(found: Propagation, source: Tensor, pads: list[int]) -> Tensor:
+    """Ids after zero padding: a border beside channels is a frozen id of its own, any other border is its neighbour's."""
+    channels = varying(source)
+    for place in range(len(pads) // 2):
+        dim = source.dim() - 1 - place
+        before, after = pads[2 * place], pads[2 * place + 1]
+        if before < 0 or after < 0:
+            if dim in channels:
+                found.ids.freeze(source, f"crop of channels at {found.where()}")
+            source = source.narrow(dim, max(-before, 0), source.shape[dim] - max(-before, 0) - max(-after, 0))
+        edge = torch.tensor(found.ids.new_frozen(f"joined with zero padding of channels at {found.where()}")) if dim in channels else None
+        parts = [source]
+        for count, front in ((max(before, 0), True), (max(after, 0), False)):
+            if count:
+                shape = [*source.shape[:dim], count, *source.shape[dim + 1:]]
+                border = edge.expand(shape) if edge is not None else source.narrow(dim, 0, 1).expand(shape)
+                parts = [border, *parts] if front else [*parts, border]
+        source = torch.cat(parts, dim) if len(parts) > 1 else source
+    return source
+

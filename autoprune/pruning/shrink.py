@@ -1,0 +1,138 @@
+"""Cut channels out of tensors and modules."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autoprune.errors import PlanError
+
+__all__ = ["Cut", "named_tensors", "replace_tensors", "resize", "shrink", "take", "widths"]
+
+_NORMS = (nn.modules.batchnorm._NormBase,)
+_CONVS = (nn.modules.conv._ConvNd,)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What is kept of one parameter or buffer along one dimension.
+
+    With `groups` > 1, `dim` is the input dimension of a grouped (not depthwise) convolution and `keep` has
+    `groups * size(dim)` entries in channel order, every group keeping the same number.
+    """
+
+    tensor: str
+    dim: int
+    keep: Tensor
+    groups: int = 1
+
+
+def take(tensor: Tensor, cuts: Sequence[Cut]) -> Tensor:
+    """`tensor` with every cut applied, contiguous; the cuts' `keep` refer to the uncut tensor."""
+    for cut in sorted(cuts, key=lambda cut: -cut.groups):  # grouped inputs first: they pair rows with inputs
+        if cut.groups == 1:
+            tensor = tensor.index_select(cut.dim, cut.keep.nonzero()[:, 0].to(tensor.device))
+            continue
+        rows = tensor.chunk(cut.groups, dim=0)  # the output channels of each group read the inputs of that group
+        keeps = cut.keep.chunk(cut.groups)
+        tensor = torch.cat([row.index_select(cut.dim, keep.nonzero()[:, 0].to(row.device))
+                            for row, keep in zip(rows, keeps, strict=True)])
+    return tensor.contiguous()
+
+
+def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Every parameter and buffer with its first name."""
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+def shrink(model: nn.Module, cuts: Sequence[Cut]) -> nn.Module:
+    """A copy of `model` with the cuts applied; costs about one deep copy. `model` is untouched."""
+    by_tensor: dict[str, list[Cut]] = {}
+    for cut in cuts:
+        by_tensor.setdefault(cut.tensor, []).append(cut)
+    return replace_tensors(model, lambda name, tensor: take(tensor, by_tensor[name]) if name in by_tensor else tensor.clone())
+
+
+def replace_tensors(model: nn.Module, new: Callable[[str, Tensor], Tensor]) -> nn.Module:
+    """A deep copy of `model` whose every parameter and buffer is `new(name, tensor)`; module attributes follow the shapes."""
+    memo: dict[int, Any] = {}
+    changed: set[int] = set()
+    for name, tensor in named_tensors(model):
+        fresh = new(name, tensor.detach())
+        if fresh.shape != tensor.shape:
+            changed.add(id(tensor))
+        memo[id(tensor)] = nn.Parameter(fresh, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else fresh
+    before = dict(model.named_modules())
+    smaller = copy.deepcopy(model, memo)
+    for name, module in smaller.named_modules():
+        tensors = [*before[name].parameters(recurse=False), *before[name].buffers(recurse=False)]
+        if any(id(tensor) in changed for tensor in tensors):
+            _follow_shapes(name, module, before[name])
+    return smaller
+
+
+def widths(dense: nn.Module, smaller: nn.Module) -> dict[str, list[int]]:
+    """Shape of every tensor of `smaller` that differs from `dense`, by name."""
+    shapes = {name: tensor.shape for name, tensor in named_tensors(dense)}
+    return {name: list(tensor.shape) for name, tensor in named_tensors(smaller) if tensor.shape != shapes[name]}
+
+
+def resize(dense: nn.Module, widths: Mapping[str, Sequence[int]]) -> nn.Module:
+    """A copy of `dense` cut to the recorded shapes; the values of the cut tensors are the first of each dimension.
+
+    Raises PlanError for a name that `dense` has not, or a shape that is no cut of its tensor.
+    """
+    shapes = {name: tensor.shape for name, tensor in named_tensors(dense)}
+    for name, shape in widths.items():
+        if name not in shapes:
+            raise PlanError(f"the recorded widths name {name!r}, which the dense model does not have")
+        if len(shape) != len(shapes[name]) or any(not 1 <= new <= old for new, old in zip(shape, shapes[name], strict=True)):
+            raise PlanError(f"{name} cannot be cut from {tuple(shapes[name])} to {tuple(shape)}")
+    return replace_tensors(dense, lambda name, tensor: tensor[tuple(slice(int(n)) for n in widths[name])].clone()
+                           if name in widths else tensor.clone())
+
+
+def _follow_shapes(name: str, module: nn.Module, dense: nn.Module) -> None:
+    """Set the attributes that a module's forward reads to what its tensors' new shapes say."""
+    weight = getattr(module, "weight", None)
+    if isinstance(module, _CONVS):
+        _follow_convolution(module, dense)
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, nn.Embedding):
+        module.num_embeddings, module.embedding_dim = module.weight.shape
+    elif isinstance(module, _NORMS):
+        held = weight if weight is not None else module.running_mean
+        module.num_features = 0 if held is None else len(held)
+    elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
+        module.normalized_shape = tuple(module.weight.shape)
+    elif isinstance(module, nn.GroupNorm):
+        module.num_channels = len(module.weight)
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = len(module.weight)
+    elif _is_foreign(module) and weight is not None:
+        raise PlanError(f"{name}: do not know which attributes of a {type(module).__name__} must follow a cut")
+
+
+def _is_foreign(module: nn.Module) -> bool:
+    """Whether a module is one of torch's own kinds with attributes of its own, which this file does not know."""
+    return type(module).__module__.startswith("torch.nn.modules")
+
+
+def _follow_convolution(module: nn.Module, dense: nn.Module) -> None:
+    assert isinstance(module, nn.modules.conv._ConvNd) and isinstance(dense, nn.modules.conv._ConvNd)
+    first, second = module.weight.shape[:2]
+    if dense.groups == dense.in_channels and dense.groups > 1:  # depthwise: every input channel is a group
+        per_input = dense.out_channels // dense.in_channels
+        module.groups = module.in_channels = first if dense.transposed else first // per_input
+        module.out_channels = module.in_channels * per_input
+    elif dense.transposed:
+        module.in_channels, module.out_channels = first, second * dense.groups
+    else:
+        module.out_channels, module.in_channels = first, second * dense.groups

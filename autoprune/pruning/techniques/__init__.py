@@ -1,0 +1,1 @@
+"""Which part of a group goes at a ratio: one file, one technique."""

@@ -1,0 +1,26 @@
+"""Neuron: hidden units of linear and recurrent layers go, and the model really shrinks."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from autoprune.group import Group
+from autoprune.pruning.ranking import keep_most_important
+
+__all__ = ["Neuron"]
+
+
+@dataclass(frozen=True)
+class Neuron:
+    """Removes the least important hidden units of a group that only linear or recurrent layers produce."""
+
+    level = "units"
+    gradual = False
+
+    def fits(self, group: Group) -> str | None:
+        """Needs a group without a convolution among its producers."""
+        return f"neuron needs hidden units of linear layers; {group.name} is {'/'.join(group.kinds)}" if "conv" in group.kinds else None
+
+    def keep(self, importance: Tensor, ratio: float) -> Tensor:
+        """Boolean, shaped like `importance` (units,)."""
+        return keep_most_important(importance, ratio)

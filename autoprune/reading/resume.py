@@ -1,0 +1,78 @@
+"""Starting a run, or going on with one: what of its study may have changed since, and what may not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from autoprune.errors import InputError
+from autoprune.reading.yaml_lines import KeyPath
+from autoprune.run import Run
+
+__all__ = ["differences", "open_run", "refuse_changed"]
+
+_MAY_CHANGE = (("budget",), ("search", "trials"), ("search", "timeout"), ("export",), ("folder",))
+_NOTHING = object()
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What differs between two resolved studies, a line each as `search.seed: 0 -> 1`.
+
+    Left out is what may change when a run is continued: budget, trials, timeout, export, and where the study lies.
+    """
+    return list(_differing(old, new, ()))
+
+
+def refuse_changed(resolved: Mapping[str, Any], folder: Path) -> None:
+    """Raise InputError where the run in `folder` has results of another study, or `folder` holds something else."""
+    run = Run(folder)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file; give another folder with --out")
+    if not run.study.exists():
+        if folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
+            raise InputError(f"{folder} is not empty and holds no run of autoprune; give another folder with --out")
+        return
+    if not run.journal.exists() and not run.dense.exists():
+        return  # nothing was found out yet that another study could spoil
+    try:
+        old = yaml.safe_load(run.study.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        old = None
+    if not isinstance(old, dict):
+        raise InputError(f"{run.study} cannot be read; --fresh starts anew and keeps the old folder as NAME.1")
+    changed = differences(old, resolved)
+    if changed:
+        raise InputError(
+            f"{folder} holds a run of another study, and only budget, trials, timeout and export may change; "
+            f"what differs: {'; '.join(changed)}. Start anew with --fresh, which keeps the old folder as "
+            f"{folder.name}.1, or give another folder with --out"
+        )
+
+
+def open_run(resolved: Mapping[str, Any], folder: Path, *, fresh: bool = False) -> Run:
+    """The run in `folder`, with the study written to it; a `fresh` one moves an earlier run away first.
+
+    Raises InputError as `refuse_changed`, and where another search is running there.
+    """
+    run = Run(folder)
+    if fresh and run.study.exists():
+        with run.locked():
+            run.move_away()
+    refuse_changed(resolved, folder)
+    with run.locked():
+        Run.write_yaml(run.study, dict(resolved))
+    return run
+
+
+def _differing(old: Any, new: Any, path: KeyPath) -> Iterator[str]:
+    if path in _MAY_CHANGE:
+        return
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in dict.fromkeys((*old, *new)):
+            yield from _differing(old.get(key, _NOTHING), new.get(key, _NOTHING), (*path, key))
+    elif old != new:
+        first, second = ("nothing" if side is _NOTHING else repr(side) for side in (old, new))
+        yield f"{'.'.join(path)}: {first} -> {second}"

@@ -1,0 +1,116 @@
+"""What `--json` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+from autoprune.group import Group
+from autoprune.run import Run
+from autoprune.score import Candidate, Score
+from autoprune.space import Variable
+
+__all__ = ["Checked", "Result", "checked", "result"]
+
+VERSION = 1
+
+
+class Checked(Protocol):
+    """What a dry run tells."""
+
+    @property
+    def groups(self) -> Sequence[Group]:
+        """Every group of the model."""
+
+    @property
+    def variables(self) -> Sequence[Variable]:
+        """The decisions that the search would make."""
+
+    @property
+    def dense(self) -> Score:
+        """Cost of the dense model."""
+
+    @property
+    def lowest(self) -> Score:
+        """Cost of the most pruned plan."""
+
+    @property
+    def seconds(self) -> float | None:
+        """Time that the whole search will take."""
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        """What the user should know."""
+
+    @property
+    def unreachable(self) -> str | None:
+        """Why no plan can meet the budget, where the most pruned one does not."""
+
+
+class Result(Protocol):
+    """What a search, or the application of one plan, ends with."""
+
+    @property
+    def run(self) -> Run:
+        """Its folder."""
+
+    @property
+    def dense(self) -> Score:
+        """The dense model's score."""
+
+    @property
+    def front(self) -> Sequence[Candidate]:
+        """The Pareto front."""
+
+    @property
+    def best(self) -> Candidate | None:
+        """The best feasible candidate."""
+
+    @property
+    def groups(self) -> Sequence[Group]:
+        """Every group of the model."""
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether it was ended by Ctrl-C."""
+
+
+def checked(report: Checked) -> dict[str, Any]:
+    """A dry run as a JSON object."""
+    names = {group.key: variable.name for variable in report.variables for group in variable.groups}
+    return {
+        "version": VERSION,
+        "groups": [
+            asdict(group) | {"key": group.key, "size": group.size, "variable": names.get(group.key)}
+            for group in report.groups
+        ],
+        "variables": {variable.name: asdict(variable.options) for variable in report.variables},
+        "dense": report.dense.to_json(),
+        "lowest": report.lowest.to_json(),
+        "seconds": report.seconds,
+        "warnings": list(report.warnings),
+        "unreachable": report.unreachable,
+    }
+
+
+def result(found: Result) -> dict[str, Any]:
+    """A result as a JSON object, its front as in front.json."""
+    return {
+        "version": VERSION,
+        "run": str(Path(found.run.folder).resolve()),
+        "interrupted": found.interrupted,
+        "baseline": found.dense.to_json(),
+        "best": None if found.best is None else _candidate(found.best),
+        "front": [_candidate(candidate) for candidate in found.front],
+    }
+
+
+def _candidate(candidate: Candidate) -> dict[str, Any]:
+    return {
+        "trial": candidate.number,
+        "feasible": candidate.feasible,
+        "plan": candidate.plan.to_json(),
+        "score": candidate.score.to_json(),
+    }

@@ -1,0 +1,82 @@
+"""Figures as people read them: units, intervals, times."""
+
+from __future__ import annotations
+
+from autoprune.plan import Choice
+from autoprune.score import Candidate, Score
+
+__all__ = ["choice", "count", "latency", "metric", "outcome", "ratio", "size", "span"]
+
+MISSING = "–"
+
+
+def count(value: float | None) -> str:
+    """1234567 as `1.23M`."""
+    if value is None:
+        return MISSING
+    for unit, factor in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("K", 1e3)):
+        if abs(value) >= factor:
+            return f"{value / factor:.3g}{unit}"
+    return f"{value:g}"
+
+
+def size(value: float | None) -> str:
+    """Bytes, as `1.23 MB`."""
+    if value is None:
+        return MISSING
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
+        if value >= factor:
+            return f"{value / factor:.3g} {unit}"
+    return f"{value:g} B"
+
+
+def metric(value: float | None) -> str:
+    """Four decimals."""
+    return MISSING if value is None else f"{value:.4f}"
+
+
+def latency(score: Score) -> str:
+    """`0.123 ms [0.121, 0.125]`, the median and its 95 % interval."""
+    return _interval(score.latency_ms, score.latency_ms_low, score.latency_ms_high, 1.0, " ms")
+
+
+def ratio(score: Score) -> str:
+    """`48.1 % [47.9, 48.3]` of the dense model's latency."""
+    return _interval(score.latency_ratio, score.latency_ratio_low, score.latency_ratio_high, 100.0, " %")
+
+
+def span(seconds: float) -> str:
+    """`45 s`, `3 min 20 s` or `1 h 5 min`."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def choice(given: Choice | None) -> str:
+    """`structured -45 % (l1)`."""
+    return MISSING if given is None else f"{given.technique} -{given.ratio * 100:.0f} % ({given.criterion})"
+
+
+def outcome(candidate: Candidate) -> str:
+    """One candidate in a few words: its quality and latency, or why it stopped."""
+    score = candidate.score
+    parts = [] if score.metric is None else [f"metric {score.metric:.4f}"]
+    if score.latency_ratio is not None:
+        parts.append(f"latency {score.latency_ratio * 100:.1f} % of dense")
+    if candidate.reason:
+        parts.append(f"stopped: {candidate.reason}")
+    elif not candidate.feasible:
+        parts.append("over the budget")
+    return ", ".join(parts) or candidate.stage
+
+
+def _interval(value: float | None, low: float | None, high: float | None, factor: float, unit: str) -> str:
+    if value is None:
+        return MISSING
+    if low is None or high is None:
+        return f"{value * factor:.3g}{unit}"
+    digits = 1 if factor > 1 or value >= 10 else 2 if value >= 1 else 3 if value >= 0.1 else 4
+    return f"{value * factor:.{digits}f}{unit} [{low * factor:.{digits}f}, {high * factor:.{digits}f}]"

@@ -1,0 +1,123 @@
+"""What a plan costs on the target, without training it: its graph is cut out of the dense one and measured beside it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autoprune import plugins
+from autoprune.measuring import measure
+from autoprune.measuring.latency import Latency
+from autoprune.measuring.slicing import Slicer
+from autoprune.pruning.coupling import Coupling
+from autoprune.pruning.masks import Masks
+from autoprune.pruning.proof import random_keep
+from autoprune.pruning.pruned import Pruned
+from autoprune.pruning.shrink import replace_tensors, shrink
+from autoprune.run import Run
+from autoprune.score import Score
+from autoprune.study import Study
+from autoprune.task import Inputs
+
+__all__ = ["Costs"]
+
+
+class Costs:
+    """Measures plans for one dense model on the study's target; figures are kept in the run, so nothing is measured twice.
+
+    Costs do not depend on the values of the weights, only on what was cut and what is zero: the dense model may be trained
+    after this was made. `note` says where graphs cannot be sliced and are exported anew instead.
+    """
+
+    def __init__(self, study: Study, model: nn.Module, coupling: Coupling, inputs: Inputs, run: Run | None = None) -> None:
+        self.target, self.inputs, self._run = study.target, inputs.rows(study.target.batch), run
+        runtime = plugins.load("runtime", study.target.runtime, (study.folder,))()
+        self.note: str | None = None
+        self._slicer: Slicer | None = None
+        if runtime.artefact == "onnx":
+            self._slicer = Slicer(model, inputs.rows(2))
+            self.note = self._why_not_sliced(model, coupling)
+        self.dense: Any = self._slicer.dense if self._slicer else replace_tensors(model, lambda _, tensor: tensor.clone())
+        shapes = {name: list(tensor.shape) for name, tensor in model.named_parameters()}
+        self._architecture = _digest([repr(model), shapes, study.target.to_json(), runtime.version(), _machine(), self._shapes()])
+        self._memory: dict[str, Any] = {}
+
+    def score(self, pruned: Pruned) -> Score:
+        """FLOPs, parameters, nonzero parameters at the final ratio, and size of the file that the target runs; no latency."""
+        zeros = pruned.masks.final()
+        key = self._key(pruned, zeros)
+        kept = self._recall("costs", key)
+        if kept is None:
+            score = measure.costs(pruned.model, self.inputs)
+            nonzero = sum(int(torch.count_nonzero(parameter * zeros[name] if name in zeros else parameter))
+                          for name, parameter in pruned.model.named_parameters())
+            size = measure.size_bytes(self._artefact(pruned, zeros))
+            kept = score.updated(nonzero_params=nonzero, size_bytes=size).to_json()
+            self._keep("costs", key, kept)
+        return Score.from_json(kept)
+
+    def latency(self, pruned: Pruned, score: Score, processes: int = 0) -> Score:
+        """`score` with the latency measured in this process, or anew in fresh ones, interleaved with the dense model."""
+        zeros = pruned.masks.final()
+        key = self._key(pruned, zeros)
+        kept = None if processes else self._recall("latency", key)
+        if kept is None:
+            kept = measure.timed(self._artefact(pruned, zeros), self.dense, self.inputs, self.target, processes=processes).to_json()
+            if not processes:
+                self._keep("latency", key, kept)
+        return measure.with_latency(score, Latency(**kept))
+
+    def of_finished(self, model: nn.Module, pruned: Pruned, score: Score, processes: int) -> Score:
+        """As `latency`, of a model that is trained and whose masks are done: its zeros are the masks."""
+        finished = Pruned(model, Masks(model), pruned.cuts)
+        zeros = {name: parameter.detach() != 0 for name, parameter in model.named_parameters() if bool((parameter == 0).any())}
+        found = measure.timed(self._artefact(finished, zeros), self.dense, self.inputs, self.target, processes=processes)
+        return measure.with_latency(score, found)
+
+    def _artefact(self, pruned: Pruned, zeros: Mapping[str, Tensor]) -> Any:
+        if self._slicer is None:
+            return replace_tensors(pruned.model, lambda name, tensor: tensor * zeros[name].to(tensor) if name in zeros else tensor.clone())
+        if self.note is None and self._slicer.refuses(pruned.cuts) is None:
+            return self._slicer.cut(pruned.cuts, zeros)
+        return measure.artefact(pruned.model, self.inputs, self.target)
+
+    def _why_not_sliced(self, model: nn.Module, coupling: Coupling) -> str | None:
+        """Prove slicing once, on a random third of all units: the sliced graph must compute what the cut model does."""
+        assert self._slicer is not None
+        cuts = coupling.cuts({key: random_keep(coupling, key) for key in coupling.members})
+        reason = self._slicer.refuses(cuts)
+        if reason is None and cuts and not self._slicer.proved(shrink(model, cuts), cuts):
+            reason = "a graph cut out of the dense one did not compute what the cut model does"
+        return f"every candidate is exported anew, which takes seconds each: {reason}" if reason else None
+
+    def _key(self, pruned: Pruned, zeros: Mapping[str, Tensor]) -> str:
+        shapes = {name: list(parameter.shape) for name, parameter in pruned.model.named_parameters()}
+        masks = {name: int(keep.sum()) for name, keep in zeros.items()}
+        return _digest([self._architecture, shapes, masks])
+
+    def _shapes(self) -> list[list[int]]:
+        return [list(tensor.shape) for tensor in self.inputs.tensors()]
+
+    def _recall(self, kind: str, key: str) -> Any:
+        found = self._memory.get(kind + key)
+        return found if found is not None or self._run is None else self._run.cached(kind, key)
+
+    def _keep(self, kind: str, key: str, value: Any) -> None:
+        self._memory[kind + key] = value
+        if self._run is not None:
+            self._run.cache(kind, key, value)
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _machine() -> str:
+    import platform
+
+    return f"{platform.node()} {platform.machine()} {platform.processor()}"

@@ -1,0 +1,93 @@
+"""One plan -> Candidate: the cheapest check first, stop at the first broken limit, train what is left."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from autoprune.errors import TrainingError
+from autoprune.plan import Plan
+from autoprune.pruning.importance import Importance
+from autoprune.pruning.pruned import Pruned, apply
+from autoprune.score import Candidate, Score
+from autoprune.searching.listener import Listener
+from autoprune.searching.preparation import Prepared
+from autoprune.study import Study
+from autoprune.training.loop import evaluate as judge
+from autoprune.training.loop import recalibrate, train
+from autoprune.training.schedule import polynomial
+
+__all__ = ["Evaluated", "Evaluator"]
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A candidate, and its trained model where it went all the way."""
+
+    candidate: Candidate
+    model: nn.Module | None = None
+    pruned: Pruned | None = None
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """What every evaluation needs: the study, the prepared and trained dense model with its score, importance."""
+
+    study: Study
+    prepared: Prepared
+    dense: Score
+    importance: Importance
+    listener: Listener
+
+    def __call__(self, plan: Plan, number: int) -> Evaluated:
+        """Judge a plan. A training that breaks down is a failed candidate, not an error."""
+        study, listener = self.study, self.listener
+        pruned = apply(self.prepared.model, self.prepared.coupling, plan, self.importance, polynomial)
+        listener.started(number, "counting")
+        score = self.prepared.costs.score(pruned)
+        if "latency" in study.search.objectives or not self._broken(score):
+            listener.started(number, f"measuring on {study.target.name}")
+            score = self.prepared.costs.latency(pruned, score)
+        if reasons := self._broken(score):
+            stage = "latency" if score.latency_ms is not None else "cost"
+            return self._untrained(plan, number, pruned, score, stage, "; ".join(reasons))
+        listener.started(number, f"training {study.recovery.epochs} epochs")
+        try:
+            train(pruned.model, study.task, study.recovery, seed=study.search.seed, teacher=self.prepared.model,
+                  masks=pruned.masks, report=listener.progress)
+            model = self.finish(pruned)
+            quality = judge(model, study.task, "validation", study.recovery.device)
+            if not math.isfinite(quality.metric):
+                raise TrainingError(f"the {study.task.metric.name} is {quality.metric}")
+        except TrainingError as error:
+            return Evaluated(Candidate(number, plan, score, False, "failed", str(error)))
+        score = score.updated(metric=quality.metric, loss=quality.loss)
+        broken = self._broken(score)
+        return Evaluated(Candidate(number, plan, score, not broken, "trained", "; ".join(broken) or None), model, pruned)
+
+    def finish(self, pruned: Pruned) -> nn.Module:
+        """The trained model with its masks multiplied in and its batch-norm statistics anew."""
+        model = pruned.finish()
+        recalibrate(model, self.study.task)
+        return model.to("cpu").eval()
+
+    def _untrained(self, plan: Plan, number: int, pruned: Pruned, score: Score, stage: str, reason: str) -> Evaluated:
+        """A plan outside the budget, with the quality it really has untrained: samplers see completed trials only."""
+        self.listener.started(number, "judging it untrained")
+        try:
+            quality = judge(self.finish(replace(pruned, model=pruned.model)), self.study.task, "validation", self.study.recovery.device)
+        except TrainingError as error:
+            return Evaluated(Candidate(number, plan, score, False, "failed", f"{reason}; {error}"))
+        return Evaluated(Candidate(number, plan, score.updated(metric=quality.metric, loss=quality.loss), False, stage, reason))
+
+    def _broken(self, score: Score) -> list[str]:
+        return self.study.budget.broken(score, self.dense, self.study.task.metric.goal)
+
+    def baseline(self) -> Evaluated:
+        """Trial 0: the dense model itself."""
+        broken = self._broken(self.dense)
+        candidate = Candidate(0, Plan(), self.dense.updated(test_metric=None), not broken, "dense", "; ".join(broken) or None)
+        return Evaluated(candidate, copy.deepcopy(self.prepared.model))

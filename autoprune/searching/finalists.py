@@ -1,0 +1,45 @@
+"""Finalists: the best-looking of many noisy figures is a winner's curse, so they are measured again before one is chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from autoprune.run import Run
+from autoprune.score import Candidate, Score
+from autoprune.searching.listener import Listener
+from autoprune.searching.preparation import Prepared
+from autoprune.searching.records import kept_model
+from autoprune.study import Study
+from autoprune.training.loop import evaluate
+
+__all__ = ["PROCESSES", "ranked", "settle"]
+
+PROCESSES = 5
+
+
+def ranked(study: Study, candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Feasible trained candidates, best metric first; among equals the faster, or the smaller."""
+    sign = -1.0 if study.task.metric.goal == "maximize" else 1.0
+
+    def order(candidate: Candidate) -> tuple[float, ...]:
+        score = candidate.score
+        return (sign * score.objective("metric"), score.latency_ratio or 0.0, float(score.nonzero_params or 0))
+
+    return sorted((candidate for candidate in candidates if candidate.feasible and candidate.trained), key=order)
+
+
+def settle(study: Study, prepared: Prepared, dense: Score, run: Run, candidates: Sequence[Candidate], listener: Listener) -> Candidate | None:
+    """The best candidate that keeps the budget when measured again in fresh processes, with its test metric; or None."""
+    for candidate in ranked(study, candidates):
+        listener.started(candidate.number, f"measuring trial {candidate.number} again in {PROCESSES} fresh processes")
+        model = kept_model(run, candidate.number, prepared.model)
+        score = prepared.costs.of_finished(model, prepared.pruned(candidate.plan), candidate.score, PROCESSES)
+        broken = study.budget.broken(score, dense, study.task.metric.goal)
+        if broken:
+            listener.note(f"trial {candidate.number} is out of the budget when measured again: {'; '.join(broken)}")
+            continue
+        if study.task.data.test is not None:
+            score = score.updated(test_metric=evaluate(model, study.task, "test", study.recovery.device).metric)
+        return replace(candidate, score=score)
+    return None

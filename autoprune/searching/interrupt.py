@@ -1,0 +1,49 @@
+"""Ctrl-C in two steps: the first lets the search finish in order, the second ends the process at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+__all__ = ["STATUS", "Interrupt"]
+
+STATUS = 130  # of a process that was interrupted
+
+
+class Interrupt:
+    """A context in which the first SIGINT raises KeyboardInterrupt in the main thread, once; `requested` tells of it.
+
+    A second one ends the process with status 130, whatever it is doing. Outside the main thread, and where SIGINT is
+    ignored, nothing changes.
+    """
+
+    def __init__(self) -> None:
+        """Nothing is changed before `__enter__`."""
+        self.requested = False
+        self._before: Any = None
+
+    def __enter__(self) -> Interrupt:
+        """Take SIGINT over."""
+        main = threading.current_thread() is threading.main_thread()
+        if main and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+            self._before = signal.signal(signal.SIGINT, self._handle)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Give SIGINT back."""
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
+            if sys.stderr.isatty():
+                os.write(sys.stderr.fileno(), b"\x1b[?25h\n")  # a progress bar hides the cursor
+            os._exit(STATUS)
+        self.requested = True
+        raise KeyboardInterrupt

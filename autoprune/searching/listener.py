@@ -1,0 +1,47 @@
+"""Listener: who is told how a search goes."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from autoprune.score import Candidate
+
+__all__ = ["Listener", "Quiet"]
+
+
+class Listener(Protocol):
+    """Told of every step of a search."""
+
+    def planned(self, seconds: float | None, trials: int) -> None:
+        """Before the first trial: how long the whole may take."""
+
+    def started(self, trial: int, what: str) -> None:
+        """A piece of work begins."""
+
+    def progress(self, share: float) -> None:
+        """How much of that piece is done, in [0, 1]."""
+
+    def finished(self, candidate: Candidate, best: Candidate | None) -> None:
+        """A trial ended; the best inside the budget so far."""
+
+    def note(self, text: str) -> None:
+        """Something worth reading."""
+
+
+class Quiet:
+    """A listener that hears nothing."""
+
+    def planned(self, seconds: float | None, trials: int) -> None:
+        """Nothing."""
+
+    def started(self, trial: int, what: str) -> None:
+        """Nothing."""
+
+    def progress(self, share: float) -> None:
+        """Nothing."""
+
+    def finished(self, candidate: Candidate, best: Candidate | None) -> None:
+        """Nothing."""
+
+    def note(self, text: str) -> None:
+        """Nothing."""

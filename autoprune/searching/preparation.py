@@ -1,0 +1,123 @@
+"""Everything that can be known before anything is trained: groups, decisions, dense cost, lowest reachable cost."""
+
+from __future__ import annotations
+
+import copy
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from autoprune.errors import BudgetError
+from autoprune.plan import Plan
+from autoprune.pruning.coupling import Coupling, discover
+from autoprune.pruning.importance import Importance
+from autoprune.pruning.pruned import Pruned, apply
+from autoprune.run import Run
+from autoprune.score import Score
+from autoprune.searching.costs import Costs
+from autoprune.space import Variable, uniform
+from autoprune.study import Study
+from autoprune.target import Budget
+from autoprune.task import Inputs
+from autoprune.training.loop import train
+from autoprune.training.weights import load_weights
+
+__all__ = ["Prepared", "out_of_reach", "prepare", "require_reachable"]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The dense model with its weights as far as they were given, and what pruning it can come to.
+
+    `smallest` is the cost of the most-pruned plan. `epoch_s` is what one training epoch of the dense model takes.
+    """
+
+    model: nn.Module
+    trained: bool
+    inputs: Inputs
+    coupling: Coupling
+    variables: list[Variable]
+    costs: Costs
+    dense: Score
+    smallest: Score
+    epoch_s: float
+
+    def pruned(self, plan: Plan) -> Pruned:
+        """The plan applied for its costs alone, ranked by weight magnitude."""
+        plain = Plan({key: type(choice)(choice.technique, choice.ratio, "l1") for key, choice in plan})
+        return apply(self.model, self.coupling, plain, Importance(self.model, self.coupling))
+
+    def cost(self, plan: Plan) -> Score:
+        """FLOPs, parameters, size and measured latency of a plan."""
+        pruned = self.pruned(plan)
+        return self.costs.latency(pruned, self.costs.score(pruned))
+
+    def seconds(self, study: Study) -> float:
+        """Estimate of the search: the dense model's training where it has none, then about half of the trials trained at half cost."""
+        baseline = 0.0 if self.trained else self.epoch_s * study.task.training.epochs
+        trial = 1.0 + 0.5 * self.epoch_s * study.recovery.epochs * (1.3 if study.recovery.distill else 1.0)
+        whole = baseline + trial * study.search.trials + 25.0
+        return whole if study.search.timeout_s is None else min(whole, baseline + study.search.timeout_s + 25.0)
+
+
+def prepare(study: Study, run: Run | None = None) -> Prepared:
+    """Build the dense model, find and prove its groups, resolve the space, measure the dense and the most-pruned cost.
+
+    Raises ModelError, StudyError where model and study do not fit; nothing is trained.
+    """
+    if study.task.given is not None:
+        model = copy.deepcopy(study.task.given)
+    else:
+        with torch.random.fork_rng():
+            torch.manual_seed(study.search.seed)
+            model = study.task.build()
+        if study.task.weights is not None:
+            load_weights(model, study.task.weights)
+    model.to("cpu").eval()
+    inputs = study.task.calibration(max(2, study.target.batch))
+    coupling = discover(model, inputs)
+    variables = study.space.resolve(coupling.groups, study.target.multiple_of)
+    costs = Costs(study, model, coupling, inputs, run)
+    trained = study.task.given is not None or study.task.weights is not None
+    prepared = Prepared(model, trained, inputs, coupling, variables, costs, Score(), Score(), _epoch_seconds(study, model))
+    smallest = uniform(variables, ("structured", "neuron", "weight", "sparse"), 1.0)
+    return Prepared(**vars(prepared) | {"dense": prepared.cost(Plan()), "smallest": prepared.cost(smallest)})
+
+
+def require_reachable(study: Study, prepared: Prepared, budget: Budget) -> None:
+    """Raise BudgetError where even the most-pruned plan breaks the budget, before anything is trained."""
+    broken = out_of_reach(study, prepared, budget)
+    if broken:
+        raise BudgetError(
+            f"no plan can meet the budget: the most-pruned plan of this space still has {'; '.join(broken)}. "
+            f"Raise the limit above that, widen space.default.ratio, or allow more techniques"
+        )
+
+
+def out_of_reach(study: Study, prepared: Prepared, budget: Budget) -> list[str]:
+    """The limits that even the most-pruned plan breaks, a phrase each."""
+    return budget.broken(prepared.smallest, prepared.dense, study.task.metric.goal)
+
+
+def _epoch_seconds(study: Study, model: nn.Module, steps: int = 3) -> float:
+    """What an epoch of training takes, by timing a few steps on a copy."""
+    from dataclasses import replace
+
+    class Enough(Exception):
+        pass
+
+    times: list[float] = []
+
+    def report(progress: float) -> None:
+        times.append(time.monotonic())
+        if len(times) > steps:
+            raise Enough
+
+    try:
+        train(copy.deepcopy(model), study.task, replace(study.task.training, epochs=steps + 1, distill=0.0), seed=0, report=report)
+    except Enough:
+        pass
+    count = study.task.steps("train")
+    return (times[-1] - times[0]) / (len(times) - 1) * count if len(times) > 1 else 0.0

@@ -1,0 +1,109 @@
+"""What a run keeps beside its journal: a folder for each trial on the front, front.json and trials.csv, rewritten whole."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_model
+from torch import nn
+
+from autoprune.errors import InputError
+from autoprune.plan import Plan
+from autoprune.pruning import shrink
+from autoprune.run import Run, write_whole
+from autoprune.score import Candidate, Score
+from autoprune.searching.baseline import save_weights
+from autoprune.study import Study
+
+__all__ = ["front_record", "keep_model", "keep_result", "kept_model", "kept_result", "write_front", "write_table"]
+
+_FIGURES = [name for name in Score().to_json() if name != "uncounted"]
+_COLUMNS = ["trial", "state", "stage", "feasible", "reason", "seconds", *_FIGURES, "uncounted", "techniques", "plan"]
+
+
+def keep_model(run: Run, candidate: Candidate, model: nn.Module, dense: nn.Module) -> None:
+    """Write plan.json, model.safetensors and score.json of a trial; score.json last, so that a folder with one is whole."""
+    folder = run.trial(candidate.number)
+    run.write_json(folder / "plan.json", candidate.plan.to_json() | {"widths": shrink.widths(dense, model)})
+    save_weights(model, folder / "model.safetensors")
+    run.write_json(folder / "score.json", candidate.score.to_json())
+
+
+def kept_model(run: Run, number: int, dense: nn.Module) -> nn.Module:
+    """The model of a trial on the front. Raises InputError where the run has none of that number."""
+    folder = run.trial(number)
+    if not (folder / "score.json").exists():
+        kept = sorted(int(path.parent.name) for path in run.trial(0).parent.glob("*/score.json"))
+        raise InputError(f"trial {number} has no model in {run.folder}: only trials that came onto the front are kept; they are {kept}")
+    model = shrink.resize(dense, json.loads((folder / "plan.json").read_text())["widths"])
+    load_model(model, str(folder / "model.safetensors"))
+    return model.eval()
+
+
+def keep_result(run: Run, key: str, candidate: Candidate) -> None:
+    """Remember what training a plan came to, so that it is never computed again."""
+    run.cache("trained", key, {"trial": candidate.number, "score": candidate.score.to_json()})
+
+
+def kept_result(run: Run, key: str, number: int, plan: Plan) -> Candidate | None:
+    """The remembered result of a plan as trial `number`; its model's folder, where there is one, is copied along."""
+    kept = run.cached("trained", key)
+    if kept is None:
+        return None
+    old, new = run.trial(kept["trial"]), run.trial(number)
+    if (old / "score.json").exists() and not new.exists():
+        shutil.copytree(old, new)
+    return Candidate(number, plan, Score.from_json(kept["score"]), True, "trained")
+
+
+def front_record(study: Study, dense: Score, front: Sequence[Candidate], best: Candidate | None) -> dict[str, Any]:
+    """The content of front.json."""
+    metric = study.task.metric
+    return {
+        "version": 1,
+        "metric": {"name": metric.name, "goal": metric.goal},
+        "baseline": dense.to_json(),
+        "budget": study.budget.to_json(),
+        "best": None if best is None else best.number,
+        "front": [
+            {"trial": each.number, "feasible": each.feasible, "plan": each.plan.to_json(), "score": each.score.to_json()}
+            for each in front
+        ],
+    }
+
+
+def write_front(run: Run, study: Study, dense: Score, front: Sequence[Candidate], best: Candidate | None) -> None:
+    """Rewrite front.json whole."""
+    run.write_json(run.front, front_record(study, dense, front, best))
+
+
+def write_table(run: Run, candidates: Sequence[Candidate], trials: Sequence[Any]) -> None:
+    """Rewrite trials.csv whole: a row for each trial, with every figure of its score and its plan."""
+    by_number = {candidate.number: candidate for candidate in candidates}
+
+    def write(path: Path) -> None:
+        with open(path, "w", newline="") as file:
+            rows = csv.DictWriter(file, _COLUMNS)
+            rows.writeheader()
+            for trial in trials:
+                rows.writerow(_row(trial, by_number.get(trial.number)))
+
+    write_whole(run.table, write)
+
+
+def _row(trial: Any, candidate: Candidate | None) -> dict[str, Any]:
+    row: dict[str, Any] = {"trial": trial.number, "state": trial.state.name, "seconds": trial.user_attrs.get("seconds")}
+    if candidate is not None:
+        figures = candidate.score.to_json()
+        techniques = sorted({choice.technique for _, choice in candidate.plan})
+        row |= {name: figures[name] for name in _FIGURES}
+        row |= {"stage": candidate.stage, "feasible": candidate.feasible, "reason": candidate.reason,
+                "uncounted": " ".join(candidate.score.uncounted), "techniques": "+".join(techniques) or "dense"}
+    if "plan" in trial.user_attrs:
+        row["plan"] = json.dumps(trial.user_attrs["plan"])
+    return row

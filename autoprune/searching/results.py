@@ -1,0 +1,119 @@
+"""Besides the search: a dry run, one given plan, and another answer from a finished run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from autoprune.errors import BudgetError, InputError
+from autoprune.exporting.export import Finished, export
+from autoprune.exporting.verify import verify_in_fresh_process
+from autoprune.group import Group
+from autoprune.plan import Plan
+from autoprune.run import Run
+from autoprune.score import Candidate, Score, pareto_front
+from autoprune.searching import baseline, records
+from autoprune.searching.evaluate import Evaluator
+from autoprune.searching.finalists import PROCESSES, settle
+from autoprune.searching.listener import Listener, Quiet
+from autoprune.searching.preparation import Prepared, out_of_reach, prepare
+from autoprune.searching.search import Result, nearest_miss, warnings_of
+from autoprune.searching.study import Journal
+from autoprune.space import Variable
+from autoprune.study import Study
+from autoprune.training.loop import evaluate
+
+__all__ = ["Checked", "apply_plan", "check", "export_from"]
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What a dry run tells: groups, decisions, dense and lowest cost, the search's estimated time, and what is wrong."""
+
+    groups: tuple[Group, ...]
+    variables: list[Variable]
+    dense: Score
+    lowest: Score
+    seconds: float | None
+    warnings: list[str]
+    unreachable: str | None
+
+
+def check(study: Study) -> Checked:
+    """Everything that can be known without training. Raises ModelError, StudyError."""
+    prepared = prepare(study)
+    broken = out_of_reach(study, prepared, study.budget)
+    unreachable = f"even the most-pruned plan has {'; '.join(broken)}" if broken else None
+    return Checked(prepared.coupling.groups, prepared.variables, prepared.dense, prepared.smallest,
+                   prepared.seconds(study), warnings_of(study, prepared), unreachable)
+
+
+def apply_plan(study: Study, plan: Plan, out: Path, listener: Listener | None = None) -> Result:
+    """Prune by `plan`, train, export to `out` and verify; no search. The dense model is kept in `out`/.run.
+
+    Raises PlanError for a plan that does not fit, BudgetError where it breaks the study's budget.
+    """
+    listener = listener or Quiet()
+    run = Run(out.parent / f".{out.name}.run")
+    with run.locked():
+        prepared = prepare(study, run)
+        prepared.pruned(plan)  # a plan that does not fit is refused before anything is trained
+        listener.planned(None, 1)
+        dense = baseline.establish(study, prepared, run, listener)
+        loose = replace(study, budget=type(study.budget)())
+        evaluator = Evaluator(loose, prepared, dense, baseline.importance(study, prepared), listener)
+        done = evaluator(plan, 1) if len(plan) else evaluator.baseline()
+        if done.model is None:
+            raise BudgetError(f"training this plan broke down: {done.candidate.reason}")
+        candidate = done.candidate
+        pruned = prepared.pruned(plan)
+        score = prepared.costs.of_finished(done.model, pruned, candidate.score, PROCESSES)
+        if study.task.data.test is not None:
+            score = score.updated(test_metric=evaluate(done.model, study.task, "test", study.recovery.device).metric)
+        broken = study.budget.broken(score, dense, study.task.metric.goal)
+        if broken:
+            listener.note(f"this plan is outside the study's budget: {'; '.join(broken)}")
+        budget = study.budget if not broken else loose.budget
+        score = export(study, Finished(plan, done.model, prepared.model, score, dense), out, budget=budget)
+        verify_in_fresh_process(out, study.task)
+    candidate = replace(candidate, score=score, feasible=not broken)
+    return Result(Run(out), dense, [candidate], candidate, prepared.coupling.groups)
+
+
+def export_from(study: Study, run: Run, out: Path, trial: int | None = None, listener: Listener | None = None) -> Result:
+    """Export a trial of a finished run, or the best under `study.budget`, which need not be the run's; verified.
+
+    Raises InputError for a trial without a model, BudgetError that says what is reachable where the front has none.
+    """
+    listener = listener or Quiet()
+    with run.locked():
+        prepared = prepare(study, run)
+        dense = baseline.establish(study, prepared, run, listener)
+        candidates = Journal.read(study, run, prepared.variables, dense)
+        front = pareto_front(candidates, study.search.objectives, study.task.metric.goal)
+        kept = [each for each in candidates if (run.trial(each.number) / "score.json").exists()]
+        if trial is None:
+            best = settle(study, prepared, dense, run, kept, listener)
+            if best is None:
+                raise BudgetError(nearest_miss(study, study.budget, dense, kept))
+        else:
+            best = _asked_for(study, prepared, run, kept, trial)
+        model = records.kept_model(run, best.number, prepared.model)
+        done = Finished(best.plan, model, prepared.model, best.score, dense, best.number)
+        budget = study.budget if trial is None else type(study.budget)()
+        score = export(study, done, out, budget=budget)
+        listener.started(best.number, "verifying")
+        verify_in_fresh_process(out, study.task)
+    return Result(Run(out), dense, front, replace(best, score=score), prepared.coupling.groups)
+
+
+def _asked_for(study: Study, prepared: Prepared, run: Run, kept: list[Candidate], number: int) -> Candidate:
+    found = next((each for each in kept if each.number == number), None)
+    if found is None:
+        raise InputError(f"trial {number} has no model in {run.folder}; kept are the trials that came onto the front: "
+                         f"{', '.join(str(each.number) for each in kept)}")
+    model = records.kept_model(run, number, prepared.model)
+    score = prepared.costs.of_finished(model, prepared.pruned(found.plan), found.score, PROCESSES)
+    if study.task.data.test is not None:
+        score = score.updated(test_metric=evaluate(model, study.task, "test", study.recovery.device).metric)
+    return replace(found, score=score)

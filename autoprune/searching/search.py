@@ -1,0 +1,211 @@
+"""The search: a Run asks a Space for Plans, and keeps those whose Score on the Target fits the Budget."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from optuna.trial import Trial
+
+from autoprune import plugins
+from autoprune.errors import BudgetError
+from autoprune.exporting.export import Finished, export
+from autoprune.exporting.verify import verify_in_fresh_process
+from autoprune.group import Group
+from autoprune.plan import Plan
+from autoprune.run import Run
+from autoprune.score import Candidate, Score, pareto_front
+from autoprune.searching import baseline, records
+from autoprune.searching.evaluate import Evaluated, Evaluator
+from autoprune.searching.finalists import ranked, settle
+from autoprune.searching.listener import Listener, Quiet
+from autoprune.searching.preparation import Prepared, prepare, require_reachable
+from autoprune.searching.proposals import proposals
+from autoprune.searching.study import Journal
+from autoprune.study import Study
+from autoprune.target import Budget
+
+__all__ = ["Result", "search"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a search found; `best` is None where no plan met the budget (then `search` raised) or it was interrupted early."""
+
+    run: Run
+    dense: Score
+    front: list[Candidate]
+    best: Candidate | None
+    groups: tuple[Group, ...]
+    interrupted: bool = False
+
+
+def search(study: Study, run: Run, listener: Listener | None = None) -> Result:
+    """Search, or go on with the search in `run`; export and verify the best plan inside the budget to `run.best`.
+
+    The first KeyboardInterrupt ends the trials, not the run: front and best so far are still written.
+    Raises BudgetError where no plan meets the budget, VerificationError where the artefact is not what was recorded.
+    """
+    listener = listener or Quiet()
+    with run.locked():
+        prepared = prepare(study, run)
+        for text in warnings_of(study, prepared):
+            listener.note(text)
+        require_reachable(study, prepared, study.budget)
+        interrupted = False
+        search = _Search(study, run, prepared, listener)
+        try:
+            search.begin()
+            if not search.dense_suffices():
+                search.trials()
+        except KeyboardInterrupt:
+            interrupted = True
+            if search.dense is None:
+                raise
+            listener.note("interrupted: writing the front and exporting the best so far")
+        return search.close(interrupted)
+
+
+def warnings_of(study: Study, prepared: Prepared) -> list[str]:
+    """What the user should know before the search begins."""
+    notes = [prepared.costs.note] if prepared.costs.note else []
+    decisions = 3 * len(prepared.variables)
+    if decisions > study.search.trials and study.space.share is None:
+        notes.append(f"{decisions} search variables for {study.search.trials} trials: "
+                     f"`space: {{share: stage}}` makes one decision for all layers of a stage")
+    if prepared.dense.uncounted:
+        notes.append(f"FLOPs leave out operators that cannot be counted: {', '.join(prepared.dense.uncounted)}")
+    return notes
+
+
+class _Search:
+    """The state of one search."""
+
+    def __init__(self, study: Study, run: Run, prepared: Prepared, listener: Listener) -> None:
+        self.study, self.run, self.prepared, self.listener = study, run, prepared, listener
+        self.journal = Journal(study, run, prepared.variables)
+        self.dense: Score | None = None
+        self.objectives = study.search.objectives
+        self.started = time.monotonic()
+
+    def begin(self) -> None:
+        """The dense baseline, and the first plans in the queue."""
+        self.listener.planned(self.prepared.seconds(self.study), self.study.search.trials)
+        dense = baseline.establish(self.study, self.prepared, self.run, self.listener)
+        self.task = self.study.task.digest()
+        self.evaluate = Evaluator(self.study, self.prepared, dense, baseline.importance(self.study, self.prepared), self.listener)
+        plans = [] if self.journal.proposed else proposals(self.study, self.prepared)
+        self.journal.start(plans, dense)
+        self.dense = dense
+
+    def dense_suffices(self) -> bool:
+        """Whether the dense model keeps the budget already, and nothing that is limited is to be made better still."""
+        assert self.dense is not None
+        limited = {limit.quantity for limit in self.study.budget.limits}
+        if self.study.budget.broken(self.dense, self.dense, self.study.task.metric.goal) or limited & set(self.objectives):
+            return False
+        self.listener.note(f"the dense model keeps the budget already ({self.study.budget}); there is nothing to search. "
+                           f"Name a quantity among search.objectives to make it better still")
+        trial, plan = self.journal.ask() if not self.journal.finished() else (None, Plan())
+        if trial is not None:
+            self._tell(trial, self._evaluated(plan, trial.number), 0.0)
+        return True
+
+    def trials(self) -> None:
+        """Ask, evaluate, tell, until the trials or the time are used up."""
+        settings = self.study.search
+        executor = plugins.load("executor", settings.executor)()
+        while self.journal.finished() < settings.trials:
+            if settings.timeout_s is not None and time.monotonic() - self.started > settings.timeout_s:
+                self.listener.note(f"the time limit is reached after {self.journal.finished()} trials")
+                break
+            began = time.monotonic()
+            trial, plan = self.journal.ask()
+            self._tell(trial, executor.submit(self._evaluated, plan, trial.number).result(), time.monotonic() - began)
+
+    def _evaluated(self, plan: Plan, number: int) -> Evaluated:
+        if not len(plan):
+            first = self.evaluate.baseline()
+            return Evaluated(Candidate(number, plan, first.candidate.score, first.candidate.feasible, "dense", first.candidate.reason), first.model)
+        kept = records.kept_result(self.run, self._key(plan), number, plan)
+        return Evaluated(kept) if kept is not None else self.evaluate(plan, number)
+
+    def _tell(self, trial: Trial, evaluated: Evaluated, seconds: float) -> None:
+        assert self.dense is not None
+        candidate = evaluated.candidate
+        before = self.journal.candidates(self.dense)
+        if candidate.trained:
+            joins = any(each.number == candidate.number for each in self._front([*before, candidate]))
+            chosen = candidate.feasible and ranked(self.study, [*before, candidate])[0].number == candidate.number
+            if evaluated.model is not None and (joins or chosen):
+                records.keep_model(self.run, candidate, evaluated.model, self.prepared.model)
+            if candidate.stage == "trained":
+                records.keep_result(self.run, self._key(candidate.plan), candidate)
+        self.journal.tell(trial, candidate, seconds)
+        self._write()
+        self.listener.finished(candidate, next(iter(ranked(self.study, self._candidates())), None))
+
+    def close(self, interrupted: bool) -> Result:
+        """Measure the finalists again, export and verify the best."""
+        assert self.dense is not None
+        candidates = self._candidates()
+        kept = [each for each in candidates if (self.run.trial(each.number) / "score.json").exists()]
+        best = settle(self.study, self.prepared, self.dense, self.run, kept, self.listener)
+        self._write(best)
+        if best is not None:
+            best = self._export(best)
+            self._write(best)
+        elif not interrupted:
+            raise BudgetError(self._nearest(candidates))
+        return Result(self.run, self.dense, self._front(candidates), best, self.prepared.coupling.groups, interrupted)
+
+    def _export(self, best: Candidate) -> Candidate:
+        assert self.dense is not None
+        self.listener.started(best.number, "exporting and verifying")
+        model = records.kept_model(self.run, best.number, self.prepared.model)
+        done = Finished(best.plan, model, self.prepared.model, best.score, self.dense, best.number)
+        score = export(self.study, done, self.run.best)
+        verify_in_fresh_process(self.run.best, self.study.task)
+        return Candidate(best.number, best.plan, score, best.feasible, best.stage, best.reason)
+
+    def _candidates(self) -> list[Candidate]:
+        assert self.dense is not None
+        return self.journal.candidates(self.dense)
+
+    def _front(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        return pareto_front(candidates, self.objectives, self.study.task.metric.goal)
+
+    def _write(self, best: Candidate | None = None) -> None:
+        assert self.dense is not None
+        candidates = self._candidates()
+        front = self._front(candidates)
+        chosen = best or next(iter(ranked(self.study, candidates)), None)
+        front = [best if best is not None and each.number == best.number else each for each in front]
+        records.write_front(self.run, self.study, self.dense, front, chosen)
+        records.write_table(self.run, candidates, self.journal.trials())
+
+    def _key(self, plan: Plan) -> str:
+        recipe = asdict(self.study.recovery) | {"seed": self.study.search.seed}
+        text = json.dumps([plan.digest, self.task, recipe, self.study.target.to_json()], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def _nearest(self, candidates: Sequence[Candidate]) -> str:
+        assert self.dense is not None
+        return nearest_miss(self.study, self.study.budget, self.dense, candidates)
+
+
+def nearest_miss(study: Study, budget: Budget, dense: Score, candidates: Sequence[Candidate]) -> str:
+    """Why no plan meets the budget: how near the best came, and which budget was reachable."""
+    goal = study.task.metric.goal
+    by_distance = [
+        (max(budget.violations(each.score, dense, goal).values(), default=0.0), each) for each in candidates if each.stage != "failed"
+    ]
+    if not by_distance:
+        return f"no plan was tried to the end, so none meets the budget ({budget})"
+    distance, nearest = min(by_distance, key=lambda pair: (pair[0], pair[1].number))
+    reached = "; ".join(budget.broken(nearest.score, dense, goal)) or "it kept the limits in the search, but not when measured again in fresh processes"
+    return (f"no plan meets the budget ({budget}). The nearest was trial {nearest.number}: {reached}. "
+            f"Give more trials, a wider space.default.ratio, or a budget that is {distance * 100:.0f}% looser")

@@ -1,0 +1,46 @@
+"""Study: everything one search needs, resolved."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from autoprune.space import Space
+from autoprune.target import Budget, Target
+from autoprune.task import Recipe, Task
+
+__all__ = ["Settings", "Study"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the search goes: number of trials (the dense model is trial 0), seed, objectives, time limit, storage, sampler."""
+
+    trials: int = 40
+    seed: int = 0
+    objectives: tuple[str, ...] = ("metric", "latency")
+    timeout_s: float | None = None
+    storage: str | None = None  # an Optuna storage URL; None: the journal file in the run's folder
+    sampler: str = "tpe"
+    executor: str = "inline"
+
+
+@dataclass(frozen=True)
+class Study:
+    """The nouns of one search, and `resolved`: the same as the YAML mapping with every default filled in.
+
+    `folder` is where the study's own modules are looked for.
+    """
+
+    name: str
+    task: Task
+    space: Space
+    target: Target
+    budget: Budget
+    search: Settings
+    recovery: Recipe
+    formats: tuple[str, ...] = ("safetensors", "onnx", "program")
+    folder: Path = Path()
+    resolved: Mapping[str, Any] = field(default_factory=dict)

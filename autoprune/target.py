@@ -1,0 +1,145 @@
+"""Target: where the model will run. Budget: what it may cost there, every limit with its unit."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from autoprune.errors import InputError, nearest
+from autoprune.score import Score
+
+__all__ = ["QUANTITIES", "Budget", "Limit", "Target"]
+
+# quantity -> (units of absolute limits with their factor, an example of each spelling)
+QUANTITIES: dict[str, tuple[dict[str, float], str]] = {
+    "latency": ({"ms": 1.0, "us": 1e-3, "s": 1e3}, "50% (of dense) or 2.5ms"),
+    "flops": ({"": 0.0, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}, "40% (of dense) or 300M"),
+    "params": ({"": 0.0, "K": 1e3, "M": 1e6, "G": 1e9}, "25% (of dense) or 1.2M"),
+    "nonzero_params": ({"": 0.0, "K": 1e3, "M": 1e6, "G": 1e9}, "10% (of dense) or 50K"),
+    "size": ({"B": 1.0, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}, "30% (of dense) or 1.2MB"),
+    "metric_drop": ({}, "0.01 (absolute, towards worse)"),
+}
+_FIELDS = {"size": "size_bytes"}
+
+
+@dataclass(frozen=True)
+class Target:
+    """A device and the runtime on it. `batch` is the number of inputs in one call, `threads` what the runtime may use.
+
+    Widths are rounded to a multiple of `multiple_of`, which the device's kernels like; 1 leaves them as the ratio says.
+    """
+
+    name: str = "cpu_onnxruntime"
+    device: str = "cpu"
+    runtime: str = "onnxruntime"
+    threads: int = 1
+    batch: int = 1
+    dtype: str = "fp32"
+    multiple_of: int = 1
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object with every field."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Limit:
+    """One limit: `value` is a share of dense where `relative`, else in ms, FLOPs, parameters, bytes or metric points."""
+
+    quantity: str
+    value: float
+    relative: bool
+
+    @classmethod
+    def parse(cls, quantity: str, given: object) -> Limit:
+        """`Limit.parse("latency", "2.5ms")`. Raises InputError that shows the accepted spellings."""
+        if quantity not in QUANTITIES:
+            raise InputError(f"unknown quantity {quantity!r}{nearest(quantity, QUANTITIES)}; known: {', '.join(QUANTITIES)}")
+        units, example = QUANTITIES[quantity]
+        match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*([A-Za-z]*|%)\s*", str(given))
+        if isinstance(given, bool) or not match:
+            raise InputError(f"{quantity} needs a number with its unit, as in {example}; got {given!r}")
+        number, unit = float(match[1]), match[2]
+        if quantity == "metric_drop":
+            if unit:
+                raise InputError(f"metric_drop is a plain number, as in {example}; got {given!r}")
+            return cls(quantity, number, relative=False)
+        if number <= 0:
+            raise InputError(f"{quantity} must be more than zero; got {given!r}")
+        if unit == "%":
+            return cls(quantity, number / 100, relative=True)
+        if not units.get(unit):
+            raise InputError(f"{quantity} needs a unit: {example}; got {given!r}")
+        return cls(quantity, number * units[unit], relative=False)
+
+    def __str__(self) -> str:
+        if self.relative:
+            return f"{self.value * 100:g}%"
+        if self.quantity == "metric_drop":
+            return f"{self.value:g}"
+        units = QUANTITIES[self.quantity][0]
+        unit, factor = max(
+            ((u, f) for u, f in units.items() if f and u not in ("us", "s", "KiB", "MiB", "GiB") and f <= self.value),
+            key=lambda pair: pair[1],
+            default=next((u, f) for u, f in units.items() if f),
+        )
+        return f"{self.value / factor:.6g}{unit}"
+
+    def used(self, score: Score, dense: Score, goal: str) -> float | None:
+        """What `score` spends of this limit, in the limit's own terms; None while it is not measured.
+
+        Latency is judged on the upper end of its interval, so that feasible means feasible.
+        """
+        if self.quantity == "latency":
+            return score.latency_ratio_high if self.relative else score.latency_ms_high
+        if self.quantity == "metric_drop":
+            if score.metric is None or dense.metric is None:
+                return None
+            return dense.metric - score.metric if goal == "maximize" else score.metric - dense.metric
+        field = _FIELDS.get(self.quantity, self.quantity)
+        value, of = getattr(score, field), getattr(dense, field)
+        if value is None or (self.relative and not of):
+            return None
+        return float(value) / float(of) if self.relative else float(value)
+
+    def violation(self, score: Score, dense: Score, goal: str) -> float | None:
+        """`used / limit - 1`, at most 0 where the limit is kept; None while it is not measured."""
+        used = self.used(score, dense, goal)
+        if used is None:
+            return None
+        return used / self.value - 1 if self.value > 0 else used
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Several limits, all of which must hold."""
+
+    limits: tuple[Limit, ...] = ()
+
+    @classmethod
+    def parse(cls, given: Mapping[str, object]) -> Budget:
+        """`Budget.parse({"latency": "50%"})`. Raises InputError."""
+        return cls(tuple(Limit.parse(quantity, value) for quantity, value in given.items()))
+
+    def violations(self, score: Score, dense: Score, goal: str) -> dict[str, float]:
+        """Violation of every limit that is measured by now, by quantity; at most 0 where it is kept."""
+        found = {limit.quantity: limit.violation(score, dense, goal) for limit in self.limits}
+        return {quantity: value for quantity, value in found.items() if value is not None}
+
+    def broken(self, score: Score, dense: Score, goal: str) -> list[str]:
+        """One phrase for each limit that is measured and not kept, as `latency 62% over the limit 50%`."""
+        broken = []
+        for limit in self.limits:
+            used = limit.used(score, dense, goal)
+            if used is not None and used > limit.value:
+                broken.append(f"{limit.quantity} {Limit(limit.quantity, used, limit.relative)} over the limit {limit}")
+        return broken
+
+    def to_json(self) -> dict[str, str]:
+        """`{"latency": "50%"}`, as in a study."""
+        return {limit.quantity: str(limit) for limit in self.limits}
+
+    def __str__(self) -> str:
+        return ", ".join(f"{limit.quantity} at most {limit}" for limit in self.limits) or "no limit"

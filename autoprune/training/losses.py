@@ -1,0 +1,91 @@
+"""Losses by name or reference, and the distance to the dense model's outputs that distillation adds to them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from autoprune import plugins
+from autoprune.errors import InputError, nearest
+from autoprune.task import main_output
+
+__all__ = ["BuiltinLoss", "distillation", "placed", "resolve"]
+
+Loss = Callable[[Any, Any], Tensor]
+
+
+@dataclass(frozen=True)
+class BuiltinLoss:
+    """A function of torch.nn.functional, given the model's main output (`task.main_output`) and the target."""
+
+    function: Callable[..., Tensor]
+
+    def __call__(self, output: Any, target: Any) -> Tensor:
+        """The loss, a scalar."""
+        return self.function(main_output(output), target)
+
+
+def resolve(given: str | Loss, folders: Sequence[Path] = ()) -> Loss:
+    """A loss from a name in torch.nn.functional, `package.module:function`, or a callable `(output, target) -> scalar`.
+
+    torch's own functions and modules read the model's main output; anything else is called with the raw output.
+    Raises InputError for a name that is not a loss.
+    """
+    if isinstance(given, str):
+        if ":" in given:
+            loss: Loss = plugins.import_reference(given, folders)
+            if not callable(loss):
+                raise InputError(f"needs a function (output, target) -> loss, {given!r} is a {type(loss).__name__}")
+            return loss
+        endings = ("_loss", "cross_entropy", "kl_div", "_with_logits")
+        known = [name for name in dir(functional) if name.endswith(endings) and not name.startswith("_")]
+        if given not in known:
+            raise InputError(
+                f"unknown loss {given!r}{nearest(given, known)}; needed: a loss of torch.nn.functional "
+                f"({', '.join(known)}), or my_module:function taking (output, target)"
+            )
+        return BuiltinLoss(getattr(functional, given))
+    module = getattr(_bare(given), "__module__", "")
+    return BuiltinLoss(given) if module.startswith("torch.nn") and not isinstance(given, BuiltinLoss) else given
+
+
+def placed(loss: Loss, where: torch.device) -> None:
+    """Move the tensors that a loss may hold (class weights) to a device, in place."""
+    bare = _bare(loss)
+    if isinstance(bare, nn.Module):
+        bare.to(where)
+
+
+def distillation(loss: Loss, temperature: float) -> Callable[[Any, Any], Tensor]:
+    """The distance between outputs of the model and of its teacher, a scalar.
+
+    Where `loss` is cross entropy, the outputs are logits (N, classes, ...): the Kullback-Leibler divergence from the
+    teacher's softened classes to the model's, times the temperature squared (Hinton et al. 2015, arXiv:1503.02531).
+    Elsewhere the outputs may be anything: their mean squared error.
+    """
+
+    def divergence(output: Any, teacher: Any) -> Tensor:
+        student = functional.log_softmax(main_output(output) / temperature, dim=1)
+        wanted = functional.log_softmax(main_output(teacher) / temperature, dim=1)
+        pointwise = functional.kl_div(student, wanted, reduction="none", log_target=True)
+        return pointwise.sum(dim=1).mean() * temperature**2
+
+    def squared(output: Any, teacher: Any) -> Tensor:
+        return functional.mse_loss(main_output(output), main_output(teacher))
+
+    bare = _bare(loss)
+    return divergence if bare is functional.cross_entropy or isinstance(bare, nn.CrossEntropyLoss) else squared
+
+
+def _bare(loss: Any) -> Any:
+    """The function under wrappers and partial arguments."""
+    while isinstance(loss, (BuiltinLoss, partial)):
+        loss = loss.function if isinstance(loss, BuiltinLoss) else loss.func
+    return loss

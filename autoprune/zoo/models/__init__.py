@@ -1,0 +1,1 @@
+"""Bundled model factories: `zoo:NAME` is the function that the file NAME exports."""

@@ -1,0 +1,205 @@
+import json
+import logging
+import math
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from autoprune.errors import InputError, ModelError
+from autoprune.measuring import hosts, latency
+from autoprune.measuring.latency import Latency, compare, median_interval, ratio_interval
+from autoprune.measuring.measure import measure, timed
+from autoprune.target import Target
+from autoprune.task import Inputs
+
+
+def spin(milliseconds):
+    def call():
+        end = time.perf_counter_ns() + milliseconds * 1e6
+        while time.perf_counter_ns() < end:
+            pass
+
+    return call
+
+
+def test_ratio_of_known_functions():
+    result = compare(spin(0.2), spin(0.4))
+    assert result.ratio == pytest.approx(0.5, rel=0.05)
+    assert result.ms == pytest.approx(0.2, rel=0.1)
+    assert result.ratio_low <= result.ratio <= result.ratio_high
+    assert result.ms_low <= result.ms <= result.ms_high
+
+
+def test_alone_there_is_no_ratio():
+    result = compare(spin(0.1))
+    assert (result.ratio, result.ratio_low, result.ratio_high) == (None, None, None)
+    assert result.ms == pytest.approx(0.1, rel=0.2)
+
+
+def test_a_fast_net_takes_under_half_a_second():
+    begin = time.perf_counter()
+    compare(spin(0.3), spin(0.3))
+    assert time.perf_counter() - begin < 0.8  # 0.4 s, and a margin for a busy machine
+
+
+def test_slow_functions_get_the_fewest_calls_even_over_the_budget():
+    result = compare(spin(5), spin(5), budget_s=0.01)
+    assert 12 <= result.calls <= 40
+
+
+def test_settled_means_the_interval_is_within_one_percent(monkeypatch):
+    # a clock that only the functions move: what is timed is exact
+    now = [0]
+    monkeypatch.setattr(time, "perf_counter_ns", lambda: now[0])
+
+    def lasting(nanoseconds):
+        def call():
+            now[0] += nanoseconds
+
+        return call
+
+    result = compare(lasting(300), lasting(1000))
+    assert result.settled
+    assert result.ratio == result.ratio_low == result.ratio_high == 0.3
+    draws = np.random.default_rng(0)
+
+    def noisy():
+        now[0] += int(draws.uniform(100, 2000))
+
+    result = compare(noisy, lasting(1000), budget_s=0.0)
+    assert not result.settled
+    assert result.ratio_high - result.ratio_low > 0.02 * result.ratio
+
+
+def test_candidate_and_dense_take_turns_and_the_order_alternates():
+    calls = []
+    compare(lambda: calls.append("c"), lambda: calls.append("d"), budget_s=0.0)
+    pairs = ["".join(calls[i : i + 2]) for i in range(0, len(calls), 2)]
+    assert set(pairs) == {"cd", "dc"}
+    assert pairs[-4:] in (["cd", "dc"] * 2, ["dc", "cd"] * 2)
+
+
+def test_median_interval_covers_the_median_19_times_in_20():
+    random = np.random.default_rng(0)
+    covered = 0
+    for _ in range(400):
+        low, high = median_interval(random.exponential(size=101))
+        covered += low <= math.log(2) <= high
+    assert 0.93 <= covered / 400 <= 0.99
+
+
+def test_ratio_interval_covers_and_pairs_cancel_what_is_shared():
+    random = np.random.default_rng(0)
+    covered = 0
+    for _ in range(100):
+        low, high = ratio_interval(random.normal(1, 0.1, 200), random.normal(2, 0.1, 200))
+        covered += low <= 0.5 <= high
+    assert covered >= 88
+    shared = random.uniform(1, 2, 200)
+    low, high = ratio_interval(shared, 2 * shared)
+    assert (low, high) == (0.5, 0.5)
+
+
+def part(ms, ratio, reach=0.0):
+    return Latency(ms, ms - reach, ms + reach, ratio, ratio - reach, ratio + reach, 10, True)
+
+
+def test_merge_is_never_narrower_than_the_range_or_the_inside():
+    merged = Latency.merge([part(1.0, 0.5), part(1.2, 0.6), part(1.1, 0.55)])
+    assert (merged.ms, merged.ratio, merged.calls) == (1.1, 0.55, 30)
+    assert merged.ratio_low == pytest.approx(0.55 - 4.303 * 0.05 / math.sqrt(3))
+    assert merged.ratio_high == pytest.approx(0.55 + 4.303 * 0.05 / math.sqrt(3))
+    same = Latency.merge([part(1.0, 0.5, 0.1)] * 3)
+    assert (same.ratio_low, same.ratio_high) == (0.4, 0.6)
+    assert Latency.merge([part(1.0, 0.5, 0.1)]) == part(1.0, 0.5, 0.1)
+
+
+def test_merge_of_measurements_alone_has_no_ratio():
+    alone = Latency(1.0, 0.9, 1.1, None, None, None, 10, True)
+    assert Latency.merge([alone, alone]).ratio is None
+    with pytest.raises(ValueError, match="nothing to merge"):
+        Latency.merge([])
+
+
+class Small(nn.Module):
+    def __init__(self, width=64):
+        super().__init__()
+        self.conv = nn.Conv2d(1, width, 3, padding=1)
+        self.second = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x):
+        return self.second(torch.relu(self.conv(x))).mean((2, 3))
+
+
+IMAGES = Inputs.of(torch.randn(2, 1, 12, 12))
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "eager"])
+def test_measure_gives_every_cost_figure(runtime):
+    small, dense = Small(16), Small(64)
+    with torch.no_grad():
+        small.conv.bias.zero_()
+    threads = torch.get_num_threads()
+    score = measure(small, IMAGES, Target(runtime=runtime), against=dense)
+    assert score.params == 16 * 9 + 16 + 16 * 16 * 9 + 16
+    assert score.nonzero_params == score.params - 16
+    assert score.flops == 144 * (16 * 9 + 16 * 16 * 9)  # batch 1
+    assert score.params * 4 < score.size_bytes < score.params * 4 + 20_000
+    assert 0 < score.latency_ratio_low <= score.latency_ratio <= score.latency_ratio_high < 0.8
+    assert torch.get_num_threads() == threads and small.training
+
+
+def test_fresh_processes_agree_with_this_one(tmp_path):
+    from autoprune.measuring.slicing import export
+
+    small, dense = export(Small(16), IMAGES), export(Small(64), IMAGES)
+    (tmp_path / "dense.onnx").write_bytes(dense)
+    apart = hosts.fresh(small, tmp_path / "dense.onnx", IMAGES, Target(), processes=2, budget_s=0.2)
+    here = timed(small, dense, IMAGES, Target(), budget_s=0.2)
+    assert apart.ratio == pytest.approx(here.ratio, rel=0.25)
+
+
+def test_a_fresh_process_measures_a_module():
+    target, inputs = Target(runtime="eager"), Inputs.of(torch.randn(1, 8))
+    result = hosts.fresh(nn.Linear(8, 8), nn.Linear(8, 8), inputs, target, processes=1)
+    assert result.ratio == pytest.approx(1.0, rel=0.25)
+
+
+def test_a_module_that_cannot_be_pickled_is_measured_here_and_that_is_said(caplog):
+    model = nn.Linear(4, 4)
+    model.hook = lambda x: x
+    with caplog.at_level(logging.WARNING, "autoprune"):
+        result = hosts.fresh(model, None, Inputs.of(torch.randn(1, 4)), Target(runtime="eager"), processes=1)
+    assert result.ms > 0
+    assert "measured in this one" in caplog.text
+
+
+def test_a_damaged_file_fails_with_the_reason():
+    with pytest.raises(ModelError, match="cannot open the model"):
+        hosts.fresh(b"no model", None, IMAGES, Target(), processes=1)
+
+
+def test_a_device_that_is_not_here_is_refused():
+    with pytest.raises(InputError, match="quantum"):
+        timed(nn.Linear(8, 8), None, Inputs.of(torch.randn(1, 8)), Target(device="quantum", runtime="eager"))
+
+
+def test_the_measuring_process_imports_no_torch_for_onnxruntime():
+    code = ("import sys, json; import autoprune.measuring.hosts; from autoprune import plugins; "
+            "plugins.load('runtime', 'onnxruntime'); print(json.dumps('torch' in sys.modules))")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) is False
+
+
+def test_the_garbage_collector_is_back_on():
+    import gc
+
+    with pytest.raises(ZeroDivisionError):
+        compare(lambda: 1 // 0)
+    assert gc.isenabled()
+    assert latency.PRECISION == 0.01

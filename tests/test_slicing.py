@@ -1,0 +1,249 @@
+import onnx
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from autoprune.errors import ModelError
+from autoprune.measuring.measure import timed
+from autoprune.measuring.slicing import BATCH, Slicer, export, loose_shape
+from autoprune.pruning.shrink import Cut, shrink
+from autoprune.target import Target
+from autoprune.task import Inputs
+
+
+def randomised(model):
+    """Batch norms with statistics that matter, in eval mode."""
+    torch.manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+    return model.eval()
+
+
+def kept(*bits):
+    return torch.tensor(bits, dtype=torch.bool)
+
+
+def drop(size, *places):
+    keep = torch.ones(size, dtype=torch.bool)
+    keep[list(places)] = False
+    return keep
+
+
+def out(name, keep, bias=True):
+    return [Cut(f"{name}.weight", 0, keep)] + ([Cut(f"{name}.bias", 0, keep)] if bias else [])
+
+
+def norm(name, keep):
+    return [Cut(f"{name}.{tensor}", 0, keep) for tensor in ("weight", "bias", "running_mean", "running_var")]
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.bn = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.a, self.bn_a = nn.Conv2d(8, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6)
+        self.b = nn.Conv2d(6, 8, 3, padding=1)
+        self.fc = nn.Linear(8 * 16, 5)
+
+    def forward(self, x):
+        x = F.relu(self.bn(self.stem(x)))
+        x = x + self.b(F.relu(self.bn_a(self.a(x))))
+        return self.fc(F.adaptive_avg_pool2d(x, 4).flatten(1))
+
+
+def residual_cuts():
+    stream, inner = drop(8, 1, 5, 6), drop(6, 0)
+    return [
+        *out("stem", stream, bias=False), *norm("bn", stream), *out("b", stream), Cut("a.weight", 1, stream),
+        Cut("fc.weight", 1, stream.repeat_interleave(16)),
+        *out("a", inner, bias=False), *norm("bn_a", inner), Cut("b.weight", 1, inner),
+    ]  # fmt: skip
+
+
+class Mixed(nn.Module):
+    """Concatenation, depthwise and grouped convolution, squeeze-excite, channel shuffle, a view into a linear layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.bn = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.depthwise, self.bn_d = nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False), nn.BatchNorm2d(8)
+        self.grouped = nn.Conv2d(16, 12, 3, padding=1, groups=2)
+        self.squeeze, self.excite = nn.Linear(12, 4), nn.Linear(4, 12)
+        self.up = nn.ConvTranspose2d(12, 6, 2, stride=2, bias=False)
+        self.fc = nn.Linear(6 * 4, 5)
+
+    def forward(self, x):
+        x = F.relu(self.bn(self.stem(x)))
+        x = torch.cat([x, F.hardswish(self.bn_d(self.depthwise(x)))], 1)
+        x = self.grouped(x)
+        batch, channels, height, width = x.shape
+        x = x.view(batch, 2, channels // 2, height, width).transpose(1, 2).reshape(batch, channels, height, width)
+        x = x * torch.sigmoid(self.excite(F.relu(self.squeeze(x.mean((2, 3))))))[:, :, None, None]
+        x = F.adaptive_avg_pool2d(self.up(x), 2)
+        return self.fc(x.view(x.size(0), -1))
+
+
+def mixed_cuts():
+    stem, grouped, up = drop(8, 2, 7), drop(12, 0, 3, 6, 10), drop(6, 5)
+    shuffled = grouped.view(2, 6).t().reshape(-1)
+    return [
+        *out("stem", stem), *norm("bn", stem), *out("depthwise", stem, bias=False), *norm("bn_d", stem),
+        Cut("grouped.weight", 1, torch.cat([stem, stem]), groups=2), *out("grouped", grouped),
+        Cut("squeeze.weight", 1, shuffled), *out("excite", shuffled), Cut("up.weight", 0, shuffled),
+        Cut("up.weight", 1, up), Cut("fc.weight", 1, up.repeat_interleave(4)),
+        *out("squeeze", drop(4, 1)), Cut("excite.weight", 1, drop(4, 1)),
+    ]  # fmt: skip
+
+
+IMAGES = Inputs.of(torch.randn(2, 3, 8, 8))
+CASES = {"residual": (Residual, residual_cuts), "mixed": (Mixed, mixed_cuts)}
+
+
+def run(content, inputs):
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    feed = {value.name: t.numpy() for value, t in zip(session.get_inputs(), inputs.tensors(), strict=True)}
+    return [torch.from_numpy(array) for array in session.run(None, feed)]
+
+
+def error(found, expected):
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_sliced_graph_is_the_cut_model(name):
+    build, cuts = CASES[name]
+    model = randomised(build())
+    slicer = Slicer(model, IMAGES)
+    smaller = shrink(model, cuts())
+    five = IMAGES.rows(5)
+    with torch.no_grad():
+        assert error(run(slicer.cut([]), five)[0], five.call(model)) <= 1e-5
+        assert error(run(slicer.dense, five)[0], five.call(model)) <= 1e-5
+        assert error(run(slicer.cut(cuts()), five)[0], five.call(smaller)) <= 1e-4
+        assert run(slicer.cut(cuts()), IMAGES.rows(1))[0].shape == (1, 5)
+    assert slicer.reason is None and slicer.proved(smaller, cuts())
+    onnx.checker.check_model(onnx.load_from_string(slicer.cut(cuts())))
+
+
+def test_zeros_are_multiplied_in_after_the_cut():
+    model = randomised(Residual())
+    slicer, smaller = Slicer(model, IMAGES), shrink(model, residual_cuts())
+    keep = torch.rand(smaller.b.weight.shape) > 0.5
+    assert not slicer.proved(smaller, residual_cuts(), {"b.weight": keep})
+    with torch.no_grad():
+        smaller.b.weight.mul_(keep)
+    assert slicer.proved(smaller, residual_cuts(), {"b.weight": keep})
+
+
+def test_proved_sees_another_cut_and_another_value():
+    model = randomised(Residual())
+    slicer, smaller = Slicer(model, IMAGES), shrink(model, residual_cuts())
+    with torch.no_grad():
+        smaller.fc.bias[0] += 1
+    assert not slicer.proved(smaller, residual_cuts())
+    assert not slicer.proved(model, residual_cuts())
+
+
+def test_what_runs_in_the_search_is_what_is_exported():
+    """The sliced graph and a fresh export are the same work, so that a budget met by one is met by the other."""
+    model = randomised(Mixed())
+    sliced, exported = Slicer(model, IMAGES).cut(mixed_cuts()), export(shrink(model, mixed_cuts()), IMAGES)
+    assert len(sliced) == pytest.approx(len(exported), rel=0.02)
+    ops = [[node.op_type for node in onnx.load_from_string(content).graph.node] for content in (sliced, exported)]
+    assert ops[0] == ops[1]
+    assert timed(sliced, exported, IMAGES, Target(), budget_s=0.3).ratio == pytest.approx(1, rel=0.15)
+
+
+def test_parameters_keep_name_and_bits_even_where_they_are_equal():
+    model = Mixed().eval()
+    for parameter in model.parameters():
+        nn.init.ones_(parameter)
+    proto = onnx.load_from_string(Slicer(model, IMAGES).dense)
+    values = {t.name: torch.from_numpy(onnx.numpy_helper.to_array(t).copy()) for t in proto.graph.initializer}
+    for name, tensor in model.state_dict().items():
+        assert name.endswith("num_batches_tracked") or torch.equal(values[name], tensor)
+
+
+def test_a_tied_parameter_is_cut_by_either_name():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+            self.second.weight = self.first.weight
+
+        def forward(self, x):
+            return self.second(torch.relu(self.first(x)))
+
+    model, inputs, keep = Tied().eval(), Inputs.of(torch.randn(2, 4)), kept(1, 1, 0, 1)
+    slicer = Slicer(model, inputs)
+    stored = [tensor for tensor in onnx.load_from_string(slicer.cut([Cut("first.weight", 0, keep)])).graph.initializer]
+    assert [tuple(tensor.dims) for tensor in stored if tensor.name.endswith("weight")] == [(3, 4)]
+
+
+def test_recurrent_cells_are_refused_by_name():
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn = nn.GRU(4, 6, batch_first=True)
+            self.fc = nn.Linear(6, 2)
+
+        def forward(self, x):
+            return self.fc(self.rnn(x)[0][:, -1])
+
+    slicer = Slicer(Recurrent().eval(), Inputs.of(torch.randn(2, 3, 4)))
+    assert slicer.reason is None
+    cuts = [Cut("rnn.weight_hh_l0", 1, drop(6, 0))]
+    assert "rnn.weight_hh_l0" in str(slicer.refuses(cuts))
+    with pytest.raises(ModelError, match="export the model instead"):
+        slicer.cut(cuts)
+
+
+def test_a_literal_slice_over_channels_is_not_proved():
+    class Literal(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 8), nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.second(self.first(x)[:, 2:5])
+
+    model, inputs = Literal().eval(), Inputs.of(torch.randn(2, 4))
+    slicer, keep = Slicer(model, inputs), drop(8, 0, 1)
+    meant = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))  # units 2, 3, 4, which the author had in mind
+    with torch.no_grad():
+        meant[0].weight.copy_(model.first.weight[2:5])
+        meant[0].bias.copy_(model.first.bias[2:5])
+    meant[1] = model.second
+    assert not slicer.proved(meant.eval(), out("first", keep))
+
+
+@pytest.mark.parametrize(
+    "before, shape, loose",
+    [
+        ([BATCH, 8, 4, 4], [-1, 128], [0, -1]),
+        ([BATCH, 8, 1, 1], [-1, 8], [0, 0]),
+        ([BATCH, 12, 4, 4], [-1, 2, 6, 4, 4], [0, 2, -1, 4, 4]),
+        ([BATCH, 6, 2, 4, 4], [-1, 12, 4, 4], [0, -1, 4, 4]),
+        ([BATCH, 2, 96], [-1, 12, 4, 4], [0, -1, 4, 4]),
+        ([BATCH, 8, 4, 4], [-1, 8, 16], [0, 0, -1]),
+        ([5, BATCH, 64], [5, -1, 16], [0, -1, 16]),
+        ([BATCH, 8], [0, 2, 4], [0, 2, -1]),
+        ([BATCH, 8], [3, 5], None),
+    ],
+)
+def test_reshapes_follow_a_cut(before, shape, loose):
+    assert loose_shape(before, shape) == loose
+
+
+def test_a_slice_takes_milliseconds():
+    import time
+
+    slicer = Slicer(randomised(Residual()), IMAGES)
+    begin = time.perf_counter()
+    slicer.cut(residual_cuts())
+    assert time.perf_counter() - begin < 0.1
