@@ -6,12 +6,13 @@ Exit status: 0 done, 2 bad input, 3 no plan meets the budget, 4 an artefact fail
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from autoprune import __version__, options
+from autoprune import options
 from autoprune.errors import BudgetError, InputError, VerificationError
 from autoprune.options import Budgets, Json, Out, Quiet, Seed, Sets, Study, Target, Timeout, Trials
 from autoprune.reporting.output import Output
@@ -32,19 +33,15 @@ app = typer.Typer(
 
 def main() -> None:
     """Run the command line; the console script `autoprune`."""
+    # Two spinning OpenMP threads stall training tenfold as soon as another process wants one of the cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     app()
-
-
-def _version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"autoprune {__version__}")
-        raise typer.Exit
 
 
 @app.callback()
 def _top(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+        bool, typer.Option("--version", callback=options.show_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
     """Automatic pruning for PyTorch: the best model inside a latency budget, measured, exported and verified."""

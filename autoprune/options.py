@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from autoprune import __version__
 from autoprune.errors import AutopruneError, InputError
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "Target",
     "Timeout",
     "Trials",
+    "show_version",
 ]
 
 INTERRUPTED = 130
@@ -44,6 +46,13 @@ class Commands(TyperGroup):
         except KeyboardInterrupt as error:
             typer.echo("autoprune: interrupted", err=True)
             raise typer.Exit(INTERRUPTED) from error
+
+
+def show_version(wanted: bool) -> None:
+    """Print the version and end, where that is wanted."""
+    if wanted:
+        typer.echo(f"autoprune {__version__}")
+        raise typer.Exit
 
 
 def _studies() -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -162,7 +163,8 @@ def test_a_wrong_study_is_refused_without_torch_and_without_a_traceback(tmp_path
 def test_a_search_shows_dense_best_and_what_was_done_to_each_layer(engine, tmp_path):
     ended = run("search", "small.yaml", "--trials", "5", "--seed", "7", "--out", "out")
     assert ended.exit_code == 0
-    for text in ("dense", "0.9800", "3 best", "0.9612", "0.9501", "0.0600 ms [0.0590, 0.0610]", "48.0 % [47.7, 48.3]",
+    for text in ("dense", "0.9800", "3 best", "0.9612", "0.9501", "0.0600 ms", "[0.0590, 0.0610]",
+                 "48.0 %", "[47.7, 48.3]",
                  "1.23M", "structured -45 % (l2)", "stem.0, stage1.conv2", "left whole: fc"):  # fmt: skip
         assert text in ended.stdout, text
     assert "5 trials, about 1 min 30 s in all" in ended.stderr
@@ -319,3 +321,20 @@ print("never")
         os.kill(process.pid, signal.SIGINT)
         assert process.stdout.read() == ""
         assert process.wait(10) == 130
+
+
+@pytest.mark.parametrize("width", [80, 100, 200])
+def test_closing_tables_lose_nothing_on_a_narrow_terminal(width):
+    from rich.console import Console
+
+    from autoprune.reporting import tables
+
+    others = [Candidate(number, BEST.plan, BEST.score, False, "trained", "over") for number in range(4, 12)]
+    result = SimpleNamespace(dense=DENSE, best=BEST, front=[BEST, *others], groups=GROUPS)
+    stream = io.StringIO()
+    for table in tables.closing(result, "accuracy"):
+        Console(file=stream, width=width).print(table)
+    shown = stream.getvalue()
+    assert "…" not in shown
+    assert all(len(line) <= width for line in shown.splitlines())
+    assert shown.count("structured") == 9  # the best and the eight others

@@ -172,6 +172,7 @@ class Bar(Silent):
     def finished(self, candidate: Candidate, best: Candidate | None) -> None:
         """Move the bar and show the best so far."""
         self.done, self.best = max(self.done, candidate.number + 1), best_so_far(best)
+        self.what = "choosing the next plan"
         self.clock.move(self.done)
         self._draw()
 
@@ -182,7 +183,7 @@ class Bar(Silent):
 
     def _draw(self) -> None:
         trials, many = self.clock.trials, self.trial > 0 and self.trial >= self.done
-        name = f"trial {self.trial} of {trials}: " if many else ""
+        name = f"trial {self.trial}{f' of {trials}' if self.trial < trials else ''}: " if many else ""
         total, done = (trials, min(self.clock.position, trials)) if trials else (None, 0)
         left = self.clock.text() if many or self.done == 0 else ""
         self.bar.update(

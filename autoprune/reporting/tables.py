@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich import box
 from rich.table import Table
 from rich.text import Text
 
@@ -16,7 +17,7 @@ from autoprune.space import Variable
 
 __all__ = ["checks", "closing", "costs", "front", "groups", "treatment"]
 
-_COLUMNS = 6  # of candidates side by side
+_COLUMNS = 4  # of candidates side by side
 
 
 def closing(result: Result, metric: str) -> list[Table]:
@@ -29,15 +30,27 @@ def closing(result: Result, metric: str) -> list[Table]:
 
 def front(dense: Score, candidates: Sequence[Candidate], best: Candidate | None, *, metric: str = "metric") -> Table:
     """Dense, best, and the front: a row each with every figure of its score."""
-    table = Table(title="The front", caption="latency: median and its 95 % interval; FLOPs: one multiply-add counts 1")
-    for name in ("trial", metric, f"test {metric}", "latency", "of dense", "FLOPs", "parameters", "nonzero", "size"):
-        table.add_column(name, justify="left" if name == "trial" else "right", no_wrap=True)
-    table.add_row("dense", *_figures(dense))
+    table = _table("The front", "latency: median and its 95 % interval; FLOPs: one multiply-add counts 1")
+    masked = any(each.score.nonzero_params != each.score.params for each in candidates)
+    names = [
+        "trial",
+        metric,
+        "test",
+        "latency",
+        "of dense",
+        "FLOPs",
+        "params",
+        *(["nonzero"] if masked else []),
+        "size",
+    ]
+    for name in names:
+        table.add_column(name, justify="left" if name == "trial" else "right", overflow="fold")
+    table.add_row("dense", *_figures(dense, masked))
     rows = [best, *(each for each in candidates if each.number != best.number)] if best is not None else candidates
     for each in rows:
         chosen = best is not None and each.number == best.number
         name = f"{each.number}{' best' if chosen else '' if each.feasible else ' over budget'}"
-        table.add_row(name, *_figures(each.score), style="bold" if chosen else None if each.feasible else "dim")
+        table.add_row(name, *_figures(each.score, masked), style="bold" if chosen else None if each.feasible else "dim")
     return table
 
 
@@ -49,11 +62,11 @@ def treatment(groups: Sequence[Group], candidates: Sequence[Candidate]) -> list[
     tables = []
     for start in range(0, len(candidates), _COLUMNS):
         part = candidates[start : start + _COLUMNS]
-        table = Table(title="What was done to each layer", caption=f"left whole: {', '.join(whole)}" if whole else None)
-        table.add_column("layers")
-        table.add_column("acts on")
+        table = _table("What was done to each layer", f"left whole: {', '.join(whole)}" if whole else None)
+        table.add_column("layers", overflow="fold")
+        table.add_column("acts on", overflow="fold")
         for each in part:
-            table.add_column(f"trial {each.number}", no_wrap=True)
+            table.add_column(f"trial {each.number}", overflow="fold")
         for group in touched:
             table.add_row(
                 ", ".join(group.layers),
@@ -67,9 +80,9 @@ def treatment(groups: Sequence[Group], candidates: Sequence[Candidate]) -> list[
 def groups(found: Sequence[Group], variables: Sequence[Variable]) -> Table:
     """Groups, their sizes, and what may be chosen for them, or why nothing may."""
     options = {group.key: variable.options for variable in variables for group in variable.groups}
-    table = Table(title="Groups")
+    table = _table("Groups")
     for name in ("group", "layers", "acts on", "techniques", "share removed"):
-        table.add_column(name)
+        table.add_column(name, overflow="fold")
     for group in found:
         if group.key in options:
             low, high = options[group.key].ratio
@@ -82,9 +95,9 @@ def groups(found: Sequence[Group], variables: Sequence[Variable]) -> Table:
 
 def costs(scores: Mapping[str, Score]) -> Table:
     """Cost figures, a row for each named score."""
-    table = Table(title="Cost", caption=_uncounted(scores.values()))
+    table = _table("Cost", _uncounted(scores.values()))
     for name in ("model", "FLOPs", "parameters", "nonzero", "size", "latency", "of dense"):
-        table.add_column(name, justify="left" if name == "model" else "right", no_wrap=True)
+        table.add_column(name, justify="left" if name == "model" else "right", overflow="fold")
     for name, score in scores.items():
         figures = (words.count(score.flops), words.count(score.params), words.count(score.nonzero_params))
         table.add_row(name, *figures, words.size(score.size_bytes), words.latency(score), words.ratio(score))
@@ -93,19 +106,25 @@ def costs(scores: Mapping[str, Score]) -> Table:
 
 def checks(verification: Mapping[str, Any]) -> Table:
     """The checks of an artefact, from verification.json."""
-    table = Table(title="Verification")
+    table = _table("Verification")
     for name in ("check", "", "detail"):
-        table.add_column(name)
+        table.add_column(name, overflow="fold")
     shown = {True: "passed", False: "FAILED", None: "open"}
     for check in verification["checks"]:
         table.add_row(check["name"], shown[check["passed"]], Text(str(check["detail"])))
     return table
 
 
-def _figures(score: Score) -> tuple[str, ...]:
-    counts = tuple(words.count(value) for value in (score.flops, score.params, score.nonzero_params))
+def _figures(score: Score, masked: bool) -> tuple[str, ...]:
+    counts = (score.flops, score.params, *((score.nonzero_params,) if masked else ()))
+    latency = tuple(cell.replace(" [", "\n[") for cell in (words.latency(score), words.ratio(score)))
     quality = (words.metric(score.metric), words.metric(score.test_metric))
-    return (*quality, words.latency(score), words.ratio(score), *counts, words.size(score.size_bytes))
+    return (*quality, *latency, *(words.count(value) for value in counts), words.size(score.size_bytes))
+
+
+def _table(title: str, caption: str | None = None) -> Table:
+    """A table without vertical lines: figures need the room."""
+    return Table(title=title, caption=caption, box=box.SIMPLE, padding=(0, 1, 0, 0))
 
 
 def _unit(group: Group) -> str:
