@@ -76,7 +76,7 @@ def _factory(reference: str, inputs: Inputs | None) -> Subject:
     check_reference(reference, folders, "model")
     if inputs is None and not reference.startswith("torchvision:"):
         raise InputError(f"{reference!r} does not say what it takes; give its input's shape, as in --input 1x3x224x224")
-    model = tasks._model(reference, folders)()
+    model = tasks.model(reference, folders)()
     return Subject(reference, model, inputs or parse_input("1x3x224x224"), Target())
 
 

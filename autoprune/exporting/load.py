@@ -82,7 +82,7 @@ def _from_study(folder: Path, trust: bool) -> nn.Module:
             f"the model of {folder} is built by {reference!r}, which {danger}; give the dense module, "
             "load(folder, model=...), or trust it, load(folder, trust=True)"
         )
-    return tasks._model(section["model"], search_folders(folder, study))()
+    return tasks.model(section["model"], search_folders(folder, study))()
 
 
 def _danger(reference: str, args: Mapping[str, Any]) -> str | None:

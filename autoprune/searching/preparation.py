@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from autoprune.errors import BudgetError
+from autoprune.errors import BudgetError, ModelError, StudyError
 from autoprune.plan import Plan
 from autoprune.pruning.coupling import Coupling, discover
 from autoprune.pruning.importance import Importance
@@ -74,7 +74,10 @@ def prepare(study: Study, run: Run | None = None) -> Prepared:
             torch.manual_seed(study.search.seed)
             model = study.task.build()
         if study.task.weights is not None:
-            load_weights(model, study.task.weights)
+            try:
+                load_weights(model, study.task.weights)
+            except ModelError as error:
+                raise StudyError(str(error), key="task.weights") from error
     model.to("cpu").eval()
     inputs = study.task.calibration(max(2, study.target.batch))
     coupling = discover(model, inputs)

@@ -16,7 +16,7 @@ from autoprune.training import data, losses
 from autoprune.training.references import called, named, resolved, sources, split
 from autoprune.training.weights import load_weights
 
-__all__ = ["build", "load_weights", "metric"]
+__all__ = ["build", "load_weights", "metric", "model"]
 
 
 def build(section: Mapping[str, Any], folders: Sequence[Path], recipe: Recipe) -> Task:
@@ -29,7 +29,7 @@ def build(section: Mapping[str, Any], folders: Sequence[Path], recipe: Recipe) -
     loss = _loss(section.get("loss") or "cross_entropy", folders)
     given_metric = section.get("metric") or "accuracy"
     task = Task(
-        build=_model(section.get("model"), folders),
+        build=model(section.get("model"), folders),
         loss=loss,
         metric=metric(given_metric, loss, folders),
         adapter=_adapter(section.get("adapter"), folders),
@@ -96,7 +96,7 @@ class _LossMetric:
         return float(self.loss(outputs, targets))
 
 
-def _model(given: object, folders: Sequence[Path]) -> Callable[[], nn.Module]:
+def model(given: object, folders: Sequence[Path]) -> Callable[[], nn.Module]:
     """A function that builds the module; the reference is resolved now, so that a wrong one fails early."""
     key = "task.model"
     reference, args = split(given, key)
@@ -108,12 +108,12 @@ def _model(given: object, folders: Sequence[Path]) -> Callable[[], nn.Module]:
         factory = resolved("model", reference, folders, key)
 
     def make() -> nn.Module:
-        model = called(factory, args, reference, key)
-        if not isinstance(model, nn.Module):
+        made = called(factory, args, reference, key)
+        if not isinstance(made, nn.Module):
             raise StudyError(
-                f"{reference!r} must return a torch.nn.Module, it returned a {type(model).__name__}", key=key
+                f"{reference!r} must return a torch.nn.Module, it returned a {type(made).__name__}", key=key
             )
-        return model
+        return made
 
     return make
 
