@@ -19,7 +19,6 @@ from autoprune.plan import Choice, Plan
 from autoprune.pruning.coupling import discover
 from autoprune.pruning.importance import Importance, gradients
 from autoprune.pruning.pruned import apply
-from autoprune.run import Run
 from autoprune.score import Candidate, Score
 from autoprune.searching import records, results
 from autoprune.searching.listener import Listener
@@ -90,16 +89,21 @@ def _plan(found: Iterable[Group], given: float | Mapping[str, Mapping[str, Any]]
             reasons = "; ".join(f"{group.name}: {group.refusal}" for group in units) or "it has no layer whose units could go"
             raise PlanError(f"nothing can be cut in this model: {reasons}")
         return uniform(space.resolve(found, multiple_of), ("structured", "neuron"), given)
+    if not given:
+        raise PlanError("the plan names no layer, so nothing would be cut; give {pattern: {technique, ratio, criterion}}")
     choices: dict[str, Choice] = {}
     for pattern, choice in given.items():
-        unknown = set(choice) - {"technique", "ratio", "criterion"}
-        if unknown or "technique" not in choice or "ratio" not in choice:
-            raise PlanError(f"{pattern!r} needs technique and ratio, and may have criterion; got {sorted(choice)}")
+        known = {"technique", "ratio", "criterion"}
+        if not isinstance(choice, Mapping) or set(choice) - known or not {"technique", "ratio"} <= set(choice):
+            raise PlanError(f"{pattern!r} needs technique and ratio, and may have criterion; got {choice!r}")
+        ratio = choice["ratio"]
+        if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0 <= ratio < 1:
+            raise PlanError(f"{pattern!r}: the ratio is the share removed, in [0, 1); got {ratio!r}")
         technique = str(choice["technique"])
         options = Options((technique,), (0.0, 0.999), (str(choice.get("criterion", criterion)),))
         nothing = Options((), (0.0, 0.0), ())
         variables = Space(nothing, {pattern: options}).resolve(found, multiple_of)
-        fresh = uniform(variables, (technique,), float(choice["ratio"])).choices
+        fresh = uniform(variables, (technique,), float(ratio)).choices
         taken = set(fresh) & set(choices)
         if taken:
             raise PlanError(f"{pattern!r} and an earlier pattern both decide {', '.join(sorted(taken))}")
@@ -177,7 +181,7 @@ class SearchResult:
 
 def search(model: nn.Module, *, train: Any, validation: Any, test: Any = None, loss: Callable[[Any, Any], Tensor] | str = "cross_entropy",
            metric: str | Callable[[Any, Any], float] = "accuracy", goal: Literal["maximize", "minimize"] | None = None,
-           adapter: Callable[[Any], Batch] | None = None, target: str | Mapping[str, Any] = "cpu_onnxruntime",
+           adapter: Callable[[Any], Batch] | None = None, target: str | Mapping[str, Any] | Target = "cpu_onnxruntime",
            budget: Mapping[str, object] | None = None, space: Mapping[str, Any] | None = None, trials: int = 40,
            seed: int = 0, objectives: Iterable[str] = ("metric", "latency"), recovery: Mapping[str, Any] | None = None,
            formats: Iterable[str] = ("safetensors", "onnx", "program"), timeout: str | None = None,
@@ -189,7 +193,7 @@ def search(model: nn.Module, *, train: Any, validation: Any, test: Any = None, l
     Raises BudgetError where no plan meets the budget, InputError for what does not fit.
     """
     mapping: dict[str, Any] = {
-        "name": Path(out).name, "budget": dict({"latency": "50%"} if budget is None else budget), "target": target,
+        "name": Path(out).name, "budget": dict({"latency": "50%"} if budget is None else budget), "target": target.to_json() if isinstance(target, Target) else target,
         "search": {"trials": trials, "seed": seed, "objectives": list(objectives), **({"timeout": timeout} if timeout else {})},
         "recovery": dict(recovery or {"distill": 0.5}), "export": {"formats": list(formats)},
     } | ({"space": dict(space)} if space else {})

@@ -56,7 +56,7 @@ class Plan:
         return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:16]
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object: `{"version": 1, "choices": {"conv1:units": {"technique": ..., "ratio": ..., "criterion": ...}}}`."""
+        """A JSON object: `{"version": 1, "choices": {"conv1:units": {"technique": ..., "ratio": ..., ...}}}`."""
         choices = {
             key: {"technique": choice.technique, "ratio": choice.ratio, "criterion": choice.criterion}
             for key, choice in self
@@ -66,14 +66,17 @@ class Plan:
     @classmethod
     def from_json(cls, data: Any) -> Plan:
         """The plan that `to_json` wrote. Raises PlanError for anything else."""
-        if not isinstance(data, Mapping) or "choices" not in data:
+        if not isinstance(data, Mapping) or not isinstance(data.get("choices"), Mapping):
             raise PlanError('a plan is a JSON object {"version": 1, "choices": {group: {technique, ratio, criterion}}}')
         if data.get("version") != VERSION:
             raise PlanError(f"this plan has version {data.get('version')!r}; this release reads version {VERSION}")
         choices = {}
         for key, value in data["choices"].items():
             try:
-                choices[key] = Choice(value["technique"], float(value["ratio"]), value.get("criterion", "l1"))
+                technique, ratio, criterion = value["technique"], float(value["ratio"]), value.get("criterion", "l1")
             except (KeyError, TypeError, ValueError, AttributeError) as error:
                 raise PlanError(f"choice {key!r} needs technique, ratio and criterion; got {value!r}") from error
+            if not (isinstance(technique, str) and isinstance(criterion, str)):
+                raise PlanError(f"choice {key!r} needs the names of a technique and a criterion; got {value!r}")
+            choices[key] = Choice(technique, ratio, criterion)
         return cls(choices)

@@ -6,6 +6,8 @@ import contextlib
 import fcntl
 import json
 import os
+import re
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,7 +22,7 @@ __all__ = ["Run", "write_whole"]
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, then move it there: readers see the old file or the whole new one."""
+    """Let `write` fill a temporary file beside `path`, then move it there: readers see the old or the new, whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
     os.close(handle)
@@ -104,8 +106,19 @@ class Run:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise InputError(f"another search is running in {self.folder}; wait for it, or give another --out") from error
+                message = f"another search is running in {self.folder}; wait for it, or give another --out"
+                raise InputError(message) from error
             yield
+
+    def sweep(self) -> None:
+        """Remove the temporary files and folders that a killed process left. Needs the lock."""
+        ours = re.compile(r"\.(best|\w+\.(json|csv|yaml|safetensors))\..+")
+        for pattern in (".*", "*/.*", "*/*/.*"):
+            for path in self.folder.glob(pattern):
+                if ours.fullmatch(path.name) and path.is_dir():
+                    shutil.rmtree(path)
+                elif ours.fullmatch(path.name):
+                    path.unlink()
 
     def move_away(self) -> Path:
         """Rename the folder to the first free NAME.1, NAME.2, ... and return that; nothing is deleted."""

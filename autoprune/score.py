@@ -84,10 +84,8 @@ def pareto_front(candidates: Sequence[Candidate], objectives: Sequence[str], goa
     """The trained candidates that no other dominates, by the first objective, best first. `goal` is the metric's."""
 
     def costs(candidate: Candidate) -> list[float]:
-        return [
-            -candidate.score.objective(name) if name == "metric" and goal == "maximize" else candidate.score.objective(name)
-            for name in objectives
-        ]
+        signs = [-1 if name == "metric" and goal == "maximize" else 1 for name in objectives]
+        return [sign * candidate.score.objective(name) for sign, name in zip(signs, objectives, strict=True)]
 
     seen: dict[tuple[float, ...], Candidate] = {}
     for candidate in candidates:

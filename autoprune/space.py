@@ -39,11 +39,11 @@ class Variable:
     multiple_of: int = 1
 
     def choices(self, technique: str, ratio: float, criterion: str) -> dict[str, Choice]:
-        """The same choice for each group, its ratio moved to where the width that is kept is a multiple of `multiple_of`."""
+        """The same choice for each group, its ratio moved to where the kept width is a multiple of `multiple_of`."""
         return {group.key: Choice(technique, self.rounded(group, ratio), criterion) for group in self.groups}
 
     def rounded(self, group: Group, ratio: float) -> float:
-        """The ratio nearest to `ratio` that keeps a multiple of `multiple_of` units; small and weights groups keep theirs."""
+        """The ratio nearest to `ratio` that keeps a multiple of `multiple_of` units; others keep it."""
         if group.level == "weights" or self.multiple_of == 1 or group.size < 2 * self.multiple_of or not ratio:
             return ratio
         kept = max(1, round(group.size * (1 - ratio) / self.multiple_of)) * self.multiple_of
@@ -70,15 +70,17 @@ class Space:
         known = sorted({layer for group in groups for layer in group.layers})
         for pattern in self.layers:
             if not any(_matches(pattern, layer) for layer in known):
-                raise StudyError(f"the pattern {pattern!r} matches no layer{nearest(pattern, known)}; layers: {', '.join(known)}",
-                                 key=f"space.layers.{pattern}")
+                raise StudyError(
+                    f"the pattern {pattern!r} matches no layer{nearest(pattern, known)}; layers: {', '.join(known)}",
+                    key=f"space.layers.{pattern}",
+                )
         variables: dict[str, Variable] = {}
         fitted: dict[str, set[str]] = {pattern: set() for pattern in self.layers}
         selected: dict[str, list[Group]] = {pattern: [] for pattern in self.layers}
         for group in groups:
-            pattern, options = self._options(group)
+            patterns, options = self._options(group)
             fitting = tuple(name for name in options.techniques if fits(name, group) is None)
-            if pattern is not None:
+            for pattern in patterns:
                 fitted[pattern] |= set(fitting)
                 selected[pattern].append(group)
             if group.refusal or not fitting or options.ratio[1] <= 0:
@@ -93,10 +95,13 @@ class Space:
         self._check_named(fitted, selected)
         if not variables:
             refused = "; ".join(f"{group.name}: {group.refusal}" for group in groups if group.refusal)
-            raise StudyError(f"nothing is left to prune under this space{'; refused: ' + refused if refused else ''}", key="space")
+            raise StudyError(
+                f"nothing is left to prune under this space{'; refused: ' + refused if refused else ''}", key="space"
+            )
         return list(variables.values())
 
-    def _options(self, group: Group) -> tuple[str | None, Options]:
+    def _options(self, group: Group) -> tuple[list[str], Options]:
+        """The patterns that claim a group, and what they all want for it."""
         claims = {}
         for layer in group.layers:
             pattern = next((pattern for pattern in self.layers if _matches(pattern, layer)), None)
@@ -104,18 +109,24 @@ class Space:
                 claims[pattern] = layer
         if len({self.layers[pattern] for pattern in claims}) > 1:
             shown = " and ".join(f"{pattern!r} (through {layer})" for pattern, layer in claims.items())
-            raise StudyError(f"the layers {', '.join(group.layers)} are coupled and must be decided together, but the patterns "
-                             f"{shown} want different things for them; give them the same options", key="space.layers")
-        pattern = next(iter(claims), None)
-        return pattern, self.layers[pattern] if pattern is not None else self.default
+            raise StudyError(
+                f"the layers {', '.join(group.layers)} are coupled and must be decided together, but the patterns "
+                f"{shown} want different things for them; give them the same options",
+                key="space.layers",
+            )
+        patterns = list(claims)
+        return patterns, self.layers[patterns[0]] if patterns else self.default
 
     def _check_named(self, fitted: Mapping[str, set[str]], selected: Mapping[str, list[Group]]) -> None:
         for pattern, names in fitted.items():
             for name in self.layers[pattern].techniques:
                 if name not in names and selected[pattern]:
                     reasons = {f"{group.name}: {group.refusal or fits(name, group)}" for group in selected[pattern]}
-                    raise StudyError(f"technique {name!r} does not fit the layers that {pattern!r} selects ({'; '.join(sorted(reasons))})",
-                                     key=f"space.layers.{pattern}.techniques")
+                    raise StudyError(
+                        f"technique {name!r} does not fit the layers that {pattern!r} selects "
+                        f"({'; '.join(sorted(reasons))})",
+                        key=f"space.layers.{pattern}.techniques",
+                    )
 
     def _variable(self, group: Group) -> str:
         return f"{group.name.split('.')[0]}:{group.level}" if self.share == "stage" else group.key
@@ -132,7 +143,7 @@ def fits(technique: str, group: Group) -> str | None:
 
 def suggest(variables: Sequence[Variable], trial: optuna.trial.BaseTrial) -> Plan:
     """Ask `trial` for a plan. Every parameter is suggested always: a conditional one would leave TPE's joint space."""
-    choices = {}
+    choices: dict[str, Choice] = {}
     for variable in variables:
         options = variable.options
         technique = trial.suggest_categorical(f"{variable.name}.technique", (NONE, *options.techniques))
@@ -156,7 +167,7 @@ def parameters(variables: Sequence[Variable], plan: Plan) -> dict[str, object]:
 
 def uniform(variables: Sequence[Variable], techniques: Sequence[str], ratio: float) -> Plan:
     """`ratio` (clipped to its range) everywhere with the first of `techniques` that a variable offers."""
-    choices = {}
+    choices: dict[str, Choice] = {}
     for variable in variables:
         technique = next((name for name in techniques if name in variable.options.techniques), None)
         if technique is not None:
@@ -167,4 +178,6 @@ def uniform(variables: Sequence[Variable], techniques: Sequence[str], ratio: flo
 
 def _matches(pattern: str, layer: str) -> bool:
     """Whether a pattern names a layer, or a module that holds it; `*` and `?` as in file names."""
-    return any(fnmatch.fnmatchcase(".".join(layer.split(".")[: depth + 1]), pattern) for depth in range(layer.count(".") + 1))
+    return any(
+        fnmatch.fnmatchcase(".".join(layer.split(".")[: depth + 1]), pattern) for depth in range(layer.count(".") + 1)
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -18,10 +19,19 @@ QUANTITIES: dict[str, tuple[dict[str, float], str]] = {
     "flops": ({"": 0.0, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}, "40% (of dense) or 300M"),
     "params": ({"": 0.0, "K": 1e3, "M": 1e6, "G": 1e9}, "25% (of dense) or 1.2M"),
     "nonzero_params": ({"": 0.0, "K": 1e3, "M": 1e6, "G": 1e9}, "10% (of dense) or 50K"),
-    "size": ({"B": 1.0, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}, "30% (of dense) or 1.2MB"),
+    "size": (
+        {"B": 1.0, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30},
+        "30% (of dense) or 1.2MB",
+    ),
     "metric_drop": ({}, "0.01 (absolute, towards worse)"),
 }
 _FIELDS = {"size": "size_bytes"}
+
+
+def _digits(value: float) -> str:
+    """As few digits as give the value back; a limit written into a study must be read as the same limit."""
+    short = f"{value:.6g}"
+    return short if math.isclose(float(short), value, rel_tol=1e-12) else f"{value:.15g}"
 
 
 @dataclass(frozen=True)
@@ -46,7 +56,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Limit:
-    """One limit: `value` is a share of dense where `relative`, else in ms, FLOPs, parameters, bytes or metric points."""
+    """One limit: `value` is a share of dense if `relative`, else in ms, FLOPs, parameters, bytes or metric points."""
 
     quantity: str
     value: float
@@ -56,7 +66,8 @@ class Limit:
     def parse(cls, quantity: str, given: object) -> Limit:
         """`Limit.parse("latency", "2.5ms")`. Raises InputError that shows the accepted spellings."""
         if quantity not in QUANTITIES:
-            raise InputError(f"unknown quantity {quantity!r}{nearest(quantity, QUANTITIES)}; known: {', '.join(QUANTITIES)}")
+            known = ", ".join(QUANTITIES)
+            raise InputError(f"unknown quantity {quantity!r}{nearest(quantity, QUANTITIES)}; known: {known}")
         units, example = QUANTITIES[quantity]
         match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*([A-Za-z]*|%)\s*", str(given))
         if isinstance(given, bool) or not match:
@@ -76,16 +87,16 @@ class Limit:
 
     def __str__(self) -> str:
         if self.relative:
-            return f"{self.value * 100:g}%"
+            return f"{_digits(self.value * 100)}%"
         if self.quantity == "metric_drop":
-            return f"{self.value:g}"
+            return _digits(self.value)
         units = QUANTITIES[self.quantity][0]
         unit, factor = max(
             ((u, f) for u, f in units.items() if f and u not in ("us", "s", "KiB", "MiB", "GiB") and f <= self.value),
             key=lambda pair: pair[1],
             default=next((u, f) for u, f in units.items() if f),
         )
-        return f"{self.value / factor:.6g}{unit}"
+        return f"{_digits(self.value / factor)}{unit}"
 
     def used(self, score: Score, dense: Score, goal: str) -> float | None:
         """What `score` spends of this limit, in the limit's own terms; None while it is not measured.
@@ -103,6 +114,12 @@ class Limit:
         if value is None or (self.relative and not of):
             return None
         return float(value) / float(of) if self.relative else float(value)
+
+    def exceeded(self, used: float) -> str:
+        """`latency 62%, over the limit of 50%`; four digits where they tell the two apart."""
+        rounded = float(f"{used:.4g}")
+        shown = Limit(self.quantity, rounded if rounded > self.value else used, self.relative)
+        return f"{self.quantity} {shown}, over the limit of {self}"
 
     def violation(self, score: Score, dense: Score, goal: str) -> float | None:
         """`used / limit - 1`, at most 0 where the limit is kept; None while it is not measured."""
@@ -129,12 +146,12 @@ class Budget:
         return {quantity: value for quantity, value in found.items() if value is not None}
 
     def broken(self, score: Score, dense: Score, goal: str) -> list[str]:
-        """One phrase for each limit that is measured and not kept, as `latency 62% over the limit 50%`."""
+        """One phrase for each limit that is measured and not kept, as `latency 62%, over the limit of 50%`."""
         broken = []
         for limit in self.limits:
             used = limit.used(score, dense, goal)
             if used is not None and used > limit.value:
-                broken.append(f"{limit.quantity} {Limit(limit.quantity, used, limit.relative)} over the limit {limit}")
+                broken.append(limit.exceeded(used))
         return broken
 
     def to_json(self) -> dict[str, str]:

@@ -14,7 +14,6 @@ from autoprune.errors import InputError
 from autoprune.exporting import artefact
 from autoprune.exporting.recorded import Recorded
 from autoprune.measuring import measure
-from autoprune.target import Limit
 from autoprune.training import loop
 
 __all__ = ["TOLERANCE", "Check", "Failed", "Found", "checks"]
@@ -149,7 +148,7 @@ def _budget(recorded: Recorded) -> Found:
     spent = {limit.quantity: limit.used(score, dense, goal) for limit in limits}
     broken = [
         f"{limit.quantity} has no figure" if used is None
-        else f"{limit.quantity} {Limit(limit.quantity, used, limit.relative)} over the limit {limit}"
+        else limit.exceeded(used)
         for limit, used in zip(limits, spent.values(), strict=True)
         if used is None or used > limit.value
     ]

@@ -1,4 +1,4 @@
-"""Which channels live or die together: groups of coupled units, found by propagating channel ids through one forward."""
+"""Which channels live or die together: groups of coupled units, found by propagating channel ids."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from autoprune.errors import ModelError
 from autoprune.group import Group
 from autoprune.pruning.grouping import collect_units
 from autoprune.pruning.propagation import propagate
-from autoprune.pruning.shrink import Cut
+from autoprune.pruning.shrink import Cut, replace_tensors
 from autoprune.task import Inputs
 
 __all__ = ["Coupling", "Slot", "discover", "layer_of", "tensor_of", "trace"]
@@ -33,7 +33,7 @@ class Slot:
 class Coupling:
     """The groups of a model, and where each of their units sits.
 
-    `members[key]` are the numbers of a units group's units, (cells, units per cell); a unit's number is its place in `total`.
+    `members[key]` are the numbers of a units group's units, (cells, units per cell); numbers run over `total` units.
     """
 
     groups: tuple[Group, ...]
@@ -54,7 +54,7 @@ class Coupling:
         return [group for group in self.groups if group.refusal is None]
 
     def kept(self, keep: Mapping[str, Tensor]) -> Tensor:
-        """Boolean over all units, and one True at the end for "no unit"; `keep[key]` is (units,), in the group's order."""
+        """Boolean over all units, and a True at the end for "none"; `keep[key]` is (units,), in the group's order."""
         alive = torch.ones(self.total + 1, dtype=torch.bool)
         for key, kept in keep.items():
             alive[self.members[key].flatten()] = kept.cpu()
@@ -68,7 +68,9 @@ class Coupling:
             place = (slot.tensor, slot.dim, slot.groups)
             kept = alive[slot.units]
             by_place[place] = by_place[place] & kept if place in by_place else kept
-        return [Cut(tensor, dim, kept, groups) for (tensor, dim, groups), kept in by_place.items() if not bool(kept.all())]
+        return [
+            Cut(tensor, dim, kept, groups) for (tensor, dim, groups), kept in by_place.items() if not bool(kept.all())
+        ]
 
     def without(self, refusals: Mapping[str, str]) -> Coupling:
         """The same with some units groups refused, for the reasons given."""
@@ -79,8 +81,8 @@ class Coupling:
 def discover(model: nn.Module, inputs: Inputs) -> Coupling:
     """The proved groups of `model`: units groups first, in order of execution, then weights groups.
 
-    Every units group is proved by cutting it and comparing with the model whose consumers are masked; a group that fails is
-    refused with the reason, never half cut. `model` is untouched. Raises ModelError where its forward fails.
+    Every units group is proved by cutting it and comparing with the model whose consumers are masked; one that fails
+    is refused with the reason, never half cut. `model` is untouched. Raises ModelError where its forward fails.
     """
     from autoprune.pruning.proof import prove
 
@@ -90,28 +92,39 @@ def discover(model: nn.Module, inputs: Inputs) -> Coupling:
 
 def trace(model: nn.Module, inputs: Inputs) -> Coupling:
     """The groups as id propagation finds them, not yet proved."""
+    model = replace_tensors(model, lambda name, tensor: tensor.clone())  # a forward may write into buffers
     found = propagate(model, inputs.rows(min(2, inputs.batch_size)).map(lambda tensor: tensor.clone()))
     units = collect_units(found, kinds_by_layer(model))
-    slots = tuple(Slot(use.tensor, use.dim, use.groups, use.role, units.number(found.ids.roots(use.ids)))
-                  for use in found.ids.uses)
+    slots = tuple(
+        Slot(use.tensor, use.dim, use.groups, use.role, units.number(found.ids.roots(use.ids)))
+        for use in found.ids.uses
+    )
     slots = tuple(slot for slot in slots if bool((slot.units >= 0).any()))
     norms = {call: units.number(found.ids.roots(ids)) for call, ids in found.layers.norm_calls.items()}
-    return Coupling((*units.groups, *weights_groups(model)), slots, units.members, units.total,
-                    {call: numbers for call, numbers in norms.items() if bool((numbers >= 0).any())})
+    return Coupling(
+        (*units.groups, *weights_groups(model)),
+        slots,
+        units.members,
+        units.total,
+        {call: numbers for call, numbers in norms.items() if bool((numbers >= 0).any())},
+    )
 
 
 def weights_groups(model: nn.Module) -> Iterable[Group]:
     """One group for the weight tensor of every convolution, linear, recurrent and attention layer."""
+    first = {
+        id(parameter): name for name, parameter in model.named_parameters()
+    }  # a shared tensor goes by its first name
     seen: set[int] = set()
-    for path, module in model.named_modules():
+    for module in model.modules():
         kind = kind_of(module)
         if kind in ("embedding", "other"):
             continue
-        for name, parameter in module.named_parameters(recurse=False):
+        for parameter in module.parameters(recurse=False):
             if parameter.dim() >= 2 and id(parameter) not in seen:
                 seen.add(id(parameter))
-                full = f"{path}.{name}" if path else name
-                yield Group(layer_of(full), "weights", (layer_of(full),), (kind,), tuple(parameter.shape))
+                layer = layer_of(first[id(parameter)])
+                yield Group(layer, "weights", (layer,), (kind,), tuple(parameter.shape))
 
 
 def layer_of(tensor: str) -> str:

@@ -59,20 +59,37 @@ def collect_units(found: Propagation, kinds: Mapping[str, str]) -> Units:
         if free:
             cells, refusal = _cells(free, balances)
         if not refusal and len(cells[0]) < 2:
-            refusal = "each block of it that must lose the same count has a single channel" if len(cells) > 1 else "it has a single channel"
-        group = Group(members[0].name, "units", tuple(layer.name for layer in members), tuple(layer.kind for layer in members),
-                      (len(free) or members[0].channels,), 1 if refusal else len(cells), refusal)
+            refusal = (
+                "each block of it that must lose the same count has a single channel"
+                if len(cells) > 1
+                else "it has a single channel"
+            )
+        group = Group(
+            members[0].name,
+            "units",
+            tuple(layer.name for layer in members),
+            tuple(layer.kind for layer in members),
+            (len(free) or members[0].channels,),
+            1 if refusal else len(cells),
+            refusal,
+        )
         units.groups.append(group)
         if refusal is None:
             start = units.total
-            units.number_of |= {root: start + place for place, root in enumerate(root for cell in cells for root in cell)}
+            units.number_of |= {
+                root: start + place for place, root in enumerate(root for cell in cells for root in cell)
+            }
             units.members[group.key] = torch.arange(start, units.total).view(len(cells), -1)
+    for name, (count, why) in found.layers.refused.items():
+        if name not in layers:
+            units.groups.append(Group(name, "units", (name,), (kinds.get(name, "other"),), (count,), 1, why))
     return units
 
 
 def _agree_on_shared(found: Propagation) -> None:
     """Tensors used several times are cut once: unite their ids place by place; opaque reads freeze theirs."""
-    ids, first = found.ids, {}
+    ids = found.ids
+    first: dict[tuple[str, int, int], Tensor] = {}
     for use in ids.uses:
         place = (use.tensor, use.dim, use.groups)
         if use.tensor in found.opaque:
@@ -92,7 +109,9 @@ def _producing_layers(ids: Ids, kinds: Mapping[str, str]) -> dict[str, _Layer]:
         if use.role == "produce":
             name = use.tensor.removesuffix(".weight")
             roots = list(dict.fromkeys(ids.roots(use.ids).tolist()))
-            layers.setdefault(name, _Layer(name, use.kind if use.kind != "other" else kinds.get(name, "other"), roots, len(use.ids)))
+            layers.setdefault(
+                name, _Layer(name, use.kind if use.kind != "other" else kinds.get(name, "other"), roots, len(use.ids))
+            )
     return layers
 
 
@@ -142,10 +161,15 @@ def _cells(free: list[int], balances: list[Balance]) -> tuple[list[list[int]], s
         cells[tuple(signature[root])].append(root)
     found = list(cells.values())
     if len({len(cell) for cell in found}) > 1:
-        return found, f"its blocks cannot lose the same count ({', '.join(sorted({balance.why for balance in concerned}))})"
+        return (
+            found,
+            f"its blocks cannot lose the same count ({', '.join(sorted({balance.why for balance in concerned}))})",
+        )
     for balance in concerned:
-        counts = [sum(count for root, count in Counter(roots).items() if root in inside)
-                  for roots in balance.ids.view(balance.blocks, -1).tolist()]
+        counts = [
+            sum(count for root, count in Counter(roots).items() if root in inside)
+            for roots in balance.ids.view(balance.blocks, -1).tolist()
+        ]
         if len(set(counts)) > 1:
             return found, f"only some of its blocks may be cut ({balance.why})"
     return found, None

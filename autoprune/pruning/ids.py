@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-__all__ = ["Balance", "Ids", "Labels", "Use", "vector_along", "varying"]
+__all__ = ["Balance", "Ids", "Labels", "Use", "varying", "vector_along"]
 
 Role = Literal["produce", "consume", "carry"]
 
@@ -33,7 +33,7 @@ class Use:
 
 @dataclass(frozen=True)
 class Balance:
-    """The channels `ids`, in order, form `blocks` equal blocks which must lose the same count; `why` names the operation."""
+    """The channels `ids`, in order, form `blocks` equal blocks that must lose the same count; `why` says of what."""
 
     ids: Tensor
     blocks: int
@@ -76,7 +76,7 @@ class Ids:
 
     def unite(self, first: Tensor, second: Tensor) -> None:
         """Make one unit of each pair of ids; 0 unites with nothing."""
-        pairs = torch.stack(torch.broadcast_tensors(first, second), -1).reshape(-1, 2)
+        pairs = torch.stack([*torch.broadcast_tensors(first, second)], -1).reshape(-1, 2)  # type: ignore[no-untyped-call]
         pairs = pairs[(pairs[:, 0] != pairs[:, 1]) & (pairs > 0).all(1)]
         for a, b in torch.unique(pairs, dim=0).tolist():
             a, b = self.find(a), self.find(b)
@@ -108,7 +108,7 @@ class Labels:
 
     def get(self, tensor: Tensor) -> Tensor:
         """int64, shaped like `tensor`; zeros where it carries none."""
-        found = self._labels.get(tensor)
+        found = self._labels.get(tensor)  # type: ignore[no-untyped-call]
         return found if found is not None else torch.zeros((), dtype=torch.int64).expand(tensor.shape)
 
     def set(self, tensor: Tensor, labels: Tensor) -> None:
@@ -121,7 +121,9 @@ class Labels:
 
 def varying(labels: Tensor) -> list[int]:
     """The dimensions along which the ids differ."""
-    return [dim for dim in range(labels.dim()) if labels.shape[dim] > 1 and bool((labels != labels.narrow(dim, 0, 1)).any())]
+    return [
+        dim for dim in range(labels.dim()) if labels.shape[dim] > 1 and bool((labels != labels.narrow(dim, 0, 1)).any())
+    ]
 
 
 def vector_along(labels: Tensor, dim: int) -> Tensor | None:

@@ -17,8 +17,10 @@ from autoprune.task import Batch
 __all__ = ["Importance", "gradients"]
 
 
-def gradients(model: nn.Module, batches: Iterable[Batch], loss: Callable[[Any, Any], Tensor], count: int = 8) -> dict[str, Tensor]:
-    """Mean d loss / d parameter over the first `count` batches, in eval mode, by parameter name; `model` is left as it was.
+def gradients(
+    model: nn.Module, batches: Iterable[Batch], loss: Callable[[Any, Any], Tensor], count: int = 8
+) -> dict[str, Tensor]:
+    """Mean d loss / d parameter over the first `count` batches, in eval mode, by parameter; `model` is left as it was.
 
     Raises InputError where there is no batch.
     """
@@ -42,8 +44,10 @@ def gradients(model: nn.Module, batches: Iterable[Batch], loss: Callable[[Any, A
                     break
         if not seen:
             raise InputError("gradients need at least one batch; the data gave none")
-        return {name: parameter.grad.detach().clone() / seen if parameter.grad is not None else torch.zeros_like(parameter)
-                for name, parameter in model.named_parameters()}
+        return {
+            name: parameter.grad.detach().clone() / seen if parameter.grad is not None else torch.zeros_like(parameter)
+            for name, parameter in model.named_parameters()
+        }
     finally:
         for name, parameter in model.named_parameters():
             parameter.grad, needs = held[name]
@@ -53,9 +57,11 @@ def gradients(model: nn.Module, batches: Iterable[Batch], loss: Callable[[Any, A
 
 
 class Importance:
-    """Importance of the units and weights of one model by any criterion; gradients are gathered at most once, when first needed."""
+    """Importance of one model's units and weights by any criterion; gradients are gathered once, when first needed."""
 
-    def __init__(self, model: nn.Module, coupling: Coupling, gather: Callable[[], Mapping[str, Tensor]] | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, coupling: Coupling, gather: Callable[[], Mapping[str, Tensor]] | None = None
+    ) -> None:
         self._parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
         self._model, self._coupling, self._gather = model, coupling, gather
         self._gradients: Mapping[str, Tensor] | None = None
@@ -72,7 +78,9 @@ class Importance:
     def elements(self, tensor: str, criterion: str) -> Tensor:
         """Importance of each element of a parameter, shaped like it."""
         plugin = plugins.load("criterion", criterion)()
-        return torch.as_tensor(plugin.score(self._parameters[tensor], self.gradient(tensor) if plugin.needs_gradients else None))
+        return torch.as_tensor(
+            plugin.score(self._parameters[tensor], self.gradient(tensor) if plugin.needs_gradients else None)
+        )
 
     def units(self, group: Group, criterion: str) -> Tensor:
         """Importance of each unit of a group, (cells, units per cell), summed over all its parameters."""

@@ -1,4 +1,4 @@
-"""Hold weight masks on a model while it trains: set after each optimiser step, tightened by a schedule where gradual."""
+"""Hold weight masks on a model while it trains: set after each optimiser step, where gradual by a schedule."""
 
 from __future__ import annotations
 

@@ -11,22 +11,40 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from autoprune.pruning.ids import Balance, varying, vector_along
 
 if TYPE_CHECKING:
     from autoprune.pruning.propagation import Propagation
 
-__all__ = ["COPIES", "MOVES", "move"]
+__all__ = ["COPIES", "MOVES", "argument", "move"]
 
 COPIES = {"clone", "contiguous", "detach", "alias", "lift_fresh", "_to_copy", "_conj", "positive"}
 _RESHAPES = {"view", "_unsafe_view", "reshape", "_reshape_alias"}
 _WHOLE = {"permute", "transpose", "t", "expand", "unsqueeze", "squeeze", "cat", "stack", "repeat", "movedim", "flip"}
 _PARTS = {"slice", "narrow", "split", "split_with_sizes", "unsafe_split", "unsafe_chunk", "chunk", "select", "unbind"}
 _SHUFFLES = {"channel_shuffle", "native_channel_shuffle"}
-_PICKS = {"index_select", "gather", "index", "roll", "unfold", "im2col", "pixel_shuffle", "pixel_unshuffle", "take_along_dim"}
+_PICKS = {
+    "index_select",
+    "gather",
+    "index",
+    "roll",
+    "unfold",
+    "im2col",
+    "pixel_shuffle",
+    "pixel_unshuffle",
+    "take_along_dim",
+}
 MOVES = COPIES | _RESHAPES | _WHOLE | _PARTS | _SHUFFLES | _PICKS | {"constant_pad_nd"}
+
+
+def argument(func: Any, args: Any, kwargs: Any, name: str) -> Any:
+    """What an operator was given for the argument `name`, its default, or None where it has no such argument."""
+    for place, expected in enumerate(func._schema.arguments):
+        if expected.name == name:
+            return kwargs[name] if name in kwargs else args[place] if place < len(args) else expected.default_value
+    return None
 
 
 def move(found: Propagation, base: str, func: Any, outs: list[Tensor], args: Any, kwargs: Any) -> None:
@@ -46,15 +64,36 @@ def move(found: Propagation, base: str, func: Any, outs: list[Tensor], args: Any
             _check_shuffle(found, source, args)
         elif base in _PICKS and varying(source):
             _check_pick(found, base, source, outs[0], args)
-        moved = tree_map_only(Tensor, lambda t: found.labels.get(t).contiguous() if t.is_floating_point() else t, (args, kwargs))
-        out = func(*moved[0], **moved[1])
+        out = _run_on_labels(found, base, func, args, kwargs)
         results = list(out) if isinstance(out, (list, tuple)) else [out]
     for tensor, labels in zip(outs, results, strict=True):
         found.labels.set(tensor, labels.expand(tensor.shape))
 
 
+def _run_on_labels(found: Propagation, base: str, func: Any, args: Any, kwargs: Any) -> Any:
+    """The operator on the ids of its data; index tensors stay what they are."""
+
+    def labels(tensor: Tensor) -> Tensor:
+        return found.labels.get(tensor).clone()
+
+    if base in _PICKS:
+        for index in tree_leaves((args[1:], kwargs)):
+            if isinstance(index, Tensor) and varying(found.labels.get(index)):
+                for tensor in (args[0], index):
+                    found.ids.freeze(found.labels.get(tensor), f"{base} by channels at {found.where()}")
+        if base in ("im2col", "pixel_shuffle", "pixel_unshuffle"):  # not there for integers; ids are exact in double
+            return func(labels(args[0]).double(), *args[1:], **kwargs).long()
+        return func(labels(args[0]), *args[1:], **kwargs)
+    moved_args, moved_kwargs = tree_map_only(Tensor, labels, (args, kwargs))
+    return func(*moved_args, **moved_kwargs)
+
+
 def _part_dim(base: str, args: Any) -> int:
-    dim = args[2] if base in ("split", "split_with_sizes", "unsafe_split", "unsafe_chunk", "chunk") and len(args) > 2 else None
+    dim = (
+        args[2]
+        if base in ("split", "split_with_sizes", "unsafe_split", "unsafe_chunk", "chunk") and len(args) > 2
+        else None
+    )
     if dim is None and base in ("slice", "narrow", "select", "unbind") and len(args) > 1:
         dim = args[1]
     return int(dim or 0)
@@ -88,12 +127,16 @@ def _check_shuffle(found: Propagation, source: Tensor, args: Any) -> None:
     if ids is None:
         found.ids.freeze(source, why)
     else:
-        found.ids.balances.append(Balance(ids, int(args[1]), why))
+        _same_in_blocks(found, ids, int(args[1]), why)
 
 
 def _check_pick(found: Propagation, base: str, source: Tensor, out: Tensor, args: Any) -> None:
     """Freeze unless every dimension with channels passes untouched (same size, indexed whole)."""
-    dims = {int(arg) % source.dim() for arg in args[1:] if isinstance(arg, int)} if base in ("index_select", "gather", "unfold") else set()
+    dims = (
+        {int(arg) % source.dim() for arg in args[1:] if isinstance(arg, int)}
+        if base in ("index_select", "gather", "unfold")
+        else set()
+    )
     if base == "roll":
         dims = {dim % source.dim() for dim in (args[2] if len(args) > 2 else range(source.dim()))}
     if base == "index":
@@ -119,7 +162,14 @@ def _check_split(found: Propagation, source: Tensor, shape: torch.Size) -> None:
         blocks = 1
         for dim in wide[:-1]:
             blocks *= shape[dim]
-        found.ids.balances.append(Balance(ids, blocks, f"view that splits channels at {found.where()}"))
+        _same_in_blocks(found, ids, blocks, f"view that splits channels at {found.where()}")
+
+
+def _same_in_blocks(found: Propagation, ids: Tensor, blocks: int, why: str) -> None:
+    """Blocks that may be interleaved afterwards must lose the same places, not only the same count."""
+    table = ids.view(blocks, -1)
+    found.ids.unite(table[:1], table)
+    found.ids.balances.append(Balance(ids, blocks, why))
 
 
 def _matched(before: torch.Size, after: torch.Size) -> list[tuple[list[int], list[int]]]:
@@ -127,7 +177,11 @@ def _matched(before: torch.Size, after: torch.Size) -> list[tuple[list[int], lis
     runs: list[tuple[list[int], list[int]]] = []
     i = j = 0
     while i < len(before) or j < len(after):
-        old, new = ([i], [j]) if i < len(before) and j < len(after) else (list(range(i, len(before))), list(range(j, len(after))))
+        old, new = (
+            ([i], [j])
+            if i < len(before) and j < len(after)
+            else (list(range(i, len(before))), list(range(j, len(after))))
+        )
         left = before[i] if i < len(before) else 1
         right = after[j] if j < len(after) else 1
         i, j = (i + 1, j + 1) if i < len(before) and j < len(after) else (len(before), len(after))
@@ -145,7 +199,7 @@ def _matched(before: torch.Size, after: torch.Size) -> list[tuple[list[int], lis
 
 
 def _padded(found: Propagation, source: Tensor, pads: list[int]) -> Tensor:
-    """Ids after zero padding: a border beside channels is a frozen id of its own, any other border is its neighbour's."""
+    """Ids after zero padding: a border beside channels is a frozen id of its own, any other its neighbour's."""
     channels = varying(source)
     for place in range(len(pads) // 2):
         dim = source.dim() - 1 - place
@@ -154,13 +208,16 @@ def _padded(found: Propagation, source: Tensor, pads: list[int]) -> Tensor:
             if dim in channels:
                 found.ids.freeze(source, f"crop of channels at {found.where()}")
             source = source.narrow(dim, max(-before, 0), source.shape[dim] - max(-before, 0) - max(-after, 0))
-        edge = torch.tensor(found.ids.new_frozen(f"joined with zero padding of channels at {found.where()}")) if dim in channels else None
+        edge = (
+            torch.tensor(found.ids.new_frozen(f"joined with zero padding of channels at {found.where()}"))
+            if dim in channels
+            else None
+        )
         parts = [source]
         for count, front in ((max(before, 0), True), (max(after, 0), False)):
             if count:
-                shape = [*source.shape[:dim], count, *source.shape[dim + 1:]]
+                shape = [*source.shape[:dim], count, *source.shape[dim + 1 :]]
                 border = edge.expand(shape) if edge is not None else source.narrow(dim, 0, 1).expand(shape)
                 parts = [border, *parts] if front else [*parts, border]
         source = torch.cat(parts, dim) if len(parts) > 1 else source
     return source
-

@@ -10,15 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_flatten
 
 from autoprune.group import Group
 from autoprune.pruning.coupling import Coupling
-from autoprune.pruning.propagation import plain_forward
+from autoprune.pruning.forward import outputs_of
 from autoprune.pruning.shrink import replace_tensors, shrink
 from autoprune.task import Inputs
 
-__all__ = ["TOLERANCE", "masked_outputs", "outputs_of", "prove", "relative_error"]
+__all__ = ["TOLERANCE", "masked_outputs", "prove", "relative_error"]
 
 TOLERANCE = 1e-5
 
@@ -32,7 +31,9 @@ def prove(model: nn.Module, inputs: Inputs, coupling: Coupling) -> dict[str, str
     groups = [group for group in coupling.prunable() if group.level == "units"]
     probe = _randomised(model)
     generator = torch.Generator().manual_seed(0)
-    inputs = inputs.rows(2).map(lambda t: t + 0.5 * torch.randn(t.shape, generator=generator).to(t) if t.is_floating_point() else t)
+    inputs = inputs.rows(2).map(
+        lambda t: t + 0.5 * torch.randn(t.shape, generator=generator).to(t) if t.is_floating_point() else t
+    )
     refusals: dict[str, str] = {}
 
     def search(part: Sequence[Group]) -> None:
@@ -45,7 +46,7 @@ def prove(model: nn.Module, inputs: Inputs, coupling: Coupling) -> dict[str, str
             refusals[part[0].key] = problem
             return
         search(part[: len(part) // 2])
-        search(part[len(part) // 2:])
+        search(part[len(part) // 2 :])
 
     search(groups)
     remaining = [group for group in groups if group.key not in refusals]
@@ -64,12 +65,16 @@ def _difference(probe: nn.Module, inputs: Inputs, coupling: Coupling, groups: Se
         error = relative_error(outputs_of(smaller, inputs), masked_outputs(probe, inputs, coupling, keep))
         if TOLERANCE < error < 1e-2:  # rounding, or really wrong? double precision tells
             error = relative_error(
-                outputs_of(_double(smaller), inputs.map(_wide)), masked_outputs(_double(probe), inputs.map(_wide), coupling, keep))
+                outputs_of(_double(smaller), inputs.map(_wide)),
+                masked_outputs(_double(probe), inputs.map(_wide), coupling, keep),
+            )
     except Exception as problem:
         return f"the model does not run after the cut ({type(problem).__name__}: {str(problem).splitlines()[0][:120]})"
     if not error <= TOLERANCE:
-        return (f"after a cut the same code reads other channels (bounds written into the code?): "
-                f"cut and masked model differ by {error:.2g} relative")
+        return (
+            f"after a cut the same code reads other channels (bounds written into the code?): "
+            f"cut and masked model differ by {error:.2g} relative"
+        )
     return None
 
 
@@ -84,20 +89,15 @@ def random_keep(coupling: Coupling, key: str, share: float = 1 / 3, seed: int = 
     return keep.flatten()
 
 
-def outputs_of(model: nn.Module, inputs: Inputs) -> list[Tensor]:
-    """Output tensors of one plain forward."""
-    with plain_forward(model):
-        output = inputs.call(model)
-    return [leaf for leaf in tree_flatten(dict(output) if hasattr(output, "items") else output)[0] if isinstance(leaf, Tensor)]
-
-
 def masked_outputs(model: nn.Module, inputs: Inputs, coupling: Coupling, keep: dict[str, Tensor]) -> list[Tensor]:
     """Outputs of the model at full width whose dropped units are zeroed where they are consumed.
 
     Norms across channels take their statistics over the kept channels only: that is what the cut model does.
     """
     alive = coupling.kept(keep)
-    zeroed = {slot.tensor: slot for slot in coupling.slots if slot.role == "consume" and not bool(alive[slot.units].all())}
+    zeroed = {
+        slot.tensor: slot for slot in coupling.slots if slot.role == "consume" and not bool(alive[slot.units].all())
+    }
     parameters = dict(model.named_parameters())
 
     def masked(name: str, tensor: Tensor) -> Tensor:
@@ -106,8 +106,10 @@ def masked_outputs(model: nn.Module, inputs: Inputs, coupling: Coupling, keep: d
             return tensor.clone()
         kept = alive[slot.units].to(tensor.device)
         if slot.groups > 1:
-            rows = [row * _along(part, row, slot.dim) for row, part in
-                    zip(tensor.chunk(slot.groups), kept.chunk(slot.groups), strict=True)]
+            rows = [
+                row * _along(part, row, slot.dim)
+                for row, part in zip(tensor.chunk(slot.groups), kept.chunk(slot.groups), strict=True)
+            ]
             return torch.cat(rows)
         return tensor * _along(kept, tensor, slot.dim)
 
@@ -148,8 +150,15 @@ class _KeptNorms(TorchFunctionMode):
         return _kept_norm(func, keep.nonzero()[:, 0], *args, **kwargs)
 
 
-def _kept_norm(func: Callable[..., Tensor], index: Tensor, input: Tensor, second: Any, weight: Tensor | None = None,
-               *rest: Any, **kwargs: Any) -> Tensor:
+def _kept_norm(
+    func: Callable[..., Tensor],
+    index: Tensor,
+    input: Tensor,
+    second: Any,
+    weight: Tensor | None = None,
+    *rest: Any,
+    **kwargs: Any,
+) -> Tensor:
     dim = 1 if func is F.group_norm else -1
     shape = second if func is F.group_norm else (len(index),)
 
@@ -177,7 +186,7 @@ def _randomised(model: nn.Module) -> nn.Module:
         if tensor.dim() >= 2:
             fan_in = tensor[0].numel() if tensor.dim() < 5 or name.endswith("weight") else tensor.shape[-1]
             return (noise * math.sqrt(2 / fan_in)).to(tensor)
-        if name.endswith("bias") or name.endswith("running_mean"):
+        if name.endswith(("bias", "running_mean")):
             return (0.1 * noise).to(tensor)
         return (0.5 + torch.rand(tensor.shape, generator=generator)).to(tensor)
 

@@ -34,8 +34,13 @@ class Pruned:
         return self.model
 
 
-def apply(model: nn.Module, coupling: Coupling, plan: Plan, importance: Importance,
-          schedule: Callable[[float], float] = lambda progress: 1.0) -> Pruned:
+def apply(
+    model: nn.Module,
+    coupling: Coupling,
+    plan: Plan,
+    importance: Importance,
+    schedule: Callable[[float], float] = lambda progress: 1.0,
+) -> Pruned:
     """Cut and mask a copy of `model` as `plan` says; `model` is untouched.
 
     `schedule` maps training progress in [0, 1] to the share of the final ratio of gradual techniques.
@@ -43,7 +48,11 @@ def apply(model: nn.Module, coupling: Coupling, plan: Plan, importance: Importan
     """
     cuts = cuts_of(coupling, plan, importance)
     smaller = shrink(model, cuts)
-    masks = [_mask(model, smaller, group, choice, cuts, importance) for group, choice in _checked(coupling, plan) if group.level == "weights"]
+    masks = [
+        _mask(model, smaller, group, choice, cuts, importance)
+        for group, choice in _checked(coupling, plan)
+        if group.level == "weights"
+    ]
     return Pruned(smaller, Masks(smaller, masks, schedule), cuts)
 
 
@@ -63,18 +72,24 @@ def _checked(coupling: Coupling, plan: Plan) -> list[tuple[Group, Choice]]:
     found = []
     for key, choice in plan:
         if key not in groups:
-            raise PlanError(f"the plan names the group {key!r}, which this model does not have{nearest(key, groups)}; "
-                            f"groups: {', '.join(groups)}")
+            raise PlanError(
+                f"the plan names the group {key!r}, which this model does not have{nearest(key, groups)}; "
+                f"groups: {', '.join(groups)}"
+            )
         group = groups[key]
         technique = plugins.load("technique", choice.technique)()
-        reason = group.refusal or (f"{choice.technique} acts on {technique.level}" if technique.level != group.level else technique.fits(group))
+        reason = group.refusal or (
+            f"{choice.technique} acts on {technique.level}" if technique.level != group.level else technique.fits(group)
+        )
         if reason:
             raise PlanError(f"{choice.technique} cannot act on {key!r}: {reason}")
         found.append((group, choice))
     return found
 
 
-def _mask(dense: nn.Module, smaller: nn.Module, group: Group, choice: Choice, cuts: list[Cut], importance: Importance) -> Mask:
+def _mask(
+    dense: nn.Module, smaller: nn.Module, group: Group, choice: Choice, cuts: list[Cut], importance: Importance
+) -> Mask:
     """A mask on what the cut left of a layer's weight; gradients are the dense model's, cut alike."""
     name = tensor_of(dense, group.name)
     technique = plugins.load("technique", choice.technique)()

@@ -40,8 +40,12 @@ def take(tensor: Tensor, cuts: Sequence[Cut]) -> Tensor:
             continue
         rows = tensor.chunk(cut.groups, dim=0)  # the output channels of each group read the inputs of that group
         keeps = cut.keep.chunk(cut.groups)
-        tensor = torch.cat([row.index_select(cut.dim, keep.nonzero()[:, 0].to(row.device))
-                            for row, keep in zip(rows, keeps, strict=True)])
+        tensor = torch.cat(
+            [
+                row.index_select(cut.dim, keep.nonzero()[:, 0].to(row.device))
+                for row, keep in zip(rows, keeps, strict=True)
+            ]
+        )
     return tensor.contiguous()
 
 
@@ -56,11 +60,13 @@ def shrink(model: nn.Module, cuts: Sequence[Cut]) -> nn.Module:
     by_tensor: dict[str, list[Cut]] = {}
     for cut in cuts:
         by_tensor.setdefault(cut.tensor, []).append(cut)
-    return replace_tensors(model, lambda name, tensor: take(tensor, by_tensor[name]) if name in by_tensor else tensor.clone())
+    return replace_tensors(
+        model, lambda name, tensor: take(tensor, by_tensor[name]) if name in by_tensor else tensor.clone()
+    )
 
 
 def replace_tensors(model: nn.Module, new: Callable[[str, Tensor], Tensor]) -> nn.Module:
-    """A deep copy of `model` whose every parameter and buffer is `new(name, tensor)`; module attributes follow the shapes."""
+    """A deep copy of `model`, each parameter and buffer `new(name, tensor)`; module attributes follow the shapes."""
     memo: dict[int, Any] = {}
     changed: set[int] = set()
     for name, tensor in named_tensors(model):
@@ -92,10 +98,16 @@ def resize(dense: nn.Module, widths: Mapping[str, Sequence[int]]) -> nn.Module:
     for name, shape in widths.items():
         if name not in shapes:
             raise PlanError(f"the recorded widths name {name!r}, which the dense model does not have")
-        if len(shape) != len(shapes[name]) or any(not 1 <= new <= old for new, old in zip(shape, shapes[name], strict=True)):
+        if len(shape) != len(shapes[name]) or any(
+            not 1 <= new <= old for new, old in zip(shape, shapes[name], strict=True)
+        ):
             raise PlanError(f"{name} cannot be cut from {tuple(shapes[name])} to {tuple(shape)}")
-    return replace_tensors(dense, lambda name, tensor: tensor[tuple(slice(int(n)) for n in widths[name])].clone()
-                           if name in widths else tensor.clone())
+    return replace_tensors(
+        dense,
+        lambda name, tensor: (
+            tensor[tuple(slice(int(n)) for n in widths[name])].clone() if name in widths else tensor.clone()
+        ),
+    )
 
 
 def _follow_shapes(name: str, module: nn.Module, dense: nn.Module) -> None:

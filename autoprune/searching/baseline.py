@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_model, save_model
 from torch import nn
 
-from autoprune.pruning.importance import gradients
-from autoprune.pruning.importance import Importance
+from autoprune.errors import InputError
+from autoprune.pruning.importance import Importance, gradients
 from autoprune.run import Run, write_whole
 from autoprune.score import Score
 from autoprune.searching.listener import Listener
@@ -18,17 +18,40 @@ from autoprune.searching.preparation import Prepared
 from autoprune.study import Study
 from autoprune.training.loop import evaluate, train
 
-__all__ = ["establish", "importance", "save_weights"]
+__all__ = ["establish", "importance", "kept", "save_weights"]
+
+
+def kept(study: Study, run: Run) -> bool:
+    """Whether the run has the trained dense model of this very study."""
+    try:
+        recorded = json.loads((run.dense / "score.json").read_text()).get("task")
+    except (OSError, ValueError):
+        return False
+    return bool(recorded == _mark(study))
+
+
+def _mark(study: Study) -> str:
+    return f"{study.task.digest()}-{study.search.seed}"
 
 
 def establish(study: Study, prepared: Prepared, run: Run, listener: Listener) -> Score:
-    """Give `prepared.model` its trained weights and return the dense score, from the run where it was kept."""
-    model, digest = prepared.model, study.task.digest()
-    kept = run.dense / "score.json"
-    if kept.exists() and json.loads(kept.read_text()).get("task") == digest:
+    """Give `prepared.model` its trained weights and return the dense score, from the run where it was kept.
+
+    Raises InputError where the run has trials of another task: the study is the same, but data or sources have changed.
+    """
+    model, path = prepared.model, run.dense / "score.json"
+    if kept(study, run):
         load_model(model, str(run.dense / "model.safetensors"))
-        return Score.from_json(json.loads(kept.read_text()))
-    untrained = evaluate(study.task.build(), study.task, "validation", study.task.training.device) if study.task.given is None else None
+        return Score.from_json(json.loads(path.read_text()))
+    if path.exists() and run.front.exists():
+        behind = ", ".join(str(path) for path in study.task.sources) or "the model's weights"
+        raise InputError(f"{run.folder} has results of the same study, but its data or what is behind it ({behind}) has changed since. "
+                         f"Start anew with --fresh, which keeps the old folder as {run.folder.name}.1, or give another folder with --out")
+    untrained = None
+    if study.task.given is None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(study.search.seed)
+            untrained = evaluate(study.task.build(), study.task, "validation", study.task.training.device)
     if not prepared.trained:
         listener.started(0, f"training the dense model, {study.task.training.epochs} epochs")
         train(model, study.task, study.task.training, seed=study.search.seed, report=listener.progress)
@@ -37,9 +60,10 @@ def establish(study: Study, prepared: Prepared, run: Run, listener: Listener) ->
     if untrained is not None and not study.task.metric.better(quality.metric, untrained.metric):
         listener.note(f"WARNING: the dense model is no better than an untrained one ({study.task.metric.name} {quality.metric:.4g} "
                       f"against {untrained.metric:.4g}): check weights, data and task.training before trusting anything below")
-    score = prepared.dense.updated(metric=quality.metric, loss=quality.loss, test_metric=test)
+    nonzero = sum(int(torch.count_nonzero(parameter)) for parameter in model.parameters())
+    score = prepared.dense.updated(nonzero_params=nonzero, metric=quality.metric, loss=quality.loss, test_metric=test)
     save_weights(model, run.dense / "model.safetensors")
-    run.write_json(kept, score.to_json() | {"task": digest})
+    run.write_json(path, score.to_json() | {"task": _mark(study)})
     return score
 
 

@@ -48,18 +48,20 @@ class Costs:
         self._memory: dict[str, Any] = {}
 
     def score(self, pruned: Pruned) -> Score:
-        """FLOPs, parameters, nonzero parameters at the final ratio, and size of the file that the target runs; no latency."""
+        """FLOPs, parameters, nonzero parameters at the final ratio, and size of the file that the target runs; no latency.
+
+        The nonzero count alone depends on the weights' values, and is counted anew.
+        """
         zeros = pruned.masks.final()
         key = self._key(pruned, zeros)
         kept = self._recall("costs", key)
         if kept is None:
-            score = measure.costs(pruned.model, self.inputs)
-            nonzero = sum(int(torch.count_nonzero(parameter * zeros[name] if name in zeros else parameter))
-                          for name, parameter in pruned.model.named_parameters())
             size = measure.size_bytes(self._artefact(pruned, zeros))
-            kept = score.updated(nonzero_params=nonzero, size_bytes=size).to_json()
+            kept = measure.costs(pruned.model, self.inputs).updated(nonzero_params=None, size_bytes=size).to_json()
             self._keep("costs", key, kept)
-        return Score.from_json(kept)
+        nonzero = sum(int(torch.count_nonzero(parameter * zeros[name] if name in zeros else parameter))
+                      for name, parameter in pruned.model.named_parameters())
+        return Score.from_json(kept).updated(nonzero_params=nonzero)
 
     def latency(self, pruned: Pruned, score: Score, processes: int = 0) -> Score:
         """`score` with the latency measured in this process, or anew in fresh ones, interleaved with the dense model."""

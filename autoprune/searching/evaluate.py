@@ -6,6 +6,7 @@ import copy
 import math
 from dataclasses import dataclass, replace
 
+import torch
 from torch import nn
 
 from autoprune.errors import TrainingError
@@ -64,9 +65,15 @@ class Evaluator:
                 raise TrainingError(f"the {study.task.metric.name} is {quality.metric}")
         except TrainingError as error:
             return Evaluated(Candidate(number, plan, score, False, "failed", str(error)))
-        score = score.updated(metric=quality.metric, loss=quality.loss)
+        nonzero = sum(int(torch.count_nonzero(parameter)) for parameter in model.parameters())
+        score = score.updated(metric=quality.metric, loss=quality.loss, nonzero_params=nonzero)
         broken = self._broken(score)
         return Evaluated(Candidate(number, plan, score, not broken, "trained", "; ".join(broken) or None), model, pruned)
+
+    def known(self, plan: Plan, number: int, score: Score) -> Evaluated:
+        """A plan that was trained before, with the score that it came to; its model is where it was kept then."""
+        broken = self._broken(score)
+        return Evaluated(Candidate(number, plan, score, not broken, "trained", "; ".join(broken) or None))
 
     def finish(self, pruned: Pruned) -> nn.Module:
         """The trained model with its masks multiplied in and its batch-norm statistics anew."""

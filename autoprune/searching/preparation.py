@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from autoprune.errors import BudgetError, ModelError, StudyError
+from autoprune.errors import BudgetError, ModelError, StudyError, TrainingError
 from autoprune.plan import Plan
 from autoprune.pruning.coupling import Coupling, discover
 from autoprune.pruning.importance import Importance
@@ -54,12 +54,15 @@ class Prepared:
         pruned = self.pruned(plan)
         return self.costs.latency(pruned, self.costs.score(pruned))
 
-    def seconds(self, study: Study) -> float:
-        """Estimate of the search: the dense model's training where it has none, then about half of the trials trained at half cost."""
-        baseline = 0.0 if self.trained else self.epoch_s * study.task.training.epochs
+    def seconds(self, study: Study, trials: int | None = None, trained: bool = False) -> float:
+        """Estimate of the search, or of the `trials` that are left: the dense model's training unless `trained`, then about
+        half of the trials trained at half cost, then the export.
+        """
+        trials = max(0, study.search.trials if trials is None else trials)
+        baseline = 0.0 if self.trained or trained else self.epoch_s * study.task.training.epochs
         trial = 1.0 + 0.5 * self.epoch_s * study.recovery.epochs * (1.3 if study.recovery.distill else 1.0)
-        whole = baseline + trial * study.search.trials + 25.0
-        return whole if study.search.timeout_s is None else min(whole, baseline + study.search.timeout_s + 25.0)
+        whole = baseline + trial * trials + 25.0
+        return whole if study.search.timeout_s is None else min(whole, max(baseline, study.search.timeout_s) + 25.0)
 
 
 def prepare(study: Study, run: Run | None = None) -> Prepared:
@@ -120,7 +123,7 @@ def _epoch_seconds(study: Study, model: nn.Module, steps: int = 3) -> float:
 
     try:
         train(copy.deepcopy(model), study.task, replace(study.task.training, epochs=steps + 1, distill=0.0), seed=0, report=report)
-    except Enough:
+    except (Enough, TrainingError):  # a training that breaks down is told of when it is due
         pass
     count = study.task.steps("train")
     return (times[-1] - times[0]) / (len(times) - 1) * count if len(times) > 1 else 0.0

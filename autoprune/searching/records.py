@@ -6,6 +6,7 @@ import csv
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,40 @@ from safetensors.torch import load_model
 from torch import nn
 
 from autoprune.errors import InputError
-from autoprune.plan import Plan
+from autoprune.exporting import artefact
 from autoprune.pruning import shrink
 from autoprune.run import Run, write_whole
-from autoprune.score import Candidate, Score
+from autoprune.score import Candidate, Score, pareto_front
 from autoprune.searching.baseline import save_weights
 from autoprune.study import Study
 
-__all__ = ["front_record", "keep_model", "keep_result", "kept_model", "kept_result", "write_front", "write_table"]
+__all__ = ["exported", "front_record", "keep_model", "keep_result", "kept_model", "kept_result", "worth_keeping", "write_front", "write_table"]
+
+_QUANTITIES = ("metric", "latency", "flops", "params", "nonzero_params", "size")  # that a budget may limit
 
 _FIGURES = [name for name in Score().to_json() if name != "uncounted"]
 _COLUMNS = ["trial", "state", "stage", "feasible", "reason", "seconds", *_FIGURES, "uncounted", "techniques", "plan"]
+
+
+def worth_keeping(candidate: Candidate, before: Sequence[Candidate], goal: str) -> bool:
+    """Whether no earlier trial is at least as good in quality and in every cost: only then can a budget ever want this one."""
+    return any(each.number == candidate.number for each in pareto_front([*before, candidate], _QUANTITIES, goal))
+
+
+def exported(run: Run, study: Study, candidates: Sequence[Candidate]) -> Candidate | None:
+    """The best, as a finished search of the same trials, budget and formats has exported and verified it, file by file; or None."""
+    try:
+        front, record = artefact.read_mapping(run.front), artefact.read_mapping(run.best / artefact.SCORE)
+        verified = artefact.read_mapping(run.best / artefact.VERIFICATION)
+        formats = {*study.formats, "safetensors", artefact.runs(study.target.runtime, (study.folder,))}
+        same = (front["best"] == record["trial"] and front["budget"] == record["budget"] == study.budget.to_json()
+                and verified["passed"] and not verified["open"] and set(record["formats"]) == formats
+                and all(artefact.digest(run.best / name) == known for name, known in record["files"].items()))
+        score = Score.from_json(record)
+    except (ValueError, KeyError, TypeError, OSError):
+        return None
+    found = (each for each in candidates if same and each.number == record["trial"])
+    return next((replace(each, score=score) for each in found), None)
 
 
 def keep_model(run: Run, candidate: Candidate, model: nn.Module, dense: nn.Module) -> None:
@@ -50,15 +74,15 @@ def keep_result(run: Run, key: str, candidate: Candidate) -> None:
     run.cache("trained", key, {"trial": candidate.number, "score": candidate.score.to_json()})
 
 
-def kept_result(run: Run, key: str, number: int, plan: Plan) -> Candidate | None:
-    """The remembered result of a plan as trial `number`; its model's folder, where there is one, is copied along."""
+def kept_result(run: Run, key: str, number: int) -> Score | None:
+    """The remembered result of a plan for trial `number`; its model's folder, where there is one, is copied along."""
     kept = run.cached("trained", key)
     if kept is None:
         return None
     old, new = run.trial(kept["trial"]), run.trial(number)
     if (old / "score.json").exists() and not new.exists():
         shutil.copytree(old, new)
-    return Candidate(number, plan, Score.from_json(kept["score"]), True, "trained")
+    return Score.from_json(kept["score"])
 
 
 def front_record(study: Study, dense: Score, front: Sequence[Candidate], best: Candidate | None) -> dict[str, Any]:
@@ -98,6 +122,8 @@ def write_table(run: Run, candidates: Sequence[Candidate], trials: Sequence[Any]
 
 def _row(trial: Any, candidate: Candidate | None) -> dict[str, Any]:
     row: dict[str, Any] = {"trial": trial.number, "state": trial.state.name, "seconds": trial.user_attrs.get("seconds")}
+    if candidate is None and trial.state.is_finished():
+        row["reason"] = trial.user_attrs.get("again", "interrupted") + ": its plan is tried again as another trial"
     if candidate is not None:
         figures = candidate.score.to_json()
         techniques = sorted({choice.technique for _, choice in candidate.plan})

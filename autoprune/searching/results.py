@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from autoprune.errors import BudgetError, InputError
+from autoprune.errors import BudgetError, InputError, TrainingError
 from autoprune.exporting.export import Finished, export
 from autoprune.exporting.verify import verify_in_fresh_process
 from autoprune.group import Group
@@ -49,9 +49,10 @@ def check(study: Study) -> Checked:
 
 
 def apply_plan(study: Study, plan: Plan, out: Path, listener: Listener | None = None) -> Result:
-    """Prune by `plan`, train, export to `out` and verify; no search. The dense model is kept in `out`/.run.
+    """Prune by `plan`, train, export to `out` and verify; no search. The dense model is kept beside it, in `.NAME.run`.
 
-    Raises PlanError for a plan that does not fit, BudgetError where it breaks the study's budget.
+    A plan outside the study's budget is exported all the same, and the listener told. Raises PlanError for a plan that does not
+    fit, TrainingError where its training breaks down.
     """
     listener = listener or Quiet()
     run = Run(out.parent / f".{out.name}.run")
@@ -64,7 +65,7 @@ def apply_plan(study: Study, plan: Plan, out: Path, listener: Listener | None = 
         evaluator = Evaluator(loose, prepared, dense, baseline.importance(study, prepared), listener)
         done = evaluator(plan, 1) if len(plan) else evaluator.baseline()
         if done.model is None:
-            raise BudgetError(f"training this plan broke down: {done.candidate.reason}")
+            raise TrainingError(f"training this plan broke down: {done.candidate.reason}")
         candidate = done.candidate
         pruned = prepared.pruned(plan)
         score = prepared.costs.of_finished(done.model, pruned, candidate.score, PROCESSES)
@@ -89,7 +90,7 @@ def export_from(study: Study, run: Run, out: Path, trial: int | None = None, lis
     with run.locked():
         prepared = prepare(study, run)
         dense = baseline.establish(study, prepared, run, listener)
-        candidates = Journal.read(study, run, prepared.variables, dense)
+        candidates = Journal.read(study, run, dense)
         front = pareto_front(candidates, study.search.objectives, study.task.metric.goal)
         kept = [each for each in candidates if (run.trial(each.number) / "score.json").exists()]
         if trial is None:
@@ -100,7 +101,8 @@ def export_from(study: Study, run: Run, out: Path, trial: int | None = None, lis
             best = _asked_for(study, prepared, run, kept, trial)
         model = records.kept_model(run, best.number, prepared.model)
         done = Finished(best.plan, model, prepared.model, best.score, dense, best.number)
-        budget = study.budget if trial is None else type(study.budget)()
+        kept_budget = trial is None or not study.budget.broken(best.score, dense, study.task.metric.goal)
+        budget = study.budget if kept_budget else type(study.budget)()
         score = export(study, done, out, budget=budget)
         listener.started(best.number, "verifying")
         verify_in_fresh_process(out, study.task)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -26,7 +27,7 @@ from autoprune.searching.preparation import Prepared, prepare, require_reachable
 from autoprune.searching.proposals import proposals
 from autoprune.searching.study import Journal
 from autoprune.study import Study
-from autoprune.target import Budget
+from autoprune.target import Budget, Limit
 
 __all__ = ["Result", "search"]
 
@@ -51,6 +52,7 @@ def search(study: Study, run: Run, listener: Listener | None = None) -> Result:
     """
     listener = listener or Quiet()
     with run.locked():
+        run.sweep()
         prepared = prepare(study, run)
         for text in warnings_of(study, prepared):
             listener.note(text)
@@ -65,8 +67,14 @@ def search(study: Study, run: Run, listener: Listener | None = None) -> Result:
             interrupted = True
             if search.dense is None:
                 raise
-            listener.note("interrupted: writing the front and exporting the best so far")
-        return search.close(interrupted)
+            listener.note("interrupted: writing the front and exporting the best so far; once more stops at once")
+        try:
+            return search.close(interrupted)
+        except KeyboardInterrupt:
+            if interrupted:
+                raise
+            listener.note("interrupted: exporting the best so far; once more stops at once")
+            return search.close(interrupted=True)
 
 
 def warnings_of(study: Study, prepared: Prepared) -> list[str]:
@@ -90,27 +98,34 @@ class _Search:
         self.dense: Score | None = None
         self.objectives = study.search.objectives
         self.started = time.monotonic()
+        self.told = 0  # trials, by this process
 
     def begin(self) -> None:
         """The dense baseline, and the first plans in the queue."""
-        self.listener.planned(self.prepared.seconds(self.study), self.study.search.trials)
+        trials, done = self.study.search.trials, self.journal.known()
+        trained = baseline.kept(self.study, self.run)
+        self.listener.planned(self.prepared.seconds(self.study, trials - done, trained), trials)
+        if done:
+            self.listener.note(f"going on with {self.run.folder}: {done} trials are done")
         dense = baseline.establish(self.study, self.prepared, self.run, self.listener)
         self.task = self.study.task.digest()
         self.evaluate = Evaluator(self.study, self.prepared, dense, baseline.importance(self.study, self.prepared), self.listener)
-        plans = [] if self.journal.proposed else proposals(self.study, self.prepared)
-        self.journal.start(plans, dense)
+        self.journal.start(lambda: [Plan()] if self._suffices(dense) else proposals(self.study, self.prepared), dense)
         self.dense = dense
+
+    def _suffices(self, dense: Score) -> bool:
+        limited = {limit.quantity for limit in self.study.budget.limits}
+        return not self.study.budget.broken(dense, dense, self.study.task.metric.goal) and not limited & set(self.objectives)
 
     def dense_suffices(self) -> bool:
         """Whether the dense model keeps the budget already, and nothing that is limited is to be made better still."""
         assert self.dense is not None
-        limited = {limit.quantity for limit in self.study.budget.limits}
-        if self.study.budget.broken(self.dense, self.dense, self.study.task.metric.goal) or limited & set(self.objectives):
+        if not self._suffices(self.dense):
             return False
         self.listener.note(f"the dense model keeps the budget already ({self.study.budget}); there is nothing to search. "
                            f"Name a quantity among search.objectives to make it better still")
-        trial, plan = self.journal.ask() if not self.journal.finished() else (None, Plan())
-        if trial is not None:
+        while not any(each.stage == "dense" for each in self._candidates()):
+            trial, plan = self.journal.ask()
             self._tell(trial, self._evaluated(plan, trial.number), 0.0)
         return True
 
@@ -119,7 +134,8 @@ class _Search:
         settings = self.study.search
         executor = plugins.load("executor", settings.executor)()
         while self.journal.finished() < settings.trials:
-            if settings.timeout_s is not None and time.monotonic() - self.started > settings.timeout_s:
+            late = settings.timeout_s is not None and time.monotonic() - self.started > settings.timeout_s
+            if late and self.journal.finished():
                 self.listener.note(f"the time limit is reached after {self.journal.finished()} trials")
                 break
             began = time.monotonic()
@@ -130,37 +146,38 @@ class _Search:
         if not len(plan):
             first = self.evaluate.baseline()
             return Evaluated(Candidate(number, plan, first.candidate.score, first.candidate.feasible, "dense", first.candidate.reason), first.model)
-        kept = records.kept_result(self.run, self._key(plan), number, plan)
-        return Evaluated(kept) if kept is not None else self.evaluate(plan, number)
+        score = records.kept_result(self.run, self._key(plan), number)
+        return self.evaluate(plan, number) if score is None else self.evaluate.known(plan, number, score)
 
     def _tell(self, trial: Trial, evaluated: Evaluated, seconds: float) -> None:
         assert self.dense is not None
         candidate = evaluated.candidate
         before = self.journal.candidates(self.dense)
         if candidate.trained:
-            joins = any(each.number == candidate.number for each in self._front([*before, candidate]))
-            chosen = candidate.feasible and ranked(self.study, [*before, candidate])[0].number == candidate.number
-            if evaluated.model is not None and (joins or chosen):
+            if evaluated.model is not None and records.worth_keeping(candidate, before, self.study.task.metric.goal):
                 records.keep_model(self.run, candidate, evaluated.model, self.prepared.model)
             if candidate.stage == "trained":
                 records.keep_result(self.run, self._key(candidate.plan), candidate)
         self.journal.tell(trial, candidate, seconds)
+        self.told += 1
         self._write()
         self.listener.finished(candidate, next(iter(ranked(self.study, self._candidates())), None))
 
     def close(self, interrupted: bool) -> Result:
-        """Measure the finalists again, export and verify the best."""
+        """Measure the finalists again, export and verify the best; nothing of that where an earlier start has done it."""
         assert self.dense is not None
         candidates = self._candidates()
-        kept = [each for each in candidates if (self.run.trial(each.number) / "score.json").exists()]
-        best = settle(self.study, self.prepared, self.dense, self.run, kept, self.listener)
-        self._write(best)
-        if best is not None:
-            best = self._export(best)
-            self._write(best)
-        elif not interrupted:
-            raise BudgetError(self._nearest(candidates))
-        return Result(self.run, self.dense, self._front(candidates), best, self.prepared.coupling.groups, interrupted)
+        best = None if self.told else records.exported(self.run, self.study, candidates)
+        if best is None:
+            kept = [each for each in candidates if (self.run.trial(each.number) / "score.json").exists()]
+            best = settle(self.study, self.prepared, self.dense, self.run, kept, self.listener)
+            front = self._write(best, final=True)
+            if best is not None:
+                best = self._export(best)
+            elif not interrupted:
+                raise BudgetError(nearest_miss(self.study, self.study.budget, self.dense, candidates))
+        front = self._write(best, final=True)
+        return Result(self.run, self.dense, front, best, self.prepared.coupling.groups, interrupted)
 
     def _export(self, best: Candidate) -> Candidate:
         assert self.dense is not None
@@ -175,26 +192,21 @@ class _Search:
         assert self.dense is not None
         return self.journal.candidates(self.dense)
 
-    def _front(self, candidates: Sequence[Candidate]) -> list[Candidate]:
-        return pareto_front(candidates, self.objectives, self.study.task.metric.goal)
-
-    def _write(self, best: Candidate | None = None) -> None:
+    def _write(self, best: Candidate | None = None, final: bool = False) -> list[Candidate]:
+        """Write what is derived from the journal; gives the front. Before the end the best is the first in rank."""
         assert self.dense is not None
         candidates = self._candidates()
-        front = self._front(candidates)
-        chosen = best or next(iter(ranked(self.study, candidates)), None)
+        front = pareto_front(candidates, self.objectives, self.study.task.metric.goal)
+        chosen = best if final else next(iter(ranked(self.study, candidates)), None)
         front = [best if best is not None and each.number == best.number else each for each in front]
         records.write_front(self.run, self.study, self.dense, front, chosen)
         records.write_table(self.run, candidates, self.journal.trials())
+        return front
 
     def _key(self, plan: Plan) -> str:
         recipe = asdict(self.study.recovery) | {"seed": self.study.search.seed}
         text = json.dumps([plan.digest, self.task, recipe, self.study.target.to_json()], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-    def _nearest(self, candidates: Sequence[Candidate]) -> str:
-        assert self.dense is not None
-        return nearest_miss(self.study, self.study.budget, self.dense, candidates)
 
 
 def nearest_miss(study: Study, budget: Budget, dense: Score, candidates: Sequence[Candidate]) -> str:
@@ -205,7 +217,26 @@ def nearest_miss(study: Study, budget: Budget, dense: Score, candidates: Sequenc
     ]
     if not by_distance:
         return f"no plan was tried to the end, so none meets the budget ({budget})"
-    distance, nearest = min(by_distance, key=lambda pair: (pair[0], pair[1].number))
+    nearest = min(by_distance, key=lambda pair: (pair[0], pair[1].number))[1]
     reached = "; ".join(budget.broken(nearest.score, dense, goal)) or "it kept the limits in the search, but not when measured again in fresh processes"
+    failed = [each for each in candidates if each.stage == "failed"]
+    broke = f"{len(failed)} trials broke down in training (trial {failed[0].number}: {failed[0].reason}). " if failed else ""
     return (f"no plan meets the budget ({budget}). The nearest was trial {nearest.number}: {reached}. "
-            f"Give more trials, a wider space.default.ratio, or a budget that is {distance * 100:.0f}% looser")
+            f"Reachable was {_reachable(study, dense, candidates, budget)}. {broke}"
+            f"Give a budget like that, more trials, or a wider space.default.ratio")
+
+
+def _reachable(study: Study, dense: Score, candidates: Sequence[Candidate], budget: Budget) -> str:
+    """The limits, in the budget's own quantities and units, that the trained trial nearest to it keeps."""
+    goal = study.task.metric.goal
+    trained = [each for each in candidates if each.trained]
+    nearest = min(trained, key=lambda each: max(budget.violations(each.score, dense, goal).values(), default=0.0), default=None)
+    if nearest is None:
+        return "nothing: no trial was trained to the end"
+    limits = []
+    for limit in budget.limits:
+        used = limit.used(nearest.score, dense, goal)
+        if used is not None:
+            up = 10.0 ** (math.floor(math.log10(abs(used))) - 2) if used else 1.0
+            limits.append(Limit(limit.quantity, max(limit.value, math.ceil(used / up) * up), limit.relative))
+    return f"{', '.join(f'{limit.quantity}={limit}' for limit in limits)} (trial {nearest.number}, {study.task.metric.name} {nearest.score.metric:.4g})"

@@ -19,7 +19,11 @@ class Neuron:
 
     def fits(self, group: Group) -> str | None:
         """Needs a group without a convolution among its producers."""
-        return f"neuron needs hidden units of linear layers; {group.name} is {'/'.join(group.kinds)}" if "conv" in group.kinds else None
+        return (
+            f"neuron needs hidden units of linear layers; {group.name} is {'/'.join(group.kinds)}"
+            if "conv" in group.kinds
+            else None
+        )
 
     def keep(self, importance: Tensor, ratio: float) -> Tensor:
         """Boolean, shaped like `importance` (units,)."""

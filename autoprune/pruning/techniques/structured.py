@@ -19,7 +19,11 @@ class Structured:
 
     def fits(self, group: Group) -> str | None:
         """Needs a group with a convolution among its producers."""
-        return None if "conv" in group.kinds else f"structured needs channels of a convolution; {group.name} is {'/'.join(group.kinds)}"
+        return (
+            None
+            if "conv" in group.kinds
+            else f"structured needs channels of a convolution; {group.name} is {'/'.join(group.kinds)}"
+        )
 
     def keep(self, importance: Tensor, ratio: float) -> Tensor:
         """Boolean, shaped like `importance` (units,)."""

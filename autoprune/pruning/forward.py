@@ -1,0 +1,65 @@
+"""One forward pass of a model as it stands, and the tensors that come out of it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from autoprune.errors import ModelError
+from autoprune.task import Inputs
+
+__all__ = ["output_tensors", "outputs_of", "plain_forward"]
+
+
+@contextlib.contextmanager
+def plain_forward(model: nn.Module) -> Iterator[None]:
+    """Eval mode, no gradients, no fused attention path; everything as before afterwards."""
+    training = {module: module.training for module in model.modules()}
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        for module, was in training.items():
+            module.training = was
+
+
+def outputs_of(model: nn.Module, inputs: Inputs) -> list[Tensor]:
+    """Output tensors of one plain forward."""
+    with plain_forward(model):
+        return output_tensors(inputs.call(model))
+
+
+def output_tensors(output: Any) -> list[Tensor]:
+    """Every tensor of an output: alone, in sequences, mappings and data classes.
+
+    Raises ModelError where there is none: it could not be compared, and nothing in it be protected from a cut.
+    """
+    found = list(_tensors(output))
+    if not found:
+        raise ModelError(
+            f"the model's output holds no tensor that can be found: {type(output).__name__}; return a tensor, "
+            "or a tuple, dictionary or data class of tensors"
+        )
+    return found
+
+
+def _tensors(output: Any) -> Iterator[Tensor]:
+    for leaf in tree_leaves(output):
+        if isinstance(leaf, Tensor):
+            yield leaf
+        elif isinstance(leaf, Mapping):
+            yield from _tensors(dict(leaf))
+        elif dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
+            yield from _tensors({field.name: getattr(leaf, field.name) for field in dataclasses.fields(leaf)})
+        elif hasattr(leaf, "__dict__") and not callable(leaf) and not isinstance(leaf, type):
+            yield from _tensors(dict(vars(leaf)))

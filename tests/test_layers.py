@@ -1,0 +1,94 @@
+"""Imports run one way, low to high; only the outermost layer may see everything."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1] / "autoprune"
+NOUNS = ("plugins", "group", "plan", "task", "target", "score", "space", "run", "study")
+LAYERS = (
+    ("errors",),
+    NOUNS,
+    ("pruning",),
+    ("formats",),
+    ("measuring",),
+    ("training",),
+    ("exporting",),
+    ("searching",),
+    ("reporting",),
+    ("reading", "config"),
+    ("api", "subject"),
+    ("options", "cli", "__main__"),
+)
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+OPEN_SETS = ("pruning/criteria", "pruning/techniques", "measuring/runtimes", "formats", "zoo/models", "zoo/datasets")
+FILES = sorted(ROOT.rglob("*.py"))
+
+
+def imports(path: Path) -> list[tuple[str, int]]:
+    """Names under `autoprune` that a file imports at run time, with the line; not those under TYPE_CHECKING."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            node.body = []
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno} imports relatively"
+            if node.module == "autoprune":
+                found += [(alias.name, node.lineno) for alias in node.names]
+            elif node.module and node.module.startswith("autoprune."):
+                found.append((node.module.removeprefix("autoprune."), node.lineno))
+        elif isinstance(node, ast.Import):
+            found += [
+                (alias.name.removeprefix("autoprune."), node.lineno)
+                for alias in node.names
+                if alias.name.startswith("autoprune.")
+            ]
+    return found
+
+
+def layer(module: str) -> str:
+    return module.split(".")[0]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_file_imports_only_its_own_and_lower_layers(path: Path) -> None:
+    mine = path.relative_to(ROOT).with_suffix("").parts[0]
+    if mine in ("zoo", "__init__"):
+        return
+    assert mine in LEVEL, f"{mine} has no place in the order; give it one in tests/test_layers.py"
+    wrong = [
+        f"line {line}: {module}"
+        for module, line in imports(path)
+        if layer(module) in LEVEL and LEVEL[layer(module)] > LEVEL[mine]
+    ]
+    assert not wrong, f"{path.relative_to(ROOT)} is below {wrong}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_nobody_imports_the_zoo(path: Path) -> None:
+    if path.relative_to(ROOT).parts[0] != "zoo":
+        named = [module for module, _ in imports(path) if layer(module) == "zoo" and module != "zoo.metrics"]
+        assert not named, f"{path.relative_to(ROOT)} imports {named}; the zoo is loaded by name"
+
+
+@pytest.mark.parametrize("folder", OPEN_SETS)
+def test_members_of_an_open_set_do_not_know_each_other(folder: str) -> None:
+    members = {path.stem for path in (ROOT / folder).glob("*.py") if not path.stem.startswith("_")}
+    for name in members:
+        for module, _ in imports(ROOT / folder / f"{name}.py"):
+            place, _, other = module.rpartition(".")
+            assert not (place == folder.replace("/", ".") and other in members), f"{folder}/{name} imports {other}"
+
+
+def test_the_rule_sees_a_violation(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.py"
+    bad.write_text(
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from autoprune.cli import main\n"
+        "def f():\n    from autoprune.searching import search\n    from autoprune import config\n"
+    )
+    assert imports(bad) == [("searching", 5), ("config", 6)]

@@ -1,0 +1,71 @@
+"""Score as JSON, and the laws of the Pareto front."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autoprune.plan import Plan
+from autoprune.score import Candidate, Score, dominates, pareto_front
+
+POINTS = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=12)
+
+
+def candidate(number: int, metric: float, ratio: float, stage: str = "trained") -> Candidate:
+    return Candidate(number, Plan(), Score(metric=metric, latency_ratio=ratio), True, stage)
+
+
+def test_json_round_trip() -> None:
+    score = Score(metric=0.5, flops=3, latency_ms=1.0, uncounted=("grid_sampler",))
+    assert Score.from_json(json.loads(json.dumps(score.to_json()))) == score
+    assert Score.from_json(score.to_json() | {"from_a_later_release": 1}) == score
+    assert score.updated(flops=4) == Score(metric=0.5, flops=4, latency_ms=1.0, uncounted=("grid_sampler",))
+
+
+def test_objectives_by_their_short_names() -> None:
+    score = Score(metric=0.5, latency_ratio=0.3, size_bytes=7, flops=9)
+    assert [score.objective(name) for name in ("metric", "latency", "size", "flops")] == [0.5, 0.3, 7.0, 9.0]
+    with pytest.raises(ValueError, match="no params"):
+        score.objective("params")
+
+
+@pytest.mark.parametrize("goal", ["maximize", "minimize"])
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@given(points=POINTS)
+def test_front_laws(goal: str, points: list[tuple[int, int]]) -> None:
+    candidates = [candidate(number, float(metric), float(ratio)) for number, (metric, ratio) in enumerate(points)]
+    front = pareto_front(candidates, ("metric", "latency"), goal)
+    sign = -1 if goal == "maximize" else 1
+
+    def costs(one: Candidate) -> tuple[float, float]:
+        return sign * one.score.objective("metric"), one.score.objective("latency")
+
+    assert front
+    for one in front:
+        assert not any(dominates(costs(other), costs(one)) for other in candidates)
+    for one in candidates:
+        assert any(costs(other) == costs(one) or dominates(costs(other), costs(one)) for other in front)
+    assert [costs(one) for one in front] == sorted({costs(one) for one in front})
+    assert pareto_front(front, ("metric", "latency"), goal) == front
+    assert {costs(one) for one in pareto_front(candidates[::-1], ("metric", "latency"), goal)} == {
+        costs(one) for one in front
+    }
+
+
+def test_the_first_of_equals_stays_and_the_untrained_stay_out() -> None:
+    candidates = [
+        candidate(0, 0.9, 1.0, "dense"),
+        candidate(1, 0.8, 0.5),
+        candidate(2, 0.8, 0.5),
+        candidate(3, 0.99, 0.1, "untrained"),
+        Candidate(4, Plan(), Score(), False, "failed", "the loss is not finite"),
+    ]
+    assert [one.number for one in pareto_front(candidates, ("metric", "latency"), "maximize")] == [0, 1]
+    assert pareto_front([], ("metric", "latency"), "maximize") == []
+
+
+def test_dominates_is_strict() -> None:
+    assert dominates((1, 2), (1, 3)) and not dominates((1, 2), (1, 2)) and not dominates((0, 3), (1, 2))

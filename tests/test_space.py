@@ -1,0 +1,187 @@
+"""Space: patterns, what fits, sharing, and the way from a trial to a plan and back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import optuna
+import pytest
+
+from autoprune.errors import StudyError
+from autoprune.group import Group
+from autoprune.plan import Choice, Plan
+from autoprune.space import Options, Space, Variable, parameters, suggest, uniform
+
+CONV = Group("layer1.0.conv", "units", ("layer1.0.conv", "layer1.1.conv"), ("conv", "conv"), (32,))
+SECOND = Group("layer2.conv", "units", ("layer2.conv",), ("conv",), (24,))
+HIDDEN = Group("head.0", "units", ("head.0",), ("linear",), (20,))
+OUTPUT = Group("head.2", "units", ("head.2",), ("linear",), (10,), refusal="reaches the network's output")
+WEIGHTS = tuple(
+    Group(name, "weights", (name,), (kind,), (8, 8))
+    for name, kind in (
+        ("layer1.0.conv", "conv"),
+        ("layer1.1.conv", "conv"),
+        ("layer2.conv", "conv"),
+        ("head.0", "linear"),
+        ("head.2", "linear"),
+    )
+)
+GROUPS = (CONV, SECOND, HIDDEN, OUTPUT, *WEIGHTS)
+
+
+def by_name(space: Space, **options: Any) -> dict[str, Variable]:
+    return {variable.name: variable for variable in space.resolve(GROUPS, **options)}
+
+
+def test_the_default_is_filtered_to_what_fits() -> None:
+    found = by_name(Space())
+    assert found["layer1.0.conv:units"].options.techniques == ("structured",)
+    assert found["head.0:units"].options.techniques == ("neuron",)
+    assert found["head.0:weights"].options.techniques == ("weight", "sparse")
+    assert "head.2:units" not in found and "head.2:weights" in found
+    assert len(found) == 3 + 5
+
+
+def test_the_first_pattern_that_matches_wins() -> None:
+    first, second = Options(("structured",), (0.0, 0.3), ("l1",)), Options(("structured",), (0.0, 0.6), ("l2",))
+    found = by_name(Space(Options(("neuron",)), {"layer2": first, "layer*": second}))
+    assert found["layer2.conv:units"].options == first
+    assert found["layer1.0.conv:units"].options == second
+    turned = by_name(Space(Options(("neuron",)), {"layer*": second, "layer2": first}))
+    assert turned["layer2.conv:units"].options == second
+
+
+@pytest.mark.parametrize("pattern", ["head", "head.*", "hea?", "head.0"])
+def test_a_pattern_names_a_layer_or_a_module_that_holds_it(pattern: str) -> None:
+    found = by_name(Space(layers={pattern: Options(techniques=())}))
+    assert "head.0:units" not in found and "layer2.conv:units" in found
+
+
+def test_no_techniques_leaves_layers_alone() -> None:
+    found = by_name(Space(layers={"head": Options(techniques=())}))
+    assert not any(name.startswith("head") for name in found)
+
+
+def test_a_pattern_reaches_a_group_through_any_of_its_layers() -> None:
+    found = by_name(Space(layers={"layer1.1.conv": Options(techniques=())}))
+    assert (
+        "layer1.0.conv:units" not in found and "layer1.0.conv:weights" in found and "layer1.1.conv:weights" not in found
+    )
+
+
+def test_two_patterns_for_coupled_layers_are_refused_naming_both() -> None:
+    space = Space(
+        layers={"layer1.0.*": Options(("structured",), (0.0, 0.3)), "layer1.1.*": Options(("structured",), (0.0, 0.6))}
+    )
+    with pytest.raises(StudyError, match=r"'layer1\.0\.\*' .*'layer1\.1\.\*'"):
+        space.resolve(GROUPS)
+    same = Options(("structured",), (0.0, 0.3))
+    assert Space(layers={"layer1.0.*": same, "layer1.1.*": same}).resolve(GROUPS)
+
+
+def test_a_pattern_that_matches_nothing_names_the_nearest_layer() -> None:
+    with pytest.raises(
+        StudyError, match=r"'layer2\.conf' matches no layer \(did you mean 'layer2\.conv'\?\)"
+    ) as caught:
+        Space(layers={"layer2.conf": Options()}).resolve(GROUPS)
+    assert caught.value.key == "space.layers.layer2.conf"
+
+
+@pytest.mark.parametrize(("pattern", "technique"), [("head", "structured"), ("layer2", "neuron")])
+def test_a_named_technique_that_does_not_fit_is_an_error(pattern: str, technique: str) -> None:
+    with pytest.raises(StudyError, match=f"technique '{technique}' does not fit"):
+        Space(layers={pattern: Options((technique,))}).resolve(GROUPS)
+
+
+def test_nothing_left_is_an_error_with_the_refusals() -> None:
+    with pytest.raises(StudyError, match=r"nothing is left to prune.*head\.2: reaches the network's output"):
+        Space(Options(techniques=())).resolve(GROUPS)
+    with pytest.raises(StudyError, match="nothing is left"):
+        Space(Options(ratio=(0.0, 0.0))).resolve(GROUPS)
+
+
+def test_sharing_by_stage() -> None:
+    found = by_name(Space(share="stage"))
+    assert set(found) == {
+        "layer1:units",
+        "layer2:units",
+        "head:units",
+        "layer1:weights",
+        "layer2:weights",
+        "head:weights",
+    }
+    assert [group.name for group in found["layer1:weights"].groups] == ["layer1.0.conv", "layer1.1.conv"]
+    plan = uniform([found["layer1:weights"]], ("sparse",), 0.5)
+    assert dict(plan) == {
+        "layer1.0.conv:weights": Choice("sparse", 0.5),
+        "layer1.1.conv:weights": Choice("sparse", 0.5),
+    }
+
+
+def test_no_group_is_lost_or_decided_twice_when_options_differ_inside_a_stage() -> None:
+    groups = [
+        *GROUPS,
+        Group("layer1.2.fc", "units", ("layer1.2.fc",), ("linear",), (16,)),
+        Group("layer1.3.fc", "units", ("layer1.3.fc",), ("linear",), (16,)),
+    ]
+    variables = Space(share="stage").resolve(groups)
+    decided = [group.key for variable in variables for group in variable.groups]
+    assert sorted(decided) == sorted(group.key for group in groups if group.refusal is None)
+    assert len({variable.name for variable in variables}) == len(variables)
+
+
+@pytest.mark.parametrize("share", [None, "stage"])
+def test_suggest_gives_back_what_parameters_took(share: Any) -> None:
+    variables = Space(share=share).resolve(GROUPS)
+    plan = uniform(variables, ("structured", "sparse"), 0.37)
+    assert suggest(variables, optuna.trial.FixedTrial(parameters(variables, plan))) == plan
+    assert suggest(variables, optuna.trial.FixedTrial(parameters(variables, Plan()))) == Plan()
+
+
+def test_every_parameter_is_always_suggested() -> None:
+    variables = Space().resolve(GROUPS)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    seen = set()
+    for _ in range(5):
+        trial = study.ask()
+        plan = suggest(variables, trial)
+        seen.add(frozenset(trial.params))
+        assert all(choice.ratio <= 0.9 for _, choice in plan)
+        if len(plan):
+            assert suggest(variables, optuna.trial.FixedTrial(parameters(variables, plan))) == plan
+    assert len(seen) == 1 and len(next(iter(seen))) == 3 * len(variables)
+
+
+def test_uniform_clips_to_the_range_and_takes_the_first_that_is_offered() -> None:
+    variables = Space(Options(ratio=(0.2, 0.6), criteria=("l2", "l1"))).resolve(GROUPS)
+    plan = dict(uniform(variables, ("neuron", "weight"), 0.95))
+    assert plan["head.0:units"] == Choice("neuron", 0.6, "l2") and plan["head.0:weights"] == Choice("weight", 0.6, "l2")
+    assert "layer2.conv:units" not in plan
+    assert dict(uniform(variables, ("neuron",), 0.1))["head.0:units"].ratio == 0.2
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.1, 0.4, 0.5, 0.77, 0.9])
+@pytest.mark.parametrize("multiple_of", [4, 8])
+def test_widths_are_rounded_to_a_multiple(ratio: float, multiple_of: int) -> None:
+    variable = by_name(Space(), multiple_of=multiple_of)["layer1.0.conv:units"]
+    kept = round(32 * (1 - variable.rounded(CONV, ratio)))
+    assert kept % multiple_of == 0 and multiple_of <= kept <= 32
+    assert abs(kept - 32 * (1 - ratio)) <= multiple_of / 2 or kept == multiple_of
+    assert variable.rounded(CONV, variable.rounded(CONV, ratio)) == pytest.approx(variable.rounded(CONV, ratio))
+
+
+def test_the_technique_keeps_the_rounded_width() -> None:
+    import torch
+
+    from autoprune.pruning.ranking import keep_most_important
+
+    variable = by_name(Space(), multiple_of=8)["layer2.conv:units"]
+    for ratio in (0.1, 0.3, 0.5, 0.66, 0.9):
+        assert int(keep_most_important(torch.rand(24), variable.rounded(SECOND, ratio)).sum()) % 8 == 0
+
+
+def test_weights_and_small_groups_are_not_rounded() -> None:
+    variables = by_name(Space(), multiple_of=16)
+    assert variables["head.0:units"].rounded(HIDDEN, 0.33) == 0.33
+    assert variables["layer2.conv:weights"].rounded(WEIGHTS[2], 0.33) == 0.33

@@ -1,0 +1,181 @@
+"""Limits with their units, budgets, targets."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from autoprune.errors import InputError
+from autoprune.score import Score
+from autoprune.target import QUANTITIES, Budget, Limit, Target
+
+DENSE = Score(
+    metric=0.9,
+    flops=1000,
+    params=100,
+    nonzero_params=100,
+    size_bytes=400,
+    latency_ms=2.0,
+    latency_ms_high=2.1,
+    latency_ratio=1.0,
+    latency_ratio_high=1.0,
+)
+
+
+@pytest.mark.parametrize(
+    ("quantity", "given", "value", "relative"),
+    [
+        ("latency", "50%", 0.5, True),
+        ("latency", " 50 % ", 0.5, True),
+        ("latency", "2.5ms", 2.5, False),
+        ("latency", "250us", 0.25, False),
+        ("latency", "1s", 1000.0, False),
+        ("latency", "1e-3s", 1.0, False),
+        ("latency", "120%", 1.2, True),
+        ("flops", "40%", 0.4, True),
+        ("flops", "300M", 3e8, False),
+        ("flops", "1.5G", 1.5e9, False),
+        ("flops", "2K", 2e3, False),
+        ("flops", "1T", 1e12, False),
+        ("params", "1.2M", 1.2e6, False),
+        ("params", "3K", 3e3, False),
+        ("params", "1G", 1e9, False),
+        ("nonzero_params", "50K", 5e4, False),
+        ("nonzero_params", "10%", 0.1, True),
+        ("nonzero_params", ".5M", 5e5, False),
+        ("size", "1.2MB", 1.2e6, False),
+        ("size", "1MiB", 2**20, False),
+        ("size", "8KiB", 8192, False),
+        ("size", "1GiB", 2**30, False),
+        ("size", "700B", 700, False),
+        ("size", "5KB", 5e3, False),
+        ("size", "1GB", 1e9, False),
+        ("size", "30%", 0.3, True),
+        ("metric_drop", "0.01", 0.01, False),
+        ("metric_drop", 0.01, 0.01, False),
+        ("metric_drop", 0, 0.0, False),
+    ],
+)
+def test_every_unit(quantity: str, given: object, value: float, relative: bool) -> None:
+    limit = Limit.parse(quantity, given)
+    assert limit.value == pytest.approx(value) and limit.relative is relative
+    assert math.isclose(Limit.parse(quantity, str(limit)).value, value, rel_tol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("quantity", "given"),
+    [
+        ("latency", 50),
+        ("latency", "50"),
+        ("latency", 0.5),
+        ("latency", "50MB"),
+        ("latency", "-5ms"),
+        ("latency", "0%"),
+        ("latency", "0ms"),
+        ("latency", "fast"),
+        ("latency", ""),
+        ("latency", None),
+        ("latency", True),
+        ("latency", "5 0%"),
+        ("latency", "nan%"),
+        ("latency", "infms"),
+        ("latency", ["50%"]),
+        ("flops", "300"),
+        ("flops", 300),
+        ("flops", "300MB"),
+        ("params", "1000000"),
+        ("nonzero_params", "5m"),
+        ("size", "12"),
+        ("size", "12bits"),
+        ("metric_drop", "1%"),
+        ("metric_drop", "x"),
+        ("metric_drop", True),
+        ("metric_drop", "-0.1"),
+    ],
+)
+def test_refusals_show_the_spelling(quantity: str, given: object) -> None:
+    with pytest.raises(InputError) as caught:
+        Limit.parse(quantity, given)
+    message = str(caught.value)
+    assert quantity in message and repr(given) in message
+    if "zero" not in message:
+        assert QUANTITIES[quantity][1] in message
+
+
+def test_an_unknown_quantity_names_the_nearest() -> None:
+    with pytest.raises(InputError, match="did you mean 'latency'"):
+        Limit.parse("latencey", "50%")
+
+
+@pytest.mark.parametrize(
+    ("quantity", "used", "limit"),
+    [
+        ("latency", Score(latency_ratio=0.4, latency_ratio_high=0.6), "50%"),
+        ("latency", Score(latency_ms=1, latency_ms_high=3.0), "2.5ms"),
+        ("flops", Score(flops=600), "50%"),
+        ("params", Score(params=600), "0.5K"),
+        ("size", Score(size_bytes=240), "50%"),
+        ("nonzero_params", Score(nonzero_params=60), "50%"),
+    ],
+)
+def test_violation_is_used_over_limit_minus_one(quantity: str, used: Score, limit: str) -> None:
+    assert Limit.parse(quantity, limit).violation(used, DENSE, "maximize") == pytest.approx(0.2)
+    assert Budget.parse({quantity: limit}).broken(used, DENSE, "maximize")[0].startswith(f"{quantity} ")
+
+
+@pytest.mark.parametrize(
+    ("goal", "metric", "drop"), [("maximize", 0.85, 0.05), ("minimize", 0.95, 0.05), ("maximize", 0.95, -0.05)]
+)
+def test_metric_drop_is_towards_worse(goal: str, metric: float, drop: float) -> None:
+    limit = Limit.parse("metric_drop", 0.01)
+    assert limit.used(Score(metric=metric), DENSE, goal) == pytest.approx(drop)
+    assert (limit.violation(Score(metric=metric), DENSE, goal) > 0) == (drop > 0.01)  # type: ignore[operator]
+
+
+def test_no_drop_at_all_may_be_asked() -> None:
+    limit = Limit.parse("metric_drop", 0)
+    assert limit.violation(Score(metric=0.9), DENSE, "maximize") == 0.0
+    assert limit.violation(Score(metric=0.8), DENSE, "maximize") == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("quantity", list(QUANTITIES))
+def test_what_is_not_measured_is_not_judged(quantity: str) -> None:
+    budget = Budget.parse({quantity: "0.01" if quantity == "metric_drop" else "50%"})
+    assert budget.violations(Score(), DENSE, "maximize") == {}
+    assert budget.broken(Score(), DENSE, "maximize") == []
+
+
+def test_a_budget_round_trips_and_prints() -> None:
+    given = {
+        "latency": "50%",
+        "flops": "300M",
+        "params": "1.2M",
+        "nonzero_params": "50K",
+        "size": "1.2MB",
+        "metric_drop": "0.01",
+    }
+    budget = Budget.parse(given)
+    assert budget.to_json() == given and Budget.parse(budget.to_json()) == budget
+    assert str(Budget.parse({"latency": "50%", "size": "2MB"})) == "latency at most 50%, size at most 2MB"
+    assert str(Budget()) == "no limit"
+
+
+def test_all_limits_count() -> None:
+    budget = Budget.parse({"latency": "50%", "flops": "50%"})
+    violations = budget.violations(Score(latency_ratio_high=0.4, flops=750), DENSE, "maximize")
+    assert violations == {"latency": pytest.approx(-0.2), "flops": pytest.approx(0.5)}
+    assert budget.broken(Score(latency_ratio_high=0.4, flops=750), DENSE, "maximize") == [
+        "flops 75%, over the limit of 50%"
+    ]
+
+
+@pytest.mark.parametrize("value", [0.333333333, 0.07, 0.5, 1 / 3, 0.005])
+def test_relative_limits_keep_their_digits(value: float) -> None:
+    limit = Limit("latency", value, relative=True)
+    assert math.isclose(Limit.parse("latency", str(limit)).value, value, rel_tol=1e-12)
+
+
+def test_target_as_json() -> None:
+    target = Target(threads=2, multiple_of=8)
+    assert Target(**target.to_json()) == target
