@@ -16,8 +16,8 @@ from autoprune.exporting.load import load
 from autoprune.group import Group
 from autoprune.measuring.measure import measure as _measure
 from autoprune.plan import Choice, Plan
-from autoprune.pruning.coupling import discover
 from autoprune.pruning.importance import Importance, gradients
+from autoprune.pruning.proof import discover
 from autoprune.pruning.pruned import apply
 from autoprune.score import Candidate, Score
 from autoprune.searching import records, results
@@ -56,14 +56,23 @@ def groups(model: nn.Module, inputs: Any) -> Groups:
     return Groups(discover(model, Inputs.of(inputs)).groups)
 
 
-def prune(model: nn.Module, inputs: Any, plan: float | Plan | Mapping[str, Mapping[str, Any]], *, criterion: str = "l1",
-          batches: Iterable[Any] | None = None, loss: Callable[[Any, Any], Tensor] | str | None = None,
-          adapter: Callable[[Any], Batch] = default_adapter, multiple_of: int = 1) -> nn.Module:
+def prune(
+    model: nn.Module,
+    inputs: Any,
+    plan: float | Plan | Mapping[str, Mapping[str, Any]],
+    *,
+    criterion: str = "l1",
+    batches: Iterable[Any] | None = None,
+    loss: Callable[[Any, Any], Tensor] | str | None = None,
+    adapter: Callable[[Any], Batch] = default_adapter,
+    multiple_of: int = 1,
+) -> nn.Module:
     """A smaller copy of `model`; `model` is untouched.
 
     `plan`: a ratio, the share of units removed from every group (structured and neuron pruning); a Plan; or
-    `{pattern on layer names: {"technique": ..., "ratio": ..., "criterion": ...}}`. Criteria that need gradients take them from
-    `batches` and `loss`. Raises PlanError, with the reasons, where nothing can be cut; InputError for what does not fit.
+    `{pattern on layer names: {"technique": ..., "ratio": ..., "criterion": ...}}`. Criteria that need gradients take
+    them from `batches` and `loss`. Raises PlanError, with the reasons, where nothing can be cut; InputError for what
+    does not fit.
     """
     coupling = discover(model, Inputs.of(inputs))
 
@@ -78,7 +87,9 @@ def prune(model: nn.Module, inputs: Any, plan: float | Plan | Mapping[str, Mappi
     return pruned.finish()
 
 
-def _plan(found: Iterable[Group], given: float | Mapping[str, Mapping[str, Any]], criterion: str, multiple_of: int) -> Plan:
+def _plan(
+    found: Iterable[Group], given: float | Mapping[str, Mapping[str, Any]], criterion: str, multiple_of: int
+) -> Plan:
     found = list(found)
     if not isinstance(given, Mapping):
         if isinstance(given, bool) or not 0 < given < 1:
@@ -86,11 +97,15 @@ def _plan(found: Iterable[Group], given: float | Mapping[str, Mapping[str, Any]]
         units = [group for group in found if group.level == "units"]
         space = Space(Options(("structured", "neuron"), (0.0, 0.999), (criterion,)))
         if all(group.refusal for group in units):
-            reasons = "; ".join(f"{group.name}: {group.refusal}" for group in units) or "it has no layer whose units could go"
+            reasons = (
+                "; ".join(f"{group.name}: {group.refusal}" for group in units) or "it has no layer whose units could go"
+            )
             raise PlanError(f"nothing can be cut in this model: {reasons}")
         return uniform(space.resolve(found, multiple_of), ("structured", "neuron"), given)
     if not given:
-        raise PlanError("the plan names no layer, so nothing would be cut; give {pattern: {technique, ratio, criterion}}")
+        raise PlanError(
+            "the plan names no layer, so nothing would be cut; give {pattern: {technique, ratio, criterion}}"
+        )
     choices: dict[str, Choice] = {}
     for pattern, choice in given.items():
         known = {"technique", "ratio", "criterion"}
@@ -111,11 +126,18 @@ def _plan(found: Iterable[Group], given: float | Mapping[str, Mapping[str, Any]]
     return Plan(choices)
 
 
-def measure(model: nn.Module, inputs: Any, target: str | Mapping[str, Any] | Target = "cpu_onnxruntime",
-            against: nn.Module | None = None, *, processes: int = 0) -> Score:
-    """FLOPs, parameters, size and latency of `model` on `target`; the latency ratio to `against`, interleaved call by call.
+def measure(
+    model: nn.Module,
+    inputs: Any,
+    target: str | Mapping[str, Any] | Target = "cpu_onnxruntime",
+    against: nn.Module | None = None,
+    *,
+    processes: int = 0,
+) -> Score:
+    """FLOPs, parameters, size and latency of `model` on `target`; the latency ratio to `against`, interleaved.
 
-    With `processes` in so many fresh processes, the interval then taken over them. `target`: a bundled name, a YAML file, a mapping.
+    With `processes` in so many fresh processes, the interval then taken over them. `target`: a bundled name, a YAML
+    file, a mapping.
     """
     return _measure(model, Inputs.of(inputs), config.target(target), against, processes=processes)
 
@@ -163,7 +185,10 @@ class SearchResult:
 
     @property
     def best(self) -> Best:
-        """The best inside the budget, with its model. Raises ModelError where the search was interrupted before there was one."""
+        """The best inside the budget, with its model.
+
+        Raises ModelError where the search was interrupted before there was one.
+        """
         if self.result.best is None:
             raise ModelError("the search was interrupted before a plan met the budget; call it again to go on")
         return Best(self.result.best, self.model(self.result.best.number))
@@ -179,23 +204,47 @@ class SearchResult:
         return Path(out)
 
 
-def search(model: nn.Module, *, train: Any, validation: Any, test: Any = None, loss: Callable[[Any, Any], Tensor] | str = "cross_entropy",
-           metric: str | Callable[[Any, Any], float] = "accuracy", goal: Literal["maximize", "minimize"] | None = None,
-           adapter: Callable[[Any], Batch] | None = None, target: str | Mapping[str, Any] | Target = "cpu_onnxruntime",
-           budget: Mapping[str, object] | None = None, space: Mapping[str, Any] | None = None, trials: int = 40,
-           seed: int = 0, objectives: Iterable[str] = ("metric", "latency"), recovery: Mapping[str, Any] | None = None,
-           formats: Iterable[str] = ("safetensors", "onnx", "program"), timeout: str | None = None,
-           out: str | Path = "runs/study", listener: Listener | None = None) -> SearchResult:
-    """Search the best pruned version of a trained `model` inside `budget` on `target`; continues the run in `out` if there is one.
+def search(
+    model: nn.Module,
+    *,
+    train: Any,
+    validation: Any,
+    test: Any = None,
+    loss: Callable[[Any, Any], Tensor] | str = "cross_entropy",
+    metric: str | Callable[[Any, Any], float] = "accuracy",
+    goal: Literal["maximize", "minimize"] | None = None,
+    adapter: Callable[[Any], Batch] | None = None,
+    target: str | Mapping[str, Any] | Target = "cpu_onnxruntime",
+    budget: Mapping[str, object] | None = None,
+    space: Mapping[str, Any] | None = None,
+    trials: int = 40,
+    seed: int = 0,
+    objectives: Iterable[str] = ("metric", "latency"),
+    recovery: Mapping[str, Any] | None = None,
+    formats: Iterable[str] = ("safetensors", "onnx", "program"),
+    timeout: str | None = None,
+    out: str | Path = "runs/study",
+    listener: Listener | None = None,
+) -> SearchResult:
+    """Search the best pruned version of a trained `model` inside `budget` on `target`; continues the run in `out`.
 
-    `train`, `validation`, `test`: data sets of `(inputs, target)` or of dictionaries with labels, or data loaders. `metric`: a built-in
-    name or `function(outputs, targets) -> float` over a whole split. `space`, `recovery` as in a study's YAML. `model` is untouched.
+    `train`, `validation`, `test`: data sets of `(inputs, target)` or of dictionaries with labels, or data loaders.
+    `metric`: a built-in name or `function(outputs, targets) -> float` over a whole split. `space`, `recovery` as in a
+    study's YAML. `model` is untouched.
     Raises BudgetError where no plan meets the budget, InputError for what does not fit.
     """
     mapping: dict[str, Any] = {
-        "name": Path(out).name, "budget": dict({"latency": "50%"} if budget is None else budget), "target": target.to_json() if isinstance(target, Target) else target,
-        "search": {"trials": trials, "seed": seed, "objectives": list(objectives), **({"timeout": timeout} if timeout else {})},
-        "recovery": dict(recovery or {"distill": 0.5}), "export": {"formats": list(formats)},
+        "name": Path(out).name,
+        "budget": dict({"latency": "50%"} if budget is None else budget),
+        "target": target.to_json() if isinstance(target, Target) else target,
+        "search": {
+            "trials": trials,
+            "seed": seed,
+            "objectives": list(objectives),
+            **({"timeout": timeout} if timeout else {}),
+        },
+        "recovery": dict(recovery or {"distill": 0.5}),
+        "export": {"formats": list(formats)},
     } | ({"space": dict(space)} if space else {})
     read = config.from_mapping(mapping)
     resolved_loss = losses.resolve(loss)
@@ -203,9 +252,16 @@ def search(model: nn.Module, *, train: Any, validation: Any, test: Any = None, l
     if goal is not None:
         given = {"name": given, "goal": goal} if isinstance(given, str) else given | {"goal": goal}
     kept = copy.deepcopy(model).to("cpu").eval()
-    task = Task(build=lambda: copy.deepcopy(kept), data=training_data.checked({"train": train, "validation": validation, "test": test}),
-                loss=resolved_loss, metric=tasks.metric(given, resolved_loss), training=Recipe(**read.resolved()["recovery"]),
-                adapter=adapter or default_adapter, given=kept, description={"model": "python"})
+    task = Task(
+        build=lambda: copy.deepcopy(kept),
+        data=training_data.checked({"train": train, "validation": validation, "test": test}),
+        loss=resolved_loss,
+        metric=tasks.metric(given, resolved_loss),
+        training=Recipe(**read.resolved()["recovery"]),
+        adapter=adapter or default_adapter,
+        given=kept,
+        description={"model": "python"},
+    )
     study = config.build(read, task)
     run = config.open_run(read.resolved(), Path(out))
     return SearchResult(study, _search(study, run, listener), kept)

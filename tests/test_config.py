@@ -80,12 +80,11 @@ def test_a_wrong_study_is_refused_by_file_line_and_key(wrong: Wrong):
 
 @pytest.mark.parametrize("wrong", studies("model"))
 def test_a_study_that_does_not_fit_its_model_is_refused_by_file_line_and_key(wrong: Wrong):
-    from autoprune.pruning import coupling
 
     read = config.read(wrong.path)  # nothing is wrong with it by itself
     with pytest.raises(StudyError) as caught, read.locating():
         study = config.build(read)
-        groups = coupling.discover(study.task.build(), study.task.calibration(2)).groups
+        groups = proof.discover(study.task.build(), study.task.calibration(2)).groups
         study.space.resolve(groups)
     wrong.check(str(caught.value))
 

@@ -10,8 +10,8 @@ from torch import nn
 
 from autoprune.errors import InputError, PlanError
 from autoprune.plan import Choice, Plan
-from autoprune.pruning.coupling import discover
 from autoprune.pruning.importance import Importance, gradients
+from autoprune.pruning.proof import discover
 from autoprune.pruning.pruned import apply, cuts_of
 from autoprune.task import Inputs
 

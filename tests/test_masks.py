@@ -8,8 +8,8 @@ from models import member
 from torch import nn
 
 from autoprune.plan import Choice, Plan
-from autoprune.pruning.coupling import discover
 from autoprune.pruning.importance import Importance
+from autoprune.pruning.proof import discover
 from autoprune.pruning.pruned import Pruned, apply
 from autoprune.training.schedule import polynomial
 

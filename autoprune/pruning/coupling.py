@@ -15,7 +15,7 @@ from autoprune.pruning.propagation import propagate
 from autoprune.pruning.shrink import Cut, replace_tensors
 from autoprune.task import Inputs
 
-__all__ = ["Coupling", "Slot", "discover", "layer_of", "tensor_of", "trace"]
+__all__ = ["Coupling", "Slot", "layer_of", "tensor_of", "trace"]
 
 
 @dataclass(frozen=True)
@@ -76,18 +76,6 @@ class Coupling:
         """The same with some units groups refused, for the reasons given."""
         groups = tuple(replace(group, refusal=refusals.get(group.key, group.refusal)) for group in self.groups)
         return replace(self, groups=groups)
-
-
-def discover(model: nn.Module, inputs: Inputs) -> Coupling:
-    """The proved groups of `model`: units groups first, in order of execution, then weights groups.
-
-    Every units group is proved by cutting it and comparing with the model whose consumers are masked; one that fails
-    is refused with the reason, never half cut. `model` is untouched. Raises ModelError where its forward fails.
-    """
-    from autoprune.pruning.proof import prove
-
-    coupling = trace(model, inputs)
-    return coupling.without(prove(model, inputs, coupling))
 
 
 def trace(model: nn.Module, inputs: Inputs) -> Coupling:

@@ -12,14 +12,24 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from autoprune.group import Group
-from autoprune.pruning.coupling import Coupling
+from autoprune.pruning.coupling import Coupling, trace
 from autoprune.pruning.forward import outputs_of
 from autoprune.pruning.shrink import replace_tensors, shrink
 from autoprune.task import Inputs
 
-__all__ = ["TOLERANCE", "masked_outputs", "prove", "relative_error"]
+__all__ = ["TOLERANCE", "discover", "masked_outputs", "prove", "relative_error"]
 
 TOLERANCE = 1e-5
+
+
+def discover(model: nn.Module, inputs: Inputs) -> Coupling:
+    """The proved groups of `model`: units groups first, in order of execution, then weights groups.
+
+    Every units group is proved by cutting it and comparing with the model whose consumers are masked; one that fails
+    is refused with the reason, never half cut. `model` is untouched. Raises ModelError where its forward fails.
+    """
+    coupling = trace(model, inputs)
+    return coupling.without(prove(model, inputs, coupling))
 
 
 def prove(model: nn.Module, inputs: Inputs, coupling: Coupling) -> dict[str, str]:

@@ -11,8 +11,9 @@ from torch import nn
 
 from autoprune.errors import BudgetError, ModelError, StudyError, TrainingError
 from autoprune.plan import Plan
-from autoprune.pruning.coupling import Coupling, discover
+from autoprune.pruning.coupling import Coupling
 from autoprune.pruning.importance import Importance
+from autoprune.pruning.proof import discover
 from autoprune.pruning.pruned import Pruned, apply
 from autoprune.run import Run
 from autoprune.score import Score

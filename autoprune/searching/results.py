@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from autoprune import plugins
 from autoprune.errors import BudgetError, InputError, TrainingError
 from autoprune.exporting.export import Finished, export
 from autoprune.exporting.verify import verify_in_fresh_process
@@ -55,6 +56,8 @@ def apply_plan(study: Study, plan: Plan, out: Path, listener: Listener | None = 
     fit, TrainingError where its training breaks down.
     """
     listener = listener or Quiet()
+    for criterion in {choice.criterion for _, choice in plan}:
+        plugins.load("criterion", criterion, (study.folder,))  # an unknown one is refused before anything is trained
     run = Run(out.parent / f".{out.name}.run")
     with run.locked():
         prepared = prepare(study, run)

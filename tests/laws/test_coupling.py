@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from autoprune.errors import ModelError
 from autoprune.plan import Choice, Plan
-from autoprune.pruning.coupling import Coupling, discover
+from autoprune.pruning.coupling import Coupling
 from autoprune.pruning.forward import output_tensors, outputs_of
 from autoprune.pruning.importance import Importance
-from autoprune.pruning.proof import TOLERANCE, masked_outputs, relative_error
+from autoprune.pruning.proof import TOLERANCE, discover, masked_outputs, relative_error
 from autoprune.pruning.propagation import propagate
 from autoprune.pruning.pruned import apply
 from autoprune.pruning.shrink import named_tensors, resize, shrink, widths

@@ -10,9 +10,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from autoprune.pruning.coupling import discover
 from autoprune.pruning.forward import outputs_of
-from autoprune.pruning.proof import TOLERANCE, masked_outputs, random_keep, relative_error
+from autoprune.pruning.proof import TOLERANCE, discover, masked_outputs, random_keep, relative_error
 from autoprune.pruning.shrink import shrink
 from autoprune.task import Inputs
 

@@ -1,0 +1,536 @@
+"""The search in this process: its journal, what it keeps, goes on with, refuses and says; the artefact's check is left out."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+import autoprune
+from autoprune.errors import BudgetError, InputError, TrainingError
+from autoprune.plan import Choice, Plan
+from autoprune.run import Run
+from autoprune.score import Candidate, Score
+from autoprune.searching import evaluate, finalists, records, results
+from autoprune.searching.preparation import prepare
+from autoprune.searching.search import Result, nearest_miss
+from autoprune.searching.search import search as run_search
+from autoprune.searching.storage import mend
+from autoprune.searching.study import Journal
+from autoprune.space import Options, Space
+from autoprune.study import Settings, Study
+from autoprune.target import Budget, Target
+from autoprune.task import Data, Metric, Recipe, Task
+
+pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+
+
+def images(count: int, seed: int) -> TensorDataset:
+    patterns = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(7))
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, 3, (count,), generator=generator)
+    return TensorDataset(patterns[labels] + 0.5 * torch.randn(count, 1, 8, 8, generator=generator), labels)
+
+
+def build() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.Conv2d(8, 16, 3, padding=1, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(256, 3),
+    )  # fmt: skip
+
+
+def accuracy(outputs: Any, targets: Any) -> float:
+    return float((outputs.argmax(1) == targets).float().mean())
+
+
+TASK = Task(
+    build=build,
+    data=Data(images(150, 0), images(90, 1), images(90, 2)),
+    loss=nn.functional.cross_entropy,
+    metric=Metric("accuracy", accuracy),
+    training=Recipe(epochs=3, batch_size=25, learning_rate=0.01),
+    description={"model": "tests"},
+)
+
+
+def study(budget: dict[str, Any] | None = None, *, recovery: Recipe | None = None, task: Task = TASK, **settings: Any) -> Study:
+    settings = {"trials": 5, "objectives": ("metric", "flops"), **settings}
+    return Study(
+        "small",
+        task,
+        Space(Options(("structured", "weight"), (0.0, 0.9), ("l1",)), {"6": Options((), (0.0, 0.9), ())}),
+        Target("cpu_eager", runtime="eager"),
+        Budget.parse({"flops": "50%"} if budget is None else budget),
+        Settings(**settings),
+        recovery or Recipe(epochs=2, batch_size=25, learning_rate=0.01, distill=0.5),
+        ("safetensors",),
+        resolved={"name": "small", "task": {"model": "python"}},
+    )
+
+
+@dataclass
+class Listens:
+    """Notes what it hears; `at` is called at every step that begins."""
+
+    at: Callable[[int, str], None] = lambda trial, what: None
+    notes: list[str] = field(default_factory=list)
+    began: list[tuple[int, str]] = field(default_factory=list)
+    ended: list[Candidate] = field(default_factory=list)
+
+    def planned(self, seconds: float | None, trials: int) -> None:
+        assert seconds is not None and seconds > 0
+
+    def started(self, trial: int, what: str) -> None:
+        self.began.append((trial, what))
+        self.at(trial, what)
+
+    def progress(self, share: float) -> None:
+        assert 0 <= share <= 1
+
+    def finished(self, candidate: Candidate, best: Candidate | None) -> None:
+        self.ended.append(candidate)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def trained(self) -> list[int]:
+        return [trial for trial, what in self.began if what.startswith("training")]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No fresh processes, and short measurements: figures of latency are not what is tested here."""
+    from autoprune.measuring import measure
+
+    timed = measure.timed
+    monkeypatch.setattr(measure, "timed", lambda *args, **options: timed(*args, **{**options, "processes": 0, "budget_s": 0.01}))
+
+    def passed(folder: Path, task: Task | None = None) -> dict[str, Any]:
+        result = {"version": 1, "passed": True, "open": [], "checks": []}
+        Run.write_json(folder / "verification.json", result)
+        return result
+
+    monkeypatch.setitem(vars(sys.modules["autoprune.searching.search"]), "verify_in_fresh_process", passed)
+    monkeypatch.setattr(results, "verify_in_fresh_process", passed)
+
+
+def searched(folder: Path, listener: Listens | None = None, **options: Any) -> Result:
+    return run_search(study(**options), Run(folder), listener)
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with open(folder / "trials.csv") as file:
+        return list(csv.DictReader(file))
+
+
+def figures(result: Result) -> list[tuple[Any, ...]]:
+    return [(each.plan, each.score.metric, each.score.flops, each.feasible) for each in result.front]
+
+
+def test_a_search_writes_everything_that_a_run_holds(tmp_path: Path) -> None:
+    result = searched(tmp_path)
+    front = json.loads((tmp_path / "front.json").read_text())
+    assert list(front) == ["version", "metric", "baseline", "budget", "best", "front"]
+    assert front["metric"] == {"name": "accuracy", "goal": "maximize"} and front["budget"] == {"flops": "50%"}
+    assert [each["trial"] for each in front["front"]] == [each.number for each in result.front]
+    assert all(list(each) == ["trial", "feasible", "plan", "score"] for each in front["front"])
+    assert result.best is not None and front["best"] == result.best.number
+    assert result.best.score.flops <= 0.5 * result.dense.flops  # type: ignore[operator]
+    for each in front["front"]:
+        kept = {path.name for path in (tmp_path / "trials" / str(each["trial"])).iterdir()}
+        assert kept == {"plan.json", "model.safetensors", "score.json"}
+    assert {path.name for path in (tmp_path / "dense").iterdir()} == {"model.safetensors", "score.json"}
+    table = rows(tmp_path)
+    assert len(table) == 5 and {"state", "stage", "reason", "metric", "latency_ms", "latency_ratio_high", "plan"} <= set(table[0])
+    assert [row["techniques"] for row in table[:3]] == ["dense", "structured", "weight"]
+    assert table[0]["stage"] == "dense" and table[0]["test_metric"] == ""  # the test split is read for dense and best alone
+    assert result.best.score.test_metric is not None and result.dense.test_metric is not None
+
+
+def test_the_best_is_what_its_record_says(tmp_path: Path) -> None:
+    result = searched(tmp_path)
+    assert result.best is not None
+    dense = build().eval()
+    model = records.kept_model(Run(tmp_path), result.best.number, dense)
+    parameters = list(model.parameters())
+    assert sum(each.numel() for each in parameters) == result.best.score.params
+    assert sum(int(torch.count_nonzero(each)) for each in parameters) == result.best.score.nonzero_params
+    inputs, labels = TASK.data.validation.tensors
+    assert accuracy(model(inputs), labels) == pytest.approx(result.best.score.metric)
+
+
+def test_the_same_seed_gives_the_same_plans_and_metrics(tmp_path: Path) -> None:
+    first, second = searched(tmp_path / "a"), searched(tmp_path / "b")
+    assert figures(first) == figures(second)
+    assert [row["plan"] for row in rows(tmp_path / "a")] == [row["plan"] for row in rows(tmp_path / "b")]
+    other = searched(tmp_path / "c", seed=1)
+    assert [row["plan"] for row in rows(tmp_path / "c")] != [row["plan"] for row in rows(tmp_path / "a")]
+    assert other.best is not None
+
+
+def crash_at(number: int, what: str) -> Callable[[int, str], None]:
+    def at(trial: int, step: str) -> None:
+        if trial == number and step.startswith(what):
+            raise RuntimeError("killed")  # as a kill would: nothing is told, nothing put in order
+
+    return at
+
+
+@pytest.mark.parametrize("damage", ["none", "torn", "garbage", "lock"])
+def test_a_killed_search_goes_on_and_ends_like_one_that_was_not(tmp_path: Path, damage: str) -> None:
+    whole = searched(tmp_path / "whole")
+    folder = tmp_path / "killed"
+    with pytest.raises(RuntimeError, match="killed"):
+        searched(folder, Listens(crash_at(4, "training")))
+    before = {name: (folder / name).read_bytes() for name in ("dense/model.safetensors", "trials/1/model.safetensors")}
+    stamps = {name: (folder / name).stat().st_mtime_ns for name in before}
+    journal = folder / "study.journal"
+    if damage == "torn":
+        journal.write_bytes(journal.read_bytes()[:-9])
+    elif damage == "garbage":
+        journal.write_bytes(journal.read_bytes() + b'{"op_code": 4, "wor\x00\x80')
+    elif damage == "lock":
+        os.symlink(str(journal), f"{journal}.lock")
+    (folder / "trials" / "1" / ".score.json.abcd.json").write_text("half")
+    listener = Listens()
+    again = searched(folder, listener)
+    assert figures(again) == figures(whole)
+    assert listener.trained() == [5]  # neither the dense model nor a trial that had ended
+    assert {name: (folder / name).stat().st_mtime_ns for name in before} == stamps
+    states = [(row["state"], row["stage"]) for row in rows(folder)]
+    assert states[4] == ("FAIL", "") and states[5] == ("COMPLETE", "trained") and len(states) == 6
+    assert "interrupted" in rows(folder)[4]["reason"]
+    assert not (folder / "trials" / "1" / ".score.json.abcd.json").exists()
+
+
+def test_a_finished_search_started_again_does_nothing_twice(tmp_path: Path) -> None:
+    first = searched(tmp_path)
+    stamp = (tmp_path / "best" / "score.json").stat().st_mtime_ns
+    listener = Listens()
+    second = searched(tmp_path, listener)
+    assert listener.began == [] and (tmp_path / "best" / "score.json").stat().st_mtime_ns == stamp
+    assert first.best is not None and second.best is not None and second.best.score == first.best.score
+    weights = tmp_path / "best" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4])
+    third = searched(tmp_path, listener)  # an artefact that was damaged is written anew
+    assert third.best is not None and listener.trained() == [] and len(listener.began) == 2
+    assert (tmp_path / "best" / "score.json").stat().st_mtime_ns > stamp
+
+
+def test_a_changed_budget_takes_every_trial_over(tmp_path: Path) -> None:
+    searched(tmp_path, trials=7)
+    listener = Listens()
+    tighter = searched(tmp_path, listener, budget={"flops": "30%"}, trials=7)
+    assert listener.trained() == [] and tighter.best is not None
+    flops = tighter.dense.flops or 0
+    for row in rows(tmp_path):
+        inside = int(row["flops"]) <= 0.3 * flops
+        assert row["feasible"] == str(inside and row["stage"] in ("dense", "trained"))
+    front = json.loads((tmp_path / "front.json").read_text())
+    assert front["budget"] == {"flops": "30%"}
+    assert all(each["feasible"] == (each["score"]["flops"] <= 0.3 * flops) for each in front["front"])
+
+
+def test_a_looser_budget_trains_what_an_earlier_one_stopped_and_nothing_else(tmp_path: Path) -> None:
+    searched(tmp_path, budget={"flops": "30%"}, trials=7)
+    tight = rows(tmp_path)
+    flops = int(tight[0]["flops"])
+    fits_now = [int(row["trial"]) for row in tight if row["stage"] in ("cost", "latency") and int(row["flops"]) <= 0.95 * flops]
+    assert fits_now
+    listener = Listens()
+    loose = searched(tmp_path, listener, budget={"flops": "95%"}, trials=7)
+    assert loose.best is not None and len(listener.trained()) == len(fits_now)
+    table = rows(tmp_path)
+    assert {row["trial"] for row in table if row["state"] == "FAIL"} == {str(number) for number in fits_now}
+    assert sum(row["state"] == "COMPLETE" for row in table) == 7
+    back = Listens()
+    searched(tmp_path, back, budget={"flops": "30%"}, trials=8)  # a number means the same plan under every budget
+    for old, new in zip(table, rows(tmp_path), strict=False):
+        assert old["plan"] == new["plan"]
+    assert len(back.trained()) <= 1
+
+
+def test_optunas_own_tools_work_on_the_journal(tmp_path: Path) -> None:
+    searched(tmp_path, trials=8)
+    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(tmp_path / "study.journal")))
+    (name,) = optuna.get_all_study_names(storage)
+    loaded = optuna.load_study(study_name=name, storage=storage)
+    dense = loaded.trials[0]
+    assert dense.constraints == {"flops": pytest.approx(1.0)}  # 100 % of a limit of 50 %: value / limit - 1
+    assert all(set(trial.constraints) == {"flops"} for trial in loaded.trials)
+    assert {trial.number for trial in loaded.best_trials} <= {trial.number for trial in loaded.trials if trial.constraints["flops"] <= 0}
+    importances = optuna.importance.get_param_importances(
+        loaded, target=lambda trial: trial.values[1], evaluator=optuna.importance.FanovaImportanceEvaluator(n_trees=4, seed=0)
+    )
+    assert sum(importances.values()) == pytest.approx(1.0)
+
+
+def test_two_runs_share_a_storage_by_url(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/trials.db"
+    first = searched(tmp_path / "a", storage=url, trials=3)
+    second = searched(tmp_path / "b", storage=url, trials=3)
+    assert figures(first) == figures(second) and len(optuna.get_all_study_names(url)) == 2
+    listener = Listens()
+    searched(tmp_path / "a", listener, storage=url, trials=4)
+    assert [candidate.number for candidate in listener.ended] == [3] and not (tmp_path / "a" / "study.journal").exists()
+    with pytest.raises(InputError, match=r"search\.storage"):
+        searched(tmp_path / "c", storage=f"sqlite:///{tmp_path}/no/such/folder/trials.db")
+
+
+@pytest.mark.parametrize("sampler", ["nsga2", "gp", "random"])
+def test_every_sampler_proposes_plans(tmp_path: Path, sampler: str) -> None:
+    result = searched(tmp_path, sampler=sampler, trials=5)
+    assert len(rows(tmp_path)) == 5 and result.best is not None
+
+
+def test_a_training_that_breaks_down_ends_the_trial_alone(tmp_path: Path) -> None:
+    with pytest.raises(BudgetError, match=r"trials broke down in training \(trial 1: the loss is nan"):
+        searched(tmp_path, recovery=Recipe(epochs=1, batch_size=25, learning_rate=1e30), trials=3)
+    table = rows(tmp_path)
+    assert [row["stage"] for row in table] == ["dense", "failed", "cost"] and table[1]["state"] == "FAIL"
+    assert json.loads((tmp_path / "front.json").read_text())["best"] is None
+    listener = Listens()
+    with pytest.raises(BudgetError):
+        searched(tmp_path, listener, recovery=Recipe(epochs=1, batch_size=25, learning_rate=1e30), trials=3)
+    assert listener.ended == []  # it has ended by itself, and is not tried again
+
+
+def test_a_budget_out_of_reach_is_said_before_any_training(tmp_path: Path) -> None:
+    listener = Listens()
+    with pytest.raises(BudgetError, match=r"most-pruned plan of this space still has flops [0-9.]+%, over the limit of 0.1%"):
+        searched(tmp_path, listener, budget={"flops": "0.1%"})
+    assert listener.began == [] and not (tmp_path / "dense").exists()
+
+
+def test_a_budget_that_quality_alone_breaks_ends_with_what_was_reachable(tmp_path: Path) -> None:
+    never = Recipe(epochs=1, batch_size=25, learning_rate=1e-12)
+    with pytest.raises(BudgetError, match=r"no plan meets the budget.*Reachable was flops=.*metric_drop=.*\(trial \d"):
+        searched(tmp_path, budget={"flops": "12%", "metric_drop": 0.0001}, recovery=never, trials=3)
+    front = json.loads((tmp_path / "front.json").read_text())
+    assert front["best"] is None and not any(each["feasible"] for each in front["front"])
+
+
+def test_where_dense_fits_already_it_is_the_best(tmp_path: Path) -> None:
+    listener = Listens()
+    result = searched(tmp_path, listener, budget={"flops": "1G"}, objectives=("metric",))
+    assert result.best is not None and result.best.number == 0 and not len(result.best.plan)
+    assert any("keeps the budget already" in note for note in listener.notes)
+    assert len(rows(tmp_path)) == 1 and (tmp_path / "best" / "model.safetensors").exists()
+    wanted = searched(tmp_path / "objective", budget={"flops": "1G"}, trials=3)  # an objective is made better all the same
+    assert len(rows(tmp_path / "objective")) == 3 and wanted.best is not None
+
+
+def test_the_time_limit_ends_the_trials_but_not_before_the_first(tmp_path: Path) -> None:
+    listener = Listens()
+    with pytest.raises(BudgetError, match="trial 0"):
+        searched(tmp_path, listener, timeout_s=1e-9, trials=50)
+    assert len(rows(tmp_path)) == 5 - 4 + sum(row["state"] == "WAITING" for row in rows(tmp_path))
+    assert any("time limit is reached after 1 trials" in note for note in listener.notes)
+    assert searched(tmp_path, trials=4).best is not None
+
+
+def test_the_first_interrupt_exports_the_best_so_far(tmp_path: Path) -> None:
+    def interrupt(trial: int, what: str) -> None:
+        if trial == 3 and what.startswith("training"):
+            raise KeyboardInterrupt
+
+    listener = Listens(interrupt)
+    result = searched(tmp_path, listener)
+    assert result.interrupted and result.best is not None and result.best.number == 1
+    assert (tmp_path / "best" / "verification.json").exists()
+    assert json.loads((tmp_path / "front.json").read_text())["best"] == 1
+    more = Listens()
+    assert not searched(tmp_path, more).interrupted and more.trained()[0] == 4
+
+
+def test_an_interrupt_at_the_end_still_exports(tmp_path: Path) -> None:
+    seen: list[str] = []
+
+    def interrupt(trial: int, what: str) -> None:
+        if what.startswith("exporting") and not seen:
+            seen.append(what)
+            raise KeyboardInterrupt
+
+    result = searched(tmp_path, Listens(interrupt))
+    assert seen and result.interrupted and result.best is not None and (tmp_path / "best" / "score.json").exists()
+
+
+def test_a_task_that_has_changed_behind_the_same_study_is_refused(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    searched(tmp_path, trials=2)
+    other = replace(TASK, data=replace(TASK.data, train=images(160, 5)))
+    with pytest.raises(InputError, match=r"has changed since.*--fresh"):
+        searched(tmp_path, task=other, trials=2)
+
+
+def test_random_augmentation_does_not_change_what_a_task_is() -> None:
+    from dataclasses import replace
+
+    class Augmented(torch.utils.data.Dataset):  # type: ignore[type-arg]
+        def __len__(self) -> int:
+            return 10
+
+        def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+            return torch.randn(1, 8, 8), index % 3
+
+    task = replace(TASK, data=replace(TASK.data, train=Augmented()))
+    torch.manual_seed(1)
+    first = task.digest()
+    drawn = torch.rand(1)
+    torch.manual_seed(1)
+    assert torch.equal(torch.rand(1), drawn)  # the global state was given back
+    torch.manual_seed(2)
+    assert task.digest() == first != TASK.digest()
+
+
+def candidate(number: int, metric: float, flops: int, params: int = 10, stage: str = "trained") -> Candidate:
+    score = Score(metric, flops=flops, params=params, nonzero_params=params, size_bytes=params, latency_ratio=0.5, latency_ratio_high=0.5)
+    return Candidate(number, Plan({f"{number}:units": Choice("structured", 0.5)}), score, True, stage)
+
+
+def test_a_model_is_kept_where_some_budget_could_want_it() -> None:
+    before = [candidate(1, 0.9, 100, 50)]
+    assert records.worth_keeping(candidate(2, 0.95, 200, 90), before, "maximize")
+    assert records.worth_keeping(candidate(2, 0.8, 100, 20), before, "maximize")  # fewer parameters
+    assert not records.worth_keeping(candidate(2, 0.8, 100, 50), before, "maximize")
+    assert records.worth_keeping(candidate(2, 0.8, 100, 50), before, "minimize")
+
+
+def test_the_best_is_the_best_metric_then_the_faster() -> None:
+    found = [candidate(1, 0.9, 100, 50), candidate(2, 0.9, 100, 40), candidate(3, 0.7, 10), candidate(4, 0.99, 1, stage="cost")]
+    assert [each.number for each in finalists.ranked(study(), found)] == [2, 1, 3]
+
+
+def test_what_was_reachable_is_said_in_the_budgets_own_units() -> None:
+    dense = Score(0.9, flops=1000, params=100)
+    said = nearest_miss(study(), Budget.parse({"flops": "200", "params": "30%"} | {"flops": "20%"}), dense, [
+        Candidate(0, Plan(), dense, False, "dense"), candidate(1, 0.8, 333, 20), candidate(2, 0.7, 250, 80)])  # fmt: skip
+    assert "flops=33.3%, params=30% (trial 1, accuracy 0.8)" in said
+    assert math.isclose(float(said.split("flops=")[1].split("%")[0]), 33.3)
+
+
+def test_mend_keeps_every_whole_line_and_nothing_else(tmp_path: Path) -> None:
+    journal = tmp_path / "study.journal"
+    assert not mend(journal)
+    whole = b'{"op_code":0}\n{"op_code":1}\n'
+    journal.write_bytes(whole)
+    assert not mend(journal) and journal.read_bytes() == whole
+    for tail in (b'{"op', b'{"op_code":2}', b"\x00\x00\x00", b"7\n", b"\n", b'{"a":1}x\n{"b'):
+        journal.write_bytes(whole + tail)
+        assert mend(journal) and journal.read_bytes() == whole, tail
+
+
+def test_another_answer_from_a_finished_run(tmp_path: Path) -> None:
+    searched(tmp_path / "run", trials=7)
+    run, stamp = Run(tmp_path / "run"), (tmp_path / "run" / "dense" / "model.safetensors").stat().st_mtime_ns
+    answer = results.export_from(study({"flops": "35%"}), run, tmp_path / "small")
+    assert answer.best is not None and answer.best.score.flops <= 0.35 * answer.dense.flops  # type: ignore[operator]
+    assert json.loads((tmp_path / "small" / "score.json").read_text())["budget"] == {"flops": "35%"}
+    with pytest.raises(BudgetError, match="Reachable was flops="):
+        results.export_from(study({"flops": "2%"}), run, tmp_path / "none")
+    dense = results.export_from(study(), run, tmp_path / "dense", trial=0)
+    assert dense.best is not None and dense.best.number == 0
+    assert json.loads((tmp_path / "dense" / "score.json").read_text())["budget"] == {}  # outside it, so none is promised
+    with pytest.raises(InputError, match="trial 77 has no model"):
+        results.export_from(study(), run, tmp_path / "none", trial=77)
+    assert run.dense.joinpath("model.safetensors").stat().st_mtime_ns == stamp and not (tmp_path / "none").exists()
+
+
+def test_one_plan_is_applied_without_a_search(tmp_path: Path) -> None:
+    plan = Plan({"0:units": Choice("structured", 0.5), "3:weights": Choice("weight", 0.5)})
+    done = results.apply_plan(study(), plan, tmp_path / "out")
+    assert done.best is not None and done.best.plan == plan and done.best.score.metric is not None
+    assert (tmp_path / "out" / "model.safetensors").exists()
+    listener = Listens()
+    with pytest.raises(InputError, match="unknown criterion 'l9'"):
+        results.apply_plan(study(), Plan({"0:units": Choice("structured", 0.5, "l9")}), tmp_path / "new", listener)
+    with pytest.raises(InputError, match="nothing"):
+        results.apply_plan(study(), Plan({"nothing:units": Choice("structured", 0.5)}), tmp_path / "new", listener)
+    assert listener.began == []  # refused before anything was trained
+    broken = study(recovery=Recipe(epochs=1, batch_size=25, learning_rate=1e30))
+    with pytest.raises(TrainingError, match="broke down"):
+        results.apply_plan(broken, plan, tmp_path / "out")
+
+
+def test_a_dry_run_trains_nothing() -> None:
+    report = results.check(study({"flops": "1%"}))
+    assert report.unreachable is not None and "over the limit of 1%" in report.unreachable
+    assert report.dense.flops is not None and report.lowest.flops is not None and report.lowest.flops < report.dense.flops
+    assert {variable.name for variable in report.variables} == {"0:units", "3:units", "0:weights", "3:weights"}
+    assert report.seconds is not None and 25 < report.seconds < 600
+
+
+def test_the_journal_counts_only_what_has_ended(tmp_path: Path) -> None:
+    searched(tmp_path, trials=2)
+    prepared = prepare(study(), Run(tmp_path))
+    journal = Journal(study(), Run(tmp_path), prepared.variables)
+    journal.start(list, Score(0.5, flops=1000))
+    trial, plan = journal.ask()
+    trial.set_user_attr("stage", "trained")  # killed between these notes and the result
+    assert journal.finished() == 2 and len(plan)
+    again = Journal(study(), Run(tmp_path), prepared.variables)
+    again.start(list, Score(0.5, flops=1000))
+    assert again.finished() == 2 and again.known() == 2
+    waiting = [each for each in again.trials() if each.state == optuna.trial.TrialState.WAITING]
+    assert [each.number for each in waiting][-1] == len(again.trials()) - 1
+
+
+def test_search_in_python_with_dictionaries_and_a_metric_to_minimise(tmp_path: Path) -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = build()
+
+        def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"logits": self.net(image)}
+
+    def wrong(outputs: Any, targets: torch.Tensor) -> float:
+        return 1 - accuracy(outputs["logits"], targets)
+
+    def batches(count: int, seed: int) -> list[dict[str, torch.Tensor]]:
+        pixels, labels = images(count, seed).tensors
+        return [{"image": pixels[at : at + 25], "labels": labels[at : at + 25]} for at in range(0, count, 25)]
+
+    model = Named()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    loaders = [torch.utils.data.DataLoader(batches(count, seed), batch_size=None) for count, seed in ((150, 0), (75, 1))]
+    result = autoprune.search(
+        model, train=loaders[0], validation=loaders[1], loss="cross_entropy", metric=wrong, goal="minimize", budget={"params": "40%"},
+        objectives=("metric", "params"), target={"device": "cpu", "runtime": "eager"}, trials=4, out=tmp_path / "run",
+        space={"default": {"techniques": ["structured"], "criteria": ["l1"]}}, formats=["safetensors"],
+        recovery={"epochs": 2, "learning_rate": 0.01},
+    )  # fmt: skip
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    best = result.best
+    assert best.score.params <= 0.4 * result.dense.params  # type: ignore[operator]
+    assert sum(each.numel() for each in best.model.parameters()) == best.score.params
+    assert [each.score.metric for each in result.front] == sorted(each.score.metric for each in result.front)  # type: ignore[type-var]
+    folder = result.export(tmp_path / "exported")
+    loaded = autoprune.load(folder, model=Named())
+    pixels = images(10, 3).tensors[0]
+    assert torch.equal(loaded(pixels)["logits"], best.model(pixels)["logits"])
+    assert json.loads((folder / "score.json").read_text())["budget"] == {"params": "40%"}
+    with pytest.raises(InputError, match="given in Python"):
+        autoprune.load(folder)
+
+
+def test_a_known_result_is_judged_by_the_budget_of_now() -> None:
+    dense = Score(0.9, flops=1000)
+    evaluator = evaluate.Evaluator(study(), None, dense, None, Listens())  # type: ignore[arg-type]
+    plan = Plan({"0:units": Choice("structured", 0.5)})
+    assert evaluator.known(plan, 3, Score(0.8, flops=400)).candidate.feasible
+    late = evaluator.known(plan, 4, Score(0.8, flops=600)).candidate
+    assert not late.feasible and late.reason == "flops 60%, over the limit of 50%" and late.number == 4
