@@ -27,9 +27,14 @@ def proposals(study: Study, prepared: Prepared) -> list[Plan]:
 def _to_budget(study: Study, prepared: Prepared, techniques: tuple[str, ...], steps: int = 6) -> Plan:
     """The least uniform ratio of `techniques` whose cost keeps the budget, by bisection; the highest where none does."""
 
+    timed = any(limit.quantity == "latency" for limit in study.budget.limits)
+
     def violation(ratio: float) -> float:
-        found = study.budget.violations(prepared.cost(uniform(prepared.variables, techniques, ratio)), prepared.dense, study.task.metric.goal)
-        return max(found.values(), default=0.0)
+        pruned = prepared.pruned(uniform(prepared.variables, techniques, ratio))
+        score = prepared.costs.score(pruned)
+        if timed:
+            score = prepared.costs.latency(pruned, score)
+        return max(study.budget.violations(score, prepared.dense, study.task.metric.goal).values(), default=0.0)
 
     low, high = 0.0, max(variable.options.ratio[1] for variable in prepared.variables)
     if violation(high) <= 0:
