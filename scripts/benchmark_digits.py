@@ -27,8 +27,8 @@ def one(seed: int, budget: str, out: Path) -> dict[str, float]:
     verified = json.loads((out / "best" / "verification.json").read_text())
     latency = next(check["figures"] for check in verified["checks"] if check["name"] == "latency")
     return {
-        "dense": score["dense"]["test_metric"], "best": score["test_metric"], "ratio": latency["latency_ratio"],
-        "low": latency["latency_ratio_low"], "high": latency["latency_ratio_high"],
+        "dense": score["dense"]["test_metric"], "best": score["test_metric"], "ratio": latency["ratio"],
+        "low": latency["ratio_low"], "high": latency["ratio_high"],
         "flops": score["flops"] / score["dense"]["flops"], "params": score["params"] / score["dense"]["params"],
         "seconds": seconds,
     }

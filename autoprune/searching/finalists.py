@@ -29,17 +29,23 @@ def ranked(study: Study, candidates: Sequence[Candidate]) -> list[Candidate]:
     return sorted((candidate for candidate in candidates if candidate.feasible and candidate.trained), key=order)
 
 
-def settle(study: Study, prepared: Prepared, dense: Score, run: Run, candidates: Sequence[Candidate], listener: Listener) -> Candidate | None:
-    """The best candidate that keeps the budget when measured again in fresh processes, with its test metric; or None."""
+def settle(study: Study, prepared: Prepared, dense: Score, run: Run, candidates: Sequence[Candidate], listener: Listener
+           ) -> tuple[Candidate | None, list[Candidate]]:
+    """The best candidate that keeps the budget when measured again in fresh processes, with its test metric; or None.
+
+    Beside it all candidates, with the figures of those that were measured again and did not keep it.
+    """
+    judged = {candidate.number: candidate for candidate in candidates}
     for candidate in ranked(study, candidates):
         listener.started(candidate.number, f"measuring trial {candidate.number} again in {PROCESSES} fresh processes")
         model = kept_model(run, candidate.number, prepared.model)
         score = prepared.costs.of_finished(model, prepared.pruned(candidate.plan), candidate.score, PROCESSES)
         broken = study.budget.broken(score, dense, study.task.metric.goal)
         if broken:
+            judged[candidate.number] = replace(candidate, score=score, feasible=False, reason="; ".join(broken))
             listener.note(f"trial {candidate.number} is out of the budget when measured again: {'; '.join(broken)}")
             continue
         if study.task.data.test is not None:
             score = score.updated(test_metric=evaluate(model, study.task, "test", study.recovery.device).metric)
-        return replace(candidate, score=score)
-    return None
+        return replace(candidate, score=score), list(judged.values())
+    return None, list(judged.values())

@@ -97,9 +97,10 @@ def export_from(study: Study, run: Run, out: Path, trial: int | None = None, lis
         front = pareto_front(candidates, study.search.objectives, study.task.metric.goal)
         kept = [each for each in candidates if (run.trial(each.number) / "score.json").exists()]
         if trial is None:
-            best = settle(study, prepared, dense, run, kept, listener)
-            if best is None:
-                raise BudgetError(nearest_miss(study, study.budget, dense, kept))
+            found, judged = settle(study, prepared, dense, run, kept, listener)
+            if found is None:
+                raise BudgetError(nearest_miss(study, study.budget, dense, judged))
+            best = found
         else:
             best = _asked_for(study, prepared, run, kept, trial)
         model = records.kept_model(run, best.number, prepared.model)

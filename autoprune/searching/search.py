@@ -170,12 +170,12 @@ class _Search:
         best = None if self.told else records.exported(self.run, self.study, candidates)
         if best is None:
             kept = [each for each in candidates if (self.run.trial(each.number) / "score.json").exists()]
-            best = settle(self.study, self.prepared, self.dense, self.run, kept, self.listener)
-            front = self._write(best, final=True)
+            best, judged = settle(self.study, self.prepared, self.dense, self.run, kept, self.listener)
+            self._write(best, final=True)
             if best is not None:
                 best = self._export(best)
             elif not interrupted:
-                raise BudgetError(nearest_miss(self.study, self.study.budget, self.dense, candidates))
+                raise BudgetError(nearest_miss(self.study, self.study.budget, self.dense, _with(candidates, judged)))
         front = self._write(best, final=True)
         return Result(self.run, self.dense, front, best, self.prepared.coupling.groups, interrupted)
 
@@ -209,6 +209,11 @@ class _Search:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def _with(candidates: Sequence[Candidate], judged: Sequence[Candidate]) -> list[Candidate]:
+    known = {each.number: each for each in judged}
+    return [known.get(each.number, each) for each in candidates]
+
+
 def nearest_miss(study: Study, budget: Budget, dense: Score, candidates: Sequence[Candidate]) -> str:
     """Why no plan meets the budget: how near the best came, and which budget was reachable."""
     goal = study.task.metric.goal
@@ -218,7 +223,7 @@ def nearest_miss(study: Study, budget: Budget, dense: Score, candidates: Sequenc
     if not by_distance:
         return f"no plan was tried to the end, so none meets the budget ({budget})"
     nearest = min(by_distance, key=lambda pair: (pair[0], pair[1].number))[1]
-    reached = "; ".join(budget.broken(nearest.score, dense, goal)) or "it kept the limits in the search, but not when measured again in fresh processes"
+    reached = "; ".join(budget.broken(nearest.score, dense, goal)) or "its model was not kept"
     failed = [each for each in candidates if each.stage == "failed"]
     broke = f"{len(failed)} trials broke down in training (trial {failed[0].number}: {failed[0].reason}). " if failed else ""
     return (f"no plan meets the budget ({budget}). The nearest was trial {nearest.number}: {reached}. "
