@@ -1,4 +1,4 @@
-"""Hardware-aware automatic pruning for PyTorch: the best model inside a latency budget, measured, exported and verified.
+"""Hardware-aware automatic pruning for PyTorch: the best model inside a latency budget, measured and verified.
 
 The public names load on first use, so that importing the package does not import torch.
 """
@@ -29,8 +29,17 @@ if TYPE_CHECKING:
 
 _PLACES = {
     "api": ("SearchResult", "groups", "load", "measure", "prune", "search"),
-    "errors": ("AutopruneError", "BudgetError", "InputError", "MissingPackage", "ModelError", "PlanError", "StudyError",
-               "TrainingError", "VerificationError"),
+    "errors": (
+        "AutopruneError",
+        "BudgetError",
+        "InputError",
+        "MissingPackage",
+        "ModelError",
+        "PlanError",
+        "StudyError",
+        "TrainingError",
+        "VerificationError",
+    ),
     "group": ("Group",),
     "plan": ("Choice", "Plan"),
     "score": ("Candidate", "Score"),

@@ -113,7 +113,10 @@ def read(
     if "version" not in document.values:
         raise document.error("the key 'version' is missing; write version: 1", ())
     if document.values.get("task") == {"model": "python"}:
-        said = "model and data of this study were given in Python; go on there: autoprune.search(..., out=...) continues, and its result exports"
+        said = (
+            "model and data of this study were given in Python; go on there: "
+            "autoprune.search(..., out=...) continues, and its result exports"
+        )
         raise document.error(said, ("task",))
     given = {"trials": trials, "timeout": timeout, "seed": seed}
     options: dict[str, tuple[KeyPath, Any]] = {

@@ -1,14 +1,14 @@
 """What can go wrong, as a tree; each kind knows the exit status of the command line.
 
-    AutopruneError
-    ├── InputError            2  something the user gave cannot be used
-    │   ├── StudyError           a study or target file: file, line and key are named
-    │   ├── PlanError            a plan that does not fit the model
-    │   ├── ModelError           a model, its weights or its data cannot be used
-    │   └── MissingPackage       an optional package is not installed
-    ├── BudgetError           3  no plan meets the budget
-    ├── VerificationError     4  an artefact is not what its record says
-    └── TrainingError         1  training broke down (a loss that is not finite)
+AutopruneError
+├── InputError            2  something the user gave cannot be used
+│   ├── StudyError           a study or target file: file, line and key are named
+│   ├── PlanError            a plan that does not fit the model
+│   ├── ModelError           a model, its weights or its data cannot be used
+│   └── MissingPackage       an optional package is not installed
+├── BudgetError           3  no plan meets the budget
+├── VerificationError     4  an artefact is not what its record says
+└── TrainingError         1  training broke down (a loss that is not finite)
 """
 
 from __future__ import annotations
@@ -46,7 +46,9 @@ class InputError(AutopruneError):
 class StudyError(InputError):
     """A study or target that cannot be used; names the file, the line and the key where they are known."""
 
-    def __init__(self, message: str, *, file: str | None = None, key: str | None = None, line: int | None = None) -> None:
+    def __init__(
+        self, message: str, *, file: str | None = None, key: str | None = None, line: int | None = None
+    ) -> None:
         place = ", ".join(
             part
             for part in (file, f"line {line}" if line is not None else None, f"key {key!r}" if key else None)

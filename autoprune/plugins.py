@@ -132,7 +132,9 @@ def import_reference(reference: str, folders: Sequence[Path] = ()) -> Any:
         if error.name is None or not (module_name + ".").startswith(error.name + "."):
             raise MissingPackage(f"{reference!r} needs the package {error.name!r}: pip install {error.name}") from error
         places = ", ".join(str(folder) for folder in folders) or "the Python path"
-        raise InputError(f"no module {error.name!r} for {reference!r}; looked in {places} and the Python path") from error
+        raise InputError(
+            f"no module {error.name!r} for {reference!r}; looked in {places} and the Python path"
+        ) from error
     target: Any = module
     for part in attribute.split("."):
         if not hasattr(target, part):

@@ -16,7 +16,7 @@ __all__ = ["Settings", "Study"]
 
 @dataclass(frozen=True)
 class Settings:
-    """How the search goes: number of trials (the dense model is trial 0), seed, objectives, time limit, storage, sampler."""
+    """How the search goes: trials (the dense model is trial 0), seed, objectives, time limit, storage, sampler."""
 
     trials: int = 40
     seed: int = 0

@@ -24,7 +24,7 @@ Batch = tuple[tuple[Any, ...], dict[str, Any], Any]  # positional arguments, key
 
 @dataclass(frozen=True)
 class Inputs:
-    """The arguments of one forward call: tensors whose first dimension is the batch, alone or in tuples and dictionaries."""
+    """The arguments of one forward call: tensors, batch first, alone or in tuples and dictionaries."""
 
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
@@ -78,27 +78,33 @@ class Inputs:
 
 
 def default_adapter(batch: Any) -> Batch:
-    """`(x, y)` with x a tensor, a tuple of arguments or a dictionary of keyword arguments; or a dictionary with labels."""
+    """`(x, y)` with x a tensor, a tuple or a dictionary of arguments; or a dictionary with labels."""
     if isinstance(batch, Mapping):
         for name in ("labels", "label", "target", "targets"):
             if name in batch:
                 return (), {key: value for key, value in batch.items() if key != name}, batch[name]
         raise ModelError(f"a batch that is a dictionary needs a key 'labels'; got {sorted(batch)}; or give an adapter")
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-        raise ModelError(f"a batch must be (inputs, target) or a dictionary with labels; got {type(batch).__name__}; or give an adapter")
+        raise ModelError(
+            f"a batch must be (inputs, target) or a dictionary with labels, got {type(batch).__name__}; give an adapter"
+        )
     inputs = Inputs.of(batch[0])
     return inputs.args, inputs.kwargs, batch[1]
 
 
 def main_output(output: Any) -> Tensor:
-    """The tensor that built-in losses and metrics read: the output itself, its `logits` or `out`, or its first tensor."""
+    """The tensor that built-in losses and metrics read: the output, its `logits` or `out`, or its first tensor."""
     if isinstance(output, Tensor):
         return output
     for name in ("logits", "out"):
         value = output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
         if isinstance(value, Tensor):
             return value
-    tensors = [leaf for leaf in tree_flatten(dict(output) if isinstance(output, Mapping) else output)[0] if isinstance(leaf, Tensor)]
+    tensors = [
+        leaf
+        for leaf in tree_flatten(dict(output) if isinstance(output, Mapping) else output)[0]
+        if isinstance(leaf, Tensor)
+    ]
     if not tensors:
         raise ModelError(f"the model's output holds no tensor: {type(output).__name__}")
     return tensors[0]
@@ -106,7 +112,7 @@ def main_output(output: Any) -> Tensor:
 
 @dataclass(frozen=True)
 class Data:
-    """Train and validation data, and optionally test data: each a data set or an iterable of batches (a data loader)."""
+    """Train and validation data, and optionally test data: each a data set or a data loader."""
 
     train: Any
     validation: Any
@@ -115,7 +121,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Metric:
-    """Quality: `function(outputs, targets) -> float` over a whole data set, its batches concatenated; `goal` says which way."""
+    """Quality: `function(outputs, targets) -> float` over a whole split; `goal` says which way is better."""
 
     name: str
     function: Callable[[Any, Any], float]
@@ -144,7 +150,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Task:
-    """A trained (or to be trained) model, its data and how it is judged. `build()` gives the dense module, untrained."""
+    """A trained (or to be trained) model, its data and how it is judged. `build()` gives it untrained."""
 
     build: Callable[[], nn.Module]
     data: Data
@@ -185,12 +191,16 @@ class Task:
                 break
         if not parts:
             raise ModelError("the training data is empty")
-        joined = parts[0].replaced([torch.cat(tensors) if tensors[0].dim() else tensors[0]
-                                    for tensors in zip(*(part.tensors() for part in parts), strict=True)])
+        joined = parts[0].replaced(
+            [
+                torch.cat(tensors) if tensors[0].dim() else tensors[0]
+                for tensors in zip(*(part.tensors() for part in parts), strict=True)
+            ]
+        )
         return joined.rows(count)
 
     def digest(self) -> str:
-        """16 hexadecimal digits over the description, the user's source files, the weights and a fingerprint of the data."""
+        """16 hexadecimal digits over the description, the user's files, the weights and a fingerprint of the data."""
         state = hashlib.sha256(json.dumps(dict(self.description), sort_keys=True, default=str).encode())
         for path in (*self.sources, *([self.weights] if self.weights else [])):
             state.update(Path(path).read_bytes())
@@ -198,7 +208,9 @@ class Task:
             state.update(_fingerprint(getattr(self.data, split)))
         if self.given is not None:
             for name, tensor in self.given.state_dict().items():
-                state.update(name.encode() + tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+                state.update(
+                    name.encode() + tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+                )
         return state.hexdigest()[:16]
 
 
@@ -206,7 +218,9 @@ def _loader(data: Any, recipe: Recipe, seed: int | None) -> Any:
     """`data` itself where it already gives batches, else a loader over it."""
     from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-    if isinstance(data, DataLoader) or not (isinstance(data, Dataset) or (hasattr(data, "__getitem__") and hasattr(data, "__len__"))):
+    if isinstance(data, DataLoader) or not (
+        isinstance(data, Dataset) or (hasattr(data, "__getitem__") and hasattr(data, "__len__"))
+    ):
         return data
     generator = torch.Generator().manual_seed(seed) if seed is not None else None
     if type(data) is TensorDataset and not recipe.workers:
@@ -236,7 +250,7 @@ class _TensorBatches:
 def _fingerprint(data: Any) -> bytes:
     """Length and a few samples of a data set; of an iterable of batches, of its data set where it has one.
 
-    Random augmentation draws from global random states, which are seeded meanwhile and given back: the same in every process.
+    Random augmentation draws from global random states, which are seeded meanwhile: the same in every process.
     """
     states = random.getstate(), numpy.random.get_state()
     try:
@@ -262,9 +276,12 @@ def _samples(data: Any) -> bytes:
 
 
 def _content(leaf: Any) -> bytes:
-    """The bytes of a tensor, an array or an image; of anything else what it shows, unless that is its place in memory."""
+    """The bytes of a tensor, an array or an image; else what it shows, unless that is its place in memory."""
     if isinstance(leaf, Tensor):
-        return leaf.detach().cpu().contiguous().numpy().tobytes() if leaf.dtype != torch.bfloat16 else repr(leaf).encode()
+        return (
+            leaf.detach().cpu().contiguous().numpy().tobytes() if leaf.dtype != torch.bfloat16 else repr(leaf).encode()
+        )
     if callable(raw := getattr(leaf, "tobytes", None)):
         return bytes(raw())
-    return type(leaf).__qualname__.encode() if type(leaf).__repr__ is object.__repr__ else repr(leaf).encode()
+    shown = repr(leaf)
+    return type(leaf).__qualname__.encode() if " object at 0x" in shown else shown.encode()

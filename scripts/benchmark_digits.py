@@ -1,7 +1,7 @@
-"""The quickstart's study over several seeds: how much quality is kept inside half of the latency. Prints a Markdown table.
+"""The quickstart's study over several seeds: how much quality is kept inside half of the latency, as Markdown.
 
 Run: .venv/bin/python scripts/benchmark_digits.py [--seeds 0 1 2] [--budget latency=50%] [--out runs/benchmark_digits]
-A seed that is already there is continued, not repeated. Figures are those of verification.json: measured in fresh processes.
+A seed that is already there is continued, not repeated. Latencies are those of verification.json.
 """
 
 from __future__ import annotations
@@ -20,16 +20,32 @@ from pathlib import Path
 def one(seed: int, budget: str, out: Path) -> dict[str, float]:
     """Search with one seed; its figures from the record of the artefact."""
     began = time.monotonic()
-    command = [sys.executable, "-m", "autoprune", "search", "digits", "--seed", str(seed), "--budget", budget, "--out", str(out)]
+    command = [
+        sys.executable,
+        "-m",
+        "autoprune",
+        "search",
+        "digits",
+        "--seed",
+        str(seed),
+        "--budget",
+        budget,
+        "--out",
+        str(out),
+    ]
     subprocess.run([*command, "--quiet"], check=True)
     seconds = time.monotonic() - began
     score = json.loads((out / "best" / "score.json").read_text())
     verified = json.loads((out / "best" / "verification.json").read_text())
     latency = next(check["figures"] for check in verified["checks"] if check["name"] == "latency")
     return {
-        "dense": score["dense"]["test_metric"], "best": score["test_metric"], "ratio": latency["ratio"],
-        "low": latency["ratio_low"], "high": latency["ratio_high"],
-        "flops": score["flops"] / score["dense"]["flops"], "params": score["params"] / score["dense"]["params"],
+        "dense": score["dense"]["test_metric"],
+        "best": score["test_metric"],
+        "ratio": latency["ratio"],
+        "low": latency["ratio_low"],
+        "high": latency["ratio_high"],
+        "flops": score["flops"] / score["dense"]["flops"],
+        "params": score["params"] / score["dense"]["params"],
         "seconds": seconds,
     }
 
@@ -41,12 +57,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark_digits"))
     given = parser.parse_args()
     rows = {seed: one(seed, given.budget, given.out / f"seed{seed}") for seed in given.seeds}
-    print(f"`autoprune search digits --budget {given.budget}`, {platform.processor() or platform.machine()}, {os.cpu_count()} cores\n")
+    print(f"`autoprune search digits --budget {given.budget}`, {platform.machine()}, {os.cpu_count()} cores\n")
     print("| seed | dense, test | best, test | latency, of dense | FLOPs | parameters | seconds |")
     print("|---|---:|---:|---:|---:|---:|---:|")
     for seed, row in rows.items():
-        print(f"| {seed} | {row['dense']:.2%} | {row['best']:.2%} | {row['ratio']:.1%} [{row['low']:.1%}, {row['high']:.1%}] "
-              f"| {row['flops']:.1%} | {row['params']:.1%} | {row['seconds']:.0f} |")
+        print(
+            f"| {seed} | {row['dense']:.2%} | {row['best']:.2%} "
+            f"| {row['ratio']:.1%} [{row['low']:.1%}, {row['high']:.1%}] "
+            f"| {row['flops']:.1%} | {row['params']:.1%} | {row['seconds']:.0f} |"
+        )
     dense, best = (statistics.mean(row[name] for row in rows.values()) for name in ("dense", "best"))
     print(f"| mean | {dense:.2%} | {best:.2%} | {statistics.mean(row['ratio'] for row in rows.values()):.1%} | | | |")
 

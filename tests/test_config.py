@@ -81,6 +81,7 @@ def test_a_wrong_study_is_refused_by_file_line_and_key(wrong: Wrong):
 @pytest.mark.parametrize("wrong", studies("model"))
 def test_a_study_that_does_not_fit_its_model_is_refused_by_file_line_and_key(wrong: Wrong):
     from autoprune.pruning import proof
+
     read = config.read(wrong.path)  # nothing is wrong with it by itself
     with pytest.raises(StudyError) as caught, read.locating():
         study = config.build(read)

@@ -183,7 +183,18 @@ def test_a_changed_study_is_refused_and_fresh_keeps_the_old_folder(here: Path) -
     run(here, "search", "mine.yaml", "--set", "recovery.epochs=1", "--trials", "3", "--fresh", "-q")
     assert (here / "runs/mine.1/best/score.json").exists() and (here / "runs/mine/best/score.json").exists()
     stamp = (here / "runs/mine/dense/model.safetensors").stat().st_mtime_ns
-    changed = ("search", "mine.yaml", "--set", "recovery.epochs=1", "--budget", "flops=70%", "--trials", "4", "--timeout", "5m")
+    changed = (
+        "search",
+        "mine.yaml",
+        "--set",
+        "recovery.epochs=1",
+        "--budget",
+        "flops=70%",
+        "--trials",
+        "4",
+        "--timeout",
+        "5m",
+    )
     _, said = run(here, *changed)
     assert "3 trials are done" in said and (here / "runs/mine/dense/model.safetensors").stat().st_mtime_ns == stamp
 

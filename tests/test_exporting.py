@@ -32,7 +32,7 @@ from autoprune.target import Budget, Target
 from autoprune.task import Inputs, Recipe
 from autoprune.training import loop, tasks
 
-MINE = '''
+MINE = """
 import torch
 from torch import nn
 
@@ -57,7 +57,7 @@ def data():
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(96, 3, 16, 16, generator=generator), torch.randint(0, 4, (96,), generator=generator)
     return {"train": torch.utils.data.TensorDataset(x, y), "validation": torch.utils.data.TensorDataset(x[:50], y[:50])}
-'''
+"""
 
 WIDTHS = {
     **{name: [8] for name in ("conv1.bias", "bn1.weight", "bn1.bias", "bn1.running_mean", "bn1.running_var")},
@@ -83,8 +83,15 @@ class Made:
 
 def section(model: str = "mine_exported:build") -> dict[str, Any]:
     training = {"epochs": 1, "batch_size": 32, "device": "cpu"}
-    return {"model": model, "weights": None, "data": "mine_exported:data", "loss": "cross_entropy",
-            "metric": {"name": "accuracy", "goal": "maximize"}, "adapter": None, "training": training}
+    return {
+        "model": model,
+        "weights": None,
+        "data": "mine_exported:data",
+        "loss": "cross_entropy",
+        "metric": {"name": "accuracy", "goal": "maximize"},
+        "adapter": None,
+        "training": training,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +101,17 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     (home / "mine_exported.py").write_text(MINE)
     task = tasks.build(section(), [home], Recipe(batch_size=32, device="cpu"))
     budget = Budget.parse({"latency": "90%", "flops": "50%"})
-    study = Study("tiny", task, Space(), Target(), budget, Settings(), Recipe(),
-                  folder=home, resolved={"version": 1, "name": "tiny", "task": section()})
+    study = Study(
+        "tiny",
+        task,
+        Space(),
+        Target(),
+        budget,
+        Settings(),
+        Recipe(),
+        folder=home,
+        resolved={"version": 1, "name": "tiny", "task": section()},
+    )
     torch.manual_seed(0)
     dense = task.build().eval()
     with torch.no_grad():
@@ -149,9 +165,11 @@ def change(path: Path, edit: Callable[[dict[str, Any]], object]) -> None:
 
 def sign_again(folder: Path) -> None:
     """Make the record agree with the files as they are, as someone would who swaps models with care."""
+
     def edit(record: dict[str, Any]) -> None:
         record["files"] = {name: artefact.digest(folder / name) for name in record["files"]}
         record["size_bytes"] = record["files"]["model.onnx"]["size_bytes"]
+
     change(folder / "score.json", edit)
 
 
@@ -176,8 +194,16 @@ def test_a_sound_artefact_passes_every_check(folder: Path) -> None:
     assert result["passed"] is True and result["open"] == []
     assert json.loads((folder / "verification.json").read_text()) == result
     figures = {check["name"]: check["figures"] for check in result["checks"]}
-    assert set(figures) == {"files", "widths", "counts", "metric", "size", "budget", "latency",
-                            *(f"outputs of {name}" for name in MODELS)}
+    assert set(figures) == {
+        "files",
+        "widths",
+        "counts",
+        "metric",
+        "size",
+        "budget",
+        "latency",
+        *(f"outputs of {name}" for name in MODELS),
+    }
     for name in MODELS:
         errors = figures[f"outputs of {name}"]
         assert set(errors) == {"error_at_batch_64", "error_at_batch_1", "error_at_batch_3"}
@@ -229,8 +255,15 @@ def test_the_dense_model_swapped_in_fails_even_where_the_record_was_signed_again
 
 @pytest.mark.parametrize(
     ("key", "value", "check"),
-    [("metric", 2.0, "metric"), ("params", 3, "counts"), ("nonzero_params", 3, "counts"), ("size_bytes", 3, "size"),
-     ("flops", 10**9, "counts budget"), ("budget", {"size": "1B"}, "budget"), ("target", {"runtime": "none"}, "size")],
+    [
+        ("metric", 2.0, "metric"),
+        ("params", 3, "counts"),
+        ("nonzero_params", 3, "counts"),
+        ("size_bytes", 3, "size"),
+        ("flops", 10**9, "counts budget"),
+        ("budget", {"size": "1B"}, "budget"),
+        ("target", {"runtime": "none"}, "size"),
+    ],
 )
 def test_a_figure_that_is_not_the_recorded_one_fails(
     folder: Path, key: str, value: Any, check: str, unmeasured: None
@@ -269,8 +302,9 @@ def test_a_file_that_fixes_its_batch_fails(folder: Path, monkeypatch: pytest.Mon
     assert list(failures(folder)) == ["outputs of fixed_exported:FixedBatch"]
 
 
-@pytest.mark.parametrize(("low", "high", "passes", "inside"), [(0.91, 0.95, False, False), (0.89, 0.95, True, False),
-                                                              (0.5, 0.6, True, True)])
+@pytest.mark.parametrize(
+    ("low", "high", "passes", "inside"), [(0.91, 0.95, False, False), (0.89, 0.95, True, False), (0.5, 0.6, True, True)]
+)
 def test_latency_fails_where_even_the_lower_end_is_over_the_limit(
     folder: Path, monkeypatch: pytest.MonkeyPatch, low: float, high: float, passes: bool, inside: bool
 ) -> None:
@@ -280,8 +314,11 @@ def test_latency_fails_where_even_the_lower_end_is_over_the_limit(
         verify(folder)
     else:
         assert list(failures(folder)) == ["latency"]
-    latency = next(check for check in json.loads((folder / "verification.json").read_text())["checks"]
-                   if check["name"] == "latency")
+    latency = next(
+        check
+        for check in json.loads((folder / "verification.json").read_text())["checks"]
+        if check["name"] == "latency"
+    )
     assert latency["figures"]["surely_inside"] is inside and latency["figures"]["limit"] == "90%"
 
 
@@ -350,8 +387,16 @@ def test_load_leaves_the_random_state_alone(made: Made, folder: Path) -> None:
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
-@pytest.mark.parametrize("reference", ["mine_exported:build", "zoo:mine_exported:build", "torchvision:a:b", "os:abc",
-                                       {"name": "torchvision:resnet18", "args": {"weights": "DEFAULT"}}])
+@pytest.mark.parametrize(
+    "reference",
+    [
+        "mine_exported:build",
+        "zoo:mine_exported:build",
+        "torchvision:a:b",
+        "os:abc",
+        {"name": "torchvision:resnet18", "args": {"weights": "DEFAULT"}},
+    ],
+)
 def test_load_runs_no_code_that_only_the_artefact_names(
     folder: Path, reference: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -462,8 +507,15 @@ def test_a_reference_keeps_the_nesting_of_the_arguments(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("recorded", "got", "wanted"),
-    [([1.0, -2.0], [1.0, -2.1], 0.05), ([0.0], [0.0], 0.0), ([0.0], [1e-9], INF), ([1.0], [float("nan")], INF),
-     ([1.0], [1.0, 1.0], INF), ([-INF, 2.0], [-INF, 2.0], 0.0), ([INF], [1.0], INF)],
+    [
+        ([1.0, -2.0], [1.0, -2.1], 0.05),
+        ([0.0], [0.0], 0.0),
+        ([0.0], [1e-9], INF),
+        ([1.0], [float("nan")], INF),
+        ([1.0], [1.0, 1.0], INF),
+        ([-INF, 2.0], [-INF, 2.0], 0.0),
+        ([INF], [1.0], INF),
+    ],
 )
 def test_the_error_is_relative_to_the_largest_recorded_value(
     recorded: list[float], got: list[float], wanted: float

@@ -190,8 +190,10 @@ def test_a_device_that_is_not_here_is_refused():
 
 
 def test_the_measuring_process_imports_no_torch_for_onnxruntime():
-    code = ("import sys, json; import autoprune.measuring.hosts; from autoprune import plugins; "
-            "plugins.load('runtime', 'onnxruntime'); print(json.dumps('torch' in sys.modules))")
+    code = (
+        "import sys, json; import autoprune.measuring.hosts; from autoprune import plugins; "
+        "plugins.load('runtime', 'onnxruntime'); print(json.dumps('torch' in sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) is False
 

@@ -1,4 +1,4 @@
-"""The search in this process: its journal, what it keeps, goes on with, refuses and says; the artefact's check is left out."""
+"""The search in this process: its journal, what it keeps, goes on with, refuses and says."""
 
 from __future__ import annotations
 
@@ -65,7 +65,9 @@ TASK = Task(
 )
 
 
-def study(budget: dict[str, Any] | None = None, *, recovery: Recipe | None = None, task: Task = TASK, **settings: Any) -> Study:
+def study(
+    budget: dict[str, Any] | None = None, *, recovery: Recipe | None = None, task: Task = TASK, **settings: Any
+) -> Study:
     settings = {"trials": 6, "objectives": ("metric", "flops"), **settings}
     return Study(
         "small",
@@ -115,7 +117,9 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     from autoprune.measuring import measure
 
     timed = measure.timed
-    monkeypatch.setattr(measure, "timed", lambda *args, **options: timed(*args, **{**options, "processes": 0, "budget_s": 0.01}))
+    monkeypatch.setattr(
+        measure, "timed", lambda *args, **options: timed(*args, **{**options, "processes": 0, "budget_s": 0.01})
+    )
 
     def passed(folder: Path, task: Task | None = None) -> dict[str, Any]:
         result = {"version": 1, "passed": True, "open": [], "checks": []}
@@ -154,9 +158,19 @@ def test_a_search_writes_everything_that_a_run_holds(tmp_path: Path) -> None:
         assert kept == {"plan.json", "model.safetensors", "score.json"}
     assert {path.name for path in (tmp_path / "dense").iterdir()} == {"model.safetensors", "score.json"}
     table = rows(tmp_path)
-    assert len(table) == 6 and {"state", "stage", "reason", "metric", "latency_ms", "latency_ratio_high", "plan"} <= set(table[0])
+    assert len(table) == 6 and {
+        "state",
+        "stage",
+        "reason",
+        "metric",
+        "latency_ms",
+        "latency_ratio_high",
+        "plan",
+    } <= set(table[0])
     assert [row["techniques"] for row in table[:3]] == ["dense", "structured", "weight"]
-    assert table[0]["stage"] == "dense" and table[0]["test_metric"] == ""  # the test split is read for dense and best alone
+    assert (
+        table[0]["stage"] == "dense" and table[0]["test_metric"] == ""
+    )  # the test split is read for dense and best alone
     assert result.best.score.test_metric is not None and result.dense.test_metric is not None
 
 
@@ -209,7 +223,9 @@ def test_a_killed_search_goes_on_and_ends_like_one_that_was_not(tmp_path: Path, 
     listener = Listens()
     again = searched(folder, listener)
     assert figures(again) == figures(whole)
-    assert listener.trained() == [number + 1 for number in trained if number >= at]  # no dense model, no trial that had ended
+    assert listener.trained() == [
+        number + 1 for number in trained if number >= at
+    ]  # no dense model, no trial that had ended
     assert {name: (folder / name).stat().st_mtime_ns for name in before} == stamps
     states = [(row["state"], row["stage"]) for row in rows(folder)]
     assert states[at] == ("FAIL", "") and states[at + 1] == ("COMPLETE", "trained") and len(states) == 7
@@ -249,7 +265,9 @@ def test_a_looser_budget_trains_what_an_earlier_one_stopped_and_nothing_else(tmp
     searched(tmp_path, budget={"flops": "30%"}, trials=7)
     tight = rows(tmp_path)
     flops = int(tight[0]["flops"])
-    fits_now = [int(row["trial"]) for row in tight if row["stage"] in ("cost", "latency") and int(row["flops"]) <= 0.95 * flops]
+    fits_now = [
+        int(row["trial"]) for row in tight if row["stage"] in ("cost", "latency") and int(row["flops"]) <= 0.95 * flops
+    ]
     assert fits_now
     listener = Listens()
     loose = searched(tmp_path, listener, budget={"flops": "95%"}, trials=7)
@@ -266,15 +284,21 @@ def test_a_looser_budget_trains_what_an_earlier_one_stopped_and_nothing_else(tmp
 
 def test_optunas_own_tools_work_on_the_journal(tmp_path: Path) -> None:
     searched(tmp_path, trials=8)
-    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(tmp_path / "study.journal")))
+    storage = optuna.storages.JournalStorage(
+        optuna.storages.journal.JournalFileBackend(str(tmp_path / "study.journal"))
+    )
     (name,) = optuna.get_all_study_names(storage)
     loaded = optuna.load_study(study_name=name, storage=storage)
     dense = loaded.trials[0]
     assert dense.constraints == {"flops": pytest.approx(1 / 0.55 - 1)}  # value / limit - 1
     assert all(set(trial.constraints) == {"flops"} for trial in loaded.trials)
-    assert {trial.number for trial in loaded.best_trials} <= {trial.number for trial in loaded.trials if trial.constraints["flops"] <= 0}
+    assert {trial.number for trial in loaded.best_trials} <= {
+        trial.number for trial in loaded.trials if trial.constraints["flops"] <= 0
+    }
     importances = optuna.importance.get_param_importances(
-        loaded, target=lambda trial: trial.values[1], evaluator=optuna.importance.FanovaImportanceEvaluator(n_trees=4, seed=0)
+        loaded,
+        target=lambda trial: trial.values[1],
+        evaluator=optuna.importance.FanovaImportanceEvaluator(n_trees=4, seed=0),
     )
     assert sum(importances.values()) == pytest.approx(1.0)
 
@@ -311,7 +335,9 @@ def test_a_training_that_breaks_down_ends_the_trial_alone(tmp_path: Path) -> Non
 
 def test_a_budget_out_of_reach_is_said_before_any_training(tmp_path: Path) -> None:
     listener = Listens()
-    with pytest.raises(BudgetError, match=r"most-pruned plan of this space still has flops [0-9.]+%, over the limit of 0.1%"):
+    with pytest.raises(
+        BudgetError, match=r"most-pruned plan of this space still has flops [0-9.]+%, over the limit of 0.1%"
+    ):
         searched(tmp_path, listener, budget={"flops": "0.1%"})
     assert listener.began == [] and not (tmp_path / "dense").exists()
 
@@ -330,7 +356,9 @@ def test_where_dense_fits_already_it_is_the_best(tmp_path: Path) -> None:
     assert result.best is not None and result.best.number == 0 and not len(result.best.plan)
     assert any("keeps the budget already" in note for note in listener.notes)
     assert len(rows(tmp_path)) == 1 and (tmp_path / "best" / "model.safetensors").exists()
-    wanted = searched(tmp_path / "objective", budget={"flops": "1G"}, trials=3)  # an objective is made better all the same
+    wanted = searched(
+        tmp_path / "objective", budget={"flops": "1G"}, trials=3
+    )  # an objective is made better all the same
     assert len(rows(tmp_path / "objective")) == 3 and wanted.best is not None
 
 
@@ -398,7 +426,15 @@ def test_random_augmentation_does_not_change_what_a_task_is() -> None:
 
 
 def candidate(number: int, metric: float, flops: int, params: int = 10, stage: str = "trained") -> Candidate:
-    score = Score(metric, flops=flops, params=params, nonzero_params=params, size_bytes=params, latency_ratio=0.5, latency_ratio_high=0.5)
+    score = Score(
+        metric,
+        flops=flops,
+        params=params,
+        nonzero_params=params,
+        size_bytes=params,
+        latency_ratio=0.5,
+        latency_ratio_high=0.5,
+    )
     return Candidate(number, Plan({f"{number}:units": Choice("structured", 0.5)}), score, True, stage)
 
 
@@ -411,14 +447,20 @@ def test_a_model_is_kept_where_some_budget_could_want_it() -> None:
 
 
 def test_the_best_is_the_best_metric_then_the_faster() -> None:
-    found = [candidate(1, 0.9, 100, 50), candidate(2, 0.9, 100, 40), candidate(3, 0.7, 10), candidate(4, 0.99, 1, stage="cost")]
+    found = [
+        candidate(1, 0.9, 100, 50),
+        candidate(2, 0.9, 100, 40),
+        candidate(3, 0.7, 10),
+        candidate(4, 0.99, 1, stage="cost"),
+    ]
     assert [each.number for each in finalists.ranked(study(), found)] == [2, 1, 3]
 
 
 def test_what_was_reachable_is_said_in_the_budgets_own_units() -> None:
     dense = Score(0.9, flops=1000, params=100)
     said = nearest_miss(study(), Budget.parse({"flops": "200", "params": "30%"} | {"flops": "20%"}), dense, [
-        Candidate(0, Plan(), dense, False, "dense"), candidate(1, 0.8, 333, 20), candidate(2, 0.7, 250, 80)])  # fmt: skip
+        Candidate(0, Plan(), dense, False, "dense"), candidate(1, 0.8, 333, 20), candidate(2, 0.7, 250, 80),
+    ])  # fmt: skip
     assert "flops=33.3%, params=30% (trial 1, accuracy 0.8)" in said
     assert math.isclose(float(said.split("flops=")[1].split("%")[0]), 33.3)
 
@@ -444,7 +486,9 @@ def test_another_answer_from_a_finished_run(tmp_path: Path) -> None:
         results.export_from(study({"flops": "2%"}), run, tmp_path / "none")
     dense = results.export_from(study(), run, tmp_path / "dense", trial=0)
     assert dense.best is not None and dense.best.number == 0
-    assert json.loads((tmp_path / "dense" / "score.json").read_text())["budget"] == {}  # outside it, so none is promised
+    assert (
+        json.loads((tmp_path / "dense" / "score.json").read_text())["budget"] == {}
+    )  # outside it, so none is promised
     with pytest.raises(InputError, match="trial 77 has no model"):
         results.export_from(study(), run, tmp_path / "none", trial=77)
     assert run.dense.joinpath("model.safetensors").stat().st_mtime_ns == stamp and not (tmp_path / "none").exists()
@@ -469,7 +513,9 @@ def test_one_plan_is_applied_without_a_search(tmp_path: Path) -> None:
 def test_a_dry_run_trains_nothing() -> None:
     report = results.check(study({"flops": "1%"}))
     assert report.unreachable is not None and "over the limit of 1%" in report.unreachable
-    assert report.dense.flops is not None and report.lowest.flops is not None and report.lowest.flops < report.dense.flops
+    assert (
+        report.dense.flops is not None and report.lowest.flops is not None and report.lowest.flops < report.dense.flops
+    )
     assert {variable.name for variable in report.variables} == {"0:units", "3:units", "0:weights", "3:weights"}
     assert report.seconds is not None and 25 < report.seconds < 600
 
@@ -507,9 +553,12 @@ def test_search_in_python_with_dictionaries_and_a_metric_to_minimise(tmp_path: P
 
     model = Named()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    loaders = [torch.utils.data.DataLoader(batches(count, seed), batch_size=None) for count, seed in ((150, 0), (75, 1))]
+    loaders = [
+        torch.utils.data.DataLoader(batches(count, seed), batch_size=None) for count, seed in ((150, 0), (75, 1))
+    ]
     result = autoprune.search(
-        model, train=loaders[0], validation=loaders[1], loss="cross_entropy", metric=wrong, goal="minimize", budget={"params": "40%"},
+        model, train=loaders[0], validation=loaders[1], loss="cross_entropy", metric=wrong, goal="minimize",
+        budget={"params": "40%"},
         objectives=("metric", "params"), target={"device": "cpu", "runtime": "eager"}, trials=4, out=tmp_path / "run",
         space={"default": {"techniques": ["structured"], "criteria": ["l1"]}}, formats=["safetensors"],
         recovery={"epochs": 2, "learning_rate": 0.01},

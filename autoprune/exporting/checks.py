@@ -147,8 +147,7 @@ def _budget(recorded: Recorded) -> Found:
     limits = [limit for limit in recorded.budget.limits if limit.quantity != "latency"]
     spent = {limit.quantity: limit.used(score, dense, goal) for limit in limits}
     broken = [
-        f"{limit.quantity} has no figure" if used is None
-        else limit.exceeded(used)
+        f"{limit.quantity} has no figure" if used is None else limit.exceeded(used)
         for limit, used in zip(limits, spent.values(), strict=True)
         if used is None or used > limit.value
     ]

@@ -74,9 +74,11 @@ def program(model: nn.Module, inputs: Inputs) -> torch.export.ExportedProgram:
             return torch.export.export(model, example.args, example.kwargs, dynamic_shapes=shapes, strict=False)
         except Exception as error:  # torch.export raises anything that the traced code raises, and kinds of its own
             reason = str(error).strip().splitlines()
-            raise ModelError(f"the model cannot be exported with a dynamic batch: {type(error).__name__}: "
-                             f"{' '.join(reason)[:600]}. Its forward must be traceable by torch.export "
-                             "for every batch size: no shapes written as numbers, no branches on values") from error
+            raise ModelError(
+                f"the model cannot be exported with a dynamic batch: {type(error).__name__}: "
+                f"{' '.join(reason)[:600]}. Its forward must be traceable by torch.export "
+                "for every batch size: no shapes written as numbers, no branches on values"
+            ) from error
 
 
 def onnx_model(model: nn.Module, inputs: Inputs, *, shapes: bool = False) -> Any:
@@ -94,8 +96,10 @@ def to_onnx(exported: torch.export.ExportedProgram, aliases: dict[str, str]) -> 
         try:
             result = torch.onnx.export(exported, dynamo=True, optimize=False, external_data=False, verbose=False)
         except Exception as error:  # the exporter's own kinds are private
-            raise ModelError(f"the model has an operator that ONNX export does not know: {type(error).__name__}: "
-                             f"{' '.join(str(error).split())[:600]}") from error
+            raise ModelError(
+                f"the model has an operator that ONNX export does not know: {type(error).__name__}: "
+                f"{' '.join(str(error).split())[:600]}"
+            ) from error
         assert result is not None
         graph = result.model.graph
         held = {name: graph.initializers[name] for name in list(graph.initializers) if name in aliases}
@@ -132,4 +136,3 @@ def tensor_aliases(model: nn.Module) -> dict[str, str]:
         for name, tensor in named:
             aliases[name] = first.setdefault(id(tensor), name)
     return aliases
-

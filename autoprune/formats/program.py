@@ -29,8 +29,20 @@ _SYMBOLIC_NAMES = """
     false
 """
 _SYMBOLIC = frozenset(_SYMBOLIC_NAMES.split())
-_SYNTAX = (ast.Expression, ast.Call, ast.Name, ast.Load, ast.Constant, ast.keyword, ast.UnaryOp, ast.BinOp,
-           ast.operator, ast.unaryop, ast.Compare, ast.cmpop)
+_SYNTAX = (
+    ast.Expression,
+    ast.Call,
+    ast.Name,
+    ast.Load,
+    ast.Constant,
+    ast.keyword,
+    ast.UnaryOp,
+    ast.BinOp,
+    ast.operator,
+    ast.unaryop,
+    ast.Compare,
+    ast.cmpop,
+)
 
 
 @dataclass(frozen=True)

@@ -61,8 +61,11 @@ class Safetensors:
         needed = _once(state)
         wrong = [f"missing {name}" for name in needed if name not in stored]
         wrong += [f"unknown {name}" for name in stored if name not in needed]
-        wrong += [f"{name} has shape {_kind(stored[name])}, needs {_kind(tensor)}"
-                  for name, tensor in needed.items() if name in stored and _kind(stored[name]) != _kind(tensor)]
+        wrong += [
+            f"{name} has shape {_kind(stored[name])}, needs {_kind(tensor)}"
+            for name, tensor in needed.items()
+            if name in stored and _kind(stored[name]) != _kind(tensor)
+        ]
         if wrong:
             more = f" and {len(wrong) - 12} more" if len(wrong) > 12 else ""
             raise ModelError(f"{path} does not fit the model: {'; '.join(wrong[:12])}{more}")

@@ -79,8 +79,10 @@ def count(model: nn.Module, inputs: Inputs) -> Flops:
         try:
             by_module = {name: int(flops) for name, flops in analysis.by_module().items()}
         except Exception as error:  # the traced code raises anything
-            raise ModelError(f"the model cannot be traced to count FLOPs: {type(error).__name__}: "
-                             f"{' '.join(str(error).split())[:600]}") from error
+            raise ModelError(
+                f"the model cannot be traced to count FLOPs: {type(error).__name__}: "
+                f"{' '.join(str(error).split())[:600]}"
+            ) from error
         unsupported = analysis.unsupported_ops()
     uncounted = tuple(sorted(kind for kind in unsupported if not _free(kind)))
     inner = {name.removeprefix("model").removeprefix("."): flops for name, flops in by_module.items() if name}

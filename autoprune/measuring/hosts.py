@@ -37,7 +37,11 @@ _LIMIT_S = 600.0  # a process that takes longer than this, beside its time budge
 
 
 def fresh(
-    candidate: Artefact, dense: Artefact | None, inputs: Inputs, target: Target, processes: int = 3,
+    candidate: Artefact,
+    dense: Artefact | None,
+    inputs: Inputs,
+    target: Target,
+    processes: int = 3,
     budget_s: float = 0.4,
 ) -> Latency:
     """Latency of `candidate`, interleaved with `dense`, merged over fresh processes that run one after the other.
@@ -86,12 +90,19 @@ def _pickle(value: object, path: Path) -> None:
 
 
 def _here(
-    runtime: Any, candidate: Artefact, dense: Artefact | None, inputs: Inputs, target: Target, processes: int,
-    budget_s: float, error: Exception
+    runtime: Any,
+    candidate: Artefact,
+    dense: Artefact | None,
+    inputs: Inputs,
+    target: Target,
+    processes: int,
+    budget_s: float,
+    error: Exception,
 ) -> Latency:
     """The same number of measurements in this process."""
     logging.getLogger("autoprune").warning(
-        "the model cannot be handed to a fresh process (%s); its latency is measured in this one", error)
+        "the model cannot be handed to a fresh process (%s); its latency is measured in this one", error
+    )
     parts = []
     for _ in range(processes):
         calls = [runtime.prepare(artefact, inputs, target) for artefact in (candidate, dense) if artefact is not None]

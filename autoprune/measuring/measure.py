@@ -22,8 +22,13 @@ __all__ = ["artefact", "costs", "measure", "size_bytes", "timed", "with_latency"
 
 
 def measure(
-    model: nn.Module, inputs: Inputs, target: Target, against: nn.Module | None = None, *, processes: int = 0,
-    budget_s: float = 0.4
+    model: nn.Module,
+    inputs: Inputs,
+    target: Target,
+    against: nn.Module | None = None,
+    *,
+    processes: int = 0,
+    budget_s: float = 0.4,
 ) -> Score:
     """Cost figures of `model` for one call of the target's batch; with `against`, the latency ratio to that module.
 
@@ -80,8 +85,12 @@ def with_latency(score: Score, measured: Latency) -> Score:
     """`score` with the figures of a measured latency."""
     return replace(
         score,
-        latency_ms=measured.ms, latency_ms_low=measured.ms_low, latency_ms_high=measured.ms_high,
-        latency_ratio=measured.ratio, latency_ratio_low=measured.ratio_low, latency_ratio_high=measured.ratio_high,
+        latency_ms=measured.ms,
+        latency_ms_low=measured.ms_low,
+        latency_ms_high=measured.ms_high,
+        latency_ratio=measured.ratio,
+        latency_ratio_low=measured.ratio_low,
+        latency_ratio_high=measured.ratio_high,
     )
 
 

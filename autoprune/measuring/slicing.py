@@ -218,8 +218,10 @@ def _blocks(before: Sequence[int], after: Sequence[int]) -> Iterator[tuple[list[
 
 def _shapes(proto: Any) -> dict[str, list[int]]:
     """Shapes of the graph's values, as far as they are numbers and the batch (`BATCH`)."""
-    dims = {value.name: value.type.tensor_type.shape.dim
-            for value in (*proto.graph.input, *proto.graph.value_info, *proto.graph.output)}
+    dims = {
+        value.name: value.type.tensor_type.shape.dim
+        for value in (*proto.graph.input, *proto.graph.value_info, *proto.graph.output)
+    }
     symbols = [dim.dim_param for value in proto.graph.input for dim in dims[value.name] if dim.dim_param]
     found = {}
     for name, shape in dims.items():

@@ -30,22 +30,60 @@ from autoprune.task import Inputs
 __all__ = ["Propagation", "propagate"]
 
 _OPAQUE_CALLS = {
-    "multi_head_attention_forward", "lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell",
-    "rnn_relu_cell", "bilinear", "embedding_bag"
+    "multi_head_attention_forward",
+    "lstm",
+    "gru",
+    "rnn_tanh",
+    "rnn_relu",
+    "lstm_cell",
+    "gru_cell",
+    "rnn_tanh_cell",
+    "rnn_relu_cell",
+    "bilinear",
+    "embedding_bag",
 }
 _POINTWISE = {
-    "native_dropout", "dropout", "hardtanh", "where", "masked_fill", "clamp", "nan_to_num", "zero", "fill",
-    "hardswish", "hardsigmoid", "leaky_relu", "elu", "celu", "selu", "gelu", "silu", "mish", "relu", "relu6",
-    "softplus", "logsigmoid", "log_sigmoid_forward", "softshrink", "hardshrink", "threshold", "rrelu_with_noise",
-    "rrelu_with_noise_functional"
+    "native_dropout",
+    "dropout",
+    "hardtanh",
+    "where",
+    "masked_fill",
+    "clamp",
+    "nan_to_num",
+    "zero",
+    "fill",
+    "hardswish",
+    "hardsigmoid",
+    "leaky_relu",
+    "elu",
+    "celu",
+    "selu",
+    "gelu",
+    "silu",
+    "mish",
+    "relu",
+    "relu6",
+    "softplus",
+    "logsigmoid",
+    "log_sigmoid_forward",
+    "softshrink",
+    "hardshrink",
+    "threshold",
+    "rrelu_with_noise",
+    "rrelu_with_noise_functional",
 }
 _SHAPE_ONLY = {
-    "empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "sym_size", "is_nonzero",
-    "_has_compatible_shallow_copy_type"
+    "empty_like",
+    "zeros_like",
+    "ones_like",
+    "full_like",
+    "rand_like",
+    "randn_like",
+    "sym_size",
+    "is_nonzero",
+    "_has_compatible_shallow_copy_type",
 }
-_PARAMETER_MOVES = {
-    "view", "reshape", "_unsafe_view", "permute", "transpose", "t", "unsqueeze", "squeeze", "expand"
-}
+_PARAMETER_MOVES = {"view", "reshape", "_unsafe_view", "permute", "transpose", "t", "unsqueeze", "squeeze", "expand"}
 
 
 class Propagation:

@@ -45,8 +45,10 @@ def establish(study: Study, prepared: Prepared, run: Run, listener: Listener) ->
         return Score.from_json(json.loads(path.read_text()))
     if path.exists() and run.front.exists():
         behind = ", ".join(str(path) for path in study.task.sources) or "the model's weights"
-        raise InputError(f"{run.folder} has results of the same study, but its data or what is behind it ({behind}) has changed since. "
-                         f"Start anew with --fresh, which keeps the old folder as {run.folder.name}.1, or give another folder with --out")
+        raise InputError(
+            f"{run.folder} has results of this study, but its data or what is behind it ({behind}) has changed since. "
+            f"Start anew with --fresh, which keeps the old folder as {run.folder.name}.1, or give another --out"
+        )
     untrained = None
     if study.task.given is None:
         with torch.random.fork_rng(devices=[]):
@@ -56,10 +58,17 @@ def establish(study: Study, prepared: Prepared, run: Run, listener: Listener) ->
         listener.started(0, f"training the dense model, {study.task.training.epochs} epochs")
         train(model, study.task, study.task.training, seed=study.search.seed, report=listener.progress)
     quality = evaluate(model, study.task, "validation", study.task.training.device)
-    test = evaluate(model, study.task, "test", study.task.training.device).metric if study.task.data.test is not None else None
+    test = (
+        evaluate(model, study.task, "test", study.task.training.device).metric
+        if study.task.data.test is not None
+        else None
+    )
     if untrained is not None and not study.task.metric.better(quality.metric, untrained.metric):
-        listener.note(f"WARNING: the dense model is no better than an untrained one ({study.task.metric.name} {quality.metric:.4g} "
-                      f"against {untrained.metric:.4g}): check weights, data and task.training before trusting anything below")
+        listener.note(
+            "WARNING: the dense model is no better than an untrained one "
+            f"({study.task.metric.name} {quality.metric:.4g} "
+            f"against {untrained.metric:.4g}): check weights, data and task.training before trusting anything below"
+        )
     nonzero = sum(int(torch.count_nonzero(parameter)) for parameter in model.parameters())
     score = prepared.dense.updated(nonzero_params=nonzero, metric=quality.metric, loss=quality.loss, test_metric=test)
     save_weights(model, run.dense / "model.safetensors")
@@ -69,8 +78,11 @@ def establish(study: Study, prepared: Prepared, run: Run, listener: Listener) ->
 
 def importance(study: Study, prepared: Prepared) -> Importance:
     """Importance on the trained dense model; gradients are gathered on a few training batches when first needed."""
-    return Importance(prepared.model, prepared.coupling,
-                      lambda: gradients(prepared.model, study.task.batches("train", seed=study.search.seed), study.task.loss))
+    return Importance(
+        prepared.model,
+        prepared.coupling,
+        lambda: gradients(prepared.model, study.task.batches("train", seed=study.search.seed), study.task.loss),
+    )
 
 
 def save_weights(model: nn.Module, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a plan costs on the target, without training it: its graph is cut out of the dense one and measured beside it."""
+"""What a plan costs on the target, without training it: its graph is cut out of the dense one, measured beside it."""
 
 from __future__ import annotations
 
@@ -28,13 +28,15 @@ __all__ = ["Costs"]
 
 
 class Costs:
-    """Measures plans for one dense model on the study's target; figures are kept in the run, so nothing is measured twice.
+    """Measures plans for one dense model on the study's target; figures are kept in the run, none is taken twice.
 
-    Costs do not depend on the values of the weights, only on what was cut and what is zero: the dense model may be trained
-    after this was made. `note` says where graphs cannot be sliced and are exported anew instead.
+    Costs do not depend on the values of the weights, only on what was cut and what is zero: the dense model may be
+    trained after this was made. `note` says where graphs cannot be sliced and are exported anew instead.
     """
 
-    def __init__(self, study: Study, model: nn.Module, coupling: Coupling, inputs: Inputs, run: Run | None = None) -> None:
+    def __init__(
+        self, study: Study, model: nn.Module, coupling: Coupling, inputs: Inputs, run: Run | None = None
+    ) -> None:
         self.target, self.inputs, self._run = study.target, inputs.rows(study.target.batch), run
         runtime = plugins.load("runtime", study.target.runtime, (study.folder,))()
         self.note: str | None = None
@@ -42,13 +44,17 @@ class Costs:
         if runtime.artefact == "onnx":
             self._slicer = Slicer(model, inputs.rows(2))
             self.note = self._why_not_sliced(model, coupling)
-        self.dense: Any = self._slicer.dense if self._slicer else replace_tensors(model, lambda _, tensor: tensor.clone())
+        self.dense: Any = (
+            self._slicer.dense if self._slicer else replace_tensors(model, lambda _, tensor: tensor.clone())
+        )
         shapes = {name: list(tensor.shape) for name, tensor in model.named_parameters()}
-        self._architecture = _digest([repr(model), shapes, study.target.to_json(), runtime.version(), _machine(), self._shapes()])
+        self._architecture = _digest(
+            [repr(model), shapes, study.target.to_json(), runtime.version(), _machine(), self._shapes()]
+        )
         self._memory: dict[str, Any] = {}
 
     def score(self, pruned: Pruned) -> Score:
-        """FLOPs, parameters, nonzero parameters at the final ratio, and size of the file that the target runs; no latency.
+        """FLOPs, parameters, nonzero parameters at the final ratio, size of the file that the target runs; no latency.
 
         The nonzero count alone depends on the weights' values, and is counted anew.
         """
@@ -59,17 +65,21 @@ class Costs:
             size = measure.size_bytes(self._artefact(pruned, zeros))
             kept = measure.costs(pruned.model, self.inputs).updated(nonzero_params=None, size_bytes=size).to_json()
             self._keep("costs", key, kept)
-        nonzero = sum(int(torch.count_nonzero(parameter * zeros[name] if name in zeros else parameter))
-                      for name, parameter in pruned.model.named_parameters())
+        nonzero = sum(
+            int(torch.count_nonzero(parameter * zeros[name] if name in zeros else parameter))
+            for name, parameter in pruned.model.named_parameters()
+        )
         return Score.from_json(kept).updated(nonzero_params=nonzero)
 
     def latency(self, pruned: Pruned, score: Score, processes: int = 0) -> Score:
-        """`score` with the latency measured in this process, or anew in fresh ones, interleaved with the dense model."""
+        """`score` with the latency measured in this process, or anew in fresh ones, interleaved with dense."""
         zeros = pruned.masks.final()
         key = self._key(pruned, zeros)
         kept = None if processes else self._recall("latency", key)
         if kept is None:
-            kept = measure.timed(self._artefact(pruned, zeros), self.dense, self.inputs, self.target, processes=processes).to_json()
+            kept = measure.timed(
+                self._artefact(pruned, zeros), self.dense, self.inputs, self.target, processes=processes
+            ).to_json()
             if not processes:
                 self._keep("latency", key, kept)
         return measure.with_latency(score, Latency(**kept))
@@ -77,13 +87,21 @@ class Costs:
     def of_finished(self, model: nn.Module, pruned: Pruned, score: Score, processes: int) -> Score:
         """As `latency`, of a model that is trained and whose masks are done: its zeros are the masks."""
         finished = Pruned(model, Masks(model), pruned.cuts)
-        zeros = {name: parameter.detach() != 0 for name, parameter in model.named_parameters() if bool((parameter == 0).any())}
-        found = measure.timed(self._artefact(finished, zeros), self.dense, self.inputs, self.target, processes=processes)
+        zeros = {
+            name: parameter.detach() != 0
+            for name, parameter in model.named_parameters()
+            if bool((parameter == 0).any())
+        }
+        found = measure.timed(
+            self._artefact(finished, zeros), self.dense, self.inputs, self.target, processes=processes
+        )
         return measure.with_latency(score, found)
 
     def _artefact(self, pruned: Pruned, zeros: Mapping[str, Tensor]) -> Any:
         if self._slicer is None:
-            return replace_tensors(pruned.model, lambda name, tensor: tensor * zeros[name].to(tensor) if name in zeros else tensor.clone())
+            return replace_tensors(
+                pruned.model, lambda name, tensor: tensor * zeros[name].to(tensor) if name in zeros else tensor.clone()
+            )
         if self.note is None and self._slicer.refuses(pruned.cuts) is None:
             return self._slicer.cut(pruned.cuts, zeros)
         return measure.artefact(pruned.model, self.inputs, self.target)

@@ -57,8 +57,15 @@ class Evaluator:
             return self._untrained(plan, number, pruned, score, stage, "; ".join(reasons))
         listener.started(number, f"training {study.recovery.epochs} epochs")
         try:
-            train(pruned.model, study.task, study.recovery, seed=study.search.seed, teacher=self.prepared.model,
-                  masks=pruned.masks, report=listener.progress)
+            train(
+                pruned.model,
+                study.task,
+                study.recovery,
+                seed=study.search.seed,
+                teacher=self.prepared.model,
+                masks=pruned.masks,
+                report=listener.progress,
+            )
             model = self.finish(pruned)
             quality = judge(model, study.task, "validation", study.recovery.device)
             if not math.isfinite(quality.metric):
@@ -68,7 +75,9 @@ class Evaluator:
         nonzero = sum(int(torch.count_nonzero(parameter)) for parameter in model.parameters())
         score = score.updated(metric=quality.metric, loss=quality.loss, nonzero_params=nonzero)
         broken = self._broken(score)
-        return Evaluated(Candidate(number, plan, score, not broken, "trained", "; ".join(broken) or None), model, pruned)
+        return Evaluated(
+            Candidate(number, plan, score, not broken, "trained", "; ".join(broken) or None), model, pruned
+        )
 
     def known(self, plan: Plan, number: int, score: Score) -> Evaluated:
         """A plan that was trained before, with the score that it came to; its model is where it was kept then."""
@@ -85,10 +94,17 @@ class Evaluator:
         """A plan outside the budget, with the quality it really has untrained: samplers see completed trials only."""
         self.listener.started(number, "judging it untrained")
         try:
-            quality = judge(self.finish(replace(pruned, model=pruned.model)), self.study.task, "validation", self.study.recovery.device)
+            quality = judge(
+                self.finish(replace(pruned, model=pruned.model)),
+                self.study.task,
+                "validation",
+                self.study.recovery.device,
+            )
         except TrainingError as error:
             return Evaluated(Candidate(number, plan, score, False, "failed", f"{reason}; {error}"))
-        return Evaluated(Candidate(number, plan, score.updated(metric=quality.metric, loss=quality.loss), False, stage, reason))
+        return Evaluated(
+            Candidate(number, plan, score.updated(metric=quality.metric, loss=quality.loss), False, stage, reason)
+        )
 
     def _broken(self, score: Score) -> list[str]:
         return self.study.budget.broken(score, self.dense, self.study.task.metric.goal)
@@ -96,5 +112,7 @@ class Evaluator:
     def baseline(self) -> Evaluated:
         """Trial 0: the dense model itself."""
         broken = self._broken(self.dense)
-        candidate = Candidate(0, Plan(), self.dense.updated(test_metric=None), not broken, "dense", "; ".join(broken) or None)
+        candidate = Candidate(
+            0, Plan(), self.dense.updated(test_metric=None), not broken, "dense", "; ".join(broken) or None
+        )
         return Evaluated(candidate, copy.deepcopy(self.prepared.model))

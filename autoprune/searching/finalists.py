@@ -1,4 +1,4 @@
-"""Finalists: the best-looking of many noisy figures is a winner's curse, so they are measured again before one is chosen."""
+"""Finalists: the best-looking of many noisy figures is a winner's curse; so they are measured again first."""
 
 from __future__ import annotations
 
@@ -29,8 +29,9 @@ def ranked(study: Study, candidates: Sequence[Candidate]) -> list[Candidate]:
     return sorted((candidate for candidate in candidates if candidate.feasible and candidate.trained), key=order)
 
 
-def settle(study: Study, prepared: Prepared, dense: Score, run: Run, candidates: Sequence[Candidate], listener: Listener
-           ) -> tuple[Candidate | None, list[Candidate]]:
+def settle(
+    study: Study, prepared: Prepared, dense: Score, run: Run, candidates: Sequence[Candidate], listener: Listener
+) -> tuple[Candidate | None, list[Candidate]]:
     """The best candidate that keeps the budget when measured again in fresh processes, with its test metric; or None.
 
     Beside it all candidates, with the figures of those that were measured again and did not keep it.

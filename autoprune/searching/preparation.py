@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -56,7 +57,7 @@ class Prepared:
         return self.costs.latency(pruned, self.costs.score(pruned))
 
     def seconds(self, study: Study, trials: int | None = None, trained: bool = False) -> float:
-        """Estimate of the search, or of the `trials` that are left: the dense model's training unless `trained`, then about
+        """Estimate of the search, or of the `trials` left: the dense model's training unless `trained`, then about
         half of the trials trained at half cost, then the export.
         """
         trials = max(0, study.search.trials if trials is None else trials)
@@ -88,7 +89,9 @@ def prepare(study: Study, run: Run | None = None) -> Prepared:
     variables = study.space.resolve(coupling.groups, study.target.multiple_of)
     costs = Costs(study, model, coupling, inputs, run)
     trained = study.task.given is not None or study.task.weights is not None
-    prepared = Prepared(model, trained, inputs, coupling, variables, costs, Score(), Score(), _epoch_seconds(study, model))
+    prepared = Prepared(
+        model, trained, inputs, coupling, variables, costs, Score(), Score(), _epoch_seconds(study, model)
+    )
     smallest = uniform(variables, ("structured", "neuron", "weight", "sparse"), 1.0)
     return Prepared(**vars(prepared) | {"dense": prepared.cost(Plan()), "smallest": prepared.cost(smallest)})
 
@@ -110,7 +113,6 @@ def out_of_reach(study: Study, prepared: Prepared, budget: Budget) -> list[str]:
 
 def _epoch_seconds(study: Study, model: nn.Module, steps: int = 3) -> float:
     """What an epoch of training takes, by timing a few steps on a copy."""
-    from dataclasses import replace
 
     class Enough(Exception):
         pass
@@ -122,9 +124,8 @@ def _epoch_seconds(study: Study, model: nn.Module, steps: int = 3) -> float:
         if len(times) > steps:
             raise Enough
 
-    try:
-        train(copy.deepcopy(model), study.task, replace(study.task.training, epochs=steps + 1, distill=0.0), seed=0, report=report)
-    except (Enough, TrainingError):  # a training that breaks down is told of when it is due
-        pass
+    with contextlib.suppress(Enough, TrainingError):  # a training that breaks down is told of when it is due
+        recipe = replace(study.task.training, epochs=steps + 1, distill=0.0)
+        train(copy.deepcopy(model), study.task, recipe, seed=0, report=report)
     count = study.task.steps("train")
     return (times[-1] - times[0]) / (len(times) - 1) * count if len(times) > 1 else 0.0

@@ -9,12 +9,12 @@ from autoprune.study import Study
 
 __all__ = ["proposals"]
 
-_MARGIN = 0.97  # a plan pushed to the edge of the budget falls outside when measured again
+_MARGIN = 0.95  # a plan pushed to the edge of the budget falls outside when measured again
 _UNITS = ("structured", "neuron")
 
 
 def proposals(study: Study, prepared: Prepared) -> list[Plan]:
-    """Dense first; then one plan for each single technique, and uniform cuts of all units, as little as the budget asks for."""
+    """Dense first; then one plan for each single technique, and uniform cuts of all units to the budget."""
     offered = [name for variable in prepared.variables for name in variable.options.techniques]
     plans = [Plan()]
     for technique in dict.fromkeys(offered):
@@ -25,7 +25,7 @@ def proposals(study: Study, prepared: Prepared) -> list[Plan]:
 
 
 def _to_budget(study: Study, prepared: Prepared, techniques: tuple[str, ...], steps: int = 6) -> Plan:
-    """The least uniform ratio of `techniques` whose cost keeps the budget, by bisection; the highest where none does."""
+    """The least uniform ratio of `techniques` that keeps the budget, by bisection; the highest where none does."""
 
     timed = any(limit.quantity == "latency" for limit in study.budget.limits)
 

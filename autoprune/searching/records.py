@@ -1,4 +1,4 @@
-"""What a run keeps beside its journal: a folder for each trial on the front, front.json and trials.csv, rewritten whole."""
+"""What a run keeps beside its journal: a folder for each trial on the front, front.json and trials.csv."""
 
 from __future__ import annotations
 
@@ -21,7 +21,17 @@ from autoprune.score import Candidate, Score, pareto_front
 from autoprune.searching.baseline import save_weights
 from autoprune.study import Study
 
-__all__ = ["exported", "front_record", "keep_model", "keep_result", "kept_model", "kept_result", "worth_keeping", "write_front", "write_table"]
+__all__ = [
+    "exported",
+    "front_record",
+    "keep_model",
+    "keep_result",
+    "kept_model",
+    "kept_result",
+    "worth_keeping",
+    "write_front",
+    "write_table",
+]
 
 _QUANTITIES = ("metric", "latency", "flops", "params", "nonzero_params", "size")  # that a budget may limit
 
@@ -30,19 +40,24 @@ _COLUMNS = ["trial", "state", "stage", "feasible", "reason", "seconds", *_FIGURE
 
 
 def worth_keeping(candidate: Candidate, before: Sequence[Candidate], goal: str) -> bool:
-    """Whether no earlier trial is at least as good in quality and in every cost: only then can a budget ever want this one."""
+    """Whether no earlier trial is as good in quality and in every cost: only then can a budget want this one."""
     return any(each.number == candidate.number for each in pareto_front([*before, candidate], _QUANTITIES, goal))
 
 
 def exported(run: Run, study: Study, candidates: Sequence[Candidate]) -> Candidate | None:
-    """The best, as a finished search of the same trials, budget and formats has exported and verified it, file by file; or None."""
+    """The best, as a finished search of the same trials, budget and formats exported and verified it; or None."""
     try:
         front, record = artefact.read_mapping(run.front), artefact.read_mapping(run.best / artefact.SCORE)
         verified = artefact.read_mapping(run.best / artefact.VERIFICATION)
         formats = {*study.formats, "safetensors", artefact.runs(study.target.runtime, (study.folder,))}
-        same = (front["best"] == record["trial"] and front["budget"] == record["budget"] == study.budget.to_json()
-                and verified["passed"] and not verified["open"] and set(record["formats"]) == formats
-                and all(artefact.digest(run.best / name) == known for name, known in record["files"].items()))
+        same = (
+            front["best"] == record["trial"]
+            and front["budget"] == record["budget"] == study.budget.to_json()
+            and verified["passed"]
+            and not verified["open"]
+            and set(record["formats"]) == formats
+            and all(artefact.digest(run.best / name) == known for name, known in record["files"].items())
+        )
         score = Score.from_json(record)
     except (ValueError, KeyError, TypeError, OSError):
         return None
@@ -51,7 +66,7 @@ def exported(run: Run, study: Study, candidates: Sequence[Candidate]) -> Candida
 
 
 def keep_model(run: Run, candidate: Candidate, model: nn.Module, dense: nn.Module) -> None:
-    """Write plan.json, model.safetensors and score.json of a trial; score.json last, so that a folder with one is whole."""
+    """Write plan.json, model.safetensors and score.json of a trial; score.json last: a folder with one is whole."""
     folder = run.trial(candidate.number)
     run.write_json(folder / "plan.json", candidate.plan.to_json() | {"widths": shrink.widths(dense, model)})
     save_weights(model, folder / "model.safetensors")
@@ -63,7 +78,9 @@ def kept_model(run: Run, number: int, dense: nn.Module) -> nn.Module:
     folder = run.trial(number)
     if not (folder / "score.json").exists():
         kept = sorted(int(path.parent.name) for path in run.trial(0).parent.glob("*/score.json"))
-        raise InputError(f"trial {number} has no model in {run.folder}: only trials that came onto the front are kept; they are {kept}")
+        raise InputError(
+            f"trial {number} has no model in {run.folder}: only trials that came onto the front are kept: {kept}"
+        )
     model = shrink.resize(dense, json.loads((folder / "plan.json").read_text())["widths"])
     load_model(model, str(folder / "model.safetensors"))
     return model.eval()
@@ -95,7 +112,12 @@ def front_record(study: Study, dense: Score, front: Sequence[Candidate], best: C
         "budget": study.budget.to_json(),
         "best": None if best is None else best.number,
         "front": [
-            {"trial": each.number, "feasible": each.feasible, "plan": each.plan.to_json(), "score": each.score.to_json()}
+            {
+                "trial": each.number,
+                "feasible": each.feasible,
+                "plan": each.plan.to_json(),
+                "score": each.score.to_json(),
+            }
             for each in front
         ],
     }
@@ -128,8 +150,13 @@ def _row(trial: Any, candidate: Candidate | None) -> dict[str, Any]:
         figures = candidate.score.to_json()
         techniques = sorted({choice.technique for _, choice in candidate.plan})
         row |= {name: figures[name] for name in _FIGURES}
-        row |= {"stage": candidate.stage, "feasible": candidate.feasible, "reason": candidate.reason,
-                "uncounted": " ".join(candidate.score.uncounted), "techniques": "+".join(techniques) or "dense"}
+        row |= {
+            "stage": candidate.stage,
+            "feasible": candidate.feasible,
+            "reason": candidate.reason,
+            "uncounted": " ".join(candidate.score.uncounted),
+            "techniques": "+".join(techniques) or "dense",
+        }
     if "plan" in trial.user_attrs:
         row["plan"] = json.dumps(trial.user_attrs["plan"])
     return row

@@ -29,7 +29,7 @@ __all__ = ["Checked", "apply_plan", "check", "export_from"]
 
 @dataclass(frozen=True)
 class Checked:
-    """What a dry run tells: groups, decisions, dense and lowest cost, the search's estimated time, and what is wrong."""
+    """What a dry run tells: groups, decisions, dense and lowest cost, estimated time, and what is wrong."""
 
     groups: tuple[Group, ...]
     variables: list[Variable]
@@ -45,15 +45,22 @@ def check(study: Study) -> Checked:
     prepared = prepare(study)
     broken = out_of_reach(study, prepared, study.budget)
     unreachable = f"even the most-pruned plan has {'; '.join(broken)}" if broken else None
-    return Checked(prepared.coupling.groups, prepared.variables, prepared.dense, prepared.smallest,
-                   prepared.seconds(study), warnings_of(study, prepared), unreachable)
+    return Checked(
+        prepared.coupling.groups,
+        prepared.variables,
+        prepared.dense,
+        prepared.smallest,
+        prepared.seconds(study),
+        warnings_of(study, prepared),
+        unreachable,
+    )
 
 
 def apply_plan(study: Study, plan: Plan, out: Path, listener: Listener | None = None) -> Result:
     """Prune by `plan`, train, export to `out` and verify; no search. The dense model is kept beside it, in `.NAME.run`.
 
-    A plan outside the study's budget is exported all the same, and the listener told. Raises PlanError for a plan that does not
-    fit, TrainingError where its training breaks down.
+    A plan outside the study's budget is exported all the same, the listener told. Raises PlanError for one that does
+    not fit, TrainingError where its training breaks down.
     """
     listener = listener or Quiet()
     for criterion in {choice.criterion for _, choice in plan}:
@@ -84,7 +91,9 @@ def apply_plan(study: Study, plan: Plan, out: Path, listener: Listener | None = 
     return Result(Run(out), dense, [candidate], candidate, prepared.coupling.groups)
 
 
-def export_from(study: Study, run: Run, out: Path, trial: int | None = None, listener: Listener | None = None) -> Result:
+def export_from(
+    study: Study, run: Run, out: Path, trial: int | None = None, listener: Listener | None = None
+) -> Result:
     """Export a trial of a finished run, or the best under `study.budget`, which need not be the run's; verified.
 
     Raises InputError for a trial without a model, BudgetError that says what is reachable where the front has none.
@@ -116,8 +125,10 @@ def export_from(study: Study, run: Run, out: Path, trial: int | None = None, lis
 def _asked_for(study: Study, prepared: Prepared, run: Run, kept: list[Candidate], number: int) -> Candidate:
     found = next((each for each in kept if each.number == number), None)
     if found is None:
-        raise InputError(f"trial {number} has no model in {run.folder}; kept are the trials that came onto the front: "
-                         f"{', '.join(str(each.number) for each in kept)}")
+        raise InputError(
+            f"trial {number} has no model in {run.folder}; kept are the trials that came onto the front: "
+            f"{', '.join(str(each.number) for each in kept)}"
+        )
     model = records.kept_model(run, number, prepared.model)
     score = prepared.costs.of_finished(model, prepared.pruned(found.plan), found.score, PROCESSES)
     if study.task.data.test is not None:

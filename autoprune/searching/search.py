@@ -34,7 +34,7 @@ __all__ = ["Result", "search"]
 
 @dataclass(frozen=True)
 class Result:
-    """What a search found; `best` is None where no plan met the budget (then `search` raised) or it was interrupted early."""
+    """What a search found; `best` is None where it was interrupted before a plan met the budget."""
 
     run: Run
     dense: Score
@@ -82,8 +82,10 @@ def warnings_of(study: Study, prepared: Prepared) -> list[str]:
     notes = [prepared.costs.note] if prepared.costs.note else []
     decisions = 3 * len(prepared.variables)
     if decisions > study.search.trials and study.space.share is None:
-        notes.append(f"{decisions} search variables for {study.search.trials} trials: "
-                     f"`space: {{share: stage}}` makes one decision for all layers of a stage")
+        notes.append(
+            f"{decisions} search variables for {study.search.trials} trials: "
+            f"`space: {{share: stage}}` makes one decision for all layers of a stage"
+        )
     if prepared.dense.uncounted:
         notes.append(f"FLOPs leave out operators that cannot be counted: {', '.join(prepared.dense.uncounted)}")
     return notes
@@ -109,21 +111,27 @@ class _Search:
             self.listener.note(f"going on with {self.run.folder}: {done} trials are done")
         dense = baseline.establish(self.study, self.prepared, self.run, self.listener)
         self.task = self.study.task.digest()
-        self.evaluate = Evaluator(self.study, self.prepared, dense, baseline.importance(self.study, self.prepared), self.listener)
+        self.evaluate = Evaluator(
+            self.study, self.prepared, dense, baseline.importance(self.study, self.prepared), self.listener
+        )
         self.journal.start(lambda: [Plan()] if self._suffices(dense) else proposals(self.study, self.prepared), dense)
         self.dense = dense
 
     def _suffices(self, dense: Score) -> bool:
         limited = {limit.quantity for limit in self.study.budget.limits}
-        return not self.study.budget.broken(dense, dense, self.study.task.metric.goal) and not limited & set(self.objectives)
+        return not self.study.budget.broken(dense, dense, self.study.task.metric.goal) and not limited & set(
+            self.objectives
+        )
 
     def dense_suffices(self) -> bool:
         """Whether the dense model keeps the budget already, and nothing that is limited is to be made better still."""
         assert self.dense is not None
         if not self._suffices(self.dense):
             return False
-        self.listener.note(f"the dense model keeps the budget already ({self.study.budget}); there is nothing to search. "
-                           f"Name a quantity among search.objectives to make it better still")
+        self.listener.note(
+            f"the dense model keeps the budget already ({self.study.budget}); there is nothing to search. "
+            f"Name a quantity among search.objectives to make it better still"
+        )
         while not any(each.stage == "dense" for each in self._candidates()):
             trial, plan = self.journal.ask()
             self._tell(trial, self._evaluated(plan, trial.number), 0.0)
@@ -145,7 +153,12 @@ class _Search:
     def _evaluated(self, plan: Plan, number: int) -> Evaluated:
         if not len(plan):
             first = self.evaluate.baseline()
-            return Evaluated(Candidate(number, plan, first.candidate.score, first.candidate.feasible, "dense", first.candidate.reason), first.model)
+            return Evaluated(
+                Candidate(
+                    number, plan, first.candidate.score, first.candidate.feasible, "dense", first.candidate.reason
+                ),
+                first.model,
+            )
         score = records.kept_result(self.run, self._key(plan), number)
         return self.evaluate(plan, number) if score is None else self.evaluate.known(plan, number, score)
 
@@ -164,7 +177,7 @@ class _Search:
         self.listener.finished(candidate, next(iter(ranked(self.study, self._candidates())), None))
 
     def close(self, interrupted: bool) -> Result:
-        """Measure the finalists again, export and verify the best; nothing of that where an earlier start has done it."""
+        """Measure the finalists again, export and verify the best, unless an earlier start has done it."""
         assert self.dense is not None
         candidates = self._candidates()
         best = None if self.told else records.exported(self.run, self.study, candidates)
@@ -218,24 +231,34 @@ def nearest_miss(study: Study, budget: Budget, dense: Score, candidates: Sequenc
     """Why no plan meets the budget: how near the best came, and which budget was reachable."""
     goal = study.task.metric.goal
     by_distance = [
-        (max(budget.violations(each.score, dense, goal).values(), default=0.0), each) for each in candidates if each.stage != "failed"
+        (max(budget.violations(each.score, dense, goal).values(), default=0.0), each)
+        for each in candidates
+        if each.stage != "failed"
     ]
     if not by_distance:
         return f"no plan was tried to the end, so none meets the budget ({budget})"
     nearest = min(by_distance, key=lambda pair: (pair[0], pair[1].number))[1]
     reached = "; ".join(budget.broken(nearest.score, dense, goal)) or "its model was not kept"
     failed = [each for each in candidates if each.stage == "failed"]
-    broke = f"{len(failed)} trials broke down in training (trial {failed[0].number}: {failed[0].reason}). " if failed else ""
-    return (f"no plan meets the budget ({budget}). The nearest was trial {nearest.number}: {reached}. "
-            f"Reachable was {_reachable(study, dense, candidates, budget)}. {broke}"
-            f"Give a budget like that, more trials, or a wider space.default.ratio")
+    broke = (
+        f"{len(failed)} trials broke down in training (trial {failed[0].number}: {failed[0].reason}). "
+        if failed
+        else ""
+    )
+    return (
+        f"no plan meets the budget ({budget}). The nearest was trial {nearest.number}: {reached}. "
+        f"Reachable was {_reachable(study, dense, candidates, budget)}. {broke}"
+        f"Give a budget like that, more trials, or a wider space.default.ratio"
+    )
 
 
 def _reachable(study: Study, dense: Score, candidates: Sequence[Candidate], budget: Budget) -> str:
     """The limits, in the budget's own quantities and units, that the trained trial nearest to it keeps."""
     goal = study.task.metric.goal
     trained = [each for each in candidates if each.trained]
-    nearest = min(trained, key=lambda each: max(budget.violations(each.score, dense, goal).values(), default=0.0), default=None)
+    nearest = min(
+        trained, key=lambda each: max(budget.violations(each.score, dense, goal).values(), default=0.0), default=None
+    )
     if nearest is None:
         return "nothing: no trial was trained to the end"
     limits = []
@@ -244,4 +267,5 @@ def _reachable(study: Study, dense: Score, candidates: Sequence[Candidate], budg
         if used is not None:
             up = 10.0 ** (math.floor(math.log10(abs(used))) - 2) if used else 1.0
             limits.append(Limit(limit.quantity, max(limit.value, math.ceil(used / up) * up), limit.relative))
-    return f"{', '.join(f'{limit.quantity}={limit}' for limit in limits)} (trial {nearest.number}, {study.task.metric.name} {nearest.score.metric:.4g})"
+    reached = ", ".join(f"{limit.quantity}={limit}" for limit in limits)
+    return f"{reached} (trial {nearest.number}, {study.task.metric.name} {nearest.score.metric:.4g})"

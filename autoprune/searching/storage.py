@@ -39,7 +39,7 @@ def opened(study: Study, run: Run) -> tuple[Any, str]:
 
 
 def mend(journal: Path) -> bool:
-    """Cut off last lines that a crash tore, and clear a stale lock: either would spoil every later open. Needs the run's lock.
+    """Cut off last lines that a crash tore, and clear a stale lock: either spoils later opens. Needs the run's lock.
 
     Gives whether a torn line was found.
     """
@@ -76,4 +76,6 @@ def _journal(path: Path) -> Any:
     try:
         return JournalStorage(JournalFileBackend(str(path)))
     except (ValueError, KeyError, AssertionError) as error:
-        raise InputError(f"{path} cannot be read as a journal ({error}); start anew with --fresh, which keeps the old folder") from error
+        raise InputError(
+            f"{path} cannot be read as a journal ({error}); start anew with --fresh, which keeps the old folder"
+        ) from error

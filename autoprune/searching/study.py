@@ -26,7 +26,7 @@ def _tpe(seed: int) -> optuna.samplers.BaseSampler:
     return optuna.samplers.TPESampler(seed=seed, multivariate=True)
 
 
-SAMPLERS = {
+SAMPLERS: dict[str, Callable[[int], Any]] = {
     "tpe": _tpe,
     "nsga2": lambda seed: optuna.samplers.NSGAIISampler(seed=seed),
     "gp": lambda seed: optuna.samplers.GPSampler(seed=seed),
@@ -37,7 +37,7 @@ SAMPLERS = {
 class Journal:
     """The trials of a run, in Optuna's storage. Open it under the run's lock only.
 
-    Each budget has an Optuna study of its own in the storage, as constraints are judged against a budget. One that is begun or
+    Each budget has an Optuna study of its own in the storage, as constraints belong to a budget. One that is begun or
     gone on with first takes over what the longest has more, so a number means the same plan in all of them.
     """
 
@@ -51,13 +51,15 @@ class Journal:
             ]
             name = f"{begins}{study.budget}]"
             known = optuna.get_all_study_names(storage=storage)
-            self.optuna = optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
+            self.optuna = optuna.create_study(
+                storage=storage, study_name=name, directions=directions, load_if_exists=True
+            )
             others = [other for other in known if other.startswith(begins) and other != name]
             self._others = [optuna.load_study(storage=storage, study_name=other) for other in others]
 
     @classmethod
     def read(cls, study: Study, run: Run, dense: Score) -> list[Candidate]:
-        """Every trial that a run has finished, under whichever budget, judged against `study.budget`; nothing is added."""
+        """Every trial that a run has finished, under any budget, judged against `study.budget`; nothing is added."""
         with _quiet():
             storage, begins = opened(study, run)
             names = [name for name in optuna.get_all_study_names(storage=storage) if name.startswith(begins)]
@@ -70,7 +72,7 @@ class Journal:
         return journal.candidates(dense)
 
     def start(self, proposals: Callable[[], Sequence[Plan]], dense: Score) -> None:
-        """Take over the trials of other budgets, queue again what was interrupted, and once, where trials are left, the proposals."""
+        """Take over trials of other budgets, queue what was interrupted, and once, while trials are left, proposals."""
         self._dense = dense
         with _quiet():
             longest = max((self.optuna, *self._others), key=lambda study: len(study.trials))
@@ -85,10 +87,12 @@ class Journal:
                 self.optuna.set_user_attr("proposed", True)
 
     def ask(self) -> tuple[Trial, Plan]:
-        """The next trial and its plan; the sampler is seeded anew by (seed, trials so far), so that a resumed search goes on as it would have."""
+        """The next trial and its plan; the sampler is seeded by (seed, trials so far), as if never interrupted."""
         number = sum(_ended(trial) or "again" in trial.user_attrs for trial in self.optuna.get_trials(deepcopy=False))
         with _quiet():
-            self.optuna.sampler = SAMPLERS[self._study.search.sampler](zlib.crc32(f"{self._study.search.seed} {number}".encode()))
+            self.optuna.sampler = SAMPLERS[self._study.search.sampler](
+                zlib.crc32(f"{self._study.search.seed} {number}".encode())
+            )
             trial = self.optuna.ask()
             plan = suggest(self._variables, trial)
             trial.set_user_attr("plan", plan.to_json())
@@ -147,10 +151,10 @@ class Journal:
                 self.optuna.set_user_attr("queued_again", sorted(queued))
 
     def _take_over(self, other: optuna.Study) -> None:
-        """Add the trials that `other` has more, judged anew; what it stopped before training is tried again where it may fit now."""
+        """Add what trials `other` has more, judged anew; what it stopped untrained is tried again if it may fit."""
         queued = {*self.optuna.user_attrs.get("queued_again", ()), *other.user_attrs.get("queued_again", ())}
         self.optuna.set_user_attr("queued_again", sorted(queued))
-        for trial in other.get_trials()[len(self.optuna.trials):]:
+        for trial in other.get_trials()[len(self.optuna.trials) :]:
             ended = _ended(trial)
             limits = self._violations(Score.from_json(trial.user_attrs["score"])) if ended else {}
             state, attrs = trial.state, trial.user_attrs
@@ -160,20 +164,32 @@ class Journal:
                 state, attrs = TrialState.FAIL, {"plan": attrs["plan"], "again": "stopped by an earlier budget"}
             complete = state == TrialState.COMPLETE
             asked = {key: value for key, value in trial.system_attrs.items() if key == "fixed_params"}
-            self.optuna.add_trial(optuna.trial.create_trial(
-                state=state, values=trial.values if complete else None, params=trial.params, distributions=trial.distributions,
-                user_attrs=attrs, system_attrs=asked, constraints=(limits if complete else None) or None))
+            self.optuna.add_trial(
+                optuna.trial.create_trial(
+                    state=state,
+                    values=trial.values if complete else None,
+                    params=trial.params,
+                    distributions=trial.distributions,
+                    user_attrs=attrs,
+                    system_attrs=asked,
+                    constraints=(limits if complete else None) or None,
+                )
+            )
 
 
 def _ended(trial: FrozenTrial) -> bool:
     """Whether a trial has a result; one that was interrupted, or is to be tried again, has none."""
     stage = trial.user_attrs.get("stage")
-    return stage is not None and (trial.state == TrialState.COMPLETE or (trial.state == TrialState.FAIL and stage == "failed"))
+    return stage is not None and (
+        trial.state == TrialState.COMPLETE or (trial.state == TrialState.FAIL and stage == "failed")
+    )
 
 
 def _may_fit(stage: str, limits: dict[str, float]) -> bool:
     """Whether an untrained trial keeps what is known of its cost."""
-    return stage not in ("dense", "trained") and all(value <= 0 for quantity, value in limits.items() if quantity != "metric_drop")
+    return stage not in ("dense", "trained") and all(
+        value <= 0 for quantity, value in limits.items() if quantity != "metric_drop"
+    )
 
 
 class _quiet(warnings.catch_warnings):

@@ -130,7 +130,8 @@ def test_a_program_with_code_in_it_is_not_run(attack, tmp_path):
             return buffer.getvalue()
         if attack == "pickle" and name.endswith("weights_config.json"):
             return content.replace(b'"use_pickle": false', b'"use_pickle": true').replace(
-                b'"use_pickle":false', b'"use_pickle":true')
+                b'"use_pickle":false', b'"use_pickle":true'
+            )
         if attack == "pickle" and name.endswith("weight_0"):
             return pickle.dumps(Evil())
         if attack == "expression" and "/models/" in name:

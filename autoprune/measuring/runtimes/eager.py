@@ -61,6 +61,8 @@ def _device(target: Target) -> torch.device:
         device = torch.device(target.device)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"target {target.name!r} has device {target.device!r}, which torch cannot use here: "
-                         f"{str(error).splitlines()[0]}") from error
+        raise InputError(
+            f"target {target.name!r} has device {target.device!r}, which torch cannot use here: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
     return device

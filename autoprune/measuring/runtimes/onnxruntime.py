@@ -69,8 +69,10 @@ def _session(artefact: bytes | Path, target: Target) -> Any:
     options.log_severity_level = 4
     provider = "CUDAExecutionProvider" if target.device.startswith("cuda") else "CPUExecutionProvider"
     if provider not in onnxruntime.get_available_providers():
-        raise InputError(f"target {target.name!r} has device {target.device!r}, which needs ONNX Runtime's {provider}; "
-                         f"installed: {', '.join(onnxruntime.get_available_providers())}")
+        raise InputError(
+            f"target {target.name!r} has device {target.device!r}, which needs ONNX Runtime's {provider}; "
+            f"installed: {', '.join(onnxruntime.get_available_providers())}"
+        )
     content = artefact.read_bytes() if isinstance(artefact, Path) else artefact
     try:
         return onnxruntime.InferenceSession(content, options, providers=[provider])
