@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
@@ -43,10 +44,15 @@ class Variable:
         return {group.key: Choice(technique, self.rounded(group, ratio), criterion) for group in self.groups}
 
     def rounded(self, group: Group, ratio: float) -> float:
-        """The ratio nearest to `ratio` that keeps a multiple of `multiple_of` units; others keep it."""
-        if group.level == "weights" or self.multiple_of == 1 or group.size < 2 * self.multiple_of or not ratio:
+        """The ratio nearest to `ratio`, and in its range, that keeps a multiple of `multiple_of` units."""
+        step, (low, high) = self.multiple_of, self.options.ratio
+        fewest, most = (
+            math.ceil(group.size * (1 - high) / step - 1e-9),
+            math.floor(group.size * (1 - low) / step + 1e-9),
+        )
+        if group.level == "weights" or step == 1 or group.size < 2 * step or not ratio or max(1, fewest) > most:
             return ratio
-        kept = max(1, round(group.size * (1 - ratio) / self.multiple_of)) * self.multiple_of
+        kept = min(max(1, fewest, round(group.size * (1 - ratio) / step)), most) * step
         return max(0.0, 1 - kept / group.size)
 
 
@@ -160,7 +166,8 @@ def parameters(variables: Sequence[Variable], plan: Plan) -> dict[str, object]:
     for variable in variables:
         choice = plan.choices.get(variable.groups[0].key)
         found[f"{variable.name}.technique"] = choice.technique if choice else NONE
-        found[f"{variable.name}.ratio"] = choice.ratio if choice else variable.options.ratio[0]
+        low, high = variable.options.ratio
+        found[f"{variable.name}.ratio"] = min(max(choice.ratio, low), high) if choice else low
         found[f"{variable.name}.criterion"] = choice.criterion if choice else variable.options.criteria[0]
     return found
 

@@ -50,7 +50,23 @@ def of(given: str, shape: str | None = None, target: str | None = None) -> Subje
     where = where or subject.target
     if inputs is not None:
         where = replace(where, batch=inputs.batch_size)
-    return Subject(subject.name, subject.model.cpu().eval(), inputs or subject.inputs, where)
+    model = subject.model.cpu().eval()
+    if inputs is not None:
+        _try(model, inputs, str(shape))
+    return Subject(subject.name, model, inputs or subject.inputs, where)
+
+
+def _try(model: nn.Module, inputs: Inputs, shape: str) -> None:
+    """Raise InputError where the model does not run on the inputs that were asked for."""
+    try:
+        with torch.no_grad():
+            inputs.call(model)
+    except Exception as error:  # whatever the user's forward raises
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"the model does not run on --input {shape} ({said}); needed: the batch first, as in 1x3x224x224, "
+            "and a comma only between several inputs"
+        ) from error
 
 
 def parse_input(shape: str) -> Inputs:

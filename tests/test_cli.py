@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 import autoprune.searching
 from autoprune import cli
-from autoprune.errors import BudgetError, TrainingError, VerificationError
+from autoprune.errors import BudgetError, InputError, TrainingError, VerificationError
 from autoprune.group import Group
 from autoprune.plan import Choice, Plan
 from autoprune.run import Run
@@ -338,3 +338,20 @@ def test_closing_tables_lose_nothing_on_a_narrow_terminal(width):
     assert "…" not in shown
     assert all(len(line) <= width for line in shown.splitlines())
     assert shown.count("structured") == 9  # the best and the eight others
+
+
+@pytest.mark.parametrize("shape", ["1,1,8,8", "1x8x8x8"])
+def test_measure_refuses_inputs_that_the_model_does_not_take(shape):
+    from autoprune import subject
+
+    with pytest.raises(InputError, match="does not run on --input"):
+        subject.of("zoo:digits_cnn", shape)
+
+
+def test_verify_names_the_artefact_of_a_run(tmp_path):
+    from autoprune.exporting import artefact
+
+    (tmp_path / "dense").mkdir()
+    (tmp_path / "study.yaml").write_text("version: 1\n")
+    with pytest.raises(InputError, match=r"folder of a search; its artefact is .*best"):
+        artefact.require(tmp_path)

@@ -185,3 +185,12 @@ def test_weights_and_small_groups_are_not_rounded() -> None:
     variables = by_name(Space(), multiple_of=16)
     assert variables["head.0:units"].rounded(HIDDEN, 0.33) == 0.33
     assert variables["layer2.conv:weights"].rounded(WEIGHTS[2], 0.33) == 0.33
+
+
+@pytest.mark.parametrize("high", [0.5, 0.8, 0.9])
+def test_a_rounded_width_stays_in_the_range(high: float) -> None:
+    variable = by_name(Space(Options(ratio=(0.0, high))), multiple_of=8)["layer1.0.conv:units"]
+    plan = uniform([variable], ("structured",), 1.0)
+    assert plan.choices["layer1.0.conv:units"].ratio <= high + 1e-9
+    given = parameters([variable], plan)["layer1.0.conv:units.ratio"]
+    assert isinstance(given, float) and given <= high

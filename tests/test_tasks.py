@@ -1,6 +1,7 @@
 """A task's section of a study -> Task: every reference is resolved, and every failure names its key."""
 
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -397,3 +398,12 @@ def test_files_that_hold_no_weights_are_refused_and_never_run(tmp_path, content,
 def test_given_data_may_be_a_mapping_or_data():
     parts = {part: TensorDataset(torch.ones(3, 2), torch.zeros(3)) for part in ("train", "validation")}
     assert isinstance(data.checked(parts), Data) and data.checked(Data(**parts)).test is None
+
+
+def test_the_sources_of_a_module_leave_out_what_has_no_file(tmp_path, monkeypatch):
+    from autoprune.training.references import sources
+
+    (tmp_path / "from_the_root.py").write_text("import sys\nimport _imp\n\ndef build():\n    return None\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    __import__("from_the_root")
+    assert "from_the_root.py" in {path.name for path in sources(["from_the_root:build"], [Path("/")])}

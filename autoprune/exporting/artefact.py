@@ -50,6 +50,8 @@ def require(folder: Path | str) -> Path:
     path = Path(folder)
     if not path.is_dir():
         raise InputError(f"no artefact at {path}: there is no such folder; give the folder that export or search wrote")
+    if (path / "dense").is_dir() and not (path / PLAN).exists():
+        raise InputError(f"{path} is the folder of a search; its artefact is {path / 'best'}")
     if not (path / STUDY).exists() and not (path / PLAN).exists():
         raise InputError(f"{path} is no artefact (neither {STUDY} nor {PLAN} in it); give the folder that export wrote")
     return path

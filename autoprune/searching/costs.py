@@ -27,6 +27,9 @@ from autoprune.task import Inputs
 __all__ = ["Costs"]
 
 
+_SECONDS = 1.5  # at most, for one latency: it ends as soon as the ratio is known to 1 %, which a busy machine delays
+
+
 class Costs:
     """Measures plans for one dense model on the study's target; figures are kept in the run, none is taken twice.
 
@@ -78,7 +81,12 @@ class Costs:
         kept = None if processes else self._recall("latency", key)
         if kept is None:
             kept = measure.timed(
-                self._artefact(pruned, zeros), self.dense, self.inputs, self.target, processes=processes
+                self._artefact(pruned, zeros),
+                self.dense,
+                self.inputs,
+                self.target,
+                processes=processes,
+                budget_s=_SECONDS,
             ).to_json()
             if not processes:
                 self._keep("latency", key, kept)

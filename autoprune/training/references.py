@@ -67,7 +67,7 @@ def sources(references: Iterable[str], folders: Sequence[Path]) -> tuple[Path, .
     found: dict[Path, None] = {}
     while queue:
         module = queue.pop(0)
-        path = Path(module.__file__ or "").resolve()
+        path = Path(getattr(module, "__file__", None) or "").resolve()  # built-in modules have no file
         if path in found or path.suffix != ".py":
             continue
         found[path] = None
