@@ -584,3 +584,10 @@ def test_a_known_result_is_judged_by_the_budget_of_now() -> None:
     assert evaluator.known(plan, 3, Score(0.8, flops=400)).candidate.feasible
     late = evaluator.known(plan, 4, Score(0.8, flops=600)).candidate
     assert not late.feasible and late.reason == "flops 60%, over the limit of 55%" and late.number == 4
+
+
+def test_a_budget_that_is_missed_says_what_best_still_holds(tmp_path: Path) -> None:
+    searched(tmp_path, trials=4)
+    with pytest.raises(BudgetError, match="best still holds the artefact of an earlier budget"):
+        searched(tmp_path, budget={"flops": "0.1%"}, trials=4)
+    assert (tmp_path / "best" / "model.safetensors").exists()

@@ -53,28 +53,38 @@ def search(study: Study, run: Run, listener: Listener | None = None) -> Result:
     listener = listener or Quiet()
     with run.locked():
         run.sweep()
-        prepared = prepare(study, run)
-        for text in warnings_of(study, prepared):
-            listener.note(text)
-        require_reachable(study, prepared, study.budget)
-        interrupted = False
-        search = _Search(study, run, prepared, listener)
         try:
-            search.begin()
-            if not search.dense_suffices():
-                search.trials()
-        except KeyboardInterrupt:
-            interrupted = True
-            if search.dense is None:
+            return _searched(study, run, listener)
+        except BudgetError as error:
+            if not run.best.exists():
                 raise
-            listener.note("interrupted: writing the front and exporting the best so far; once more stops at once")
-        try:
-            return search.close(interrupted)
-        except KeyboardInterrupt:
-            if interrupted:
-                raise
-            listener.note("interrupted: exporting the best so far; once more stops at once")
-            return search.close(interrupted=True)
+            raise BudgetError(f"{error}. {run.best} still holds the artefact of an earlier budget") from error
+
+
+def _searched(study: Study, run: Run, listener: Listener) -> Result:
+    """The straight line: prepare, baseline, trials, finalists, export."""
+    prepared = prepare(study, run)
+    for text in warnings_of(study, prepared):
+        listener.note(text)
+    require_reachable(study, prepared, study.budget)
+    interrupted = False
+    search = _Search(study, run, prepared, listener)
+    try:
+        search.begin()
+        if not search.dense_suffices():
+            search.trials()
+    except KeyboardInterrupt:
+        interrupted = True
+        if search.dense is None:
+            raise
+        listener.note("interrupted: writing the front and exporting the best so far; once more stops at once")
+    try:
+        return search.close(interrupted)
+    except KeyboardInterrupt:
+        if interrupted:
+            raise
+        listener.note("interrupted: exporting the best so far; once more stops at once")
+        return search.close(interrupted=True)
 
 
 def warnings_of(study: Study, prepared: Prepared) -> list[str]:
