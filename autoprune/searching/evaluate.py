@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -30,7 +29,6 @@ class Evaluated:
 
     candidate: Candidate
     model: nn.Module | None = None
-    pruned: Pruned | None = None
 
 
 @dataclass(frozen=True)
@@ -68,16 +66,12 @@ class Evaluator:
             )
             model = self.finish(pruned)
             quality = judge(model, study.task, "validation", study.recovery.device)
-            if not math.isfinite(quality.metric):
-                raise TrainingError(f"the {study.task.metric.name} is {quality.metric}")
         except TrainingError as error:
             return Evaluated(Candidate(number, plan, score, False, "failed", str(error)))
         nonzero = sum(int(torch.count_nonzero(parameter)) for parameter in model.parameters())
         score = score.updated(metric=quality.metric, loss=quality.loss, nonzero_params=nonzero)
         broken = self._broken(score)
-        return Evaluated(
-            Candidate(number, plan, score, not broken, "trained", "; ".join(broken) or None), model, pruned
-        )
+        return Evaluated(Candidate(number, plan, score, not broken, "trained", "; ".join(broken) or None), model)
 
     def known(self, plan: Plan, number: int, score: Score) -> Evaluated:
         """A plan that was trained before, with the score that it came to; its model is where it was kept then."""
@@ -95,7 +89,7 @@ class Evaluator:
         self.listener.started(number, "judging it untrained")
         try:
             quality = judge(
-                self.finish(replace(pruned, model=pruned.model)),
+                self.finish(pruned),
                 self.study.task,
                 "validation",
                 self.study.recovery.device,
