@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,12 +11,13 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from autoprune import config
-from autoprune.errors import InputError, ModelError, PlanError
+from autoprune.errors import ModelError, PlanError
 from autoprune.exporting.load import load
 from autoprune.group import Group
 from autoprune.measuring.measure import measure as _measure
 from autoprune.plan import Choice, Plan
-from autoprune.pruning.importance import Importance, gradients
+from autoprune.pruning.evidence import Evidence
+from autoprune.pruning.importance import Importance
 from autoprune.pruning.proof import discover
 from autoprune.pruning.pruned import apply
 from autoprune.score import Candidate, Score
@@ -71,37 +72,35 @@ def prune(
 
     `plan`: a ratio, the share of units removed from every group (structured and neuron pruning); a Plan; or
     `{pattern on layer names: {"technique": ..., "ratio": ..., "criterion": ...}}`. Criteria that need gradients take
-    them from `batches` and `loss`. Raises PlanError, with the reasons, where nothing can be cut; InputError for what
-    does not fit.
+    them from `batches` and `loss`, those that need activations from `batches`. Raises PlanError, with the reasons,
+    where nothing can be cut; InputError for what does not fit.
     """
     coupling = discover(model, Inputs.of(inputs))
-
-    def gather() -> Mapping[str, Tensor]:
-        if batches is None or loss is None:
-            raise InputError("this criterion needs gradients: give batches= (a data loader) and loss=")
-        return gradients(model, (adapter(batch) for batch in batches), losses.resolve(loss))
-
+    given = None if batches is None else lambda: (adapter(batch) for batch in batches)
+    importance = Importance(model, coupling, Evidence(model, given, None if loss is None else losses.resolve(loss)))
     if not isinstance(plan, Plan):
-        plan = _plan(coupling.groups, plan, criterion, multiple_of)
-    pruned = apply(model, coupling, plan, Importance(model, coupling, gather))
-    return pruned.finish()
+        plan = _plan(coupling.groups, plan, criterion, multiple_of, importance)
+    return apply(model, coupling, plan, importance).finish()
 
 
 def _plan(
-    found: Iterable[Group], given: float | Mapping[str, Mapping[str, Any]], criterion: str, multiple_of: int
+    found: Sequence[Group],
+    given: float | Mapping[str, Mapping[str, Any]],
+    criterion: str,
+    multiple_of: int,
+    importance: Importance,
 ) -> Plan:
-    found = list(found)
     if not isinstance(given, Mapping):
         if isinstance(given, bool) or not 0 < given < 1:
             raise PlanError(f"the ratio is the share removed, between 0 and 1; got {given!r}")
         units = [group for group in found if group.level == "units"]
-        space = Space(Options(("structured", "neuron"), (0.0, 0.999), (criterion,)))
+        space = Space(Options(("structured", "neuron", "heads"), (0.0, 0.999), (criterion,)))
         if all(group.refusal for group in units):
             reasons = (
                 "; ".join(f"{group.name}: {group.refusal}" for group in units) or "it has no layer whose units could go"
             )
             raise PlanError(f"nothing can be cut in this model: {reasons}")
-        return uniform(space.resolve(found, multiple_of), ("structured", "neuron"), given)
+        return uniform(space.resolve(found, multiple_of), ("structured", "neuron", "heads"), given)
     if not given:
         raise PlanError(
             "the plan names no layer, so nothing would be cut; give {pattern: {technique, ratio, criterion}}"
@@ -117,7 +116,7 @@ def _plan(
         technique = str(choice["technique"])
         options = Options((technique,), (0.0, 0.999), (str(choice.get("criterion", criterion)),))
         nothing = Options((), (0.0, 0.0), ())
-        variables = Space(nothing, {pattern: options}).resolve(found, multiple_of)
+        variables = Space(nothing, {pattern: options}).resolve(found, multiple_of, importance.refuses)
         fresh = uniform(variables, (technique,), float(ratio)).choices
         taken = set(fresh) & set(choices)
         if taken:

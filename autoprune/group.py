@@ -10,18 +10,19 @@ __all__ = ["Group"]
 
 @dataclass(frozen=True)
 class Group:
-    """Units: coupled channels, decided once for all their layers. Weights: one layer's weight tensor.
+    """Units: coupled channels, decided once for all their layers. Weights: one layer's weight tensor. Blocks: below.
 
     Level "units": `shape` is `(units,)`, `layers` are the layers that produce the units, in order of execution, and the
     units come in `cells` equal cells that must lose the same count (grouped convolution, channel shuffle, chunk).
     Level "weights": `shape` is the weight's shape, (out, in, ...), and `layers` is its one layer.
+    Level "blocks": `layers` are the residual blocks that can go whole, and `shape` is `(blocks,)`.
     `refusal` says why nothing may be cut here, or is None.
     """
 
     name: str
-    level: Literal["units", "weights"]
+    level: Literal["units", "weights", "blocks"]
     layers: tuple[str, ...]
-    kinds: tuple[str, ...]  # of the layers: "conv", "linear", "recurrent", "embedding", "other"
+    kinds: tuple[str, ...]  # of the layers: "conv", "linear", "attention", "recurrent", "embedding", "block", "other"
     shape: tuple[int, ...]
     cells: int = 1
     refusal: str | None = None

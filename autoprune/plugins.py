@@ -1,14 +1,17 @@
 """The protocols of the open sets, and their loader: file name = plug-in name = name in YAML.
 
 A plug-in file exports exactly one class or function in `__all__`. `package.module:Name` loads anything importable.
+Where a plug-in has settings, its name may carry them: `n_of_m(m=8)`, `block(rows=4, columns=4)`.
 """
 
 from __future__ import annotations
 
+import ast
 import importlib
+import inspect
 import pkgutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -21,8 +24,23 @@ if TYPE_CHECKING:
     from autoprune.target import Target
     from autoprune.task import Inputs
 
-__all__ = ["Criterion", "Format", "Kind", "Runtime", "Technique", "import_reference", "load", "names", "path"]
+__all__ = [
+    "Criterion",
+    "Format",
+    "Kind",
+    "Need",
+    "Runtime",
+    "Technique",
+    "check_settings",
+    "create",
+    "import_reference",
+    "load",
+    "names",
+    "parse",
+    "path",
+]
 
+Need = Literal["gradients", "squared gradients", "activations"]
 Kind = Literal["technique", "criterion", "runtime", "format", "model", "dataset", "executor"]
 
 _PACKAGES: dict[str, str] = {
@@ -39,11 +57,12 @@ _PACKAGES: dict[str, str] = {
 class Technique(Protocol):
     """Which part of a group's importance goes.
 
-    Laws: `keep(i, 0)` keeps all; the removed share equals `ratio` within one element; at least one element stays;
-    a higher ratio keeps a subset; scaling the importance changes nothing.
+    Laws: `keep(i, 0)` keeps all; the removed share equals `ratio` within one element; at least one element stays; a
+    higher ratio keeps a subset; scaling the importance changes nothing. One that removes larger parts says by a method
+    `steps(shape)` how many a weight of that shape has: the share is the k / steps nearest to `ratio`, k < steps.
     """
 
-    level: Literal["units", "weights"]
+    level: Literal["units", "weights", "blocks"]
     gradual: bool
 
     def fits(self, group: Group) -> str | None:
@@ -54,12 +73,26 @@ class Technique(Protocol):
 
 
 class Criterion(Protocol):
-    """How much each element of a parameter matters; a unit's importance is the sum over its elements."""
+    """How much parts of a parameter matter. What one score is of, `scores`, says which groups it is for:
 
-    needs_gradients: bool
+    - "elements": each element of a parameter. All groups: a unit's or a block's importance is the sum over all of its.
+    - "weights": each weight of a layer against the others of it. Weights groups only.
+    - "filters": each filter of a layer, (filters, elements) -> (filters,). Units groups only: the sum over the layers
+      that produce the unit.
+    - "scales": each scale of a batch norm, (channels,) -> (channels,). Units groups only: the mean over the unit's.
 
-    def score(self, weight: Tensor, gradient: Tensor | None) -> Tensor:
-        """Non-negative, shaped like `weight`; `gradient` is d loss / d weight where `needs_gradients`."""
+    `needs` says what it must see of the model on data: "gradients" (mean d loss / d weight), "squared gradients" (the
+    mean of their squares), "activations" (the L2 norm of the input feature that a weight multiplies). `comparable` says
+    that sums of different groups compare as they are, as estimates of the loss do; where it is False, importance is
+    relative to the average unit of the group.
+    """
+
+    scores: Literal["elements", "weights", "filters", "scales"]
+    needs: tuple[Need, ...]
+    comparable: bool
+
+    def score(self, weight: Tensor, *needed: Tensor) -> Tensor:
+        """Non-negative, one for each of what it scores; `needed` are shaped like `weight`, in the order of `needs`."""
 
 
 class Runtime(Protocol):
@@ -104,8 +137,8 @@ def load(kind: Kind, name: str, folders: Sequence[Path] = ()) -> Any:
     """
     if ":" in name:
         return import_reference(name, folders)
-    known = names(kind)
-    if name not in known:
+    if not name.isidentifier() or name.startswith("_") or not path(kind, name).is_file():
+        known = names(kind)
         raise InputError(f"unknown {kind} {name!r}{nearest(name, known)}; known: {', '.join(known)}")
     package = "autoprune." + _PACKAGES[kind].replace("/", ".")
     try:
@@ -114,6 +147,54 @@ def load(kind: Kind, name: str, folders: Sequence[Path] = ()) -> Any:
         raise MissingPackage(f"{kind} {name!r} needs the package {error.name!r}: pip install {error.name}") from error
     (public,) = module.__all__
     return getattr(module, public)
+
+
+def create(kind: Kind, given: str, folders: Sequence[Path] = ()) -> Any:
+    """An instance of the plug-in that `given` names, `name` or `name(key=value, ...)`.
+
+    Raises InputError for an unknown name or a setting that it has not or that does not fit; MissingPackage as `load`.
+    """
+    name, settings = parse(given)
+    plugin = load(kind, name, folders)
+    if settings:
+        fields = inspect.signature(plugin).parameters.values()
+        check_settings(given, settings, {each.name: _word(each.annotation) for each in fields})
+    return plugin(**settings)
+
+
+def parse(given: str) -> tuple[str, dict[str, Any]]:
+    """Name and settings of `name(key=value, ...)`; values are literals. Raises InputError."""
+    name, bracket, inside = given.partition("(")
+    if not bracket:
+        return given, {}
+    try:
+        call = ast.parse(f"_({inside}", mode="eval").body
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and not call.args:
+            settings = {str(each.arg): ast.literal_eval(each.value) for each in call.keywords if each.arg}
+            if len(settings) == len(call.keywords):
+                return name.strip(), settings
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        pass
+    raise InputError(
+        f"{given!r} is no name with settings; needed: name(key=value, ...), each value a plain number or word, and in "
+        "YAML quotes around the whole where it holds a comma"
+    )
+
+
+def check_settings(given: str, settings: Mapping[str, Any], fields: Mapping[str, str]) -> None:
+    """Check that a plug-in with these `fields`, names with their types in words, has the settings in `given`."""
+    for key, value in settings.items():
+        if key not in fields:
+            known = ", ".join(fields) or "it has none"
+            raise InputError(f"{given!r} has an unknown setting {key!r}{nearest(key, fields)}; settings: {known}")
+        plain = fields[key] in ("bool", "int", "float", "str")
+        whole = fields[key] == "float" and type(value) is int
+        if plain and not whole and type(value).__name__ != fields[key]:
+            raise InputError(f"{given!r}: the setting {key!r} needs a value of type {fields[key]}, got {value!r}")
+
+
+def _word(annotation: Any) -> str:
+    return annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")
 
 
 def import_reference(reference: str, folders: Sequence[Path] = ()) -> Any:

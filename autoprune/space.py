@@ -4,28 +4,30 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from autoprune import plugins
-from autoprune.errors import StudyError, nearest
+from autoprune.errors import InputError, StudyError, nearest
 from autoprune.group import Group
 from autoprune.plan import Choice, Plan
 
 if TYPE_CHECKING:
     import optuna
 
-__all__ = ["Options", "Space", "Variable", "fits", "parameters", "suggest", "uniform"]
+__all__ = ["Options", "Space", "Variable", "fits", "parameters", "suggest", "uniform", "unscored"]
 
 NONE = "none"
+Refuses = Callable[[str, Group], str | None]  # criterion, group -> why it cannot score the group
+_KINDS: dict[plugins.Kind, str] = {"technique": "techniques", "criterion": "criteria"}
 
 
 @dataclass(frozen=True)
 class Options:
     """What may be chosen: names of techniques and criteria, and the range of the ratio."""
 
-    techniques: tuple[str, ...] = ("structured", "neuron", "weight", "sparse")
+    techniques: tuple[str, ...] = ("structured", "neuron", "heads", "weight", "sparse")
     ratio: tuple[float, float] = (0.0, 0.9)
     criteria: tuple[str, ...] = ("l1", "l2", "taylor")
 
@@ -40,8 +42,19 @@ class Variable:
     multiple_of: int = 1
 
     def choices(self, technique: str, ratio: float, criterion: str) -> dict[str, Choice]:
-        """The same choice for each group, its ratio moved to where the kept width is a multiple of `multiple_of`."""
-        return {group.key: Choice(technique, self.rounded(group, ratio), criterion) for group in self.groups}
+        """The same choice for each group, its ratio moved to one that the group and the technique can come to."""
+        return {
+            group.key: Choice(technique, self._reached(technique, group, ratio), criterion) for group in self.groups
+        }
+
+    def _reached(self, technique: str, group: Group, ratio: float) -> float:
+        """The nearest share in range that a technique of few steps can remove; of any other, the ratio as `rounded`."""
+        plugin, (low, high) = plugins.create("technique", technique), self.options.ratio
+        steps = plugin.steps(group.shape) if hasattr(plugin, "steps") else 0
+        fewest, most = math.ceil(low * steps - 1e-9), min(math.floor(high * steps + 1e-9), steps - 1)
+        if not steps or fewest > most:
+            return self.rounded(group, ratio)
+        return min(max(fewest, round(ratio * steps)), most) / steps
 
     def rounded(self, group: Group, ratio: float) -> float:
         """The ratio nearest to `ratio`, and in its range, that keeps a multiple of `multiple_of` units."""
@@ -67,12 +80,41 @@ class Space:
     layers: Mapping[str, Options] = field(default_factory=dict)
     share: Literal["stage"] | None = None
 
-    def resolve(self, groups: Sequence[Group], multiple_of: int = 1) -> list[Variable]:
+    def resolve(self, groups: Sequence[Group], multiple_of: int = 1, refuses: Refuses | None = None) -> list[Variable]:
         """The search's decisions for a model's groups; widths are rounded to a multiple of `multiple_of`.
 
-        Raises StudyError for a pattern that matches no layer, a named technique that does not fit the layers its
-        pattern selects, a group that two patterns claim, or where nothing is left to decide.
+        `refuses(criterion, group)` says why a criterion cannot score a group; without it only levels are looked at.
+        Raises StudyError for a pattern that matches no layer, a technique or criterion that is not to be had, a named
+        one that does not fit the layers its pattern selects, a group that two patterns claim, or where nothing is left
+        to decide.
         """
+        refuses = refuses or unscored
+        self._check_patterns(groups)
+        self._check_plugins()
+        variables: dict[str, Variable] = {}
+        selected: dict[str, list[tuple[Group, Options]]] = {pattern: [] for pattern in self.layers}
+        for group in groups:
+            patterns, options = self._options(group)
+            fitting = _fitting(options, group, refuses)
+            for pattern in patterns:
+                selected[pattern].append((group, fitting))
+            if group.refusal or not fitting.techniques or options.ratio[1] <= 0:
+                continue
+            name = self._variable(group)
+            members = (*variables[name].groups, group) if name in variables else (group,)
+            if name in variables and variables[name].options != fitting:
+                name = group.key
+                members = (group,)
+            variables[name] = Variable(name, members, fitting, multiple_of)
+        self._check_named(selected, refuses)
+        if not variables:
+            refused = "; ".join(f"{group.name}: {group.refusal}" for group in groups if group.refusal)
+            raise StudyError(
+                f"nothing is left to prune under this space{'; refused: ' + refused if refused else ''}", key="space"
+            )
+        return list(variables.values())
+
+    def _check_patterns(self, groups: Sequence[Group]) -> None:
         known = sorted({layer for group in groups for layer in group.layers})
         for pattern in self.layers:
             if not any(_matches(pattern, layer) for layer in known):
@@ -80,31 +122,16 @@ class Space:
                     f"the pattern {pattern!r} matches no layer{nearest(pattern, known)}; layers: {', '.join(known)}",
                     key=f"space.layers.{pattern}",
                 )
-        variables: dict[str, Variable] = {}
-        fitted: dict[str, set[str]] = {pattern: set() for pattern in self.layers}
-        selected: dict[str, list[Group]] = {pattern: [] for pattern in self.layers}
-        for group in groups:
-            patterns, options = self._options(group)
-            fitting = tuple(name for name in options.techniques if fits(name, group) is None)
-            for pattern in patterns:
-                fitted[pattern] |= set(fitting)
-                selected[pattern].append(group)
-            if group.refusal or not fitting or options.ratio[1] <= 0:
-                continue
-            name = self._variable(group)
-            members = (*variables[name].groups, group) if name in variables else (group,)
-            kept = Options(fitting, options.ratio, options.criteria)
-            if name in variables and variables[name].options != kept:
-                name = group.key
-                members = (group,)
-            variables[name] = Variable(name, members, kept, multiple_of)
-        self._check_named(fitted, selected)
-        if not variables:
-            refused = "; ".join(f"{group.name}: {group.refusal}" for group in groups if group.refusal)
-            raise StudyError(
-                f"nothing is left to prune under this space{'; refused: ' + refused if refused else ''}", key="space"
-            )
-        return list(variables.values())
+
+    def _check_plugins(self) -> None:
+        sections = {"space.default": self.default} | {f"space.layers.{key}": each for key, each in self.layers.items()}
+        for section, options in sections.items():
+            for kind, key in _KINDS.items():
+                for name in getattr(options, key):
+                    try:
+                        plugins.create(kind, name)
+                    except InputError as error:
+                        raise StudyError(str(error), key=f"{section}.{key}") from error
 
     def _options(self, group: Group) -> tuple[list[str], Options]:
         """The patterns that claim a group, and what they all want for it."""
@@ -123,24 +150,54 @@ class Space:
         patterns = list(claims)
         return patterns, self.layers[patterns[0]] if patterns else self.default
 
-    def _check_named(self, fitted: Mapping[str, set[str]], selected: Mapping[str, list[Group]]) -> None:
-        for pattern, names in fitted.items():
-            for name in self.layers[pattern].techniques:
-                if name not in names and selected[pattern]:
-                    reasons = {f"{group.name}: {group.refusal or fits(name, group)}" for group in selected[pattern]}
-                    raise StudyError(
-                        f"technique {name!r} does not fit the layers that {pattern!r} selects "
-                        f"({'; '.join(sorted(reasons))})",
-                        key=f"space.layers.{pattern}.techniques",
-                    )
+    def _check_named(self, selected: Mapping[str, list[tuple[Group, Options]]], refuses: Refuses) -> None:
+        """What a pattern names, and does not only take over from the default, must be of use somewhere under it."""
+        for pattern, found in selected.items():
+            if not found:  # an earlier pattern took all of its layers
+                continue
+            given = self.layers[pattern]
+            named = given.techniques if given.techniques != self.default.techniques else ()
+            for name in named:
+                if not any(name in fitting.techniques for _, fitting in found):
+                    why = {group: fits(name, group) or _no_criterion(given, group, refuses) for group, _ in found}
+                    raise _misfit("technique", name, pattern, why)
+            named = given.criteria if given.criteria != self.default.criteria and given.techniques else ()
+            for name in named:
+                if not any(name in fitting.criteria for _, fitting in found):
+                    why = {group: refuses(name, group) or "no technique given fits it" for group, _ in found}
+                    raise _misfit("criterion", name, pattern, why)
 
     def _variable(self, group: Group) -> str:
         return f"{group.name.split('.')[0]}:{group.level}" if self.share == "stage" else group.key
 
 
+def _fitting(options: Options, group: Group, refuses: Refuses) -> Options:
+    """What fits a group of what may be chosen; a technique needs a criterion to rank by, and a criterion its use."""
+    techniques = tuple(name for name in options.techniques if fits(name, group) is None)
+    criteria = tuple(name for name in options.criteria if refuses(name, group) is None) if techniques else ()
+    return Options(techniques if criteria else (), options.ratio, criteria)
+
+
+def _no_criterion(options: Options, group: Group, refuses: Refuses) -> str:
+    return "nothing to rank it by: " + "; ".join(str(refuses(name, group)) for name in options.criteria)
+
+
+def _misfit(kind: plugins.Kind, name: str, pattern: str, why: Mapping[Group, str]) -> StudyError:
+    reasons = "; ".join(sorted({f"{group.name}: {group.refusal or reason}" for group, reason in why.items()}))
+    key = f"space.layers.{pattern}.{_KINDS[kind]}"
+    return StudyError(f"{kind} {name!r} does not fit the layers that {pattern!r} selects ({reasons})", key=key)
+
+
+def unscored(criterion: str, group: Group) -> str | None:
+    """Why the level of a group is none that a criterion scores, or None."""
+    scores = plugins.create("criterion", criterion).scores
+    other = {"weights": "weights", "filters": "units", "scales": "units"}.get(scores)
+    return f"{criterion} is for {other}, this group is of {group.level}" if other not in (None, group.level) else None
+
+
 def fits(technique: str, group: Group) -> str | None:
     """Why a technique cannot act on a group, or None."""
-    plugin = plugins.load("technique", technique)()
+    plugin = plugins.create("technique", technique)
     if plugin.level != group.level:
         return f"{technique} acts on {plugin.level}, this group is of {group.level}"
     reason: str | None = plugin.fits(group)

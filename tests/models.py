@@ -11,6 +11,25 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from recurrent_nets import (
+    GivenStart,
+    Tagger,
+    cells,
+    deep,
+    elman,
+    followed_zeros,
+    laid_out_states,
+    last_states,
+    learned_start,
+    normed_recurrent,
+    packed,
+    packed_states,
+    projected,
+    translator,
+    twice,
+    unbatched,
+    written_zeros,
+)
 from torch import Tensor, nn
 
 from autoprune.task import Inputs
@@ -189,7 +208,7 @@ def perceptron() -> nn.Module:
 
 
 class Mixer(nn.Module):
-    """MLP-Mixer: linear layers over tokens, then over channels; the hidden widths may be cut, the stream may not."""
+    """MLP-Mixer: linear layers over tokens, then over channels; the mixing over tokens is not cut, its channels are."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -675,7 +694,7 @@ MEMBERS: tuple[Member, ...] = (
     Member("shuffle_module", shuffle_module, image(), ("0", "2"), {"6": OUTPUT}),
     Member("group_norm", group_norm, image(), ("0", "3"), {"8": OUTPUT}),
     Member("instance_norm", instance_norm, image(), ("0", "3"), {"6": OUTPUT}),
-    Member("instance_norm_plain", instance_norm_plain, image(), ("3",), {"0": "affine=True", "6": OUTPUT}),
+    Member("instance_norm_plain", instance_norm_plain, image(), ("0", "3"), {"6": OUTPUT}),
     Member("layer_norm", layer_norm, vector(), ("0", "3"), {"5": OUTPUT}),
     net(ConvNeXt, "stem.0", "up"),
     net(UNet, "down1.0", "down2.0", "up", "join.0", head="", out=OUTPUT),
@@ -686,7 +705,7 @@ MEMBERS: tuple[Member, ...] = (
     net(TiedWeights, "enter", inputs=vector()),
     net(TiedEmbedding, "words", "hidden", inputs=tokens(), head=""),
     net(SquareTied, "words", inputs=tokens()),
-    net(Mixer, "over", "up", inputs=sequences, enter="mixed with others"),
+    net(Mixer, "enter", "up", inputs=sequences, over="beside a dimension", back="beside a dimension"),
     net(
         SeveralInputs,
         "image.0",
@@ -705,19 +724,46 @@ MEMBERS: tuple[Member, ...] = (
     ),
     net(Objects, "trunk.0", head="", left=OUTPUT, right=OUTPUT),
     net(Text, "words", "hidden", inputs=tokens()),
-    net(LSTM, "hidden", inputs=tokens(), words="lstm", rnn="lstm"),
-    net(GRU, "hidden", inputs=tokens(), words="gru", rnn="gru"),
+    net(LSTM, "words", "rnn", "hidden", inputs=tokens()),
+    net(GRU, "words", "rnn", "hidden", inputs=tokens()),
+    *(
+        net(build, "words", "rnn", inputs=tokens())
+        for build in (
+            elman,
+            deep,
+            packed,
+            packed_states,
+            last_states,
+            laid_out_states,
+            translator,
+            learned_start,
+            unbatched,
+            followed_zeros,
+        )
+    ),
+    net(projected, "words", "rnn", "rnn.weight_hr_l0", inputs=tokens()),
+    net(cells, "words", "lstm", "gru", "start", inputs=tokens()),
+    net(twice, "words", "up", inputs=tokens()),
+    net(written_zeros, "words", inputs=tokens(), rnn=FAILS),
+    net(normed_recurrent, "after", inputs=tokens(), words="computed weights", rnn="computed weights"),
+    net(Tagger, "enter", inputs=sequences, head="", rnn="one size for its 2 layers"),
+    net(
+        GivenStart,
+        "enter",
+        inputs=lambda: Inputs.of((torch.randn(2, 5, 6), torch.randn(2, 8))),
+        rnn="network's input",
+    ),
     net(
         Transformer,
+        "enter",
+        "encoder.layers.0.self_attn",
         "encoder.layers.0.linear1",
+        "encoder.layers.1.self_attn",
         "encoder.layers.1.linear1",
         inputs=sequences,
-        enter="multi_head_attention",
-        encoder__layers__0__self_attn="multi_head_attention",
-        encoder__layers__1__self_attn="multi_head_attention",
     ),
     net(Positions, "enter", "up", inputs=sequences),
-    net(token, "up", inputs=sequences, enter="operator cat", down="operator cat"),
+    net(token, "enter", "up", inputs=sequences),
     net(
         HandAttention, "enter", "value", inputs=sequences, query="product of activations", key="product of activations"
     ),
@@ -748,32 +794,38 @@ MEMBERS: tuple[Member, ...] = (
     function("repeat", lambda x: torch.cat([x.repeat(1, 2, 1, 1), x.repeat_interleave(2, 1)], 1), left=48),
     function("stack", lambda x: torch.stack([x, 2 * x], 2).flatten(1, 2), left=24),
     function("pad_channels", lambda x: F.pad(x, (0, 0, 0, 0, 1, 2)), left=15),
-    function("slice_middle", lambda x: x[:, 3:9], LITERAL, left=6),
-    function("slice_half", lambda x: x[:, :6], FAILS, left=6),
-    function("slice_step", lambda x: x[:, ::2], LITERAL, left=6),
-    function("select", lambda x: x[:, 0:1] * x, LITERAL),
-    function("split_number", lambda x: torch.mul(*x.split(6, 1)), FAILS, left=6),
-    function("split_swapped", lambda x: torch.cat(x.split(6, 1)[::-1], 1), DIFFERS),
-    function("split_uneven", lambda x: torch.cat(x.split([4, 8], 1)[::-1], 1), LITERAL),
-    function("view_number", lambda x: x.view(x.shape[0], 12, -1).view(x.shape), FAILS),
-    function("view_batch", lambda x: x.reshape(-1, 12, 8, 8), FAILS),
-    function("expand_number", lambda x: x * x.mean((2, 3), keepdim=True).expand(-1, 12, -1, -1), FAILS),
+    function("slice_middle", lambda x: x[:, 3:9], left=6),
+    function("slice_half", lambda x: x[:, :6], left=6),
+    function("slice_step", lambda x: x[:, ::2], "slice over channels", left=6),
+    function("select", lambda x: x[:, 0:1] * x),
+    function("split_number", lambda x: torch.mul(*x.split(6, 1)), left=6),
+    function("split_swapped", lambda x: torch.cat(x.split(6, 1)[::-1], 1)),
+    function("split_uneven", lambda x: torch.cat(x.split([4, 8], 1)[::-1], 1)),
+    function("view_number", lambda x: x.view(x.shape[0], 12, -1).view(x.shape)),
+    function("view_batch", lambda x: x.reshape(-1, 12, 8, 8)),
+    function("expand_number", lambda x: x * x.mean((2, 3), keepdim=True).expand(-1, 12, -1, -1)),
     function("roll", lambda x: x.roll(1, 1), "roll over channels"),
     function("index", lambda x: x[:, torch.tensor([0, 3, 5])], "index over channels", left=3),
-    function("written_into_part", _overwritten, "only some of its blocks"),
-    function("width_in_scale", lambda x: x * x.shape[1] ** -0.5, DIFFERS),
+    function("written_into_part", _overwritten, "does not run after the cut"),
+    function("width_in_scale", lambda x: x * x.shape[1] ** -0.5),
     function("counted", lambda x: x * torch.arange(x.shape[1]).view(1, -1, 1, 1), DIFFERS),
     # operators across channels are refused by name; along other dimensions they pass
-    function("mean_channels", lambda x: x - x.mean(1, keepdim=True), "operator mean"),
+    function("mean_channels", lambda x: x - x.mean(1, keepdim=True)),
     function("softmax_channels", lambda x: x.softmax(1), "softmax"),
-    function("normalize_channels", lambda x: F.normalize(x, dim=1), "linalg_vector_norm"),
+    function("normalize_channels", lambda x: F.normalize(x, dim=1)),
     function("topk_channels", lambda x: x.permute(0, 2, 3, 1).topk(6)[0].permute(0, 3, 1, 2), "topk", left=6),
     function("sort_channels", lambda x: x.permute(0, 2, 3, 1).sort()[0].permute(0, 3, 1, 2), "sort"),
     function("cumsum_channels", lambda x: x.cumsum(1), "cumsum"),
-    function("glu_channels", lambda x: F.glu(x, 1), "glu", left=6),
-    function("unfolded", lambda x: F.unfold(x, 3, padding=1).view(x.shape[0], -1, 8, 8), "im2col", width=4, left=36),
-    function("gram", lambda x: torch.einsum("nchw,ndhw->ncd", x, x)[..., None], "bmm"),
-    function("read_as_number", lambda x: x * x.sum().item(), "operator sum"),
+    function("glu_channels", lambda x: F.glu(x, 1), left=6),
+    function(
+        "unfolded",
+        lambda x: F.unfold(x, 3, padding=1).view(x.shape[0], -1, 8, 8),
+        "mixed with others",
+        width=4,
+        left=36,
+    ),
+    function("gram", lambda x: torch.einsum("nchw,ndhw->ncd", x, x)[..., None], "product of activations"),
+    function("read_as_number", lambda x: x * x.sum().item(), "_local_scalar_dense"),
     function("local_response", lambda x: F.local_response_norm(x, 3), "avg_pool3d"),
     function("norm_of_pixels", lambda x: x / x.norm(2, dim=(2, 3), keepdim=True)),
     function("softmax_of_pixels", lambda x: x.flatten(2).softmax(-1).view_as(x)),

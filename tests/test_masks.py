@@ -99,7 +99,7 @@ def test_taylor_masks_use_the_gradients_cut_alike() -> None:
     coupling = discover(model, inputs)
     gradients = {name: torch.ones_like(parameter) for name, parameter in model.named_parameters()}
     plan = Plan({"0:units": Choice("neuron", 0.5, "l1"), "3:weights": Choice("weight", 0.5, "taylor")})
-    pruned = apply(model, coupling, plan, Importance(model, coupling, lambda: gradients))
+    pruned = apply(model, coupling, plan, Importance(model, coupling, lambda need: gradients))
     cut = apply(model, coupling, Plan({"0:units": Choice("neuron", 0.5, "l1")}), Importance(model, coupling)).model
     weight = dict(cut.named_parameters())["3.weight"].detach()
     masked = dict(pruned.model.named_parameters())["3.weight"].detach()

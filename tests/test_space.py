@@ -10,7 +10,7 @@ import pytest
 from autoprune.errors import StudyError
 from autoprune.group import Group
 from autoprune.plan import Choice, Plan
-from autoprune.space import Options, Space, Variable, parameters, suggest, uniform
+from autoprune.space import Options, Space, Variable, parameters, suggest, uniform, unscored
 
 CONV = Group("layer1.0.conv", "units", ("layer1.0.conv", "layer1.1.conv"), ("conv", "conv"), (32,))
 SECOND = Group("layer2.conv", "units", ("layer2.conv",), ("conv",), (24,))
@@ -194,3 +194,80 @@ def test_a_rounded_width_stays_in_the_range(high: float) -> None:
     assert plan.choices["layer1.0.conv:units"].ratio <= high + 1e-9
     given = parameters([variable], plan)["layer1.0.conv:units.ratio"]
     assert isinstance(given, float) and given <= high
+
+
+def test_each_group_is_offered_the_criteria_that_fit_its_level() -> None:
+    found = by_name(Space(Options(criteria=("l1", "lamp", "geometric_median"))))
+    assert found["layer2.conv:units"].options.criteria == ("l1", "geometric_median")
+    assert found["layer2.conv:weights"].options.criteria == ("l1", "lamp")
+
+
+def test_a_group_that_no_criterion_fits_is_not_decided() -> None:
+    found = by_name(Space(Options(criteria=("lamp",))))
+    assert found and all(name.endswith(":weights") for name in found)
+
+
+def test_what_the_model_knows_of_a_criterion_counts() -> None:
+    def refuses(criterion: str, group: Group) -> str | None:
+        return unscored(criterion, group) or ("no norm" if criterion == "batchnorm" and group == SECOND else None)
+
+    space = Space(Options(criteria=("l1", "batchnorm")))
+    found = {variable.name: variable for variable in space.resolve(GROUPS, refuses=refuses)}
+    assert found["layer2.conv:units"].options.criteria == ("l1",)
+    assert found["layer1.0.conv:units"].options.criteria == ("l1", "batchnorm")
+    named = Space(layers={"layer2": Options(criteria=("l1", "batchnorm"))})
+    with pytest.raises(StudyError, match=r"criterion 'batchnorm' does not fit .*layer2\.conv: no norm") as caught:
+        named.resolve(GROUPS, refuses=refuses)
+    assert caught.value.key == "space.layers.layer2.criteria"
+
+
+@pytest.mark.parametrize(
+    ("options", "says", "key"),
+    [
+        (Options(("weight",), criteria=("l1", "batchnorm")), "criterion 'batchnorm' does not fit", "criteria"),
+        (
+            Options(("structured", "weight"), criteria=("lamp",)),
+            "'structured' does not fit .*lamp is for weights",
+            "techniques",
+        ),
+        (Options(("n_of_m(m=16)", "weight")), "input size that 16 divides, got 8", "techniques"),
+        (Options(("n_of_m(m=1)",)), "at least 2, got 1", "techniques"),
+        (Options(criteria=("random(sed=1)",)), "did you mean 'seed'", "criteria"),
+    ],
+)
+def test_what_is_named_and_of_no_use_is_an_error(options: Options, says: str, key: str) -> None:
+    with pytest.raises(StudyError, match=says) as caught:
+        Space(layers={"layer2": options}).resolve(GROUPS)
+    assert caught.value.key == f"space.layers.layer2.{key}"
+
+
+def test_what_a_pattern_takes_over_from_the_default_is_not_named_by_it() -> None:
+    default = Options(criteria=("l1", "geometric_median", "lamp"))
+    space = Space(default, {"layer2": Options(default.techniques, (0.0, 0.5), default.criteria)})
+    found = by_name(space)
+    assert found["layer2.conv:units"].options == Options(("structured",), (0.0, 0.5), ("l1", "geometric_median"))
+
+
+def test_a_pattern_that_an_earlier_one_takes_all_layers_of_is_no_error() -> None:
+    first = Options(("structured", "weight"), criteria=("l1",))
+    space = Space(layers={"layer2.conv": first, "layer2.*": Options(("weight",), criteria=("lamp",))})
+    assert by_name(space)["layer2.conv:weights"].options.criteria == ("l1",)
+
+
+@pytest.mark.parametrize(
+    ("technique", "high", "wanted"),
+    [
+        ("n_of_m", 0.9, {0.0: 0.0, 0.1: 0.0, 0.2: 0.25, 0.6: 0.5, 0.9: 0.75}),
+        ("n_of_m", 0.4, {0.4: 0.25}),
+        ("block(rows=4, columns=4)", 0.9, {0.3: 0.25, 0.9: 0.75}),
+        ("n_of_m(m=8)", 0.9, {0.9: 0.875}),
+        ("weight", 0.9, {0.33: 0.33}),
+    ],
+)
+def test_a_plan_says_the_share_that_really_goes(technique: str, high: float, wanted: dict[float, float]) -> None:
+    space = Space(Options((technique,), (0.0, high)))
+    variable = by_name(space)["layer2.conv:weights"]
+    for ratio, share in wanted.items():
+        assert variable.choices(technique, ratio, "l1")["layer2.conv:weights"].ratio == share
+        plan = uniform([variable], (technique,), ratio)
+        assert suggest([variable], optuna.trial.FixedTrial(parameters([variable], plan))) == plan

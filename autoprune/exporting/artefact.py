@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_flatten
 from autoprune import plugins
 from autoprune.errors import InputError, ModelError
 from autoprune.plan import Plan
+from autoprune.pruning.outline import Outline
 from autoprune.task import Inputs
 
 __all__ = [
@@ -80,17 +81,15 @@ def read_mapping(path: Path) -> dict[str, Any]:
     return value
 
 
-def read_plan(folder: Path) -> tuple[Plan, dict[str, list[int]]]:
-    """The plan and the recorded shape of every cut tensor. Raises ValueError for a broken record."""
+def read_plan(folder: Path) -> tuple[Plan, Outline]:
+    """The plan and the outline of the model that it made. Raises ValueError for a broken record."""
     record = read_mapping(folder / PLAN)
     try:
         plan = Plan.from_json(record)
-        widths = {str(name): [int(size) for size in shape] for name, shape in record["widths"].items()}
+        outline = Outline.from_json(record)
     except (InputError, KeyError, TypeError, ValueError, AttributeError) as problem:
         raise ValueError(f"{PLAN} is broken: {type(problem).__name__}: {brief(problem)}") from problem
-    if record.get("replaced"):
-        raise ValueError(f"{PLAN} names replaced modules, which this release cannot rebuild: {record['replaced']}")
-    return plan, widths
+    return plan, outline
 
 
 def output_tensors(output: Any) -> list[Tensor]:

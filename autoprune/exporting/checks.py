@@ -72,11 +72,12 @@ def _widths(recorded: Recorded) -> Found:
     """The weights have the shapes that the plan records."""
     with safe_open(recorded.folder / artefact.WEIGHTS, "pt") as file:
         shapes = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    there = {name: shape for name, shape in recorded.widths.items() if name in shapes}  # of shared tensors one name is
+    widths = recorded.outline.widths
+    there = {name: shape for name, shape in widths.items() if name in shapes}  # of shared tensors one name is
     unlike = [f"{name} is {shapes[name]}, recorded {shape}" for name, shape in there.items() if shapes[name] != shape]
-    if unlike or (recorded.widths and not there):
+    if unlike or (widths and not there):
         raise Failed("; ".join(unlike) or f"{artefact.WEIGHTS} has none of the recorded tensors", tensors=len(unlike))
-    return f"{len(recorded.widths)} cut tensors have their recorded shapes", {"tensors": len(recorded.widths)}
+    return f"{len(widths)} cut tensors have their recorded shapes", {"tensors": len(widths)}
 
 
 def _counts(recorded: Recorded) -> Found:

@@ -17,7 +17,7 @@ from autoprune import plugins
 from autoprune.errors import AutopruneError, InputError, ModelError
 from autoprune.exporting import artefact
 from autoprune.plan import Plan
-from autoprune.pruning import shrink
+from autoprune.pruning.outline import Outline
 from autoprune.run import Run
 from autoprune.score import Score
 from autoprune.study import Study
@@ -81,8 +81,7 @@ def _fill(folder: Path, study: Study, done: Finished, formats: Sequence[str] | N
         raise ModelError("the model's output holds no tensor, so that nothing could be compared after an export")
     artefact.write_reference(folder / artefact.REFERENCE, inputs, outputs)
     Run.write_yaml(folder / artefact.STUDY, {**study.resolved, "folder": str(study.folder.resolve())})
-    widths = shrink.widths(done.dense, done.model)
-    Run.write_json(folder / artefact.PLAN, done.plan.to_json() | {"widths": widths, "replaced": {}})
+    Run.write_json(folder / artefact.PLAN, done.plan.to_json() | Outline.of(done.dense, done.model).to_json())
     runs = artefact.runs(study.target.runtime, folders)
     names = list(dict.fromkeys((*(study.formats if formats is None else formats), "safetensors", runs)))
     sample = inputs.rows(2)  # exporters take a batch of 1 for a constant

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import nn
 from autoprune.errors import InputError, ModelError, PlanError, StudyError
 from autoprune.exporting import artefact
 from autoprune.formats.safetensors import Safetensors
-from autoprune.pruning import shrink
+from autoprune.pruning.outline import Outline
 from autoprune.training import tasks
 from autoprune.training.references import split
 
@@ -35,16 +35,16 @@ def load(folder: Path | str, model: Given | None = None, trust: bool = False) ->
     with torch.random.fork_rng(devices=[]):  # building draws initial weights, which are overwritten
         dense = _dense(path, model, trust)
     try:
-        _, widths = artefact.read_plan(path)
+        _, outline = artefact.read_plan(path)
     except ValueError as problem:
         raise ModelError(f"{path}: {problem}") from problem
-    return rebuild(path, dense, widths)
+    return rebuild(path, dense, outline)
 
 
-def rebuild(folder: Path, dense: nn.Module, widths: Mapping[str, Sequence[int]]) -> nn.Module:
-    """A copy of `dense` cut to `widths`, with the artefact's weights. Raises ModelError where they do not fit."""
+def rebuild(folder: Path, dense: nn.Module, outline: Outline) -> nn.Module:
+    """A copy of `dense` cut to `outline`, with the artefact's weights. Raises ModelError where they do not fit."""
     try:
-        model = shrink.resize(dense, widths)
+        model = outline.build(dense)
     except PlanError as problem:
         raise ModelError(f"{folder / artefact.PLAN} does not fit the dense model: {problem}") from problem
     Safetensors.fill(model, folder / artefact.WEIGHTS)

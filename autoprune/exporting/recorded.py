@@ -16,7 +16,7 @@ from autoprune.errors import InputError
 from autoprune.exporting import artefact
 from autoprune.exporting.load import search_folders
 from autoprune.formats.safetensors import Safetensors
-from autoprune.pruning import shrink
+from autoprune.pruning.outline import Outline
 from autoprune.score import Score
 from autoprune.target import Budget, Target
 from autoprune.task import Inputs, Recipe, Task
@@ -71,8 +71,8 @@ class Recorded:
         return Budget.parse(self.record["budget"])
 
     @cached_property
-    def widths(self) -> dict[str, list[int]]:
-        """Shape of every cut tensor."""
+    def outline(self) -> Outline:
+        """Shapes of the cut tensors, and what else the cut model has of its own."""
         return artefact.read_plan(self.folder)[1]
 
     @cached_property
@@ -108,12 +108,12 @@ class Recorded:
             return (self.task.build() if given is None else copy.deepcopy(given)).cpu().eval()
 
     def template(self) -> nn.Module:
-        """A module of the recorded widths whose weights are not loaded."""
-        return shrink.resize(self.dense, self.widths).cpu().eval()
+        """A module of the recorded outline whose weights are not loaded."""
+        return self.outline.build(self.dense).cpu().eval()
 
     @cached_property
     def model(self) -> nn.Module:
-        """The module of the recorded widths and weights."""
+        """The module of the recorded outline and weights."""
         model = self.template()
         Safetensors.fill(model, self.folder / artefact.WEIGHTS)
         return model

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from autoprune.errors import ModelError
 from autoprune.group import Group
-from autoprune.pruning.grouping import collect_units
-from autoprune.pruning.propagation import propagate
-from autoprune.pruning.shrink import Cut, replace_tensors
+from autoprune.pruning.attention import Attention
+from autoprune.pruning.grouping import Units, collect_units
+from autoprune.pruning.literals import Bindings, Literal, bind
+from autoprune.pruning.propagation import Propagation, propagate
+from autoprune.pruning.shrink import Cut, replace_tensors, shrink
 from autoprune.task import Inputs
 
 __all__ = ["Coupling", "Slot", "layer_of", "tensor_of", "trace"]
@@ -41,6 +43,10 @@ class Coupling:
     members: Mapping[str, Tensor]
     total: int
     norms: Mapping[int, Tensor]  # n-th call of a norm across channels -> unit number of each channel, -1 for none
+    narrow: tuple[Tensor, ...] = ()  # units of layers, or parts of them, with no whole cell: at least one of each stays
+    literals: tuple[
+        Literal, ...
+    ] = ()  # numbers in the code of forwards that a cut may change; their ids are unit numbers
 
     def group(self, key: str) -> Group:
         """The group with this key. Raises ModelError for an unknown one."""
@@ -57,7 +63,12 @@ class Coupling:
         """Boolean over all units, and a True at the end for "none"; `keep[key]` is (units,), in the group's order."""
         alive = torch.ones(self.total + 1, dtype=torch.bool)
         for key, kept in keep.items():
+            if key not in self.members:
+                continue  # blocks
             alive[self.members[key].flatten()] = kept.cpu()
+        for units in self.narrow if keep else ():
+            if not bool(alive[units].any()):
+                alive[units[0]] = True
         return alive
 
     def cuts(self, keep: Mapping[str, Tensor]) -> list[Cut]:
@@ -72,6 +83,47 @@ class Coupling:
             Cut(tensor, dim, kept, groups) for (tensor, dim, groups), kept in by_place.items() if not bool(kept.all())
         ]
 
+    def bindings(self, keep: Mapping[str, Tensor]) -> Bindings:
+        """The numbers in the code of forwards, as the model that keeps these units needs them."""
+        alive = self.kept(keep)
+
+        def count(units: Tensor, start: int, stop: int) -> int:
+            return int(alive[units[start:stop]].sum())
+
+        found: Bindings = {}
+        for literal in self.literals:
+            found.setdefault(literal.owner, {})[literal.call] = literal.change(count)
+        return found
+
+    def removed(self, keep: Mapping[str, Tensor]) -> list[str]:
+        """The blocks that go."""
+        blocks = [group for group in self.groups if group.level == "blocks" and group.key in keep]
+        return [
+            name
+            for group in blocks
+            for name, kept in zip(group.layers, keep[group.key].tolist(), strict=True)
+            if not kept
+        ]
+
+    def apply(self, model: nn.Module, keep: Mapping[str, Tensor]) -> nn.Module:
+        """A copy of `model` that keeps these units and blocks of these groups; costs about one deep copy."""
+        return bind(shrink(model, self.cuts(keep), self.removed(keep)), self.bindings(keep))
+
+    def joined_by(self, groups: Iterable[Group]) -> Coupling:
+        """The same with further groups, after those of units."""
+        units = [group for group in self.groups if group.level == "units"]
+        return replace(self, groups=(*units, *groups, *self.groups[len(units) :]))
+
+    def binding(self, needed: Collection[tuple[str, int]]) -> Coupling:
+        """The same with only those literals that must be bound anew: all widths of a module of which one must."""
+        owners = {owner for owner, _ in needed}
+        kept = [
+            each
+            for each in self.literals
+            if each.always or ((each.owner, each.call) in needed if each.kind == "scalar" else each.owner in owners)
+        ]
+        return replace(self, literals=tuple(kept))
+
     def without(self, refusals: Mapping[str, str]) -> Coupling:
         """The same with some units groups refused, for the reasons given."""
         groups = tuple(replace(group, refusal=refusals.get(group.key, group.refusal)) for group in self.groups)
@@ -81,6 +133,9 @@ class Coupling:
 def trace(model: nn.Module, inputs: Inputs) -> Coupling:
     """The groups as id propagation finds them, not yet proved."""
     model = replace_tensors(model, lambda name, tensor: tensor.clone())  # a forward may write into buffers
+    for module in model.modules():
+        if type(module) is nn.MultiheadAttention:
+            Attention.take_over(module)
     found = propagate(model, inputs.rows(min(2, inputs.batch_size)).map(lambda tensor: tensor.clone()))
     units = collect_units(found, kinds_by_layer(model))
     slots = tuple(
@@ -88,6 +143,7 @@ def trace(model: nn.Module, inputs: Inputs) -> Coupling:
         for use in found.ids.uses
     )
     slots = tuple(slot for slot in slots if bool((slot.units >= 0).any()))
+    literals = list(_literals(found, units))
     norms = {call: units.number(found.ids.roots(ids)) for call, ids in found.layers.norm_calls.items()}
     return Coupling(
         (*units.groups, *weights_groups(model)),
@@ -95,7 +151,43 @@ def trace(model: nn.Module, inputs: Inputs) -> Coupling:
         units.members,
         units.total,
         {call: numbers for call, numbers in norms.items() if bool((numbers >= 0).any())},
+        tuple(_narrow(units, [slot.units for slot in slots] + [part for each in literals for part in each.parts()])),
+        tuple(literals),
     )
+
+
+def _narrow(units: Units, vectors: Iterable[Tensor]) -> Iterable[Tensor]:
+    """The sets of units among `vectors` that hold no whole cell of a group, each once."""
+    cell = torch.full((units.total,), -1)
+    sizes: list[int] = []
+    for members in units.members.values():
+        for row in members:
+            cell[row] = len(sizes)
+            sizes.append(len(row))
+    seen: set[tuple[int, ...]] = set()
+    for vector in vectors:
+        own = torch.unique(vector)
+        if len(own) == 0 or own[0] < 0 or tuple(own.tolist()) in seen:
+            continue
+        seen.add(tuple(own.tolist()))
+        counts = torch.bincount(cell[own], minlength=len(sizes))
+        if not any(count == size for count, size in zip(counts.tolist(), sizes, strict=True)):
+            yield own
+
+
+def _literals(found: Propagation, units: Units) -> Iterable[Literal]:
+    """The literals that meet units: their ids as unit numbers, and one unit along a whole place as none."""
+    for literal in found.literals:
+        numbers = {place: units.number(found.ids.roots(ids)) for place, ids in literal.ids.items()}
+        if literal.kind == "sizes":
+            numbers = {place: each if _several(each) else torch.full_like(each, -1) for place, each in numbers.items()}
+        if literal.kind == "scalar" or any(bool((each >= 0).any()) for each in numbers.values()):
+            loose = any(units.loose & set(each.tolist()) for each in numbers.values())
+            yield replace(literal, ids=numbers, always=literal.kind == "attribute" or loose)
+
+
+def _several(numbers: Tensor) -> bool:
+    return bool((numbers != numbers[:1]).any())
 
 
 def weights_groups(model: nn.Module) -> Iterable[Group]:

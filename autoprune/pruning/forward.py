@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,9 @@ from torch.utils._pytree import tree_leaves
 from autoprune.errors import ModelError
 from autoprune.task import Inputs
 
-__all__ = ["output_tensors", "outputs_of", "plain_forward"]
+STATISTICS = {"mean", "var", "std", "norm", "vector_norm", "normalize"}  # functions that hand-written norms are made of
+
+__all__ = ["STATISTICS", "dims_of", "output_tensors", "outputs_of", "plain_forward"]
 
 
 @contextlib.contextmanager
@@ -63,3 +65,13 @@ def _tensors(output: Any) -> Iterator[Tensor]:
             yield from _tensors({field.name: getattr(leaf, field.name) for field in dataclasses.fields(leaf)})
         elif hasattr(leaf, "__dict__") and not callable(leaf) and not isinstance(leaf, type):
             yield from _tensors(dict(vars(leaf)))
+
+
+def dims_of(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[int]:
+    """The dimensions that a call of one of `STATISTICS` goes over; all of them where it names none."""
+    place = 1 if func.__name__ in ("mean", "var", "std") else 2
+    default = 1 if func.__name__ == "normalize" else None
+    given = kwargs.get("dim", args[place] if len(args) > place else default)
+    if given is None or isinstance(given, bool):
+        return list(range(args[0].dim()))
+    return [given] if isinstance(given, int) else list(given)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ class Units:
     groups: list[Group] = field(default_factory=list)
     members: dict[str, Tensor] = field(default_factory=dict)  # key -> numbers, (cells, units per cell)
     number_of: dict[int, int] = field(default_factory=dict)  # representative -> number
+    loose: set[int] = field(default_factory=set)  # numbers of those that the code's own bounds do not fit
 
     @property
     def total(self) -> int:
@@ -48,8 +50,9 @@ def collect_units(found: Propagation, kinds: Mapping[str, str]) -> Units:
     _agree_on_shared(found)
     layers = _producing_layers(ids, kinds)
     frozen = ids.frozen()
-    balances = [Balance(ids.roots(balance.ids), balance.blocks, balance.why) for balance in ids.balances]
+    balances = [Balance(ids.roots(balance.ids), balance.blocks, balance.why, balance.soft) for balance in ids.balances]
     units = Units()
+    loose: set[int] = set()
     for names in _connected(layers, balances):
         members = [layers[name] for name in names]
         roots = list(dict.fromkeys(root for layer in members for root in layer.roots))
@@ -58,11 +61,18 @@ def collect_units(found: Propagation, kinds: Mapping[str, str]) -> Units:
         cells: list[list[int]] = [free]
         if free:
             cells, refusal = _cells(free, balances)
+            if refusal:  # what the code's own bounds ask for can be bound anew
+                cells, refusal = _cells(free, [balance for balance in balances if not balance.soft])
+                loose |= set(free)
+            if refusal and len(free) < len(roots):
+                refusal += f"; of the others: {next(frozen[root] for root in roots if root in frozen)}"
         if not refusal and len(cells[0]) < 2:
             refusal = (
                 "each block of it that must lose the same count has a single channel"
                 if len(cells) > 1
                 else "it has a single channel"
+                if sum(layer.channels for layer in members) == 1
+                else "all of its channels go together"
             )
         group = Group(
             members[0].name,
@@ -79,6 +89,7 @@ def collect_units(found: Propagation, kinds: Mapping[str, str]) -> Units:
             units.number_of |= {
                 root: start + place for place, root in enumerate(root for cell in cells for root in cell)
             }
+            units.loose |= {units.number_of[root] for root in loose & set(free)}
             units.members[group.key] = torch.arange(start, units.total).view(len(cells), -1)
     for name, (count, why) in found.layers.refused.items():
         if name not in layers:
@@ -98,20 +109,24 @@ def _agree_on_shared(found: Propagation) -> None:
         if len(earlier) != len(use.ids):
             ids.freeze(torch.cat([earlier, use.ids]), f"{use.tensor} is used with other widths")
             continue
-        ids.unite(earlier, use.ids)
-        alone = (earlier == 0) != (use.ids == 0)
+        both = (earlier >= 0) & (use.ids >= 0)
+        ids.unite(earlier[both], use.ids[both])
+        alone = both & ((earlier == 0) != (use.ids == 0))
         ids.freeze(torch.cat([earlier[alone], use.ids[alone]]), f"{use.tensor} also reads inputs that cannot be cut")
+        first[place] = torch.maximum(earlier, use.ids)
 
 
 def _producing_layers(ids: Ids, kinds: Mapping[str, str]) -> dict[str, _Layer]:
     layers: dict[str, _Layer] = {}
+    heads = set(ids.roots(torch.cat(ids.heads)).tolist()) if ids.heads else set()
     for use in ids.uses:
         if use.role == "produce":
-            name = use.tensor.removesuffix(".weight")
-            roots = list(dict.fromkeys(ids.roots(use.ids).tolist()))
-            layers.setdefault(
-                name, _Layer(name, use.kind if use.kind != "other" else kinds.get(name, "other"), roots, len(use.ids))
-            )
+            name = use.layer or re.sub(r"\.(weight|(in|q|k|v)_proj_weight)$", "", use.tensor)
+            roots = [root for root in dict.fromkeys(ids.roots(use.ids).tolist()) if root >= 0]
+            kind = use.kind if use.kind != "other" else kinds.get(name, "other")
+            layer = layers.setdefault(name, _Layer(name, "attention" if heads & set(roots) else kind, [], 0))
+            layer.roots = list(dict.fromkeys(layer.roots + roots))
+            layer.channels += len(set(use.ids[use.ids >= 0].tolist()))
     return layers
 
 

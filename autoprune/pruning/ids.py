@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-__all__ = ["Balance", "Ids", "Labels", "Use", "varying", "vector_along"]
+__all__ = ["Balance", "Ids", "Labels", "Role", "Use", "compact", "small", "spread", "varying", "vector_along"]
 
 Role = Literal["produce", "consume", "carry"]
 
@@ -21,6 +21,8 @@ class Use:
 
     `produce`: the ids are born there; `consume`: they end there, and zeroing these entries is what cutting equals;
     `carry`: they pass (norms, depthwise). With `groups` > 1 the ids run over the inputs of a grouped convolution.
+    An id of -1 says that this use reads another part of the tensor (a fused projection, a slice of a parameter).
+    `layer` names the layer that produces the ids where that is not the tensor's own.
     """
 
     tensor: str
@@ -29,15 +31,20 @@ class Use:
     role: Role
     kind: str = "other"
     groups: int = 1
+    layer: str = ""
 
 
 @dataclass(frozen=True)
 class Balance:
-    """The channels `ids`, in order, form `blocks` equal blocks that must lose the same count; `why` says of what."""
+    """The channels `ids`, in order, form `blocks` equal blocks that must lose the same count; `why` says of what.
+
+    A `soft` one only keeps the code as it is written (`chunk`); where it cannot hold, the code's bounds are rebound.
+    """
 
     ids: Tensor
     blocks: int
     why: str
+    soft: bool = False
 
 
 class Ids:
@@ -47,6 +54,7 @@ class Ids:
         self.parent: list[int] = [0]
         self.uses: list[Use] = []
         self.balances: list[Balance] = []
+        self.heads: list[Tensor] = []  # ids that are attention heads
         self._frozen: dict[int, str] = {}
 
     def new(self, count: int) -> Tensor:
@@ -72,21 +80,32 @@ class Ids:
     def roots(self, ids: Tensor) -> Tensor:
         """Representatives, shaped like `ids`."""
         unique, inverse = torch.unique(ids, return_inverse=True)
-        return torch.tensor([self.find(i) for i in unique.tolist()], dtype=torch.int64)[inverse].reshape(ids.shape)
+        found = [self.find(i) if i > 0 else i for i in unique.tolist()]
+        return torch.tensor(found, dtype=torch.int64)[inverse].reshape(ids.shape)
 
     def unite(self, first: Tensor, second: Tensor) -> None:
         """Make one unit of each pair of ids; 0 unites with nothing."""
-        pairs = torch.stack([*torch.broadcast_tensors(first, second)], -1).reshape(-1, 2)  # type: ignore[no-untyped-call]
-        pairs = pairs[(pairs[:, 0] != pairs[:, 1]) & (pairs > 0).all(1)]
-        for a, b in torch.unique(pairs, dim=0).tolist():
-            a, b = self.find(a), self.find(b)
+        first, second = small(*torch.broadcast_tensors(first, second))  # type: ignore[no-untyped-call]
+        count = len(self.parent)
+        pairs = first.flatten() * count + second.flatten()
+        for pair in torch.unique(pairs[(first != second).flatten() & ((first > 0) & (second > 0)).flatten()]).tolist():
+            a, b = self.find(pair // count), self.find(pair % count)
             if a != b:
                 self.parent[max(a, b)] = min(a, b)
 
+    def unite_along(self, table: Tensor, dims: Iterable[int], why: str) -> None:
+        """Make one unit of what lies along `dims` of `table`; where some of it is no channel, none may be cut."""
+        (table,) = small(table)
+        first = table
+        for dim in dims:
+            first = first.amax(dim, keepdim=True)
+        self.unite(first.expand(table.shape), table)
+        self.freeze(first.expand(table.shape)[table == 0], why)
+
     def freeze(self, ids: Tensor, why: str) -> None:
         """These channels may not be cut."""
-        for item in torch.unique(ids).tolist():
-            if item:
+        for item in torch.unique(*small(ids)).tolist():
+            if item > 0:
                 self._frozen.setdefault(item, why)
 
     def frozen(self) -> dict[int, str]:
@@ -102,6 +121,7 @@ class Labels:
 
     def __init__(self) -> None:
         self._labels = WeakIdKeyDictionary()
+        self.stacks: list[Tensor] = []  # (rows, units): units of several layers that lie in one tensor, row by row
 
     def __contains__(self, tensor: object) -> bool:
         return isinstance(tensor, Tensor) and tensor in self._labels
@@ -113,17 +133,48 @@ class Labels:
 
     def set(self, tensor: Tensor, labels: Tensor) -> None:
         """Label `tensor`; labels that are all zero are not kept."""
-        if labels.numel() and bool(labels.any()):
-            self._labels[tensor] = labels
+        if labels.numel() and bool(small(labels)[0].any()):
+            self._labels[tensor] = labels if 0 in labels.stride() else compact(labels).expand(labels.shape)
         elif tensor in self._labels:
             del self._labels[tensor]
+
+    def channels(self, labels: Tensor) -> list[int]:
+        """The dimensions along which the ids differ, but for those that count a stack's rows: no cut shortens them."""
+        return [dim for dim in varying(labels) if not self._counts_rows(labels, dim)]
+
+    def _counts_rows(self, labels: Tensor, dim: int) -> bool:
+        (labels,) = small(labels)
+        for stack in self.stacks:
+            if bool(torch.isin(labels, stack).all()):
+                place = torch.zeros(int(stack.max()) + 1, dtype=torch.int64)
+                place[stack] = torch.arange(stack.shape[1]).expand(stack.shape)
+                return dim not in varying(place[labels])
+        return False
+
+
+def small(*tables: Tensor) -> tuple[Tensor, ...]:
+    """The same ids with every dimension along which all of them are merely expanded taken once."""
+    for dim in range(tables[0].dim()):
+        if all(table.shape[dim] > 1 and table.stride(dim) == 0 for table in tables):
+            tables = tuple(table.narrow(dim, 0, 1) for table in tables)
+    return tables
 
 
 def varying(labels: Tensor) -> list[int]:
     """The dimensions along which the ids differ."""
+    (table,) = small(labels)
     return [
-        dim for dim in range(labels.dim()) if labels.shape[dim] > 1 and bool((labels != labels.narrow(dim, 0, 1)).any())
+        dim for dim in range(table.dim()) if table.shape[dim] > 1 and bool((table != table.narrow(dim, 0, 1)).any())
     ]
+
+
+def compact(labels: Tensor) -> Tensor:
+    """The ids with every dimension along which they do not differ taken once."""
+    kept = varying(labels)
+    for dim in range(labels.dim()):
+        if dim not in kept:
+            labels = labels.narrow(dim, 0, 1)
+    return labels.clone()
 
 
 def vector_along(labels: Tensor, dim: int) -> Tensor | None:

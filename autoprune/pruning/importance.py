@@ -1,9 +1,9 @@
-"""Importance: gather gradients once; sum element scores over all members of a unit."""
+"""Importance: scores of any criterion, summed over all members of a unit, on a scale that compares across groups."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -11,101 +11,182 @@ from torch import Tensor, nn
 from autoprune import plugins
 from autoprune.errors import InputError
 from autoprune.group import Group
+from autoprune.plugins import Criterion, Need
 from autoprune.pruning.coupling import Coupling, tensor_of
-from autoprune.task import Batch
+from autoprune.pruning.evidence import Evidence
+from autoprune.space import unscored
 
-__all__ = ["Importance", "gradients"]
+__all__ = ["Importance"]
 
 
-def gradients(
-    model: nn.Module, batches: Iterable[Batch], loss: Callable[[Any, Any], Tensor], count: int = 8
-) -> dict[str, Tensor]:
-    """Mean d loss / d parameter over the first `count` batches, in eval mode, by parameter; `model` is left as it was.
+@dataclass(frozen=True)
+class _Place:
+    """A dimension of a parameter; entry i of it belongs to unit `units[i]`, -1 for none."""
 
-    Raises InputError where there is no batch.
-    """
-    training = {module: module.training for module in model.modules()}
-    held = {name: (parameter.grad, parameter.requires_grad) for name, parameter in model.named_parameters()}
-    model.eval()
-    device = next(model.parameters()).device
-    seen = 0
-    try:
-        for parameter in model.parameters():
-            parameter.grad = None
-            parameter.requires_grad_(parameter.is_floating_point())
-        with torch.enable_grad():
-            for args, kwargs, target in batches:
-                from autoprune.task import Inputs
-
-                inputs = Inputs(args, kwargs).to(device)
-                loss(inputs.call(model), Inputs.of((target,)).to(device).args[0]).backward()  # type: ignore[no-untyped-call]
-                seen += 1
-                if seen == count:
-                    break
-        if not seen:
-            raise InputError("gradients need at least one batch; the data gave none")
-        return {
-            name: parameter.grad.detach().clone() / seen if parameter.grad is not None else torch.zeros_like(parameter)
-            for name, parameter in model.named_parameters()
-        }
-    finally:
-        for name, parameter in model.named_parameters():
-            parameter.grad, needs = held[name]
-            parameter.requires_grad_(needs)
-        for module, was in training.items():
-            module.training = was
+    tensor: str
+    dim: int
+    groups: int
+    produces: bool
+    units: Tensor
 
 
 class Importance:
-    """Importance of one model's units and weights by any criterion; gradients are gathered once, when first needed."""
+    """Importance of one model's units and weights by any criterion, named as in a plan.
+
+    `evidence(need)` gives what criteria need to see of the model on data, by parameter.
+    """
 
     def __init__(
-        self, model: nn.Module, coupling: Coupling, gather: Callable[[], Mapping[str, Tensor]] | None = None
+        self, model: nn.Module, coupling: Coupling, evidence: Callable[[Need], Mapping[str, Tensor]] | None = None
     ) -> None:
         self._parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
-        self._model, self._coupling, self._gather = model, coupling, gather
-        self._gradients: Mapping[str, Tensor] | None = None
+        self._model, self._coupling, self._evidence = model, coupling, evidence or Evidence(model)
+        self._places = [place for place in _places(coupling) if place.tensor in self._parameters]
+        self._scales = _batch_norm_scales(model)
         self._units: dict[str, Tensor] = {}  # criterion -> importance of every unit
+        self._scored: dict[str, Tensor] = {}  # criterion -> which units it scores
+        self._refusals: dict[tuple[str, str], str | None] = {}
 
-    def gradient(self, tensor: str) -> Tensor | None:
-        """d loss / d tensor; None where no data was given."""
-        if self._gather is None:
-            return None
-        if self._gradients is None:
-            self._gradients = self._gather()
-        return self._gradients.get(tensor)
+    def refuses(self, criterion: str, group: Group) -> str | None:
+        """Why `criterion` cannot score all of `group`, or None. Raises InputError where its data was not given."""
+        key = (criterion, group.key)
+        if key not in self._refusals:
+            plugin: Criterion = plugins.create("criterion", criterion)
+            reason = unscored(criterion, group)
+            self._refusals[key] = reason if reason or group.refusal else self._lacking(criterion, plugin, group)
+        return self._refusals[key]
 
-    def elements(self, tensor: str, criterion: str) -> Tensor:
-        """Importance of each element of a parameter, shaped like it."""
-        plugin = plugins.load("criterion", criterion)()
-        return torch.as_tensor(
-            plugin.score(self._parameters[tensor], self.gradient(tensor) if plugin.needs_gradients else None)
-        )
+    def _lacking(self, name: str, criterion: Criterion, group: Group) -> str | None:
+        what = " and ".join(criterion.needs)
+        if group.level == "weights":
+            lacks = self.needed(criterion, tensor_of(self._model, group.name)) is None
+            return f"{name} finds no {what} for the weight of {group.name}" if lacks else None
+        if group.level == "blocks":
+            scored = [part for part in self._parameters if self.needed(criterion, part) is not None]
+            without = [block for block in group.layers if not any(part.startswith(f"{block}.") for part in scored)]
+            return f"{name} finds no {what} in {', '.join(without)}" if without else None
+        if name not in self._scored:
+            self._scored[name] = torch.zeros(self._coupling.total, dtype=torch.bool)
+            for place in self._places_for(criterion):
+                self._scored[name][place.units[place.units >= 0]] = True
+        bare = int((~self._scored[name][self._coupling.members[group.key]]).sum())
+        part = {"scales": "a batch norm", "filters": "a filter"}.get(criterion.scores, "a weight")
+        part += f" with {what}" if what else ""
+        return f"{name} needs {part} in every unit; {bare} of {group.size} units have none" if bare else None
+
+    def needed(self, criterion: Criterion, tensor: str) -> tuple[Tensor, ...] | None:
+        """What a criterion needs to see for a parameter, each shaped like it; None where it does not have all."""
+        found = tuple(self._evidence(need).get(tensor) for need in criterion.needs)
+        return None if any(each is None for each in found) else found  # type: ignore[return-value]
 
     def units(self, group: Group, criterion: str) -> Tensor:
-        """Importance of each unit of a group, (cells, units per cell), summed over all its parameters."""
+        """Importance of each unit of a group, (cells, units per cell), summed over all that it is made of.
+
+        Groups compare: a criterion that estimates the loss is left as it is; by any other, an importance of 1 is the
+        average unit of the group. Raises InputError where the criterion does not fit the group.
+        """
+        plugin = self._fitting(criterion, group)
         if criterion not in self._units:
-            self._units[criterion] = self._sum(criterion)
-        return self._units[criterion][self._coupling.members[group.key]]
+            self._units[criterion] = self._sum(plugin)
+        found = self._units[criterion][self._coupling.members[group.key]]
+        return found if plugin.comparable or not bool(found.any()) else found / found.mean()
 
     def weights(self, group: Group, criterion: str) -> Tensor:
-        """Importance of each weight of a weights group, shaped like the weight."""
-        return self.elements(tensor_of(self._model, group.name), criterion)
+        """Importance of each weight of a weights group, shaped like the weight. Raises InputError as `units` does."""
+        return self._elements(self._fitting(criterion, group), tensor_of(self._model, group.name))
 
-    def _sum(self, criterion: str) -> Tensor:
+    def _fitting(self, criterion: str, group: Group) -> Criterion:
+        reason = self.refuses(criterion, group)
+        if reason:
+            raise InputError(f"{group.key}: {reason}")
+        plugin: Criterion = plugins.create("criterion", criterion)
+        return plugin
+
+    def blocks(self, group: Group, criterion: str) -> Tensor:
+        """Importance of each residual block of a group, (blocks,), summed over its parameters."""
+        plugin = self._fitting(criterion, group)
+        return torch.stack(
+            [
+                sum(
+                    (
+                        self._elements(plugin, name).double().sum().cpu()
+                        for name in self._parameters
+                        if name.startswith(f"{block}.") and self.needed(plugin, name) is not None
+                    ),
+                    torch.zeros((), dtype=torch.float64),
+                )
+                for block in group.layers
+            ]
+        )
+
+    def _places_for(self, criterion: Criterion) -> Iterator[_Place]:
+        """The places whose entries a criterion adds to their units."""
+        for place in self._places:
+            if criterion.scores == "scales":
+                fits = place.tensor in self._scales
+            elif criterion.scores == "filters":
+                fits = place.produces and self._parameters[place.tensor].dim() > 1
+            else:
+                fits = self.needed(criterion, place.tensor) is not None
+            if fits:
+                yield place
+
+    def _sum(self, criterion: Criterion) -> Tensor:
         total = torch.zeros(self._coupling.total, dtype=torch.float64)
-        seen: set[tuple[str, int, int]] = set()
+        count = torch.zeros_like(total)
         elements: dict[str, Tensor] = {}
-        for slot in self._coupling.slots:
-            place = (slot.tensor, slot.dim, slot.groups)
-            if slot.tensor not in self._parameters or place in seen:
-                continue
-            seen.add(place)
-            if slot.tensor not in elements:
-                elements[slot.tensor] = self.elements(slot.tensor, criterion).double().cpu()
-            inside = slot.units >= 0
-            total.index_add_(0, slot.units[inside], _per_entry(elements[slot.tensor], slot.dim, slot.groups)[inside])
-        return total
+        for place in self._places_for(criterion):
+            inside = place.units >= 0
+            if criterion.scores == "filters":
+                units, scores = _filters(criterion, self._parameters[place.tensor], place)
+            else:
+                if place.tensor not in elements:
+                    elements[place.tensor] = self._elements(criterion, place.tensor).double().cpu()
+                units = place.units[inside]
+                scores = _per_entry(elements[place.tensor], place.dim, place.groups)[inside]
+            total.index_add_(0, units, scores)
+            count.index_add_(0, units, torch.ones_like(scores))
+        return total / count.clamp_min(1) if criterion.scores == "scales" else total
+
+    def _elements(self, criterion: Criterion, tensor: str) -> Tensor:
+        return torch.as_tensor(criterion.score(self._parameters[tensor], *(self.needed(criterion, tensor) or ())))
+
+
+def _places(coupling: Coupling) -> list[_Place]:
+    """Every place once; several uses of one, which read other parts of it or unite its units, are joined."""
+    found: dict[tuple[str, int, int], _Place] = {}
+    for slot in coupling.slots:
+        key = (slot.tensor, slot.dim, slot.groups)
+        produces = slot.role == "produce"
+        if key not in found:
+            found[key] = _Place(*key, produces, slot.units)
+            continue
+        joined = torch.maximum(found[key].units, slot.units)
+        found[key] = replace(found[key], produces=found[key].produces or produces, units=joined)
+    return list(found.values())
+
+
+def _batch_norm_scales(model: nn.Module) -> set[str]:
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    norms = (module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
+    return {names[id(norm.weight)] for norm in norms if id(norm.weight) in names}
+
+
+def _filters(criterion: Criterion, weight: Tensor, place: _Place) -> tuple[Tensor, Tensor]:
+    """Units and scores of the filters of a layer; a filter is all of the layer's weight that makes one unit.
+
+    Rows that belong to no unit are filters too, without a score of theirs.
+    """
+    owners = torch.where(place.units >= 0, place.units, -1 - torch.arange(len(place.units)))
+    units, index = torch.unique(owners, return_inverse=True)
+    order = index.argsort(stable=True)
+    counts = index.bincount()
+    turn = torch.arange(len(index)) - (counts.cumsum(0) - counts)[index[order]]  # a unit's first row, second row, ...
+    rows = weight.movedim(place.dim, 0).flatten(1).cpu()
+    filters = rows.new_zeros(len(units), int(counts.max()), rows.shape[1])
+    filters[index[order], turn] = rows[order]
+    scores = torch.as_tensor(criterion.score(filters.flatten(1))).double()
+    return units[units >= 0], scores[units >= 0]
 
 
 def _per_entry(elements: Tensor, dim: int, groups: int) -> Tensor:

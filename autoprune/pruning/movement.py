@@ -1,8 +1,8 @@
 """What data movement does to channel ids: the operator is run on the ids themselves.
 
 Exact for finding which channel is where; but whether the same code picks the same channels after a cut depends on
-bounds written into it. Even parts become a balance constraint, which the proof of the group then confirms or
-refuses; any other part of a dimension with channels freezes them.
+bounds written into it. Even parts become a balance constraint, other parts are rebound (`literals.py`) where they
+can be; the proof of the group then confirms or refuses.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from autoprune.pruning.ids import Balance, varying, vector_along
+from autoprune.pruning.ids import varying, vector_along
 
 if TYPE_CHECKING:
     from autoprune.pruning.propagation import Propagation
 
-__all__ = ["COPIES", "MOVES", "argument", "move"]
+__all__ = ["COPIES", "MOVES", "PARAMETER_MOVES", "RESHAPES", "argument", "matched", "move"]
 
 COPIES = {"clone", "contiguous", "detach", "alias", "lift_fresh", "_to_copy", "_conj", "positive"}
-_RESHAPES = {"view", "_unsafe_view", "reshape", "_reshape_alias"}
+RESHAPES = {"view", "_unsafe_view", "reshape", "_reshape_alias"}
 _WHOLE = {"permute", "transpose", "t", "expand", "unsqueeze", "squeeze", "cat", "stack", "repeat", "movedim", "flip"}
 _PARTS = {"slice", "narrow", "split", "split_with_sizes", "unsafe_split", "unsafe_chunk", "chunk", "select", "unbind"}
 _SHUFFLES = {"channel_shuffle", "native_channel_shuffle"}
@@ -36,7 +36,8 @@ _PICKS = {
     "pixel_unshuffle",
     "take_along_dim",
 }
-MOVES = COPIES | _RESHAPES | _WHOLE | _PARTS | _SHUFFLES | _PICKS | {"constant_pad_nd"}
+PARAMETER_MOVES = COPIES | RESHAPES | _WHOLE - {"cat", "stack", "repeat"} | _PARTS | {"index", "index_select", "repeat"}
+MOVES = COPIES | RESHAPES | _WHOLE | _PARTS | _SHUFFLES | _PICKS | {"constant_pad_nd"}
 
 
 def argument(func: Any, args: Any, kwargs: Any, name: str) -> Any:
@@ -52,9 +53,9 @@ def move(found: Propagation, base: str, func: Any, outs: list[Tensor], args: Any
     source = found.labels.get(args[0]) if isinstance(args[0], Tensor) else torch.zeros((), dtype=torch.int64)
     if base in COPIES:
         results = [source]
-    elif base in _RESHAPES:
-        _check_split(found, source, outs[0].shape)
+    elif base in RESHAPES:
         results = [source.reshape(outs[0].shape)]
+        _check_split(found, results[0], source.shape)
     elif base == "constant_pad_nd":
         results = [_padded(found, source, args[1])]
     else:
@@ -74,7 +75,7 @@ def _run_on_labels(found: Propagation, base: str, func: Any, args: Any, kwargs: 
     """The operator on the ids of its data; index tensors stay what they are."""
 
     def labels(tensor: Tensor) -> Tensor:
-        return found.labels.get(tensor).clone()
+        return found.labels.get(tensor).detach()  # a tensor of its own: an in-place move would change its shape
 
     if base in _PICKS:
         for index in tree_leaves((args[1:], kwargs)):
@@ -101,24 +102,24 @@ def _part_dim(base: str, args: Any) -> int:
 
 def _check_part(found: Propagation, base: str, source: Tensor, out: Tensor, args: Any) -> None:
     dim = _part_dim(base, args) % source.dim()
-    if dim not in varying(source):
+    if dim not in found.labels.channels(source):
         return
     size = source.shape[dim]
     length = 1 if base in ("select", "unbind") else out.shape[dim]
-    if length == size:
+    if length == size and base not in ("select", "unbind"):
         return
     why = f"{base} over channels at {found.where()}"
-    ids = vector_along(source, dim)
-    even = ids is not None and length > 1 and size % length == 0
+    if base in ("select", "unbind"):
+        return found.demands.one_unit(source, dim, why)
+    step = args[4] if base == "slice" and len(args) > 4 else 1
+    even = length > 1 and size % length == 0
     if base == "slice":
-        start, step = (args[2] or 0) % size if len(args) > 2 else 0, args[4] if len(args) > 4 else 1
-        even = even and step == 1 and start % length == 0
+        even = even and (args[2] or 0) % size % length == 0
     if base == "split_with_sizes":
         even = even and len(set(args[1])) == 1
-    if even and ids is not None:
-        found.ids.balances.append(Balance(ids, size // length, why))
-    else:
-        found.ids.freeze(source, f"{why} with bounds written into the code")
+    if step != 1:
+        return found.demands.one_unit(source, dim, why)
+    found.demands.part(source, dim, size // length if even else 0, found.rebindable, why)
 
 
 def _check_shuffle(found: Propagation, source: Tensor, args: Any) -> None:
@@ -127,7 +128,8 @@ def _check_shuffle(found: Propagation, source: Tensor, args: Any) -> None:
     if ids is None:
         found.ids.freeze(source, why)
     else:
-        _same_in_blocks(found, ids, int(args[1]), why)
+        table = ids.view(int(args[1]), -1)
+        found.ids.unite_along(table, (0,), why)
 
 
 def _check_pick(found: Propagation, base: str, source: Tensor, out: Tensor, args: Any) -> None:
@@ -141,38 +143,24 @@ def _check_pick(found: Propagation, base: str, source: Tensor, out: Tensor, args
         dims = {dim % source.dim() for dim in (args[2] if len(args) > 2 else range(source.dim()))}
     if base == "index":
         dims = {dim for dim, index in enumerate(args[1]) if index is not None}
-    if base.startswith("pixel") or base == "im2col":
+    if base == "im2col":
         dims = set(range(source.dim()))
-    if any(dim in dims for dim in varying(source)):
-        found.ids.freeze(source, f"{base} over channels at {found.where()}")
+    for dim in sorted(dims):
+        if dim in found.labels.channels(source):
+            found.demands.one_unit(source, dim, f"{base} over channels at {found.where()}")
 
 
-def _check_split(found: Propagation, source: Tensor, shape: torch.Size) -> None:
-    """A dimension with channels that a view splits into (a, b, ...) must lose the same count in each leading block."""
-    channels = varying(source)
-    for old, new in _matched(source.shape, shape):
-        inside = [dim for dim in old if dim in channels]
-        wide = [dim for dim in new if shape[dim] > 1]
-        if not inside or len(wide) <= 1:
-            continue
-        ids = vector_along(source, inside[0])
-        if ids is None or len([dim for dim in old if source.shape[dim] > 1]) > 1:
-            found.ids.freeze(source, f"view that mixes channels with other dimensions at {found.where()}")
-            continue
-        blocks = 1
-        for dim in wide[:-1]:
-            blocks *= shape[dim]
-        _same_in_blocks(found, ids, blocks, f"view that splits channels at {found.where()}")
+def _check_split(found: Propagation, labels: Tensor, before: torch.Size) -> None:
+    """Dimensions that a view lays channels out in must stay a grid; `labels` are the view's."""
+    channels = found.labels.channels(labels)
+    rows = set(varying(labels)) - set(channels)
+    for _, new in matched(before, labels.shape):
+        if len([dim for dim in new if labels.shape[dim] > 1]) > 1 and any(dim in channels for dim in new):
+            axes = [dim for dim in new if dim not in rows]
+            found.demands.grid(labels, axes, f"view that splits channels at {found.where()}")
 
 
-def _same_in_blocks(found: Propagation, ids: Tensor, blocks: int, why: str) -> None:
-    """Blocks that may be interleaved afterwards must lose the same places, not only the same count."""
-    table = ids.view(blocks, -1)
-    found.ids.unite(table[:1], table)
-    found.ids.balances.append(Balance(ids, blocks, why))
-
-
-def _matched(before: torch.Size, after: torch.Size) -> list[tuple[list[int], list[int]]]:
+def matched(before: torch.Size, after: torch.Size) -> list[tuple[list[int], list[int]]]:
     """Runs of dimensions of equal product, old against new."""
     runs: list[tuple[list[int], list[int]]] = []
     i = j = 0

@@ -9,21 +9,28 @@ reach it, with its name as the reason.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from autoprune.errors import ModelError
-from autoprune.pruning.forward import output_tensors, plain_forward
-from autoprune.pruning.ids import Ids, Labels
+from autoprune.pruning import literals
+from autoprune.pruning.demands import Demands
+from autoprune.pruning.forward import STATISTICS, dims_of, output_tensors, plain_forward
+from autoprune.pruning.ids import Ids, Labels, varying
 from autoprune.pruning.layers import Layers
-from autoprune.pruning.movement import COPIES, MOVES, argument, move
-from autoprune.pruning.operators import by_rule, pointwise
+from autoprune.pruning.movement import COPIES, MOVES, PARAMETER_MOVES, RESHAPES, argument, move
+from autoprune.pruning.operators import attention, by_rule, pointwise, tie
+from autoprune.pruning.reparametrised import reparametrised, ties
 from autoprune.pruning.shrink import named_tensors
 from autoprune.task import Inputs
 
@@ -31,14 +38,6 @@ __all__ = ["Propagation", "propagate"]
 
 _OPAQUE_CALLS = {
     "multi_head_attention_forward",
-    "lstm",
-    "gru",
-    "rnn_tanh",
-    "rnn_relu",
-    "lstm_cell",
-    "gru_cell",
-    "rnn_tanh_cell",
-    "rnn_relu_cell",
     "bilinear",
     "embedding_bag",
 }
@@ -83,7 +82,6 @@ _SHAPE_ONLY = {
     "is_nonzero",
     "_has_compatible_shallow_copy_type",
 }
-_PARAMETER_MOVES = {"view", "reshape", "_unsafe_view", "permute", "transpose", "t", "unsqueeze", "squeeze", "expand"}
 
 
 class Propagation:
@@ -91,16 +89,21 @@ class Propagation:
 
     def __init__(self, model: nn.Module) -> None:
         self.ids, self.labels = Ids(), Labels()
-        self.path: list[str] = []
+        self.demands = Demands(self.ids)
+        self.path: list[Running] = []
+        self.computed = list(reparametrised(model))
+        self.rebindable = False  # whether the bounds of the call that is running can be bound anew
         self.quiet = 0
-        self.layers = Layers(model, self.ids, self.labels, self.where)
+        self.layers = Layers(model, self.ids, self.labels, self.demands, self.where)
+        self.layers.handlers[F.scaled_dot_product_attention] = functools.partial(attention, self)
         self.positions = self.layers.positions
+        self.literals = self.layers.literals
         self.shapes = {name: tensor.shape for name, tensor in named_tensors(model)}
         self.opaque = self.layers.opaque
 
     def where(self) -> str:
         """The module that is running."""
-        return self.path[-1] if self.path else "the model"
+        return self.path[-1].name or "the model" if self.path else "the model"
 
     @contextlib.contextmanager
     def silence(self) -> Iterator[None]:
@@ -119,6 +122,8 @@ class Propagation:
         labelled = [tensor for tensor in tensors if tensor in self.labels]
         if not labelled and not parameters:
             return
+        if labelled and labelled[0] is tensors[0]:  # a buffer may say which entries are taken
+            parameters = [tensor for tensor in parameters if tensor.is_floating_point()]
         base = name.strip("_") if name.endswith("_") else name
         if base.startswith("new_") or base in _SHAPE_ONLY:
             return
@@ -130,6 +135,10 @@ class Propagation:
             return self._written(outs, tensors)
         if base == "as_strided" and _same_layout(tensors[0], outs[0]):
             base = "alias"
+        if base in ("cat", "stack"):
+            for tensor in parameters:
+                self._join(tensor, labelled[0], argument(func, args, kwargs, "dim") or 0, base)
+            return move(self, base, func, outs, args, kwargs)
         if base in MOVES and not parameters:
             return move(self, base, func, outs, args, kwargs)
         if torch.Tag.pointwise in func.tags or base in _POINTWISE:
@@ -144,20 +153,37 @@ class Propagation:
     def _parameter_alone(
         self, base: str, func: Any, outs: list[Tensor], args: Any, kwargs: Any, parameters: list[Tensor]
     ) -> None:
-        if base in COPIES or base in _PARAMETER_MOVES:
-            found = self.position(parameters[0])
-            assert found is not None
-            name, positions = found
-            with self.silence():
-                if base in COPIES:
-                    moved = positions
-                elif base in ("view", "reshape", "_unsafe_view"):
-                    moved = positions.reshape(outs[0].shape)
-                else:
-                    moved = func(positions, *args[1:], **kwargs)
-            self.positions[outs[0]] = (name, moved)
-        else:
-            self._mark_opaque(parameters, base)
+        """Data movement of a parameter is run on the places in it; no rule covers anything else that reads it."""
+        if base == "zero" and parameters[0] in self.positions:
+            return
+        if base in ("index", "index_select") and args[0] is parameters[0]:
+            parameters = parameters[:1]  # a buffer may say which entries are taken
+        elementwise = (torch.Tag.pointwise in func.tags or base in _POINTWISE) and outs[0].shape == parameters[0].shape
+        if not (elementwise or base in PARAMETER_MOVES) or len(parameters) > 1:
+            return self._mark_opaque(parameters, base)
+        found = self.position(parameters[0])
+        assert found is not None
+        name, places = found
+        with self.silence():
+            moved: Any = places
+            if base in RESHAPES:
+                moved = places.reshape(outs[0].shape)
+            elif not elementwise and base not in COPIES:
+                moved = func(places.detach(), *args[1:], **kwargs)
+        for out, where in zip(outs, moved if isinstance(moved, (list, tuple)) else [moved], strict=True):
+            self.positions[out] = (name, where)
+
+    def _join(self, tensor: Tensor, neighbour: Tensor, dim: int, base: str) -> None:
+        """A parameter that is joined to an activation takes its ids (a class token), or is frozen beside them."""
+        labels = self.labels.get(neighbour)
+        if base == "cat" and dim % labels.dim() in varying(labels):
+            edge = self.ids.new_frozen(f"parameter joined to channels at {self.where()}")
+            return self.labels.set(tensor, torch.tensor(edge).expand(tensor.shape))
+        if base == "cat":
+            labels = labels.narrow(dim, 0, 1)
+        labels = labels.expand(tensor.shape)
+        tie(self, tensor, labels)
+        self.labels.set(tensor, labels)
 
     def position(self, tensor: Tensor) -> tuple[str, Tensor] | None:
         """The parameter or buffer that a tensor is, or was moved out of, and the flat places it shows of it."""
@@ -201,9 +227,31 @@ class _Functions(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        handler = self.found.layers.handlers.get(func)
-        opaque = getattr(func, "__name__", "") in _OPAQUE_CALLS
-        if handler is None and not opaque:
+        call = literals.read(func, args, kwargs) if self.found.path else None
+        if call is None:
+            return self._call(func, args, kwargs)
+        running = self.found.path[-1]
+        running.calls += 1
+        number = running.calls
+        self.found.rebindable = call.rebindable
+        try:
+            out = self._call(func, args, kwargs)
+        finally:
+            self.found.rebindable = False
+        with self.found.silence():
+            literal = call.note(out, self.found.labels, running.name, number)
+        if literal is not None:
+            self.found.literals.append(literal)
+        return out
+
+    def _call(self, func: Any, args: Any, kwargs: Any) -> Any:
+        name = getattr(func, "__name__", "")
+        if func is torch._weight_norm:
+            return self._computed(func, args, kwargs)
+        if name in STATISTICS and args and isinstance(args[0], Tensor):
+            return self._statistic(func, args, kwargs)
+        handler = self.found.layers.handlers[func] if self.found.layers.by_layer(func, args) else None
+        if handler is None and name not in _OPAQUE_CALLS:
             return func(*args, **kwargs)
         with self.found.silence():
             out = func(*args, **kwargs)
@@ -216,6 +264,25 @@ class _Functions(TorchFunctionMode):
             self.found.layers.give_up(tensor, leaves, func.__name__)
         self.found.layers.refuse(self.found.where(), results[0].shape[-1], func.__name__)
         return out
+
+    def _computed(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Weight norm shows its direction, entry by entry."""
+        with self.found.silence():
+            out = func(*args, **kwargs)
+        shown = self.found.position(args[0])
+        if shown is not None:
+            self.found.positions[out] = shown
+        return out
+
+    def _statistic(self, func: Any, args: Any, kwargs: Any) -> Any:
+        layers = self.found.layers
+        layers.norm_count += 1
+        if args[0] in self.found.labels:
+            with self.found.silence():
+                out = func(*args, **kwargs)
+                if isinstance(out, Tensor) and layers.statistic(out, args[0], dims_of(func, args, kwargs)):
+                    return out
+        return func(*args, **kwargs)
 
 
 class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -232,15 +299,33 @@ class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return out
 
 
+@dataclass
+class Running:
+    """A module that is running, and how many of its own calls with literals it has made."""
+
+    name: str
+    calls: int = 0
+
+
 @contextlib.contextmanager
-def _paths(model: nn.Module, path: list[str]) -> Iterator[None]:
-    """Keep the names of the running modules on `path`."""
+def _paths(model: nn.Module, found: Propagation) -> Iterator[None]:
+    """Keep the running modules on the path."""
+    path = found.path
 
     def enter(name: str) -> Callable[..., None]:
-        return lambda *_: path.append(name or "the model")
+        def hook(module: nn.Module, *_: Any) -> None:
+            path.append(Running(name))
+            found.quiet += isinstance(module, _SpectralNorm)
 
-    def leave(*_: Any) -> None:
+        return hook
+
+    def leave(module: nn.Module, args: Any, out: Any) -> None:
         path.pop()
+        if isinstance(module, _SpectralNorm):  # shows its direction, entry by entry
+            found.quiet -= 1
+            shown = found.position(args[0])
+            if shown is not None and isinstance(out, Tensor):
+                found.positions[out] = shown
 
     hooks = [
         hook
@@ -265,7 +350,7 @@ def propagate(model: nn.Module, inputs: Inputs) -> Propagation:
         if tensor.is_floating_point():
             found.labels.set(tensor, torch.tensor(entering).expand(tensor.shape))
     try:
-        with plain_forward(model), _paths(model, found.path), _Functions(found), _Operators(found):
+        with plain_forward(model), _paths(model, found), _Functions(found), _Operators(found):
             output = inputs.call(model)
     except Exception as error:
         raise ModelError(
@@ -274,4 +359,7 @@ def propagate(model: nn.Module, inputs: Inputs) -> Propagation:
         ) from error
     for tensor in output_tensors(output):
         found.ids.freeze(found.labels.get(tensor), "reaches the network's output")
+    found.demands.settle()
+    for each in found.computed:
+        found.ids.uses += list(ties(each, found.ids.uses, found.shapes[each.direction]))
     return found

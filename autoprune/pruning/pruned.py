@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -15,18 +15,20 @@ from autoprune.plan import Choice, Plan
 from autoprune.pruning.coupling import Coupling, tensor_of
 from autoprune.pruning.importance import Importance
 from autoprune.pruning.masks import Mask, Masks
-from autoprune.pruning.shrink import Cut, shrink, take
+from autoprune.pruning.shrink import Cut, take
+from autoprune.space import fits
 
-__all__ = ["Pruned", "apply", "cuts_of"]
+__all__ = ["Pruned", "apply", "checked", "kept_units"]
 
 
 @dataclass(frozen=True)
 class Pruned:
-    """A smaller model, the masks it still carries through training, and the cuts that made it."""
+    """A smaller model, the masks it still carries through training, and the cuts and removed blocks that made it."""
 
     model: nn.Module
     masks: Masks
     cuts: list[Cut]
+    removed: list[str] = field(default_factory=list)  # blocks
 
     def finish(self) -> nn.Module:
         """The model with every mask at its final ratio, masks let go."""
@@ -46,28 +48,34 @@ def apply(
     `schedule` maps training progress in [0, 1] to the share of the final ratio of gradual techniques.
     Raises PlanError for a group, technique or criterion that is not there, is refused or does not fit.
     """
-    cuts = cuts_of(coupling, plan, importance)
-    smaller = shrink(model, cuts)
+    keep = kept_units(coupling, plan, importance)
+    cuts = coupling.cuts(keep)
+    smaller = coupling.apply(model, keep)
+    removed = coupling.removed(keep)
     masks = [
         _mask(model, smaller, group, choice, cuts, importance)
-        for group, choice in _checked(coupling, plan)
+        for group, choice in checked(coupling, plan, importance)
         if group.level == "weights"
+        and not tensor_of(model, group.name).startswith(tuple(f"{name}." for name in removed))
     ]
-    return Pruned(smaller, Masks(smaller, masks, schedule), cuts)
+    return Pruned(smaller, Masks(smaller, masks, schedule), cuts, removed)
 
 
-def cuts_of(coupling: Coupling, plan: Plan, importance: Importance) -> list[Cut]:
-    """The cuts that the units choices of a plan come to."""
+def kept_units(coupling: Coupling, plan: Plan, importance: Importance) -> dict[str, Tensor]:
+    """Which units and blocks the choices of a plan keep, (units,) of each group it names."""
     keep: dict[str, Tensor] = {}
-    for group, choice in _checked(coupling, plan):
-        if group.level == "units":
-            technique = plugins.load("technique", choice.technique)()
+    for group, choice in checked(coupling, plan, importance):
+        technique = plugins.create("technique", choice.technique)
+        if group.level == "blocks":
+            keep[group.key] = technique.keep(importance.blocks(group, choice.criterion), choice.ratio)
+        elif group.level == "units":
             cells = importance.units(group, choice.criterion)
             keep[group.key] = torch.stack([technique.keep(cell, choice.ratio) for cell in cells]).flatten()
-    return coupling.cuts(keep)
+    return keep
 
 
-def _checked(coupling: Coupling, plan: Plan) -> list[tuple[Group, Choice]]:
+def checked(coupling: Coupling, plan: Plan, importance: Importance) -> list[tuple[Group, Choice]]:
+    """The groups that a plan names, with its choices. Raises PlanError for what is not there or does not fit."""
     groups: Mapping[str, Group] = {group.key: group for group in coupling.groups}
     found = []
     for key, choice in plan:
@@ -77,12 +85,12 @@ def _checked(coupling: Coupling, plan: Plan) -> list[tuple[Group, Choice]]:
                 f"groups: {', '.join(groups)}"
             )
         group = groups[key]
-        technique = plugins.load("technique", choice.technique)()
-        reason = group.refusal or (
-            f"{choice.technique} acts on {technique.level}" if technique.level != group.level else technique.fits(group)
-        )
+        reason = group.refusal or fits(choice.technique, group)
         if reason:
             raise PlanError(f"{choice.technique} cannot act on {key!r}: {reason}")
+        reason = importance.refuses(choice.criterion, group)
+        if reason:
+            raise PlanError(f"{choice.criterion} cannot rank {key!r}: {reason}")
         found.append((group, choice))
     return found
 
@@ -90,18 +98,16 @@ def _checked(coupling: Coupling, plan: Plan) -> list[tuple[Group, Choice]]:
 def _mask(
     dense: nn.Module, smaller: nn.Module, group: Group, choice: Choice, cuts: list[Cut], importance: Importance
 ) -> Mask:
-    """A mask on what the cut left of a layer's weight; gradients are the dense model's, cut alike."""
+    """A mask on what the cut left of a layer's weight; what the criterion sees is the dense model's, cut alike."""
     name = tensor_of(dense, group.name)
-    technique = plugins.load("technique", choice.technique)()
-    criterion = plugins.load("criterion", choice.criterion)()
-    gradient = importance.gradient(name) if criterion.needs_gradients else None
+    technique = plugins.create("technique", choice.technique)
+    criterion = plugins.create("criterion", choice.criterion)
     mine = [cut for cut in cuts if cut.tensor == name]
-    if gradient is not None:
-        gradient = take(gradient, mine)
+    needed = [take(each, mine) for each in importance.needed(criterion, name) or ()]
 
     def keep(weight: Tensor, share: float) -> Tensor:
-        held = gradient.to(weight.device) if gradient is not None else None
-        pattern: Tensor = technique.keep(criterion.score(weight, held), choice.ratio * share)
+        seen = [each.to(weight.device) for each in needed]
+        pattern: Tensor = technique.keep(criterion.score(weight, *seen), choice.ratio * share)
         return pattern
 
     return Mask(name, keep, technique.gradual)

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from autoprune.errors import PlanError
+from autoprune.pruning.attention import Attention
+from autoprune.pruning.reparametrised import Reparametrised, kept_function
 
-__all__ = ["Cut", "named_tensors", "replace_tensors", "resize", "shrink", "take", "widths"]
+__all__ = ["Cut", "Skipped", "named_tensors", "replace_tensors", "resize", "shrink", "take", "widths"]
 
 _NORMS = (nn.modules.batchnorm._NormBase,)
 _CONVS = (nn.modules.conv._ConvNd,)
@@ -55,29 +57,55 @@ def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from model.named_buffers()
 
 
-def shrink(model: nn.Module, cuts: Sequence[Cut]) -> nn.Module:
-    """A copy of `model` with the cuts applied; costs about one deep copy. `model` is untouched."""
+class Skipped(nn.Module):
+    """In the place of a residual block that is gone: gives its first argument back."""
+
+    def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """`input`, of any shape."""
+        return input
+
+
+def shrink(model: nn.Module, cuts: Sequence[Cut], removed: Sequence[str] = ()) -> nn.Module:
+    """A copy of `model` with the cuts applied, `removed` blocks skipped; costs about one deep copy.
+
+    `model` is untouched.
+    """
     by_tensor: dict[str, list[Cut]] = {}
     for cut in cuts:
         by_tensor.setdefault(cut.tensor, []).append(cut)
-    return replace_tensors(
-        model, lambda name, tensor: take(tensor, by_tensor[name]) if name in by_tensor else tensor.clone()
-    )
+
+    def new(name: str, tensor: Tensor) -> Tensor:
+        return take(tensor, by_tensor[name]) if name in by_tensor else tensor.clone()
+
+    def along(each: Reparametrised) -> Tensor:
+        mine = [cut for cut in by_tensor.get(each.direction, []) if cut.dim == each.dim and cut.groups == 1]
+        return take(model.get_parameter(each.direction).detach(), mine)
+
+    return replace_tensors(model, kept_function(model, along, new), removed)
 
 
-def replace_tensors(model: nn.Module, new: Callable[[str, Tensor], Tensor]) -> nn.Module:
-    """A deep copy of `model`, each parameter and buffer `new(name, tensor)`; module attributes follow the shapes."""
-    memo: dict[int, Any] = {}
+def replace_tensors(model: nn.Module, new: Callable[[str, Tensor], Tensor], removed: Sequence[str] = ()) -> nn.Module:
+    """A deep copy of `model`, each parameter and buffer `new(name, tensor)`; module attributes follow the shapes.
+
+    Blocks that are `removed` are neither copied nor their tensors asked for.
+    """
+    memo: dict[int, Any] = {id(model.get_submodule(name)): Skipped() for name in removed}
     changed: set[int] = set()
+    gone = tuple(f"{name}." for name in removed)
     for name, tensor in named_tensors(model):
+        if name.startswith(gone) and gone:
+            continue
         fresh = new(name, tensor.detach())
         if fresh.shape != tensor.shape:
             changed.add(id(tensor))
         memo[id(tensor)] = nn.Parameter(fresh, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else fresh
     before = dict(model.named_modules())
+    for module in model.modules():  # what old weight norm computed in the last forward has a graph, and no copy
+        memo |= {id(value): value.detach().clone() for value in vars(module).values() if isinstance(value, Tensor)}
     smaller = copy.deepcopy(model, memo)
     for name, module in smaller.named_modules():
-        tensors = [*before[name].parameters(recurse=False), *before[name].buffers(recurse=False)]
+        inside = isinstance(module, nn.MultiheadAttention) or hasattr(module, "parametrizations")
+        tensors = [*before[name].parameters(recurse=inside), *before[name].buffers(recurse=False)]
         if any(id(tensor) in changed for tensor in tensors):
             _follow_shapes(name, module, before[name])
     return smaller
@@ -89,11 +117,14 @@ def widths(dense: nn.Module, smaller: nn.Module) -> dict[str, list[int]]:
     return {name: list(tensor.shape) for name, tensor in named_tensors(smaller) if tensor.shape != shapes[name]}
 
 
-def resize(dense: nn.Module, widths: Mapping[str, Sequence[int]]) -> nn.Module:
+def resize(dense: nn.Module, widths: Mapping[str, Sequence[int]], removed: Sequence[str] = ()) -> nn.Module:
     """A copy of `dense` cut to the recorded shapes; the values of the cut tensors are the first of each dimension.
 
     Raises PlanError for a name that `dense` has not, or a shape that is no cut of its tensor.
     """
+    missing = set(removed) - {name for name, _ in dense.named_modules()}
+    if missing:
+        raise PlanError(f"the recorded blocks {sorted(missing)} are not in the dense model")
     shapes = {name: tensor.shape for name, tensor in named_tensors(dense)}
     for name, shape in widths.items():
         if name not in shapes:
@@ -107,13 +138,18 @@ def resize(dense: nn.Module, widths: Mapping[str, Sequence[int]]) -> nn.Module:
         lambda name, tensor: (
             tensor[tuple(slice(int(n)) for n in widths[name])].clone() if name in widths else tensor.clone()
         ),
+        removed,
     )
 
 
 def _follow_shapes(name: str, module: nn.Module, dense: nn.Module) -> None:
     """Set the attributes that a module's forward reads to what its tensors' new shapes say."""
     weight = getattr(module, "weight", None)
-    if isinstance(module, _CONVS):
+    if type(module) is nn.MultiheadAttention:
+        Attention.take_over(module)
+    if isinstance(module, Attention):
+        module.follow_shapes()
+    elif isinstance(module, _CONVS):
         _follow_convolution(module, dense)
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
@@ -128,6 +164,8 @@ def _follow_shapes(name: str, module: nn.Module, dense: nn.Module) -> None:
         module.num_channels = len(module.weight)
     elif isinstance(module, nn.PReLU):
         module.num_parameters = len(module.weight)
+    elif isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
+        _follow_recurrent(module, dense)
     elif _is_foreign(module) and weight is not None:
         raise PlanError(f"{name}: do not know which attributes of a {type(module).__name__} must follow a cut")
 
@@ -135,6 +173,15 @@ def _follow_shapes(name: str, module: nn.Module, dense: nn.Module) -> None:
 def _is_foreign(module: nn.Module) -> bool:
     """Whether a module is one of torch's own kinds with attributes of its own, which this file does not know."""
     return type(module).__module__.startswith("torch.nn.modules")
+
+
+def _follow_recurrent(module: nn.RNNBase | nn.RNNCellBase, dense: nn.Module) -> None:
+    suffix = "_l0" if isinstance(module, nn.RNNBase) else ""
+    rows, reads = getattr(module, f"weight_hh{suffix}").shape
+    gates = len(getattr(dense, f"weight_hh{suffix}")) // module.hidden_size  # the size is still the dense one's
+    module.input_size, module.hidden_size = getattr(module, f"weight_ih{suffix}").shape[1], rows // gates
+    if isinstance(module, nn.RNNBase) and module.proj_size:
+        module.proj_size = reads
 
 
 def _follow_convolution(module: nn.Module, dense: nn.Module) -> None:

@@ -22,8 +22,10 @@ _PREFIXES = ("zoo", "torchvision")
 def check_plugin(kind: plugins.Kind, name: str, folders: Sequence[Path] = ()) -> None:
     """Check that plug-in `name`, or the reference `package.module:Name`, is there, and the packages it imports are.
 
-    Raises InputError, MissingPackage.
+    Settings of a bundled one, as in `name(key=value)`, are checked as well. Raises InputError, MissingPackage.
     """
+    given = name
+    name, settings = plugins.parse(given)
     if ":" in name:
         check_reference(name, folders)
         return
@@ -34,6 +36,8 @@ def check_plugin(kind: plugins.Kind, name: str, folders: Sequence[Path] = ()) ->
         )
     tree = ast.parse(plugins.path(kind, name).read_bytes())
     _check_packages(f"{kind} {name!r}", _imported(ast.walk(tree)), ())
+    if settings:
+        plugins.check_settings(given, settings, _fields(tree))
 
 
 def check_reference(reference: str, folders: Sequence[Path] = (), kind: plugins.Kind | None = None) -> None:
@@ -124,6 +128,16 @@ def _imported(nodes: Iterator[ast.AST] | Sequence[ast.AST]) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
             found.add(node.module.partition(".")[0])
     return found
+
+
+def _fields(tree: ast.Module) -> dict[str, str]:
+    """The fields of the dataclass in a plug-in's file, names with their types in words."""
+    found = [node for node in tree.body if isinstance(node, ast.ClassDef) and not node.name.startswith("_")]
+    return {
+        node.target.id: ast.unparse(node.annotation)
+        for node in (found[0].body if found else ())
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+    }
 
 
 def _defined(tree: ast.Module) -> set[str] | None:

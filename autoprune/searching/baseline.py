@@ -10,7 +10,6 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 
 from autoprune.errors import InputError
-from autoprune.pruning.importance import Importance, gradients
 from autoprune.run import Run, write_whole
 from autoprune.score import Score
 from autoprune.searching.listener import Listener
@@ -18,7 +17,7 @@ from autoprune.searching.preparation import Prepared
 from autoprune.study import Study
 from autoprune.training.loop import evaluate, train
 
-__all__ = ["establish", "importance", "kept", "save_weights"]
+__all__ = ["establish", "kept", "save_weights"]
 
 
 def kept(study: Study, run: Run) -> bool:
@@ -74,15 +73,6 @@ def establish(study: Study, prepared: Prepared, run: Run, listener: Listener) ->
     save_weights(model, run.dense / "model.safetensors")
     run.write_json(path, score.to_json() | {"task": _mark(study)})
     return score
-
-
-def importance(study: Study, prepared: Prepared) -> Importance:
-    """Importance on the trained dense model; gradients are gathered on a few training batches when first needed."""
-    return Importance(
-        prepared.model,
-        prepared.coupling,
-        lambda: gradients(prepared.model, study.task.batches("train", seed=study.search.seed), study.task.loss),
-    )
 
 
 def save_weights(model: nn.Module, path: Path) -> None:

@@ -18,7 +18,7 @@ from autoprune.pruning.coupling import Coupling
 from autoprune.pruning.masks import Masks
 from autoprune.pruning.proof import random_keep
 from autoprune.pruning.pruned import Pruned
-from autoprune.pruning.shrink import replace_tensors, shrink
+from autoprune.pruning.shrink import replace_tensors
 from autoprune.run import Run
 from autoprune.score import Score
 from autoprune.study import Study
@@ -110,16 +110,17 @@ class Costs:
             return replace_tensors(
                 pruned.model, lambda name, tensor: tensor * zeros[name].to(tensor) if name in zeros else tensor.clone()
             )
-        if self.note is None and self._slicer.refuses(pruned.cuts) is None:
+        if self.note is None and not pruned.removed and self._slicer.refuses(pruned.cuts) is None:
             return self._slicer.cut(pruned.cuts, zeros)
         return measure.artefact(pruned.model, self.inputs, self.target)
 
     def _why_not_sliced(self, model: nn.Module, coupling: Coupling) -> str | None:
         """Prove slicing once, on a random third of all units: the sliced graph must compute what the cut model does."""
         assert self._slicer is not None
-        cuts = coupling.cuts({key: random_keep(coupling, key) for key in coupling.members})
+        keep = {key: random_keep(coupling, key) for key in coupling.members}
+        cuts = coupling.cuts(keep)
         reason = self._slicer.refuses(cuts)
-        if reason is None and cuts and not self._slicer.proved(shrink(model, cuts), cuts):
+        if reason is None and cuts and not self._slicer.proved(coupling.apply(model, keep), cuts):
             reason = "a graph cut out of the dense one did not compute what the cut model does"
         return f"every candidate is exported anew, which takes seconds each: {reason}" if reason else None
 

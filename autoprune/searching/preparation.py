@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import time
 from dataclasses import dataclass, replace
 
@@ -13,6 +14,7 @@ from torch import nn
 from autoprune.errors import BudgetError, ModelError, StudyError, TrainingError
 from autoprune.plan import Plan
 from autoprune.pruning.coupling import Coupling
+from autoprune.pruning.evidence import Evidence
 from autoprune.pruning.importance import Importance
 from autoprune.pruning.proof import discover
 from autoprune.pruning.pruned import Pruned, apply
@@ -26,7 +28,7 @@ from autoprune.task import Inputs
 from autoprune.training.loop import train
 from autoprune.training.weights import load_weights
 
-__all__ = ["Prepared", "out_of_reach", "prepare", "require_reachable"]
+__all__ = ["Prepared", "importance", "out_of_reach", "prepare", "require_reachable"]
 
 
 @dataclass(frozen=True)
@@ -86,14 +88,22 @@ def prepare(study: Study, run: Run | None = None) -> Prepared:
     model.to("cpu").eval()
     inputs = study.task.calibration(max(2, study.target.batch))
     coupling = discover(model, inputs)
-    variables = study.space.resolve(coupling.groups, study.target.multiple_of)
+    refuses = importance(study, model, coupling).refuses
+    variables = study.space.resolve(coupling.groups, study.target.multiple_of, refuses)
     costs = Costs(study, model, coupling, inputs, run)
     trained = study.task.given is not None or study.task.weights is not None
     prepared = Prepared(
         model, trained, inputs, coupling, variables, costs, Score(), Score(), _epoch_seconds(study, model)
     )
-    smallest = uniform(variables, ("structured", "neuron", "weight", "sparse"), 1.0)
+    offered = [name for variable in variables for name in variable.options.techniques]
+    smallest = uniform(variables, ("structured", "neuron", "heads", "weight", "sparse", *offered), 1.0)
     return Prepared(**vars(prepared) | {"dense": prepared.cost(Plan()), "smallest": prepared.cost(smallest)})
+
+
+def importance(study: Study, model: nn.Module, coupling: Coupling) -> Importance:
+    """Importance on `model` as it is now; what criteria see of it on a few training batches is gathered when needed."""
+    batches = functools.partial(study.task.batches, "train", seed=study.search.seed)
+    return Importance(model, coupling, Evidence(model, batches, study.task.loss))
 
 
 def require_reachable(study: Study, prepared: Prepared, budget: Budget) -> None:

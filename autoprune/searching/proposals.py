@@ -10,7 +10,7 @@ from autoprune.study import Study
 __all__ = ["proposals"]
 
 _MARGIN = 0.95  # a plan pushed to the edge of the budget falls outside when measured again
-_UNITS = ("structured", "neuron")
+_UNITS = ("structured", "neuron", "heads")
 
 
 def proposals(study: Study, prepared: Prepared) -> list[Plan]:

@@ -15,7 +15,7 @@ from torch import nn
 
 from autoprune.errors import InputError
 from autoprune.exporting import artefact
-from autoprune.pruning import shrink
+from autoprune.pruning.outline import Outline
 from autoprune.run import Run, write_whole
 from autoprune.score import Candidate, Score, pareto_front
 from autoprune.searching.baseline import save_weights
@@ -68,7 +68,7 @@ def exported(run: Run, study: Study, candidates: Sequence[Candidate]) -> Candida
 def keep_model(run: Run, candidate: Candidate, model: nn.Module, dense: nn.Module) -> None:
     """Write plan.json, model.safetensors and score.json of a trial; score.json last: a folder with one is whole."""
     folder = run.trial(candidate.number)
-    run.write_json(folder / "plan.json", candidate.plan.to_json() | {"widths": shrink.widths(dense, model)})
+    run.write_json(folder / "plan.json", candidate.plan.to_json() | Outline.of(dense, model).to_json())
     save_weights(model, folder / "model.safetensors")
     run.write_json(folder / "score.json", candidate.score.to_json())
 
@@ -81,7 +81,7 @@ def kept_model(run: Run, number: int, dense: nn.Module) -> nn.Module:
         raise InputError(
             f"trial {number} has no model in {run.folder}: only trials that came onto the front are kept: {kept}"
         )
-    model = shrink.resize(dense, json.loads((folder / "plan.json").read_text())["widths"])
+    model = Outline.from_json(json.loads((folder / "plan.json").read_text())).build(dense)
     load_model(model, str(folder / "model.safetensors"))
     return model.eval()
 

@@ -11,13 +11,14 @@ from autoprune.exporting.export import Finished, export
 from autoprune.exporting.verify import verify_in_fresh_process
 from autoprune.group import Group
 from autoprune.plan import Plan
+from autoprune.pruning.pruned import checked
 from autoprune.run import Run
 from autoprune.score import Candidate, Score, pareto_front
 from autoprune.searching import baseline, records
 from autoprune.searching.evaluate import Evaluator
 from autoprune.searching.finalists import PROCESSES, settle
 from autoprune.searching.listener import Listener, Quiet
-from autoprune.searching.preparation import Prepared, out_of_reach, prepare
+from autoprune.searching.preparation import Prepared, importance, out_of_reach, prepare
 from autoprune.searching.search import Result, nearest_miss, warnings_of
 from autoprune.searching.study import Journal
 from autoprune.space import Variable
@@ -63,16 +64,18 @@ def apply_plan(study: Study, plan: Plan, out: Path, listener: Listener | None = 
     not fit, TrainingError where its training breaks down.
     """
     listener = listener or Quiet()
-    for criterion in {choice.criterion for _, choice in plan}:
-        plugins.load("criterion", criterion, (study.folder,))  # an unknown one is refused before anything is trained
+    for choice in {choice for _, choice in plan}:  # an unknown one is refused before anything is trained
+        plugins.create("technique", choice.technique, (study.folder,))
+        plugins.create("criterion", choice.criterion, (study.folder,))
     run = Run(out.parent / f".{out.name}.run")
     with run.locked():
         prepared = prepare(study, run)
-        prepared.pruned(plan)  # a plan that does not fit is refused before anything is trained
+        checked(prepared.coupling, plan, importance(study, prepared.model, prepared.coupling))
         listener.planned(None, 1)
         dense = baseline.establish(study, prepared, run, listener)
         loose = replace(study, budget=type(study.budget)())
-        evaluator = Evaluator(loose, prepared, dense, baseline.importance(study, prepared), listener)
+        scores = importance(study, prepared.model, prepared.coupling)
+        evaluator = Evaluator(loose, prepared, dense, scores, listener)
         done = evaluator(plan, 1) if len(plan) else evaluator.baseline()
         if done.model is None:
             raise TrainingError(f"training this plan broke down: {done.candidate.reason}")

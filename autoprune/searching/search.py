@@ -23,7 +23,7 @@ from autoprune.searching import baseline, records
 from autoprune.searching.evaluate import Evaluated, Evaluator
 from autoprune.searching.finalists import ranked, settle
 from autoprune.searching.listener import Listener, Quiet
-from autoprune.searching.preparation import Prepared, prepare, require_reachable
+from autoprune.searching.preparation import Prepared, importance, prepare, require_reachable
 from autoprune.searching.proposals import proposals
 from autoprune.searching.study import Journal
 from autoprune.study import Study
@@ -121,9 +121,8 @@ class _Search:
             self.listener.note(f"going on with {self.run.folder}: {done} trials are done")
         dense = baseline.establish(self.study, self.prepared, self.run, self.listener)
         self.task = self.study.task.digest()
-        self.evaluate = Evaluator(
-            self.study, self.prepared, dense, baseline.importance(self.study, self.prepared), self.listener
-        )
+        scores = importance(self.study, self.prepared.model, self.prepared.coupling)
+        self.evaluate = Evaluator(self.study, self.prepared, dense, scores, self.listener)
         self.journal.start(lambda: [Plan()] if self._suffices(dense) else proposals(self.study, self.prepared), dense)
         self.dense = dense
 

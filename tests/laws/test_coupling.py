@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 
 import pytest
 import torch
@@ -15,10 +16,11 @@ from autoprune.plan import Choice, Plan
 from autoprune.pruning.coupling import Coupling
 from autoprune.pruning.forward import output_tensors, outputs_of
 from autoprune.pruning.importance import Importance
+from autoprune.pruning.outline import Outline
 from autoprune.pruning.proof import TOLERANCE, discover, masked_outputs, relative_error
 from autoprune.pruning.propagation import propagate
 from autoprune.pruning.pruned import apply
-from autoprune.pruning.shrink import named_tensors, resize, shrink, widths
+from autoprune.pruning.shrink import named_tensors, widths
 from autoprune.task import Inputs
 
 every_member = pytest.mark.parametrize("row", MEMBERS, ids=lambda row: row.name)
@@ -89,7 +91,7 @@ def test_cut_equals_masked(row: Member, share: float) -> None:
     model = lively(model)
     coupling = discover(model, inputs)
     keep = draw(coupling, share, seed=int(share * 10))
-    smaller = shrink(model, coupling.cuts(keep))
+    smaller = coupling.apply(model, keep)
     assert sum(p.numel() for p in smaller.parameters()) < sum(p.numel() for p in model.parameters())
     for count in (1, 5):
         rows = inputs.rows(count)
@@ -104,7 +106,7 @@ def test_each_group_alone_equals_masked(row: Member) -> None:
     model = lively(model)
     coupling = discover(model, inputs)
     for key, kept in draw(coupling, 0.5, seed=3).items():
-        smaller = shrink(model, coupling.cuts({key: kept}))
+        smaller = coupling.apply(model, {key: kept})
         assert (
             relative_error(outputs_of(smaller, inputs), masked_outputs(model, inputs, coupling, {key: kept}))
             <= TOLERANCE
@@ -119,7 +121,7 @@ def test_model_is_untouched(row: Member) -> None:
     given = [tensor.clone() for tensor in inputs.tensors()]
     random = torch.get_rng_state()
     coupling = discover(model, inputs)
-    shrink(model, coupling.cuts(draw(coupling, 0.5, seed=0)))
+    coupling.apply(model, draw(coupling, 0.5, seed=0))
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in before.items())
     assert state == {name: id(tensor) for name, tensor in named_tensors(model)}
     assert all(module.training for module in model.modules())
@@ -142,7 +144,7 @@ def test_discovery_repeats(row: Member) -> None:
 def test_one_step_after_the_cut_moves_every_parameter(row: Member) -> None:
     model, inputs = row.make()
     coupling = discover(model, inputs)
-    smaller = shrink(lively(model), coupling.cuts(draw(coupling, 0.5, seed=5)))
+    smaller = coupling.apply(lively(model), draw(coupling, 0.5, seed=5))
     moving = {
         name
         for name, parameter in stepped(model, inputs)
@@ -163,11 +165,12 @@ def stepped(model: nn.Module, inputs: Inputs) -> list[tuple[str, nn.Parameter]]:
 
 
 @every_member
-def test_widths_and_resize_round_trip(row: Member) -> None:
+def test_an_outline_builds_the_cut_model_again(row: Member) -> None:
     model, inputs = row.make()
     coupling = discover(model, inputs)
-    smaller = shrink(lively(model), coupling.cuts(draw(coupling, 0.5, seed=2)))
-    rebuilt = resize(row.make()[0], widths(model, smaller))
+    smaller = coupling.apply(lively(model), draw(coupling, 0.5, seed=2))
+    record = json.loads(json.dumps(Outline.of(model, smaller).to_json()))
+    rebuilt = Outline.from_json(record).build(row.make()[0])
     rebuilt.load_state_dict(smaller.state_dict(), strict=True)
     assert widths(model, rebuilt) == widths(model, smaller)
     assert relative_error(outputs_of(rebuilt, inputs), outputs_of(smaller, inputs)) == 0.0
@@ -201,7 +204,7 @@ def test_half_of_the_units_is_about_half_to_three_quarters_of_the_parameters(
 def test_tied_parameters_stay_tied(name: str) -> None:
     model, inputs = member(name).make()
     coupling = discover(model, inputs)
-    smaller = shrink(model, coupling.cuts(draw(coupling, 0.5, seed=1)))
+    smaller = coupling.apply(model, draw(coupling, 0.5, seed=1))
     dense_names = dict(model.named_parameters(remove_duplicate=False))
     small_names = dict(smaller.named_parameters(remove_duplicate=False))
     assert len({id(p) for p in dense_names.values()}) == len({id(p) for p in small_names.values()})
@@ -222,7 +225,7 @@ def test_shuffle_needs_the_same_places_of_each_half() -> None:
 def test_attributes_follow_the_cut() -> None:
     model, inputs = member("InvertedResidual").make()
     coupling = discover(model, inputs)
-    smaller = shrink(model, coupling.cuts(draw(coupling, 0.5, seed=1)))
+    smaller = coupling.apply(model, draw(coupling, 0.5, seed=1))
     assert (smaller.expand.out_channels, smaller.depthwise.groups, smaller.depthwise.in_channels) == (9, 9, 9)
     assert (smaller.wide.groups, smaller.wide.out_channels, smaller.last.in_channels, smaller.head.in_features) == (
         6,

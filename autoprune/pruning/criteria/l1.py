@@ -11,8 +11,10 @@ __all__ = ["L1"]
 class L1:
     """|w|; summed over a unit it is the L1 norm."""
 
-    needs_gradients = False
+    scores = "elements"
+    needs = ()
+    comparable = False
 
-    def score(self, weight: Tensor, gradient: Tensor | None) -> Tensor:
+    def score(self, weight: Tensor) -> Tensor:
         """Shaped like `weight`."""
         return weight.abs()

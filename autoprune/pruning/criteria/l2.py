@@ -11,8 +11,10 @@ __all__ = ["L2"]
 class L2:
     """w²; summed over a unit it is the squared L2 norm."""
 
-    needs_gradients = False
+    scores = "elements"
+    needs = ()
+    comparable = False
 
-    def score(self, weight: Tensor, gradient: Tensor | None) -> Tensor:
+    def score(self, weight: Tensor) -> Tensor:
         """Shaped like `weight`."""
         return weight.square()

@@ -13,9 +13,11 @@ class Random:
     """Uniform numbers, the same for the same seed and weights."""
 
     seed: int = 0
-    needs_gradients = False
+    scores = "elements"
+    needs = ()
+    comparable = False
 
-    def score(self, weight: Tensor, gradient: Tensor | None) -> Tensor:
+    def score(self, weight: Tensor) -> Tensor:
         """Shaped like `weight`; differs between tensors of other contents."""
         salt = int(weight.detach().double().sum().cpu().view(torch.int64).item()) & (2**62 - 1)
         # a generator reads the low 32 bits of its seed only, and those of a sum of few floats are zero

@@ -4,8 +4,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from autoprune.errors import InputError
-
 __all__ = ["Taylor"]
 
 
@@ -13,10 +11,10 @@ __all__ = ["Taylor"]
 class Taylor:
     """|w · dL/dw|, the gradient taken on calibration batches."""
 
-    needs_gradients = True
+    scores = "elements"
+    needs = ("gradients",)
+    comparable = True
 
-    def score(self, weight: Tensor, gradient: Tensor | None) -> Tensor:
+    def score(self, weight: Tensor, gradient: Tensor) -> Tensor:
         """Shaped like `weight`."""
-        if gradient is None:
-            raise InputError("the criterion 'taylor' needs gradients: give batches of data and a loss")
         return (weight * gradient).abs()

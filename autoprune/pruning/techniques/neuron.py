@@ -18,12 +18,10 @@ class Neuron:
     gradual = False
 
     def fits(self, group: Group) -> str | None:
-        """Needs a group without a convolution among its producers."""
-        return (
-            f"neuron needs hidden units of linear layers; {group.name} is {'/'.join(group.kinds)}"
-            if "conv" in group.kinds
-            else None
-        )
+        """Needs a group that neither a convolution nor an attention produces."""
+        other = "conv" in group.kinds or "attention" in group.kinds
+        what = "/".join(dict.fromkeys(group.kinds))
+        return f"neuron needs hidden units of linear or recurrent layers; {group.name} is {what}" if other else None
 
     def keep(self, importance: Tensor, ratio: float) -> Tensor:
         """Boolean, shaped like `importance` (units,)."""

@@ -18,12 +18,10 @@ class Structured:
     gradual = False
 
     def fits(self, group: Group) -> str | None:
-        """Needs a group with a convolution among its producers."""
-        return (
-            None
-            if "conv" in group.kinds
-            else f"structured needs channels of a convolution; {group.name} is {'/'.join(group.kinds)}"
-        )
+        """Needs a group with a convolution, and no attention, among its producers."""
+        fitting = "conv" in group.kinds and "attention" not in group.kinds
+        what = "/".join(dict.fromkeys(group.kinds))
+        return None if fitting else f"structured needs channels of a convolution; {group.name} is {what}"
 
     def keep(self, importance: Tensor, ratio: float) -> Tensor:
         """Boolean, shaped like `importance` (units,)."""

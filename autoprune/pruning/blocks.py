@@ -1,0 +1,81 @@
+"""Residual blocks that can go whole: the identity with parameters at zero (Huang et al. 2016, arXiv:1603.09382)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autoprune.group import Group
+from autoprune.pruning.forward import plain_forward
+from autoprune.pruning.shrink import Skipped, replace_tensors
+from autoprune.task import Inputs
+
+__all__ = ["blocks_group", "removed"]
+
+
+def blocks_group(model: nn.Module, inputs: Inputs) -> Iterable[Group]:
+    """The group of a model's removable residual blocks, in order of execution; none where it has no two."""
+    found = list(_removable(model, inputs))
+    if len(found) > 1:
+        yield Group("residual", "blocks", tuple(found), ("block",) * len(found), (len(found),))
+
+
+def removed(model: nn.Module) -> list[str]:
+    """Names of the blocks that are gone from a cut model."""
+    return [name for name, module in model.named_modules() if isinstance(module, Skipped)]
+
+
+def _removable(model: nn.Module, inputs: Inputs) -> Iterable[str]:
+    """Innermost modules whose output, parameters at zero, is their first argument exactly."""
+    model = replace_tensors(model, lambda _, tensor: tensor.clone())  # a forward may write into buffers
+    calls = _calls(model, inputs)
+    names = {id(module): name for name, module in model.named_modules()}
+    chosen: list[str] = []
+    for module, (args, kwargs) in reversed(calls.items()):  # a module's call is noted before those inside it
+        name = names[id(module)]
+        if any(other.startswith(f"{name}.") for other in chosen):
+            continue
+        empty = replace_tensors(
+            module, lambda _, tensor: torch.zeros_like(tensor) if isinstance(tensor, nn.Parameter) else tensor.clone()
+        )
+        for parameter in empty.parameters():
+            parameter.data.zero_()
+        with plain_forward(empty):
+            out = empty(*args, **kwargs)
+        if isinstance(out, Tensor) and torch.equal(out, args[0]):
+            chosen.append(name)
+    return reversed(chosen)
+
+
+def _calls(model: nn.Module, inputs: Inputs) -> dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any]]]:
+    """Modules with parameters and modules inside that are called once, first argument and output of one shape."""
+    calls: dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+    other: set[nn.Module] = {model}
+
+    def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if module in calls or not args or not isinstance(args[0], Tensor) or not args[0].is_floating_point():
+            other.add(module)
+        else:
+            calls[module] = ((args[0].clone(), *args[1:]), kwargs)
+
+    def leave(module: nn.Module, args: Any, out: Any) -> None:
+        if not isinstance(out, Tensor) or module not in calls or out.shape != calls[module][0][0].shape:
+            other.add(module)
+
+    hooks = []
+    for module in model.modules():
+        if any(True for _ in module.children()) and any(True for _ in module.parameters()):
+            hooks += [
+                module.register_forward_pre_hook(enter, with_kwargs=True),
+                module.register_forward_hook(leave),
+            ]
+    try:
+        with plain_forward(model):
+            inputs.call(model)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {module: call for module, call in calls.items() if module not in other}

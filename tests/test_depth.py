@@ -1,0 +1,107 @@
+"""Whole residual blocks: found where zeroed parameters make an identity, gone without a trace in the rest."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import autoprune
+from autoprune.errors import PlanError
+from autoprune.plan import Choice, Plan
+from autoprune.pruning.forward import outputs_of
+from autoprune.pruning.importance import Importance
+from autoprune.pruning.outline import Outline
+from autoprune.pruning.proof import discover, relative_error
+from autoprune.pruning.pruned import apply
+from autoprune.task import Inputs
+
+
+class Residual(nn.Module):
+    def __init__(self, width: int, scale: float = 1.0) -> None:
+        super().__init__()
+        self.one, self.norm = nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width)
+        self.two = nn.Conv2d(width, width, 1)
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.mul_(scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.two(F.relu(self.norm(self.one(x)))))
+
+
+class Net(nn.Module):
+    """Three blocks that can go; `post`, whose norm after the sum cannot; `widen`, whose shapes differ."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU())
+        self.stage = nn.Sequential(Residual(8), Residual(8, 0.01), Residual(8))
+        self.post = nn.Sequential(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8))
+        self.after = nn.BatchNorm2d(8)
+        self.widen = nn.Sequential(nn.Conv2d(8, 12, 1), nn.ReLU())
+        self.head = nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stage(self.stem(x))
+        x = self.widen(self.after(x + self.post(x)))
+        return self.head(x.mean((2, 3)))
+
+
+INPUTS = Inputs.of(torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0)))
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return Net().eval()
+
+
+def test_the_blocks_that_can_go_are_one_group() -> None:
+    groups = [group for group in discover(net(), INPUTS).groups if group.level == "blocks"]
+    assert len(groups) == 1
+    group = groups[0]
+    assert (group.key, group.layers) == ("residual:blocks", ("stage.0", "stage.1", "stage.2"))
+
+
+def test_a_removed_block_is_the_dense_one_with_its_branch_at_zero() -> None:
+    model = net()
+    coupling = discover(model, INPUTS)
+    pruned = apply(model, coupling, Plan({"residual:blocks": Choice("depth", 0.34, "l1")}), Importance(model, coupling))
+    assert pruned.removed == ["stage.1"]  # the weakest
+    for parameter in model.stage[1].parameters():
+        parameter.data.zero_()
+    assert relative_error(outputs_of(pruned.model, INPUTS), outputs_of(model, INPUTS)) == 0.0
+    assert not any(name.startswith("stage.1") for name, _ in pruned.model.named_parameters())
+
+
+def test_depth_width_and_masks_go_together_and_an_outline_builds_it_again() -> None:
+    model = net()
+    coupling = discover(model, INPUTS)
+    choices = {
+        "residual:blocks": Choice("depth", 0.34, "l1"),
+        "stem.0:units": Choice("structured", 0.5, "l1"),
+        "stage.0.one:units": Choice("structured", 0.5, "l1"),
+        "stage.1.one:weights": Choice("weight", 0.5, "l1"),
+        "stage.2.one:weights": Choice("weight", 0.5, "l1"),
+    }
+    pruned = apply(model, coupling, Plan(choices), Importance(model, coupling))
+    smaller = pruned.finish()
+    assert tuple(smaller.stage[0].one.weight.shape) == (4, 4, 3, 3)
+    assert int((smaller.stage[2].one.weight == 0).sum()) == 8 * 4 * 9 // 2
+    record = json.loads(json.dumps(Outline.of(model, smaller).to_json()))
+    rebuilt = Outline.from_json(record).build(net())
+    rebuilt.load_state_dict(smaller.state_dict(), strict=True)
+    assert relative_error(outputs_of(rebuilt, INPUTS), outputs_of(smaller, INPUTS)) == 0.0
+
+
+def test_one_block_stays_and_unknown_blocks_are_refused() -> None:
+    model = net()
+    pruned = autoprune.prune(model, INPUTS.args[0], {"stage": {"technique": "depth", "ratio": 0.99}})
+    assert (
+        len([name for name, _ in pruned.named_modules() if name in ("stage.0.one", "stage.1.one", "stage.2.one")]) == 1
+    )
+    with pytest.raises(PlanError, match="not in the dense model"):
+        Outline(removed=["nowhere"]).build(model)
