@@ -11,7 +11,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from autoprune import config
-from autoprune.errors import ModelError, PlanError
+from autoprune.errors import InputError, ModelError, PlanError
 from autoprune.exporting.load import load
 from autoprune.group import Group
 from autoprune.measuring.measure import measure as _measure
@@ -20,6 +20,7 @@ from autoprune.pruning.evidence import Evidence
 from autoprune.pruning.importance import Importance
 from autoprune.pruning.proof import discover
 from autoprune.pruning.pruned import apply
+from autoprune.pruning.repair import repair as repaired
 from autoprune.score import Candidate, Score
 from autoprune.searching import records, results
 from autoprune.searching.listener import Listener
@@ -67,20 +68,28 @@ def prune(
     loss: Callable[[Any, Any], Tensor] | str | None = None,
     adapter: Callable[[Any], Batch] = default_adapter,
     multiple_of: int = 1,
+    repair: bool = False,
 ) -> nn.Module:
     """A smaller copy of `model`; `model` is untouched.
 
-    `plan`: a ratio, the share of units removed from every group (structured and neuron pruning); a Plan; or
+    `plan`: a ratio, the share of units removed from every group (structured, neuron and heads pruning); a Plan; or
     `{pattern on layer names: {"technique": ..., "ratio": ..., "criterion": ...}}`. Criteria that need gradients take
-    them from `batches` and `loss`, those that need activations from `batches`. Raises PlanError, with the reasons,
-    where nothing can be cut; InputError for what does not fit.
+    them from `batches` and `loss`, those that need activations from `batches`. `repair` solves the cut layers anew by
+    least squares on `batches` (He et al. 2017, arXiv:1707.06168): for a model that is not trained afterwards; one that
+    is trains better from the weights as cut. Raises PlanError, with the reasons, where nothing can be cut; InputError
+    for what does not fit.
     """
+    if repair and batches is None:
+        raise InputError("repair needs batches of data: give batches=")
     coupling = discover(model, Inputs.of(inputs))
     given = None if batches is None else lambda: (adapter(batch) for batch in batches)
     importance = Importance(model, coupling, Evidence(model, given, None if loss is None else losses.resolve(loss)))
     if not isinstance(plan, Plan):
         plan = _plan(coupling.groups, plan, criterion, multiple_of, importance)
-    return apply(model, coupling, plan, importance).finish()
+    pruned = apply(model, coupling, plan, importance)
+    if repair and given is not None:
+        return repaired(pruned.finish(), model, pruned.cuts, given())
+    return pruned.finish()
 
 
 def _plan(

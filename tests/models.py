@@ -775,9 +775,7 @@ MEMBERS: tuple[Member, ...] = (
         query="width of the attention",
         key="width of the attention",
     ),
-    Member(
-        "weight_normed", weight_normed, image(), ("5",), {"0.0": "computed weight", "1": "computed weight", "7": OUTPUT}
-    ),
+    Member("weight_normed", weight_normed, image(), ("0.0", "1", "5"), {"7": OUTPUT}),
     Member("one_dimension", one_dimension, lambda: Inputs.of(torch.randn(2, 3, 16)), ("0", "3"), {"7": OUTPUT}),
     Member(
         "three_dimensions", three_dimensions, lambda: Inputs.of(torch.randn(2, 3, 4, 6, 6)), ("0", "3"), {"7": OUTPUT}

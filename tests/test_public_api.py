@@ -204,3 +204,17 @@ def test_measure_against_dense() -> None:
         and 0 < score.flops < autoprune.measure(model, inputs.rows(1), {"runtime": "eager"}).flops
     )
     assert score.latency_ratio_low <= score.latency_ratio <= score.latency_ratio_high
+
+
+def test_prune_with_repair_gives_outputs_nearer_to_the_dense_ones() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 24), nn.ReLU(), nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 3)).eval()
+    inputs = torch.randn(256, 6)
+    batches = [(inputs, torch.zeros(256))]
+    cut = autoprune.prune(model, inputs[:2], 0.5)
+    repaired = autoprune.prune(model, inputs[:2], 0.5, batches=batches, repair=True)
+    with torch.no_grad():
+        errors = [float((smaller(inputs) - model(inputs)).square().mean()) for smaller in (cut, repaired)]
+    assert errors[1] < 0.7 * errors[0]
+    with pytest.raises(InputError, match="batches="):
+        autoprune.prune(model, inputs[:2], 0.5, repair=True)

@@ -16,6 +16,8 @@ from autoprune.pruning.propagation import Propagation
 
 __all__ = ["Units", "collect_units"]
 
+_WEIGHT = r"\.(weight|weight_v|(in|q|k|v)_proj_weight|parametrizations\.weight\.original1?)$"  # of a layer's name
+
 
 @dataclass
 class Units:
@@ -121,7 +123,7 @@ def _producing_layers(ids: Ids, kinds: Mapping[str, str]) -> dict[str, _Layer]:
     heads = set(ids.roots(torch.cat(ids.heads)).tolist()) if ids.heads else set()
     for use in ids.uses:
         if use.role == "produce":
-            name = use.layer or re.sub(r"\.(weight|(in|q|k|v)_proj_weight)$", "", use.tensor)
+            name = use.layer or re.sub(_WEIGHT, "", use.tensor)
             roots = [root for root in dict.fromkeys(ids.roots(use.ids).tolist()) if root >= 0]
             kind = use.kind if use.kind != "other" else kinds.get(name, "other")
             layer = layers.setdefault(name, _Layer(name, "attention" if heads & set(roots) else kind, [], 0))

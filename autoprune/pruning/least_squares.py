@@ -49,7 +49,7 @@ def _on(kept: Tensor, gram: Tensor, right: Tensor, damping: Tensor) -> Tensor:
     """By conjugate gradients over the kept entries of each column (Hestenes & Stiefel 1952), scaled by the diagonal."""
     gram = gram.clone()
     gram.diagonal(dim1=1, dim2=2).add_(damping)
-    scale = kept / gram.diagonal(dim1=1, dim2=2)[:, :, None]
+    scale = 1 / gram.diagonal(dim1=1, dim2=2)[:, :, None]
     found, left = torch.zeros_like(right), right * kept
     goal = 1e-10 * left.square().sum(1, keepdim=True)
     step = scale * left

@@ -160,7 +160,12 @@ class Propagation:
             parameters = parameters[:1]  # a buffer may say which entries are taken
         elementwise = (torch.Tag.pointwise in func.tags or base in _POINTWISE) and outs[0].shape == parameters[0].shape
         if not (elementwise or base in PARAMETER_MOVES) or len(parameters) > 1:
-            return self._mark_opaque(parameters, base)
+            self._mark_opaque(parameters, base)
+            for out in outs:
+                if out.is_floating_point():  # whatever it is joined with cannot be cut either
+                    why = f"operator {base} of parameters at {self.where()}"
+                    self.labels.set(out, torch.tensor(self.ids.new_frozen(why)).expand(out.shape))
+            return
         found = self.position(parameters[0])
         assert found is not None
         name, places = found

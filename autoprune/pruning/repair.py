@@ -1,0 +1,241 @@
+"""Repair: after a cut, the weights of each layer solved anew so that it gives what the dense layer gave.
+
+To rank plans, and to prune where nothing is trained; training starts better from the weights as cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from autoprune.errors import InputError
+from autoprune.pruning.attention import Attention
+from autoprune.pruning.contractions import Calls, Contraction
+from autoprune.pruning.forward import plain_forward
+from autoprune.pruning.least_squares import towards
+from autoprune.pruning.shrink import Cut, named_tensors, replace_tensors
+from autoprune.task import Batch, Inputs
+
+__all__ = ["Reference", "repair"]
+
+_SAME = 1e-5  # relative to the largest: what differs by less is what the dense model gives
+
+
+def repair(
+    pruned: nn.Module,
+    dense: nn.Module,
+    cuts: Sequence[Cut],
+    batches: Iterable[Batch],
+    *,
+    images: int = 512,
+    positions: int = 20,
+    ridge: float = 1.0,
+    seed: int = 0,
+) -> nn.Module:
+    """A repaired copy of `pruned`; see `Reference`, which serves many plans of one dense model."""
+    return Reference(dense, batches, images=images, positions=positions, seed=seed).repair(pruned, cuts, ridge=ridge)
+
+
+class Reference:
+    """What the layers of a dense model give on the first `images` inputs, at about `positions` places of each.
+
+    The places are drawn once, by `seed`; the copies that `repair` gives depend on nothing else. `dense` is untouched.
+    It holds one float per layer output, image and place. Batches of other shapes than the first are left out.
+    Raises InputError where there is no batch.
+    """
+
+    def __init__(
+        self, dense: nn.Module, batches: Iterable[Batch], *, images: int = 512, positions: int = 20, seed: int = 0
+    ) -> None:
+        if min(images, positions) < 1:
+            raise InputError(f"a repair needs images and positions of at least 1; got {images} and {positions}")
+        copy = replace_tensors(dense, lambda name, tensor: tensor.clone())  # a forward may write into buffers
+        for module in copy.modules():
+            if type(module) is nn.MultiheadAttention:
+                Attention.take_over(module)
+        self.inputs = _joined(batches, images)
+        seen = _Observed(copy, self.inputs.batch_size * positions, seed)
+        _run(copy, self.inputs, seen)
+        self.layers = seen.alone()
+        self.norms = {name: found[0] for name, found in seen.norms.items() if len(found) == 1}
+
+    def repair(self, pruned: nn.Module, cuts: Sequence[Cut], *, ridge: float = 1.0) -> nn.Module:
+        """A copy of `pruned` whose layers give, as nearly as they can, the kept outputs of the dense layers.
+
+        In one forward, just before a layer runs, its W = argmin |XW - Y|^2 + lambda |W - W0|^2 is solved: X is what the
+        copy, repaired up to there, feeds it, Y what the dense layer gave, W0 its weights, lambda = `ridge` times the
+        mean square of a column of X (He et al. 2017, arXiv:1707.06168). Its bias follows the means. Exact zeros of W0
+        stay. Batch norms then take the statistics of what they receive. What receives the same as in the dense model
+        stays as it is, cut or not.
+
+        Covered: linear layers, convolutions and transposed ones, grouped or not, and attention projections; not what
+        is used more than once in a forward, is tied to something else or is computed (weight norm).
+        """
+        if not ridge >= 0:
+            raise InputError(f"ridge is a share of the inputs' mean square, at least 0; got {ridge}")
+        copy = replace_tensors(pruned, lambda name, tensor: tensor.clone())
+        held, seen = dict(named_tensors(copy)), _Solved(copy, self, cuts, ridge)
+        _run(copy, self.inputs, seen)
+        return replace_tensors(  # not the copy itself: its forward may have written into other buffers
+            pruned, lambda name, tensor: held[name].detach() if name in seen.solved else tensor.clone()
+        )
+
+
+def _run(model: nn.Module, inputs: Inputs, seen: Calls) -> None:
+    device = next((tensor.device for _, tensor in named_tensors(model)), torch.device("cpu"))
+    with plain_forward(model), seen:
+        inputs.to(device).call(model)
+
+
+def _joined(batches: Iterable[Batch], count: int) -> Inputs:
+    """The first `count` inputs as one batch; tensors without the batch's dimension are the first batch's."""
+    parts: list[Inputs] = []
+    held = 0
+    for args, kwargs, _ in batches:
+        part = Inputs(args, kwargs)
+        if parts and _shapes(part) != _shapes(parts[0]):
+            continue
+        parts.append(part)
+        held += part.batch_size
+        if held >= count:
+            break
+    if not parts:
+        raise InputError("a repair needs at least one batch; the data gave none")
+    batched = parts[0].batch_size
+    columns = zip(*(part.tensors() for part in parts), strict=True)
+    joined = [torch.cat(each) if each[0].dim() and len(each[0]) == batched else each[0] for each in columns]
+    return parts[0].replaced(joined).rows(min(held, count))
+
+
+def _shapes(inputs: Inputs) -> list[torch.Size]:
+    return [tensor.shape[1:] for tensor in inputs.tensors()]
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """One layer of the dense model: the places drawn and its outputs there."""
+
+    total: int  # rows in all
+    rows: Tensor
+    first: int  # of the tensor's rows, the first one the layer uses
+    outputs: Tensor  # (rows, outputs)
+    normed: bool = False  # read by a batch norm, for which means do not matter
+
+
+class _Observed(Calls):
+    """Notes what the dense model's layers give."""
+
+    def __init__(self, model: nn.Module, count: int, seed: int) -> None:
+        super().__init__(model)
+        self.count, self.seed = count, seed
+        self.layers: dict[str, list[_Layer]] = {}
+        self.norms: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        self.read: set[str] = set()  # by something that is no layer
+        self.last: tuple[str, Tensor | None] = ("", None)
+
+    def alone(self) -> dict[str, list[_Layer]]:
+        """The layers of each tensor whose every row is used by one layer, and by nothing else."""
+        found = {name: [layer.first for layer in layers] for name, layers in self.layers.items()}
+        return {
+            name: self.layers[name]
+            for name, firsts in found.items()
+            if name not in self.read and len(set(firsts)) == len(firsts)
+        }
+
+    def layer(self, call: Contraction, name: str, first: int, run: Callable[[], Tensor]) -> Tensor:
+        out = run()
+        generator = torch.Generator().manual_seed(self.seed)
+        rows = torch.randperm(call.rows, generator=generator)[: self.count].sort().values.to(out.device)
+        self.layers.setdefault(name, []).append(_Layer(call.rows, rows, first, call.outputs(out, rows)))
+        self.last = name, out
+        return out
+
+    def norm(self, input: Tensor, mean: Tensor | None, var: Tensor | None, *args: Any, **kwargs: Any) -> None:
+        name = self.name(mean)
+        if name is not None and input.numel() > input.shape[1]:  # one value a channel has no variance
+            self.norms.setdefault(name, []).append(_statistics(input))
+        if input is self.last[1]:
+            self.layers[self.last[0]][-1] = replace(self.layers[self.last[0]][-1], normed=True)
+
+    def other(self, out: Any, args: Any, kwargs: Any) -> None:
+        """Note the tensors read, but not those of which a part or a view is taken."""
+        shown = {self.name(leaf) for leaf in tree_leaves(out) if isinstance(leaf, Tensor)}
+        if shown:
+            named = {self.name(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+            self.read |= {name for name in named - shown if name is not None}
+
+
+class _Solved(Calls):
+    """Repairs a cut model, layer by layer, while it runs."""
+
+    def __init__(self, model: nn.Module, reference: Reference, cuts: Sequence[Cut], ridge: float) -> None:
+        super().__init__(model)
+        self.reference, self.ridge = reference, ridge
+        self.solved: set[str | None] = set()  # tensors set anew
+        self.cuts: dict[str, list[Cut]] = {}
+        for cut in cuts:
+            self.cuts.setdefault(cut.tensor, []).append(cut)
+
+    def layer(self, call: Contraction, name: str, first: int, run: Callable[[], Tensor]) -> Tensor:
+        layers, number = self.reference.layers.get(name, []), self.counts[name] - 1
+        if number < len(layers) and layers[number].total == call.rows:
+            wanted = self._kept(call, name, layers[number])
+            if _solve(call, layers[number], wanted, self.ridge):
+                self.solved |= {name, self.name(call.bias)}
+        return run()
+
+    def _kept(self, call: Contraction, name: str, layer: _Layer) -> Tensor:
+        """What the dense layer gave, kept outputs only."""
+        wanted = layer.outputs
+        for cut in self.cuts.get(name, []):
+            if cut.groups == 1 and cut.dim == call.outputs_dim:
+                keep = cut.keep.repeat_interleave(max(1, wanted.shape[1] // len(cut.keep)))
+                wanted = wanted[:, keep[layer.first : layer.first + wanted.shape[1]].to(wanted.device)]
+        return wanted.to(call.weight.device)
+
+    def norm(self, input: Tensor, mean: Tensor | None, var: Tensor | None, *args: Any, **kwargs: Any) -> None:
+        name = self.name(mean)
+        if mean is None or var is None or name not in self.reference.norms:
+            return
+        before = self.reference.norms[name]
+        for cut in self.cuts.get(name, []):
+            before = before[0][cut.keep], before[1][cut.keep]
+        now = _statistics(input)
+        same = all(bool(((a - b).abs() <= _SAME * b.abs().max()).all()) for a, b in zip(now, before, strict=True))
+        if not same and all(bool(each.isfinite().all()) for each in now):
+            mean.copy_(now[0])
+            var.copy_(now[1])
+            self.solved |= {name, self.name(var)}
+
+
+def _statistics(input: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of each channel, as batch norm takes them for its running ones."""
+    var, mean = torch.var_mean(input, [dim for dim in range(input.dim()) if dim != 1])
+    return mean, var
+
+
+def _solve(call: Contraction, layer: _Layer, wanted: Tensor, ridge: float) -> bool:
+    """Set the weight and the bias to what gives the wanted outputs, (rows, outputs); False where they stay."""
+    rows, old = layer.rows.to(call.weight.device), call.matrix()
+    inputs = call.inputs(rows)
+    missing = wanted.reshape(len(rows), call.groups, -1).transpose(0, 1) - inputs @ old
+    if call.bias is not None:
+        missing = missing - call.bias.reshape(call.groups, 1, -1)
+    if not bool(missing.abs().max() > _SAME * wanted.abs().max()):
+        return False
+    centre, rest = inputs.mean(1, keepdim=True), missing.mean(1, keepdim=True)
+    if call.bias is not None or layer.normed:
+        inputs, missing = inputs - centre, missing - rest
+    kept = old != 0
+    change = towards(inputs, missing, ridge, None if bool(kept.all()) else kept)
+    if not bool(change.isfinite().all()):
+        return False
+    call.write(old + change)
+    if call.bias is not None:
+        call.bias.add_((rest - centre @ change).flatten())
+    return True
