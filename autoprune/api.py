@@ -88,7 +88,7 @@ def prune(
         plan = _plan(coupling.groups, plan, criterion, multiple_of, importance)
     pruned = apply(model, coupling, plan, importance)
     if repair and given is not None:
-        return repaired(pruned.finish(), model, pruned.cuts, given())
+        return repaired(pruned.finish(), model, pruned.cuts, given(), ridge=0.1)
     return pruned.finish()
 
 
@@ -116,14 +116,19 @@ def _plan(
         )
     choices: dict[str, Choice] = {}
     for pattern, choice in given.items():
-        known = {"technique", "ratio", "criterion"}
+        known = {"technique", "ratio", "criterion", "multiple_of"}
         if not isinstance(choice, Mapping) or set(choice) - known or not {"technique", "ratio"} <= set(choice):
-            raise PlanError(f"{pattern!r} needs technique and ratio, and may have criterion; got {choice!r}")
+            raise PlanError(
+                f"{pattern!r} needs technique and ratio, and may have criterion and multiple_of; got {choice!r}"
+            )
         ratio = choice["ratio"]
         if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0 <= ratio < 1:
             raise PlanError(f"{pattern!r}: the ratio is the share removed, in [0, 1); got {ratio!r}")
         technique = str(choice["technique"])
-        options = Options((technique,), (0.0, 0.999), (str(choice.get("criterion", criterion)),))
+        step = choice.get("multiple_of", multiple_of)
+        if isinstance(step, bool) or not isinstance(step, int) or step < 1:
+            raise PlanError(f"{pattern!r}: multiple_of is a whole number of at least 1; got {step!r}")
+        options = Options((technique,), (0.0, 0.999), (str(choice.get("criterion", criterion)),), step)
         nothing = Options((), (0.0, 0.0), ())
         variables = Space(nothing, {pattern: options}).resolve(found, multiple_of, importance.refuses)
         fresh = uniform(variables, (technique,), float(ratio)).choices

@@ -213,17 +213,19 @@ def _check_device(section: str, recipe: Recipe) -> None:
 
 def _options(options: Options, default: Options) -> dict[str, Any]:
     """Options with every field filled in, from `default` or else the space's own defaults."""
-    filled = {}
+    filled: dict[str, Any] = {}
     for key in ("techniques", "ratio", "criteria"):
         own, inherited = getattr(options, key), getattr(default, key)
         filled[key] = list(own if own is not None else inherited if inherited is not None else getattr(_DEFAULTS, key))
-    return filled
+    multiple_of = options.multiple_of or default.multiple_of
+    return filled | ({"multiple_of": multiple_of} if multiple_of else {})
 
 
 def _space(resolved: Mapping[str, Any]) -> Space:
     def options(given: Mapping[str, Any]) -> SpaceOptions:
         low, high = given["ratio"]
-        return SpaceOptions(tuple(given["techniques"]), (low, high), tuple(given["criteria"]))
+        techniques, criteria = tuple(given["techniques"]), tuple(given["criteria"])
+        return SpaceOptions(techniques, (low, high), criteria, given.get("multiple_of"))
 
     layers = {pattern: options(given) for pattern, given in resolved["layers"].items()}
     return Space(options(resolved["default"]), layers, resolved["share"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from autoprune import plugins
@@ -25,11 +25,15 @@ _KINDS: dict[plugins.Kind, str] = {"technique": "techniques", "criterion": "crit
 
 @dataclass(frozen=True)
 class Options:
-    """What may be chosen: names of techniques and criteria, and the range of the ratio."""
+    """What may be chosen: names of techniques and criteria, and the range of the ratio.
+
+    Widths are rounded to a multiple of `multiple_of`; None leaves that to the target.
+    """
 
     techniques: tuple[str, ...] = ("structured", "neuron", "heads", "weight", "sparse")
     ratio: tuple[float, float] = (0.0, 0.9)
     criteria: tuple[str, ...] = ("l1", "l2", "taylor")
+    multiple_of: int | None = None
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,8 @@ class Variable:
             math.ceil(group.size * (1 - high) / step - 1e-9),
             math.floor(group.size * (1 - low) / step + 1e-9),
         )
-        if group.level == "weights" or step == 1 or group.size < 2 * step or not ratio or max(1, fewest) > most:
+        counted = group.level != "units" or "attention" in group.kinds  # weights, blocks and heads are no widths
+        if counted or step == 1 or group.size < 2 * step or not ratio or max(1, fewest) > most:
             return ratio
         kept = min(max(1, fewest, round(group.size * (1 - ratio) / step)), most) * step
         return max(0.0, 1 - kept / group.size)
@@ -81,7 +86,7 @@ class Space:
     share: Literal["stage"] | None = None
 
     def resolve(self, groups: Sequence[Group], multiple_of: int = 1, refuses: Refuses | None = None) -> list[Variable]:
-        """The search's decisions for a model's groups; widths are rounded to a multiple of `multiple_of`.
+        """The search's decisions for a model's groups; widths are rounded to `multiple_of`, or a pattern's own.
 
         `refuses(criterion, group)` says why a criterion cannot score a group; without it only levels are looked at.
         Raises StudyError for a pattern that matches no layer, a technique or criterion that is not to be had, a named
@@ -105,7 +110,7 @@ class Space:
             if name in variables and variables[name].options != fitting:
                 name = group.key
                 members = (group,)
-            variables[name] = Variable(name, members, fitting, multiple_of)
+            variables[name] = Variable(name, members, fitting, options.multiple_of or multiple_of)
         self._check_named(selected, refuses)
         if not variables:
             refused = "; ".join(f"{group.name}: {group.refusal}" for group in groups if group.refusal)
@@ -175,7 +180,7 @@ def _fitting(options: Options, group: Group, refuses: Refuses) -> Options:
     """What fits a group of what may be chosen; a technique needs a criterion to rank by, and a criterion its use."""
     techniques = tuple(name for name in options.techniques if fits(name, group) is None)
     criteria = tuple(name for name in options.criteria if refuses(name, group) is None) if techniques else ()
-    return Options(techniques if criteria else (), options.ratio, criteria)
+    return replace(options, techniques=techniques if criteria else (), criteria=criteria)
 
 
 def _no_criterion(options: Options, group: Group, refuses: Refuses) -> str:

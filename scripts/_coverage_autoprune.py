@@ -30,7 +30,8 @@ from autoprune.plan import Choice, Plan
 from autoprune.pruning.coupling import Coupling
 from autoprune.pruning.forward import outputs_of
 from autoprune.pruning.importance import Importance
-from autoprune.pruning.proof import discover, masked_outputs
+from autoprune.pruning.masking import masked_outputs
+from autoprune.pruning.proof import discover
 from autoprune.pruning.pruned import apply
 from autoprune.space import fits
 from autoprune.task import Inputs

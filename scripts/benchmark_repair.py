@@ -21,10 +21,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
+from autoprune.group import Group
 from autoprune.plan import Choice, Plan
 from autoprune.pruning.importance import Importance
 from autoprune.pruning.proof import discover
-from autoprune.pruning.pruned import apply
+from autoprune.pruning.pruned import Pruned, apply
 from autoprune.pruning.repair import Reference
 from autoprune.pruning.shrink import replace_tensors
 from autoprune.task import Data, Metric, Recipe, Task
@@ -84,7 +85,36 @@ def spearman(first: list[float], second: list[float]) -> float:
     return float(torch.corrcoef(torch.stack([rank(first), rank(second)]))[0, 1])
 
 
-def main() -> None:
+def plans(dense: nn.Module, task: Task, given: argparse.Namespace) -> list[Pruned]:
+    """The dense model under plans whose every group loses a random share, by L1."""
+    coupling = discover(dense, task.calibration(2))
+    importance, draw = Importance(dense, coupling), random.Random(given.seed)
+    units = [group for group in coupling.prunable() if group.level == "units"]
+
+    def choice(group: Group) -> Choice:
+        return Choice("neuron" if "linear" in group.kinds else "structured", draw.uniform(*given.ratio))
+
+    return [
+        apply(dense, coupling, Plan({group.key: choice(group) for group in units}), importance)
+        for _ in range(given.plans)
+    ]
+
+
+def ways(reference: Reference, task: Task, given: argparse.Namespace) -> dict[str, Callable[[Pruned], nn.Module]]:
+    """What is done to each plan's model, by name; training last."""
+
+    def repaired(ridge: float) -> Callable[[Pruned], nn.Module]:
+        return lambda pruned: reference.repair(pruned.model, pruned.cuts, ridge=ridge)
+
+    return {
+        "as cut": lambda pruned: pruned.model,
+        "norm statistics anew": lambda pruned: recalibrated(pruned.model, task),
+        **{f"repaired, ridge {ridge:g}": repaired(ridge) for ridge in given.ridges},
+        f"{given.epochs} epochs of training": lambda pruned: trained(pruned.model, task, given.epochs),
+    }
+
+
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--plans", type=int, default=12)
     parser.add_argument("--epochs", type=int, default=3, help="of training after the cut")
@@ -95,49 +125,25 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=512)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cifar10", type=Path, help="folder of the sheets; digits without it")
-    given = parser.parse_args()
+    return parser.parse_args()
 
+
+def main() -> None:
+    given = arguments()
     data = cifar10(given.cifar10) if given.cifar10 else digits()
     build = vgg if given.cifar10 else digits_cnn
     task = Task(build, data, F.cross_entropy, Metric("accuracy", accuracy), Recipe(epochs=given.dense_epochs))
     torch.manual_seed(given.seed)
     dense = task.build()
     train(dense, task, task.training, seed=given.seed)
-    coupling = discover(dense, task.calibration(2))
-    importance, draw = Importance(dense, coupling), random.Random(given.seed)
-    units = [group for group in coupling.prunable() if group.level == "units"]
-    pruned = [
-        apply(
-            dense,
-            coupling,
-            Plan(
-                {
-                    group.key: Choice("neuron" if "linear" in group.kinds else "structured", draw.uniform(*given.ratio))
-                    for group in units
-                }
-            ),
-            importance,
-        )
-        for _ in range(given.plans)
-    ]
+    pruned = plans(dense, task, given)
     began = time.perf_counter()
-    batches = task.batches("train", seed=0)
-    reference = Reference(dense, batches, images=given.images, positions=given.positions)
+    reference = Reference(dense, task.batches("train", seed=0), images=given.images, positions=given.positions)
     once = time.perf_counter() - began
-
-    ways: dict[str, Callable[[int], nn.Module]] = {
-        "as cut": lambda i: pruned[i].model,
-        "norm statistics anew": lambda i: recalibrated(pruned[i].model, task),
-    }
-    for ridge in given.ridges:
-        ways[f"repaired, ridge {ridge:g}"] = lambda i, ridge=ridge: reference.repair(  # type: ignore[misc]
-            pruned[i].model, pruned[i].cuts, ridge=ridge
-        )
-    ways[f"{given.epochs} epochs of training"] = lambda i: trained(pruned[i].model, task, given.epochs)
     found: dict[str, tuple[list[float], float]] = {}
-    for name, way in ways.items():
+    for name, way in ways(reference, task, given).items():
         began = time.perf_counter()
-        models = [way(i) for i in range(given.plans)]
+        models = [way(each) for each in pruned]
         seconds = (time.perf_counter() - began) / given.plans
         found[name] = [evaluate(model, task, "validation").metric for model in models], seconds
 

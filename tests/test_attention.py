@@ -13,7 +13,8 @@ import autoprune
 from autoprune.pruning.attention import Attention
 from autoprune.pruning.forward import outputs_of
 from autoprune.pruning.importance import Importance
-from autoprune.pruning.proof import TOLERANCE, discover, masked_outputs, relative_error
+from autoprune.pruning.masking import masked_outputs
+from autoprune.pruning.proof import TOLERANCE, discover, relative_error
 from autoprune.task import Inputs
 
 OPTIONS: list[dict[str, Any]] = [

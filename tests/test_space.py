@@ -271,3 +271,18 @@ def test_a_plan_says_the_share_that_really_goes(technique: str, high: float, wan
         assert variable.choices(technique, ratio, "l1")["layer2.conv:weights"].ratio == share
         plan = uniform([variable], (technique,), ratio)
         assert suggest([variable], optuna.trial.FixedTrial(parameters([variable], plan))) == plan
+
+
+def test_a_pattern_may_have_a_multiple_of_its_own() -> None:
+    space = Space(layers={"layer1*": Options(multiple_of=16)})
+    variables = by_name(space, multiple_of=4)
+    assert variables["layer1.0.conv:units"].multiple_of == 16
+    assert variables["layer2.conv:units"].multiple_of == 4
+
+
+def test_heads_and_blocks_are_counted_as_they_are() -> None:
+    heads = Group("attention", "units", ("attention",), ("attention",), (32,))
+    blocks = Group("residual", "blocks", ("a", "b"), ("block", "block"), (32,))
+    for group, technique in ((heads, "heads"), (blocks, "depth")):
+        (variable,) = Space(Options((technique,))).resolve([group], 8)
+        assert variable.rounded(group, 0.1) == 0.1

@@ -12,8 +12,10 @@ from autoprune.errors import ModelError
 from autoprune.group import Group
 from autoprune.pruning.attention import Attention
 from autoprune.pruning.grouping import Units, collect_units
-from autoprune.pruning.literals import Bindings, Literal, bind
-from autoprune.pruning.propagation import Propagation, propagate
+from autoprune.pruning.interception import propagate
+from autoprune.pruning.literals import Bindings, Literal
+from autoprune.pruning.propagation import Propagation
+from autoprune.pruning.rebinding import bind
 from autoprune.pruning.shrink import Cut, replace_tensors, shrink
 from autoprune.task import Inputs
 

@@ -1,4 +1,4 @@
-"""Widths written into the code of a forward: noted during the trace, bound anew on the cut model.
+"""Widths written into the code of a forward: noted during the trace, bound anew on the cut model (`rebinding.py`).
 
 `view(b, n, 3, 12, 64)`, `x[:, :24]`, `split([8, 16])` or `chunk(2)` mean a width of the dense model. Where the code
 does not follow a cut by itself, the module's forward is wrapped: its n-th such call gets the cut model's widths.
@@ -7,21 +7,16 @@ Calls are counted over the module's own code, not over that of the modules it ca
 
 from __future__ import annotations
 
-import functools
-import math
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
+from torch import Tensor
 
 from autoprune.pruning.ids import Labels, varying
 
-__all__ = ["ATTRIBUTE", "Bindings", "Call", "Literal", "bind", "bindings_of", "read"]
+__all__ = ["ATTRIBUTE", "Bindings", "Call", "Change", "Literal", "read"]
 
 Change = dict[str, Any]
 Bindings = dict[str, dict[int, Change]]  # module -> n-th call of its own -> what is bound anew
@@ -145,126 +140,6 @@ def read(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | Non
     if name in _SCALED and len(args) == 2 and any(isinstance(arg, _NUMBERS) for arg in args):
         return Call("scalar", args, kwargs)
     return None
-
-
-def bind(model: nn.Module, bindings: Bindings, noted: set[tuple[str, int]] | None = None) -> nn.Module:
-    """`model` itself, the forwards of the named modules wrapped; `noted` collects the calls that needed it."""
-    for name, module in list(model.named_modules()) if bindings else ():
-        if bindings.get(name):
-            module.forward = _Bound(module, name, bindings[name], noted)
-            if ATTRIBUTE in bindings[name]:
-                setattr(module, bindings[name][ATTRIBUTE]["attribute"], bindings[name][ATTRIBUTE]["value"])
-    return model
-
-
-def bindings_of(model: nn.Module) -> Bindings:
-    """What is bound anew in a cut model, by module."""
-    return {
-        name: module.forward.changes for name, module in model.named_modules() if isinstance(module.forward, _Bound)
-    }
-
-
-class _Bound:
-    """A module's forward under new numbers."""
-
-    def __init__(
-        self, module: nn.Module, name: str, changes: dict[int, Change], noted: set[tuple[str, int]] | None
-    ) -> None:
-        self.module, self.name, self.changes, self.noted = module, name, changes, noted
-        functools.update_wrapper(self, type(module).forward, updated=())
-        self.__wrapped__ = functools.partial(type(module).forward, module)  # signature without self
-
-    @property
-    def __code__(self) -> Any:
-        """Of the forward that is wrapped: torch.export reads argument names there."""
-        return type(self.module).forward.__code__
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if set(self.changes) == {ATTRIBUTE}:
-            return type(self.module).forward(self.module, *args, **kwargs)
-        with _Rebinding(self):
-            return type(self.module).forward(self.module, *args, **kwargs)
-
-
-class _Rebinding(TorchFunctionMode):
-    def __init__(self, bound: _Bound) -> None:
-        super().__init__()
-        self.bound, self.calls = bound, 0
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if read(func, args, kwargs) is not None and _running() is self.bound.module:
-            self.calls += 1
-            change = self.bound.changes.get(self.calls)
-            if change is not None:
-                new = _rebound(func, args, kwargs, change)
-                if self.bound.noted is not None and _differs(new, (func, args, kwargs)):
-                    self.bound.noted.add((self.bound.name, self.calls))
-                func, args, kwargs = new
-        return func(*args, **kwargs)
-
-
-def _running() -> Any:
-    """The module whose own code makes the current call."""
-    frame = sys._getframe(2)
-    while frame is not None:
-        if frame.f_code is nn.Module._call_impl.__code__:
-            return frame.f_locals["self"]
-        frame = frame.f_back  # type: ignore[assignment]
-    return None
-
-
-def _rebound(func: Any, args: Any, kwargs: Any, change: Change) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
-    if "scalar" in change:
-        tensor = args[0] if isinstance(args[0], Tensor) else args[1]
-        other = change["scalar"]
-        return func, (tensor, other) if tensor is args[0] else (other, tensor), kwargs
-    if "parts" in change:
-        return torch.split, (args[0], change["parts"]), {"dim": change["dim"]}
-    if "shape" in change:
-        return func, (args[0], (change["shape"][0],), *args[2:]), kwargs
-    if "bounds" in change:
-        index = list(args[1]) if isinstance(args[1], tuple) else [args[1]]
-        for place, (start, stop) in change["bounds"].items():
-            index[place] = slice(start, stop)
-        return func, (args[0], tuple(index)), kwargs
-    return _resized(func, args, kwargs, change["sizes"])
-
-
-def _resized(
-    func: Any, args: Any, kwargs: Any, sizes: Mapping[int, int]
-) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
-    """The sizes of a view, each where it is not -1; -1 is written where channels are merged with other dimensions."""
-    offset = 0
-    if func.__name__ == "unflatten":
-        dim, given = args[1], list(args[2])
-        offset = dim % args[0].dim()
-    else:
-        given = list(args[1:]) if len(args) > 1 else list(kwargs.get("size", kwargs.get("shape", ())))
-        given = list(given[0]) if len(given) == 1 and isinstance(given[0], Sequence) else given
-    for place, size in sizes.items():
-        place -= offset
-        if 0 <= place < len(given) and given[place] != -1 and (size != -1 or -1 not in given):
-            given[place] = size
-    if func.__name__ == "unflatten":
-        return func, (args[0], args[1], given), kwargs
-    return func, (args[0], given), {}
-
-
-def _differs(new: Any, old: Any) -> bool:
-    """Whether the code, as it is, asks for other numbers."""
-    if "dim" in new[2] and new[0] is torch.split:
-        try:
-            return bool([part.shape[new[2]["dim"]] for part in old[0](*old[1], **old[2])] != new[1][1])
-        except RuntimeError:  # the code's parts do not add up any more
-            return True
-    flat = [tree_leaves((*call[1][1:], *call[2].values())) for call in (new, old)]
-    pairs = [(a, b) for a, b in zip(*flat, strict=True) if not isinstance(a, Tensor)]
-    if (-1, True) in [
-        (a, b != -1) for a, b in pairs
-    ]:  # merged dimensions: is the number that the code has for them right?
-        return bool(math.prod(b for _, b in pairs) != new[1][0].numel())
-    return any(a != b for a, b in pairs)
 
 
 def _line(labels: Tensor, dim: int) -> Tensor:

@@ -9,7 +9,8 @@ from typing import Any
 from torch import nn
 
 from autoprune.pruning.blocks import removed
-from autoprune.pruning.literals import Bindings, bind, bindings_of
+from autoprune.pruning.literals import Bindings
+from autoprune.pruning.rebinding import bind, bindings_of
 from autoprune.pruning.shrink import resize, widths
 
 __all__ = ["Outline"]

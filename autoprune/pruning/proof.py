@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from autoprune.group import Group
 from autoprune.pruning.blocks import blocks_group
-from autoprune.pruning.coupling import Coupling, Slot, trace
-from autoprune.pruning.forward import STATISTICS, dims_of, outputs_of
-from autoprune.pruning.literals import Bindings, bind
-from autoprune.pruning.reparametrised import Reparametrised, kept_function, reparametrised
+from autoprune.pruning.coupling import Coupling, trace
+from autoprune.pruning.forward import outputs_of
+from autoprune.pruning.literals import Bindings
+from autoprune.pruning.masking import masked_outputs
+from autoprune.pruning.rebinding import bind
 from autoprune.pruning.shrink import replace_tensors, shrink
 from autoprune.task import Inputs
 
-__all__ = ["TOLERANCE", "discover", "masked_outputs", "prove", "relative_error"]
+__all__ = ["TOLERANCE", "discover", "prove", "random_keep", "relative_error"]
 
 TOLERANCE = 1e-5
 
@@ -142,37 +140,6 @@ def random_keep(coupling: Coupling, key: str, share: float = 1 / 3, seed: int = 
     return keep.flatten()
 
 
-def masked_outputs(model: nn.Module, inputs: Inputs, coupling: Coupling, keep: dict[str, Tensor]) -> list[Tensor]:
-    """Outputs of the model at full width whose dropped units are zeroed where they are consumed.
-
-    Norms across channels take their statistics over the kept channels only: that is what the cut model does.
-    """
-    alive = coupling.kept(keep)
-    zeroed: dict[str, list[Slot]] = {}
-    for slot in coupling.slots:
-        if slot.role == "consume" and not bool(alive[slot.units].all()):
-            zeroed.setdefault(slot.tensor, []).append(slot)
-    parameters = dict(model.named_parameters())
-    for each in reparametrised(model):  # along its own dimension a scale is zeroed: a direction of zeros has no norm
-        mine = zeroed.pop(each.direction, [])
-        zeroed[each.direction] = [slot for slot in mine if each.right or slot.dim != each.dim]
-        zeroed[each.scale] = [slot for slot in mine if not each.right and slot.dim == each.dim]
-
-    def masked(name: str, tensor: Tensor) -> Tensor:
-        fresh = tensor.clone()
-        for slot in zeroed.get(name, []) if name in parameters else []:
-            kept = alive[slot.units].to(tensor.device)
-            rows = zip(fresh.chunk(slot.groups), kept.chunk(slot.groups), strict=True)
-            fresh = torch.cat([row * _along(part, row, slot.dim) for row, part in rows])
-        return fresh
-
-    def along(each: Reparametrised) -> Tensor:
-        return model.get_parameter(each.direction).detach()
-
-    with _KeptNorms({call: alive[units] for call, units in coupling.norms.items()}):
-        return outputs_of(replace_tensors(model, kept_function(model, along, masked)), inputs)
-
-
 def relative_error(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
     """max |a - b| / max |b| over all outputs; infinite where their number, shapes or finiteness differ."""
     if len(first) != len(second) or any(a.shape != b.shape for a, b in zip(first, second, strict=True)):
@@ -186,58 +153,6 @@ def relative_error(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
         error = ((a - b).abs().max() / scale).item()
         worst = max(worst, error if math.isfinite(error) else math.inf)
     return worst
-
-
-class _KeptNorms(TorchFunctionMode):
-    """Runs the n-th norm across channels over its kept channels only, as far as `kept` names it."""
-
-    def __init__(self, kept: dict[int, Tensor]) -> None:
-        super().__init__()
-        self.kept, self.calls = kept, 0
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        statistic = getattr(func, "__name__", "") in STATISTICS and args and isinstance(args[0], Tensor)
-        if func not in (F.layer_norm, F.rms_norm, F.group_norm) and not statistic:
-            return func(*args, **kwargs)
-        self.calls += 1
-        keep = self.kept.get(self.calls)
-        if keep is None or bool(keep.all()):
-            return func(*args, **kwargs)
-        index = keep.nonzero()[:, 0]
-        return (_kept_statistic if statistic else _kept_norm)(func, index, len(keep), *args, **kwargs)
-
-
-def _kept_statistic(func: Any, index: Tensor, width: int, input: Tensor, *args: Any, **kwargs: Any) -> Any:
-    """A mean or norm over the kept channels of the one dimension that is as wide as they are."""
-    dim = next(dim for dim in dims_of(func, (input, *args), kwargs) if input.shape[dim] == width)
-    out = func(input.index_select(dim, index), *args, **kwargs)
-    return torch.zeros_like(input).index_copy(dim, index, out) if func.__name__ == "normalize" else out
-
-
-def _kept_norm(
-    func: Callable[..., Tensor],
-    index: Tensor,
-    width: int,
-    input: Tensor,
-    second: Any,
-    weight: Tensor | None = None,
-    *rest: Any,
-    **kwargs: Any,
-) -> Tensor:
-    dim = 1 if func is F.group_norm else -1
-    shape = second if func is F.group_norm else (len(index),)
-
-    def pick(tensor: Any) -> Any:
-        return tensor[index] if isinstance(tensor, Tensor) else tensor
-
-    kwargs = {name: pick(value) for name, value in kwargs.items()}
-    normalised = func(input.index_select(dim, index), shape, pick(weight), *(pick(value) for value in rest), **kwargs)
-    return torch.zeros_like(input).index_copy(dim, index, normalised)
-
-
-def _along(kept: Tensor, tensor: Tensor, dim: int) -> Tensor:
-    return kept.to(tensor.dtype).view([-1 if d == dim else 1 for d in range(tensor.dim())])
 
 
 def _randomised(model: nn.Module) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Carry channel ids through one real forward pass.
+"""What each operator of a forward pass does to channel ids; `interception.py` runs the pass.
 
 Functions with parameters are intercepted at function level (`layers.py`), everything below at operator level: data
 movement is run on the ids themselves (`movement.py`), pointwise operators unite the ids of their operands, reductions
@@ -10,37 +10,25 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import _SpectralNorm
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from autoprune.errors import ModelError
-from autoprune.pruning import literals
 from autoprune.pruning.demands import Demands
-from autoprune.pruning.forward import STATISTICS, dims_of, output_tensors, plain_forward
 from autoprune.pruning.ids import Ids, Labels, varying
 from autoprune.pruning.layers import Layers
 from autoprune.pruning.movement import COPIES, MOVES, PARAMETER_MOVES, RESHAPES, argument, move
 from autoprune.pruning.operators import attention, by_rule, pointwise, tie
-from autoprune.pruning.reparametrised import reparametrised, ties
+from autoprune.pruning.reparametrised import reparametrised
 from autoprune.pruning.shrink import named_tensors
-from autoprune.task import Inputs
 
-__all__ = ["Propagation", "propagate"]
+__all__ = ["Propagation", "Running"]
 
-_OPAQUE_CALLS = {
-    "multi_head_attention_forward",
-    "bilinear",
-    "embedding_bag",
-}
 _POINTWISE = {
     "native_dropout",
     "dropout",
@@ -82,6 +70,14 @@ _SHAPE_ONLY = {
     "is_nonzero",
     "_has_compatible_shallow_copy_type",
 }
+
+
+@dataclass
+class Running:
+    """A module that is running, and how many of its own calls with literals it has made."""
+
+    name: str
+    calls: int = 0
 
 
 class Propagation:
@@ -223,148 +219,3 @@ def _same_layout(tensor: Tensor, out: Tensor) -> bool:
         and tensor.storage_offset() == out.storage_offset()
         and all(a == b or n == 1 for a, b, n in zip(tensor.stride(), out.stride(), tensor.shape, strict=True))
     )
-
-
-class _Functions(TorchFunctionMode):
-    def __init__(self, found: Propagation) -> None:
-        super().__init__()
-        self.found = found
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        call = literals.read(func, args, kwargs) if self.found.path else None
-        if call is None:
-            return self._call(func, args, kwargs)
-        running = self.found.path[-1]
-        running.calls += 1
-        number = running.calls
-        self.found.rebindable = call.rebindable
-        try:
-            out = self._call(func, args, kwargs)
-        finally:
-            self.found.rebindable = False
-        with self.found.silence():
-            literal = call.note(out, self.found.labels, running.name, number)
-        if literal is not None:
-            self.found.literals.append(literal)
-        return out
-
-    def _call(self, func: Any, args: Any, kwargs: Any) -> Any:
-        name = getattr(func, "__name__", "")
-        if func is torch._weight_norm:
-            return self._computed(func, args, kwargs)
-        if name in STATISTICS and args and isinstance(args[0], Tensor):
-            return self._statistic(func, args, kwargs)
-        handler = self.found.layers.handlers[func] if self.found.layers.by_layer(func, args) else None
-        if handler is None and name not in _OPAQUE_CALLS:
-            return func(*args, **kwargs)
-        with self.found.silence():
-            out = func(*args, **kwargs)
-        if handler is not None:
-            handler(out, *args, **kwargs)
-            return out
-        leaves = [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, Tensor)]
-        results = [leaf for leaf in tree_flatten(out)[0] if isinstance(leaf, Tensor)]
-        for tensor in results:
-            self.found.layers.give_up(tensor, leaves, func.__name__)
-        self.found.layers.refuse(self.found.where(), results[0].shape[-1], func.__name__)
-        return out
-
-    def _computed(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Weight norm shows its direction, entry by entry."""
-        with self.found.silence():
-            out = func(*args, **kwargs)
-        shown = self.found.position(args[0])
-        if shown is not None:
-            self.found.positions[out] = shown
-        return out
-
-    def _statistic(self, func: Any, args: Any, kwargs: Any) -> Any:
-        layers = self.found.layers
-        layers.norm_count += 1
-        if args[0] in self.found.labels:
-            with self.found.silence():
-                out = func(*args, **kwargs)
-                if isinstance(out, Tensor) and layers.statistic(out, args[0], dims_of(func, args, kwargs)):
-                    return out
-        return func(*args, **kwargs)
-
-
-class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    def __init__(self, found: Propagation) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.found = found
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        out = func(*args, **kwargs)
-        if not self.found.quiet:
-            with self.found.silence():
-                self.found.operator(func._schema.name.split("::")[1], func, out, args, kwargs)
-        return out
-
-
-@dataclass
-class Running:
-    """A module that is running, and how many of its own calls with literals it has made."""
-
-    name: str
-    calls: int = 0
-
-
-@contextlib.contextmanager
-def _paths(model: nn.Module, found: Propagation) -> Iterator[None]:
-    """Keep the running modules on the path."""
-    path = found.path
-
-    def enter(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, *_: Any) -> None:
-            path.append(Running(name))
-            found.quiet += isinstance(module, _SpectralNorm)
-
-        return hook
-
-    def leave(module: nn.Module, args: Any, out: Any) -> None:
-        path.pop()
-        if isinstance(module, _SpectralNorm):  # shows its direction, entry by entry
-            found.quiet -= 1
-            shown = found.position(args[0])
-            if shown is not None and isinstance(out, Tensor):
-                found.positions[out] = shown
-
-    hooks = [
-        hook
-        for name, module in model.named_modules()
-        for hook in (
-            module.register_forward_pre_hook(enter(name)),
-            module.register_forward_hook(leave, always_call=True),
-        )
-    ]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def propagate(model: nn.Module, inputs: Inputs) -> Propagation:
-    """Run `model` once on `inputs` and return the ids that were found. Raises ModelError where the forward fails."""
-    found = Propagation(model)
-    entering = found.ids.new_frozen("joined with the network's input")
-    for tensor in inputs.tensors():
-        if tensor.is_floating_point():
-            found.labels.set(tensor, torch.tensor(entering).expand(tensor.shape))
-    try:
-        with plain_forward(model), _paths(model, found), _Functions(found), _Operators(found):
-            output = inputs.call(model)
-    except Exception as error:
-        raise ModelError(
-            f"the model's forward failed on inputs of shapes {[tuple(t.shape) for t in inputs.tensors()]}: "
-            f"{type(error).__name__}: {error}"
-        ) from error
-    for tensor in output_tensors(output):
-        found.ids.freeze(found.labels.get(tensor), "reaches the network's output")
-    found.demands.settle()
-    for each in found.computed:
-        found.ids.uses += list(ties(each, found.ids.uses, found.shapes[each.direction]))
-    return found

@@ -110,6 +110,7 @@ class Options(_Section):
     techniques: Names | None = None
     ratio: Ratio | None = None
     criteria: Some | None = None
+    multiple_of: int | None = Field(default=None, ge=1)
 
 
 class SpaceSchema(_Section):

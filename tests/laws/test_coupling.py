@@ -16,9 +16,10 @@ from autoprune.plan import Choice, Plan
 from autoprune.pruning.coupling import Coupling
 from autoprune.pruning.forward import output_tensors, outputs_of
 from autoprune.pruning.importance import Importance
+from autoprune.pruning.interception import propagate
+from autoprune.pruning.masking import masked_outputs
 from autoprune.pruning.outline import Outline
-from autoprune.pruning.proof import TOLERANCE, discover, masked_outputs, relative_error
-from autoprune.pruning.propagation import propagate
+from autoprune.pruning.proof import TOLERANCE, discover, relative_error
 from autoprune.pruning.pruned import apply
 from autoprune.pruning.shrink import named_tensors, widths
 from autoprune.task import Inputs

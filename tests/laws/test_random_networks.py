@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from autoprune.pruning.forward import outputs_of
-from autoprune.pruning.proof import TOLERANCE, discover, masked_outputs, random_keep, relative_error
+from autoprune.pruning.masking import masked_outputs
+from autoprune.pruning.proof import TOLERANCE, discover, random_keep, relative_error
 from autoprune.task import Inputs
 
 WIDTH = 12
