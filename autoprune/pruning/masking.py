@@ -36,7 +36,7 @@ def masked_outputs(model: nn.Module, inputs: Inputs, coupling: Coupling, keep: d
         zeroed[each.scale] = [slot for slot in mine if not each.right and slot.dim == each.dim]
 
     def masked(name: str, tensor: Tensor) -> Tensor:
-        fresh = tensor.clone()
+        fresh = tensor if name in parameters else tensor.clone()  # a forward may write into buffers
         for slot in zeroed.get(name, []) if name in parameters else []:
             kept = alive[slot.units].to(tensor.device)
             rows = zip(fresh.chunk(slot.groups), kept.chunk(slot.groups), strict=True)
