@@ -21,6 +21,13 @@ class Attention(nn.MultiheadAttention):
         module.__class__ = cls
         module._qkv_same_embed_dim = False  # keeps torch's encoder layers off their fused path, which needs even widths
 
+    @classmethod
+    def take_over_all(cls, model: nn.Module) -> None:
+        """The same for every plain one in a model, in place: its own forward hides the projections."""
+        for module in model.modules():
+            if type(module) is nn.MultiheadAttention:
+                cls.take_over(module)
+
     def follow_shapes(self) -> None:
         """Set the attributes that say how wide it is."""
         weight = self.in_proj_weight if self.in_proj_weight is not None else self.q_proj_weight

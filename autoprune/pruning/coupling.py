@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -87,6 +87,8 @@ class Coupling:
 
     def bindings(self, keep: Mapping[str, Tensor]) -> Bindings:
         """The numbers in the code of forwards, as the model that keeps these units needs them."""
+        if not self.literals:
+            return {}
         alive = self.kept(keep)
 
         def count(units: Tensor, start: int, stop: int) -> int:
@@ -107,9 +109,19 @@ class Coupling:
             if not kept
         ]
 
-    def apply(self, model: nn.Module, keep: Mapping[str, Tensor]) -> nn.Module:
-        """A copy of `model` that keeps these units and blocks of these groups; costs about one deep copy."""
-        return bind(shrink(model, self.cuts(keep), self.removed(keep)), self.bindings(keep))
+    def apply(
+        self,
+        model: nn.Module,
+        keep: Mapping[str, Tensor],
+        cuts: Sequence[Cut] | None = None,
+        noted: set[tuple[str, int]] | None = None,
+    ) -> nn.Module:
+        """A copy of `model` that keeps these units and blocks of these groups; costs about one deep copy.
+
+        `cuts` are those of `keep`, where they are known already; `noted` as in `bind`.
+        """
+        cuts = self.cuts(keep) if cuts is None else cuts
+        return bind(shrink(model, cuts, self.removed(keep)), self.bindings(keep), noted)
 
     def joined_by(self, groups: Iterable[Group]) -> Coupling:
         """The same with further groups, after those of units."""
@@ -135,9 +147,7 @@ class Coupling:
 def trace(model: nn.Module, inputs: Inputs) -> Coupling:
     """The groups as id propagation finds them, not yet proved."""
     model = replace_tensors(model, lambda name, tensor: tensor.clone())  # a forward may write into buffers
-    for module in model.modules():
-        if type(module) is nn.MultiheadAttention:
-            Attention.take_over(module)
+    Attention.take_over_all(model)
     found = propagate(model, inputs.rows(min(2, inputs.batch_size)).map(lambda tensor: tensor.clone()))
     units = collect_units(found, kinds_by_layer(model))
     slots = tuple(

@@ -114,7 +114,7 @@ class Demands:
         A dimension of it whose entries each meet one unit is cut with them. One that does not is not cut: it must not
         lie along an axis of the activation that is.
         """
-        axes = [axis for axis in range(table.dim()) if {axis} & {*varying(table), *varying(places)}]
+        axes = {*varying(table), *varying(places)}
         for axis in range(table.dim()):
             if axis not in axes:
                 table, places = table.narrow(axis, 0, 1), places.narrow(axis, 0, 1)

@@ -94,9 +94,7 @@ def activations(model: nn.Module, batches: Iterable[Batch], count: int = _COUNT)
     forward reads have any. Raises InputError where there is no batch.
     """
     copy = replace_tensors(model, lambda name, tensor: tensor)
-    for module in copy.modules():
-        if type(module) is nn.MultiheadAttention:  # its own forward hides the projections
-            Attention.take_over(module)
+    Attention.take_over_all(copy)
     device = next(model.parameters()).device
     features, seen = _InputFeatures(copy), 0
     with plain_forward(copy), features:

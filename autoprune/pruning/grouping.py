@@ -54,20 +54,11 @@ def collect_units(found: Propagation, kinds: Mapping[str, str]) -> Units:
     frozen = ids.frozen()
     balances = [Balance(ids.roots(balance.ids), balance.blocks, balance.why, balance.soft) for balance in ids.balances]
     units = Units()
-    loose: set[int] = set()
     for names in _connected(layers, balances):
         members = [layers[name] for name in names]
         roots = list(dict.fromkeys(root for layer in members for root in layer.roots))
         free = [root for root in roots if root not in frozen]
-        refusal = None if free else next(frozen[root] for root in roots)
-        cells: list[list[int]] = [free]
-        if free:
-            cells, refusal = _cells(free, balances)
-            if refusal:  # what the code's own bounds ask for can be bound anew
-                cells, refusal = _cells(free, [balance for balance in balances if not balance.soft])
-                loose |= set(free)
-            if refusal and len(free) < len(roots):
-                refusal += f"; of the others: {next(frozen[root] for root in roots if root in frozen)}"
+        cells, refusal, loose = _admissible(roots, free, frozen, balances)
         if not refusal and len(cells[0]) < 2:
             refusal = (
                 "each block of it that must lose the same count has a single channel"
@@ -91,12 +82,27 @@ def collect_units(found: Propagation, kinds: Mapping[str, str]) -> Units:
             units.number_of |= {
                 root: start + place for place, root in enumerate(root for cell in cells for root in cell)
             }
-            units.loose |= {units.number_of[root] for root in loose & set(free)}
+            units.loose |= {units.number_of[root] for root in free} if loose else set()
             units.members[group.key] = torch.arange(start, units.total).view(len(cells), -1)
     for name, (count, why) in found.layers.refused.items():
         if name not in layers:
             units.groups.append(Group(name, "units", (name,), (kinds.get(name, "other"),), (count,), 1, why))
     return units
+
+
+def _admissible(
+    roots: list[int], free: list[int], frozen: Mapping[int, str], balances: list[Balance]
+) -> tuple[list[list[int]], str | None, bool]:
+    """Cells of the free units, why none of them may be cut, and whether the code's own bounds are to be bound anew."""
+    if not free:
+        return [free], next(frozen[root] for root in roots), False
+    cells, refusal = _cells(free, balances)
+    loose = refusal is not None
+    if loose:
+        cells, refusal = _cells(free, [balance for balance in balances if not balance.soft])
+    if refusal and len(free) < len(roots):
+        refusal += f"; of the others: {next(frozen[root] for root in roots if root in frozen)}"
+    return cells, refusal, loose
 
 
 def _agree_on_shared(found: Propagation) -> None:

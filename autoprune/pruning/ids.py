@@ -10,7 +10,19 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-__all__ = ["Balance", "Ids", "Labels", "Role", "Use", "compact", "small", "spread", "varying", "vector_along"]
+__all__ = [
+    "Balance",
+    "Ids",
+    "Labels",
+    "Role",
+    "Use",
+    "compact",
+    "matched",
+    "small",
+    "spread",
+    "varying",
+    "vector_along",
+]
 
 Role = Literal["produce", "consume", "carry"]
 
@@ -190,3 +202,29 @@ def spread(vector: Tensor, shape: Iterable[int], dim: int) -> Tensor:
     """`vector` laid along `dim` of a tensor of this shape, expanded."""
     shape = tuple(shape)
     return vector.view([-1 if d == dim % len(shape) else 1 for d in range(len(shape))]).expand(shape)
+
+
+def matched(before: torch.Size, after: torch.Size) -> list[tuple[list[int], list[int]]]:
+    """Runs of dimensions of equal product, old against new."""
+    runs: list[tuple[list[int], list[int]]] = []
+    i = j = 0
+    while i < len(before) or j < len(after):
+        old, new = (
+            ([i], [j])
+            if i < len(before) and j < len(after)
+            else (list(range(i, len(before))), list(range(j, len(after))))
+        )
+        left = before[i] if i < len(before) else 1
+        right = after[j] if j < len(after) else 1
+        i, j = (i + 1, j + 1) if i < len(before) and j < len(after) else (len(before), len(after))
+        while left != right:
+            if left < right:
+                left *= before[i]
+                old.append(i)
+                i += 1
+            else:
+                right *= after[j]
+                new.append(j)
+                j += 1
+        runs.append((old, new))
+    return runs

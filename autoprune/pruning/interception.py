@@ -78,9 +78,7 @@ class _Functions(TorchFunctionMode):
         """Weight norm shows its direction, entry by entry."""
         with self.found.silence():
             out = func(*args, **kwargs)
-        shown = self.found.position(args[0])
-        if shown is not None:
-            self.found.positions[out] = shown
+        self.found.show(out, args[0])
         return out
 
     def _statistic(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -124,9 +122,8 @@ def _paths(model: nn.Module, found: Propagation) -> Iterator[None]:
         path.pop()
         if isinstance(module, _SpectralNorm):  # shows its direction, entry by entry
             found.quiet -= 1
-            shown = found.position(args[0])
-            if shown is not None and isinstance(out, Tensor):
-                found.positions[out] = shown
+            if isinstance(out, Tensor):
+                found.show(out, args[0])
 
     hooks = [
         hook

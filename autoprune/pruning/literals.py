@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autoprune.pruning.ids import Labels, varying
+from autoprune.pruning.ids import Labels, matched, varying
 
 __all__ = ["ATTRIBUTE", "Bindings", "Call", "Change", "Literal", "read"]
 
@@ -107,8 +107,6 @@ class Call:
         return self._sizes(out, source, labels, owner, number)
 
     def _sizes(self, out: Tensor, source: Tensor, held: Labels, owner: str, number: int) -> Literal | None:
-        from autoprune.pruning.movement import matched
-
         labels = held.get(out)
         channels, before = held.channels(labels), varying(source)
         expanded = len(self.args) > 0 and self.kind == "expand"

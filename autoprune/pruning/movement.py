@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from autoprune.pruning.ids import varying, vector_along
+from autoprune.pruning.ids import matched, varying, vector_along
 
 if TYPE_CHECKING:
     from autoprune.pruning.propagation import Propagation
 
-__all__ = ["COPIES", "MOVES", "PARAMETER_MOVES", "RESHAPES", "argument", "matched", "move"]
+__all__ = ["COPIES", "MOVES", "PARAMETER_MOVES", "RESHAPES", "argument", "move"]
 
 COPIES = {"clone", "contiguous", "detach", "alias", "lift_fresh", "_to_copy", "_conj", "positive"}
 RESHAPES = {"view", "_unsafe_view", "reshape", "_reshape_alias"}
@@ -158,32 +158,6 @@ def _check_split(found: Propagation, labels: Tensor, before: torch.Size) -> None
         if len([dim for dim in new if labels.shape[dim] > 1]) > 1 and any(dim in channels for dim in new):
             axes = [dim for dim in new if dim not in rows]
             found.demands.grid(labels, axes, f"view that splits channels at {found.where()}")
-
-
-def matched(before: torch.Size, after: torch.Size) -> list[tuple[list[int], list[int]]]:
-    """Runs of dimensions of equal product, old against new."""
-    runs: list[tuple[list[int], list[int]]] = []
-    i = j = 0
-    while i < len(before) or j < len(after):
-        old, new = (
-            ([i], [j])
-            if i < len(before) and j < len(after)
-            else (list(range(i, len(before))), list(range(j, len(after))))
-        )
-        left = before[i] if i < len(before) else 1
-        right = after[j] if j < len(after) else 1
-        i, j = (i + 1, j + 1) if i < len(before) and j < len(after) else (len(before), len(after))
-        while left != right:
-            if left < right:
-                left *= before[i]
-                old.append(i)
-                i += 1
-            else:
-                right *= after[j]
-                new.append(j)
-                j += 1
-        runs.append((old, new))
-    return runs
 
 
 def _padded(found: Propagation, source: Tensor, pads: list[int]) -> Tensor:

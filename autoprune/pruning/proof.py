@@ -16,7 +16,7 @@ from autoprune.pruning.forward import outputs_of
 from autoprune.pruning.literals import Bindings
 from autoprune.pruning.masking import masked_outputs
 from autoprune.pruning.rebinding import bind
-from autoprune.pruning.shrink import replace_tensors, shrink
+from autoprune.pruning.shrink import replace_tensors
 from autoprune.task import Inputs
 
 __all__ = ["TOLERANCE", "discover", "prove", "random_keep", "relative_error"]
@@ -126,7 +126,7 @@ class _Trial:
                     outputs_of(self._cut({g.key: random_keep(self.coupling, g.key) for g in part}), self.inputs)
 
     def _cut(self, keep: dict[str, Tensor]) -> nn.Module:
-        return bind(shrink(self.probe, self.coupling.cuts(keep)), self.coupling.bindings(keep), self.needed)
+        return self.coupling.apply(self.probe, keep, noted=self.needed)
 
 
 def random_keep(coupling: Coupling, key: str, share: float = 1 / 3, seed: int = 0) -> Tensor:

@@ -25,7 +25,6 @@ from autoprune.pruning.layers import Layers
 from autoprune.pruning.movement import COPIES, MOVES, PARAMETER_MOVES, RESHAPES, argument, move
 from autoprune.pruning.operators import attention, by_rule, pointwise, tie
 from autoprune.pruning.reparametrised import reparametrised
-from autoprune.pruning.shrink import named_tensors
 
 __all__ = ["Propagation", "Running"]
 
@@ -94,7 +93,7 @@ class Propagation:
         self.layers.handlers[F.scaled_dot_product_attention] = functools.partial(attention, self)
         self.positions = self.layers.positions
         self.literals = self.layers.literals
-        self.shapes = {name: tensor.shape for name, tensor in named_tensors(model)}
+        self.shapes = self.layers.shapes
         self.opaque = self.layers.opaque
 
     def where(self) -> str:
@@ -193,6 +192,12 @@ class Propagation:
             return name, torch.arange(tensor.numel()).view(tensor.shape)
         found: tuple[str, Tensor] | None = self.positions.get(tensor)  # type: ignore[no-untyped-call]
         return found
+
+    def show(self, out: Tensor, shown: Tensor) -> None:
+        """`out` is computed from a parameter entry by entry: it is tied where that is."""
+        place = self.position(shown)
+        if place is not None:
+            self.positions[out] = place
 
     def _mark_opaque(self, parameters: list[Tensor], base: str) -> None:
         for tensor in parameters:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -48,13 +48,14 @@ def apply(
     `schedule` maps training progress in [0, 1] to the share of the final ratio of gradual techniques.
     Raises PlanError for a group, technique or criterion that is not there, is refused or does not fit.
     """
-    keep = kept_units(coupling, plan, importance)
+    choices = checked(coupling, plan, importance)
+    keep = _kept(choices, importance)
     cuts = coupling.cuts(keep)
-    smaller = coupling.apply(model, keep)
+    smaller = coupling.apply(model, keep, cuts)
     removed = coupling.removed(keep)
     masks = [
         _mask(model, smaller, group, choice, cuts, importance)
-        for group, choice in checked(coupling, plan, importance)
+        for group, choice in choices
         if group.level == "weights"
         and not tensor_of(model, group.name).startswith(tuple(f"{name}." for name in removed))
     ]
@@ -63,8 +64,12 @@ def apply(
 
 def kept_units(coupling: Coupling, plan: Plan, importance: Importance) -> dict[str, Tensor]:
     """Which units and blocks the choices of a plan keep, (units,) of each group it names."""
+    return _kept(checked(coupling, plan, importance), importance)
+
+
+def _kept(choices: Sequence[tuple[Group, Choice]], importance: Importance) -> dict[str, Tensor]:
     keep: dict[str, Tensor] = {}
-    for group, choice in checked(coupling, plan, importance):
+    for group, choice in choices:
         technique = plugins.create("technique", choice.technique)
         if group.level == "blocks":
             keep[group.key] = technique.keep(importance.blocks(group, choice.criterion), choice.ratio)

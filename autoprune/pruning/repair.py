@@ -55,9 +55,7 @@ class Reference:
         if min(images, positions) < 1:
             raise InputError(f"a repair needs images and positions of at least 1; got {images} and {positions}")
         copy = replace_tensors(dense, lambda name, tensor: tensor.clone())  # a forward may write into buffers
-        for module in copy.modules():
-            if type(module) is nn.MultiheadAttention:
-                Attention.take_over(module)
+        Attention.take_over_all(copy)
         self.inputs = _joined(batches, images)
         seen = _Observed(copy, self.inputs.batch_size * positions, seed)
         _run(copy, self.inputs, seen)
