@@ -69,7 +69,7 @@ class Inputs:
     def rows(self, count: int) -> Inputs:
         """The first `count` inputs, repeated from the start where there are fewer."""
         have = self.batch_size
-        index = torch.arange(count) % have
+        index = torch.arange(count, device="cpu") % have
         return self.map(lambda t: t[index.to(t.device)] if t.dim() and t.shape[0] == have else t)
 
     def to(self, device: torch.device | str) -> Inputs:

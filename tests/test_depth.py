@@ -105,3 +105,32 @@ def test_one_block_stays_and_unknown_blocks_are_refused() -> None:
     )
     with pytest.raises(PlanError, match="not in the dense model"):
         Outline(removed=["nowhere"]).build(model)
+
+
+class InPlace(nn.Module):
+    """Writes into its argument: never the identity, though its output and its argument always agree."""
+
+    def __init__(self, gate: bool) -> None:
+        super().__init__()
+        self.gate, self.inner = gate, nn.Sequential(nn.Linear(6, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.gate:
+            return x.mul_(torch.sigmoid(self.inner(x)))
+        x = F.relu(x, inplace=True)
+        return x + self.inner(x)
+
+
+@pytest.mark.parametrize("gate", [False, True])
+def test_a_block_that_writes_into_its_argument_is_no_identity(gate: bool) -> None:
+    model = nn.Sequential(nn.Linear(6, 6), InPlace(gate), InPlace(gate), nn.Linear(6, 2)).eval()
+    groups = discover(model, Inputs.of(torch.randn(4, 6))).groups
+    assert not [group for group in groups if group.level == "blocks"]
+
+
+def test_a_block_that_shares_a_parameter_with_the_rest_stays() -> None:
+    model = net()
+    model.stage.append(Residual(8))
+    model.stage[1].two.weight = model.post[0].weight
+    group = next(group for group in discover(model, INPUTS).groups if group.level == "blocks")
+    assert group.layers == ("stage.0", "stage.2", "stage.3")

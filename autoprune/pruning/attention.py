@@ -57,7 +57,7 @@ class Attention(nn.MultiheadAttention):
             query, key, value = (each.transpose(0, 1) for each in (query, key, value))
         q, k, v = self._projected(query, key, value)
         heads = q.shape[-1] // self.head_dim
-        mask = self._mask(key_padding_mask, attn_mask, is_causal and not need_weights, q, k, heads)
+        mask = self._mask(key_padding_mask, attn_mask, is_causal, q, k, heads)
         if self.add_zero_attn:
             k, v = (F.pad(each, (0, 0, 0, 1)) for each in (k, v))
         q, k, v = (each.view(*each.shape[:2], heads, self.head_dim).transpose(1, 2) for each in (q, k, v))

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from autoprune.group import Group
 from autoprune.pruning.forward import plain_forward
-from autoprune.pruning.shrink import Skipped, replace_tensors
+from autoprune.pruning.shrink import Skipped, named_tensors, replace_tensors
 from autoprune.task import Inputs
 
 __all__ = ["blocks_group", "removed"]
@@ -36,7 +37,7 @@ def _removable(model: nn.Module, inputs: Inputs) -> Iterable[str]:
     chosen: list[str] = []
     for module, (args, kwargs) in reversed(calls.items()):  # a module's call is noted before those inside it
         name = names[id(module)]
-        if any(other.startswith(f"{name}.") for other in chosen):
+        if any(other.startswith(f"{name}.") for other in chosen) or _shares(model, name):
             continue
         empty = replace_tensors(
             module, lambda _, tensor: torch.zeros_like(tensor) if isinstance(tensor, nn.Parameter) else tensor.clone()
@@ -44,10 +45,19 @@ def _removable(model: nn.Module, inputs: Inputs) -> Iterable[str]:
         for parameter in empty.parameters():
             parameter.data.zero_()
         with plain_forward(empty):
-            out = empty(*args, **kwargs)
+            out = empty(args[0].clone(), *args[1:], **kwargs)  # it may write into what it is given
         if isinstance(out, Tensor) and torch.equal(out, args[0]):
             chosen.append(name)
     return reversed(chosen)
+
+
+def _shares(model: nn.Module, block: str) -> bool:
+    """Whether a block has a parameter or buffer that is read outside it as well."""
+    inside: set[int] = set()
+    outside: set[int] = set()
+    for name, tensor in named_tensors(model, every_name=True):
+        (inside if name.startswith(f"{block}.") else outside).add(id(tensor))
+    return bool(inside & outside)
 
 
 def _calls(model: nn.Module, inputs: Inputs) -> dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any]]]:
@@ -59,7 +69,7 @@ def _calls(model: nn.Module, inputs: Inputs) -> dict[nn.Module, tuple[tuple[Any,
         if module in calls or not args or not isinstance(args[0], Tensor) or not args[0].is_floating_point():
             other.add(module)
         else:
-            calls[module] = ((args[0].clone(), *args[1:]), kwargs)
+            calls[module] = tree_map_only(Tensor, torch.clone, (args, kwargs))
 
     def leave(module: nn.Module, args: Any, out: Any) -> None:
         if not isinstance(out, Tensor) or module not in calls or out.shape != calls[module][0][0].shape:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from autoprune.errors import ModelError
 from autoprune.group import Group
 from autoprune.pruning.attention import Attention
+from autoprune.pruning.forward import on_cpu
 from autoprune.pruning.grouping import Units, collect_units
 from autoprune.pruning.interception import propagate
 from autoprune.pruning.literals import Bindings, Literal
@@ -63,7 +64,7 @@ class Coupling:
 
     def kept(self, keep: Mapping[str, Tensor]) -> Tensor:
         """Boolean over all units, and a True at the end for "none"; `keep[key]` is (units,), in the group's order."""
-        alive = torch.ones(self.total + 1, dtype=torch.bool)
+        alive = torch.ones(self.total + 1, dtype=torch.bool, device="cpu")
         for key, kept in keep.items():
             if key not in self.members:
                 continue  # blocks
@@ -149,6 +150,11 @@ def trace(model: nn.Module, inputs: Inputs) -> Coupling:
     model = replace_tensors(model, lambda name, tensor: tensor.clone())  # a forward may write into buffers
     Attention.take_over_all(model)
     found = propagate(model, inputs.rows(min(2, inputs.batch_size)).map(lambda tensor: tensor.clone()))
+    with on_cpu():
+        return _collected(model, found)
+
+
+def _collected(model: nn.Module, found: Propagation) -> Coupling:
     units = collect_units(found, kinds_by_layer(model))
     slots = tuple(
         Slot(use.tensor, use.dim, use.groups, use.role, units.number(found.ids.roots(use.ids)))

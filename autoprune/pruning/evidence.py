@@ -93,7 +93,8 @@ def activations(model: nn.Module, batches: Iterable[Batch], count: int = _COUNT)
     By parameter, shaped like it; only weights of linear layers, attention projections and convolutions that the
     forward reads have any. Raises InputError where there is no batch.
     """
-    copy = replace_tensors(model, lambda name, tensor: tensor)
+    parameters = dict(model.named_parameters())  # shared; a forward may write into buffers
+    copy = replace_tensors(model, lambda name, tensor: tensor if name in parameters else tensor.clone())
     Attention.take_over_all(copy)
     device = next(model.parameters()).device
     features, seen = _InputFeatures(copy), 0

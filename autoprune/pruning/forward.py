@@ -16,7 +16,12 @@ from autoprune.task import Inputs
 
 STATISTICS = {"mean", "var", "std", "norm", "vector_norm", "normalize"}  # functions that hand-written norms are made of
 
-__all__ = ["STATISTICS", "dims_of", "output_tensors", "outputs_of", "plain_forward"]
+__all__ = ["STATISTICS", "dims_of", "on_cpu", "output_tensors", "outputs_of", "plain_forward"]
+
+
+def on_cpu() -> contextlib.AbstractContextManager[Any]:
+    """Makes new tensors on the CPU, whatever the user's default device is."""
+    return contextlib.nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
 
 
 @contextlib.contextmanager
@@ -36,8 +41,9 @@ def plain_forward(model: nn.Module) -> Iterator[None]:
 
 
 def outputs_of(model: nn.Module, inputs: Inputs) -> list[Tensor]:
-    """Output tensors of one plain forward."""
-    with plain_forward(model):
+    """Output tensors of one plain forward, random numbers the same each time."""
+    with plain_forward(model), torch.random.fork_rng():
+        torch.manual_seed(0)
         return output_tensors(inputs.call(model))
 
 

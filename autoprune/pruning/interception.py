@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_flatten
 
 from autoprune.errors import ModelError
 from autoprune.pruning import literals
-from autoprune.pruning.forward import STATISTICS, dims_of, output_tensors, plain_forward
+from autoprune.pruning.forward import STATISTICS, dims_of, on_cpu, output_tensors, plain_forward
 from autoprune.pruning.propagation import Propagation, Running
 from autoprune.pruning.reparametrised import ties
 from autoprune.task import Inputs
@@ -64,9 +64,9 @@ class _Functions(TorchFunctionMode):
             return func(*args, **kwargs)
         with self.found.silence():
             out = func(*args, **kwargs)
-        if handler is not None:
-            handler(out, *args, **kwargs)
-            return out
+            if handler is not None:
+                handler(out, *args, **kwargs)
+                return out
         leaves = [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, Tensor)]
         results = [leaf for leaf in tree_flatten(out)[0] if isinstance(leaf, Tensor)]
         for tensor in results:
@@ -142,11 +142,12 @@ def _paths(model: nn.Module, found: Propagation) -> Iterator[None]:
 
 def propagate(model: nn.Module, inputs: Inputs) -> Propagation:
     """Run `model` once on `inputs` and return the ids that were found. Raises ModelError where the forward fails."""
-    found = Propagation(model)
-    entering = found.ids.new_frozen("joined with the network's input")
-    for tensor in inputs.tensors():
-        if tensor.is_floating_point():
-            found.labels.set(tensor, torch.tensor(entering).expand(tensor.shape))
+    with on_cpu():
+        found = Propagation(model)
+        entering = found.ids.new_frozen("joined with the network's input")
+        for tensor in inputs.tensors():
+            if tensor.is_floating_point():
+                found.labels.set(tensor, torch.tensor(entering).expand(tensor.shape))
     try:
         with plain_forward(model), _paths(model, found), _Functions(found), _Operators(found):
             output = inputs.call(model)
@@ -155,9 +156,10 @@ def propagate(model: nn.Module, inputs: Inputs) -> Propagation:
             f"the model's forward failed on inputs of shapes {[tuple(t.shape) for t in inputs.tensors()]}: "
             f"{type(error).__name__}: {error}"
         ) from error
-    for tensor in output_tensors(output):
-        found.ids.freeze(found.labels.get(tensor), "reaches the network's output")
-    found.demands.settle()
-    for each in found.computed:
-        found.ids.uses += list(ties(each, found.ids.uses, found.shapes[each.direction]))
+    with found.silence():
+        for tensor in output_tensors(output):
+            found.ids.freeze(found.labels.get(tensor), "reaches the network's output")
+        found.demands.settle()
+        for each in found.computed:
+            found.ids.uses += list(ties(each, found.ids.uses, found.shapes[each.direction]))
     return found

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from autoprune.pruning.attention import Attention
 from autoprune.pruning.coupling import Coupling, Slot
 from autoprune.pruning.forward import STATISTICS, dims_of, outputs_of
 from autoprune.pruning.reparametrised import Reparametrised, kept_function, reparametrised
@@ -17,6 +18,12 @@ from autoprune.pruning.shrink import replace_tensors
 from autoprune.task import Inputs
 
 __all__ = ["masked_outputs"]
+
+_ARGUMENTS: dict[Any, tuple[str, ...]] = {  # after the input
+    F.layer_norm: ("normalized_shape", "weight", "bias", "eps"),
+    F.rms_norm: ("normalized_shape", "weight", "eps"),
+    F.group_norm: ("num_groups", "weight", "bias", "eps"),
+}
 
 
 def masked_outputs(model: nn.Module, inputs: Inputs, coupling: Coupling, keep: dict[str, Tensor]) -> list[Tensor]:
@@ -46,8 +53,10 @@ def masked_outputs(model: nn.Module, inputs: Inputs, coupling: Coupling, keep: d
     def along(each: Reparametrised) -> Tensor:
         return model.get_parameter(each.direction).detach()
 
+    wide = replace_tensors(model, kept_function(model, along, masked))
+    Attention.take_over_all(wide)  # as in the trace: norms are told apart by the order of their calls
     with _KeptNorms({call: alive[units] for call, units in coupling.norms.items()}):
-        return outputs_of(replace_tensors(model, kept_function(model, along, masked)), inputs)
+        return outputs_of(wide, inputs)
 
 
 class _KeptNorms(TorchFunctionMode):
@@ -60,13 +69,13 @@ class _KeptNorms(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         statistic = getattr(func, "__name__", "") in STATISTICS and args and isinstance(args[0], Tensor)
-        if func not in (F.layer_norm, F.rms_norm, F.group_norm) and not statistic:
+        if func not in _ARGUMENTS and not statistic:
             return func(*args, **kwargs)
         self.calls += 1
         keep = self.kept.get(self.calls)
         if keep is None or bool(keep.all()):
             return func(*args, **kwargs)
-        index = keep.nonzero()[:, 0]
+        index = keep.nonzero()[:, 0].to((args[0] if args else kwargs["input"]).device)
         return (_kept_statistic if statistic else _kept_norm)(func, index, len(keep), *args, **kwargs)
 
 
@@ -82,19 +91,15 @@ def _kept_norm(
     index: Tensor,
     width: int,
     input: Tensor,
-    second: Any,
-    weight: Tensor | None = None,
-    *rest: Any,
+    *args: Any,
     **kwargs: Any,
 ) -> Tensor:
     dim = 1 if func is F.group_norm else -1
-    shape = second if func is F.group_norm else (len(index),)
-
-    def pick(tensor: Any) -> Any:
-        return tensor[index] if isinstance(tensor, Tensor) else tensor
-
-    kwargs = {name: pick(value) for name, value in kwargs.items()}
-    normalised = func(input.index_select(dim, index), shape, pick(weight), *(pick(value) for value in rest), **kwargs)
+    given = dict(zip(_ARGUMENTS[func], args, strict=False)) | kwargs
+    given = {name: value[index] if isinstance(value, Tensor) else value for name, value in given.items()}
+    if func is not F.group_norm:
+        given["normalized_shape"] = (len(index),)
+    normalised = func(input.index_select(dim, index), **given)
     return torch.zeros_like(input).index_copy(dim, index, normalised)
 
 

@@ -82,6 +82,7 @@ def _run_on_labels(found: Propagation, base: str, func: Any, args: Any, kwargs: 
             if isinstance(index, Tensor) and varying(found.labels.get(index)):
                 for tensor in (args[0], index):
                     found.ids.freeze(found.labels.get(tensor), f"{base} by channels at {found.where()}")
+        args, kwargs = tree_map_only(Tensor, lambda t: t if t is args[0] else t.cpu(), (args, kwargs))
         if base in ("im2col", "pixel_shuffle", "pixel_unshuffle"):  # not there for integers; ids are exact in double
             return func(labels(args[0]).double(), *args[1:], **kwargs).long()
         return func(labels(args[0]), *args[1:], **kwargs)

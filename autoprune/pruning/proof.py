@@ -1,8 +1,9 @@
-"""Every group is proved once: the cut model must compute what the model with masked consumers computes."""
+"""Groups are proved once, together: the cut model must compute what the model with masked consumers computes."""
 
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -39,51 +40,58 @@ def prove(model: nn.Module, inputs: Inputs, coupling: Coupling) -> tuple[dict[st
     """Refusals, by group key: groups whose cut model differs from the masked one by more than 1e-5 relative, or fails.
 
     Beside them the calls (module, n-th of its own) that only gave that with numbers bound anew.
-    A random third of each group is cut. Weights are drawn anew, so that zeros or saturated units cannot hide an error.
-    All groups are tried at once; only where that fails are they tried in halves.
+    Weights are drawn anew, so that zeros or saturated units cannot hide an error. All groups are tried at once, a
+    random part of each cut, of a size of its own; then every other one, then the rest, their first or last units cut: what
+    holds when all are cut may not hold beside a group at full width, nor a random cut's evenness for any other. Only
+    where a trial fails is it repeated in halves.
     """
     trial = _Trial(model, inputs, coupling)
     groups = [group for group in coupling.prunable() if group.level == "units"]
-    refusals: dict[str, str] = {}
-
-    def search(part: Sequence[Group]) -> None:
-        if not part:
-            return
-        problem = trial.difference(part)
-        if problem is None:
-            return
-        if len(part) == 1:
-            refusals[part[0].key] = problem
-            return
-        search(part[: len(part) // 2])
-        search(part[len(part) // 2 :])
-
-    search(groups)
-    remaining = [group for group in groups if group.key not in refusals]
-    if refusals and (problem := trial.difference(remaining)) is not None:
-        refusals |= {group.key: f"together with other groups, {problem}" for group in remaining}
-        remaining = []
-    trial.note_mixtures(remaining)
-    return refusals, trial.needed
+    settled = trial.passing(groups)
+    trial.lopsided = True
+    for part in (settled[::2], settled[1::2]):
+        trial.passing(part)
+    return trial.refusals, trial.needed
 
 
 class _Trial:
     """Cuts of a model with weights drawn anew, each compared with what masking gives."""
 
     def __init__(self, model: nn.Module, inputs: Inputs, coupling: Coupling) -> None:
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator("cpu").manual_seed(0)
         self.probe = _randomised(model)
-        self.inputs = inputs.rows(2).map(
-            lambda t: t + 0.5 * torch.randn(t.shape, generator=generator).to(t) if t.is_floating_point() else t
-        )
+        self.inputs = inputs.rows(2).map(lambda tensor: _disturbed(tensor, generator))
         self.needed: set[tuple[str, int]] = set()  # calls whose numbers had to be bound anew
+        self.refusals: dict[str, str] = {}
+        self.lopsided = False  # cut the first units of each group's cells, or the last, not random ones
         self.coupling = self._without_data(coupling)
 
+    def passing(self, groups: list[Group]) -> list[Group]:
+        """Those of `groups` that can be cut alone and together; the others are refused."""
+        problem = self.difference(groups)
+        if problem is None:
+            return groups
+        if len(groups) == 1:
+            self.refusals[groups[0].key] = problem
+            return []
+        half = len(groups) // 2
+        first, second = self.passing(groups[:half]), self.passing(groups[half:])
+        while first and second and (problem := self.difference(first + second)) is not None:
+            passes, fails = 0, len(second)  # how many of `second` beside all of `first`
+            while fails - passes > 1:
+                middle = (passes + fails) // 2
+                found = self.difference(first + second[:middle])
+                passes, fails = (middle, fails) if found is None else (passes, middle)
+                problem = found or problem
+            culprit = second.pop(fails - 1)
+            self.refusals[culprit.key] = f"together with other groups, {problem}"
+        return first + second
+
     def difference(self, groups: Sequence[Group]) -> str | None:
-        """What is wrong when a random third of `groups` is cut, or None."""
+        """What is wrong when a part of each of `groups` is cut, or None."""
         if not groups:
             return None
-        keep = {group.key: random_keep(self.coupling, group.key) for group in groups}
+        keep = {group.key: self._keep(group.key) for group in groups}
         try:
             smaller = self._cut(keep)
             error = relative_error(
@@ -118,12 +126,15 @@ class _Trial:
             coupling, literals=tuple(each for each in coupling.literals if (each.owner, each.call) not in data)
         )
 
-    def note_mixtures(self, groups: Sequence[Group]) -> None:
-        """Cut every other group, then the rest: a number that follows when all are cut may not when only some are."""
-        if self.coupling.literals:
-            for part in (groups[::2], groups[1::2]):
-                if part:
-                    outputs_of(self._cut({g.key: random_keep(self.coupling, g.key) for g in part}), self.inputs)
+    def _keep(self, key: str) -> Tensor:
+        """Other channels for every group, and other shares, so that a mix-up of two groups shows."""
+        draw = zlib.crc32(key.encode())
+        keep = random_keep(self.coupling, key, (1 / 4, 1 / 3, 2 / 5)[draw % 3], draw)
+        if self.lopsided:
+            cells = keep.view(self.coupling.members[key].shape).sort(1).values
+            cells[1::2] = cells[1::2].flip(1)
+            keep = cells.flatten()
+        return keep
 
     def _cut(self, keep: dict[str, Tensor]) -> nn.Module:
         return self.coupling.apply(self.probe, keep, noted=self.needed)
@@ -132,11 +143,11 @@ class _Trial:
 def random_keep(coupling: Coupling, key: str, share: float = 1 / 3, seed: int = 0) -> Tensor:
     """Boolean (units,): a random admissible share of a group goes, at least one of each cell."""
     cells, size = coupling.members[key].shape
-    generator = torch.Generator().manual_seed(seed + 7919 * cells + size)
+    generator = torch.Generator("cpu").manual_seed(seed + 7919 * cells + size)
     drop = min(max(1, round(size * share)), size - 1)
-    keep = torch.ones(cells, size, dtype=torch.bool)
+    keep = torch.ones(cells, size, dtype=torch.bool, device="cpu")
     for cell in keep:
-        cell[torch.randperm(size, generator=generator)[:drop]] = False
+        cell[torch.randperm(size, generator=generator, device="cpu")[:drop]] = False
     return keep.flatten()
 
 
@@ -157,21 +168,27 @@ def relative_error(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
 
 def _randomised(model: nn.Module) -> nn.Module:
     """A copy with fresh random parameters and statistics, of the usual scales."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
     parameters = dict(model.named_parameters())
 
     def fresh(name: str, tensor: Tensor) -> Tensor:
         if not tensor.is_floating_point() or (name not in parameters and "running" not in name):
             return tensor.clone()
-        noise = torch.randn(tensor.shape, generator=generator)
+        noise = torch.randn(tensor.shape, generator=generator, device="cpu")
         if tensor.dim() >= 2:
             fan_in = tensor[0].numel() if tensor.dim() < 5 or name.endswith("weight") else tensor.shape[-1]
             return (noise * math.sqrt(2 / fan_in)).to(tensor)
         if name.endswith(("bias", "running_mean")):
             return (0.1 * noise).to(tensor)
-        return (0.5 + torch.rand(tensor.shape, generator=generator)).to(tensor)
+        return (0.5 + torch.rand(tensor.shape, generator=generator, device="cpu")).to(tensor)
 
     return replace_tensors(model, fresh)
+
+
+def _disturbed(tensor: Tensor, generator: torch.Generator) -> Tensor:
+    if not tensor.is_floating_point():
+        return tensor
+    return tensor + 0.5 * torch.randn(tensor.shape, generator=generator, device="cpu").to(tensor)
 
 
 def _double(model: nn.Module) -> nn.Module:

@@ -17,9 +17,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten
+from torch.utils._pytree import tree_flatten, tree_map_only
 
 from autoprune.pruning.demands import Demands
+from autoprune.pruning.forward import on_cpu
 from autoprune.pruning.ids import Ids, Labels, varying
 from autoprune.pruning.layers import Layers
 from autoprune.pruning.movement import COPIES, MOVES, PARAMETER_MOVES, RESHAPES, argument, move
@@ -102,10 +103,11 @@ class Propagation:
 
     @contextlib.contextmanager
     def silence(self) -> Iterator[None]:
-        """Operators inside do not count as the model's."""
+        """Operators inside do not count as the model's; their new tensors are on the CPU, as all ids are."""
         self.quiet += 1
         try:
-            yield
+            with on_cpu():
+                yield
         finally:
             self.quiet -= 1
 
@@ -169,7 +171,8 @@ class Propagation:
             if base in RESHAPES:
                 moved = places.reshape(outs[0].shape)
             elif not elementwise and base not in COPIES:
-                moved = func(places.detach(), *args[1:], **kwargs)
+                rest, options = tree_map_only(Tensor, Tensor.cpu, (args[1:], kwargs))
+                moved = func(places.detach(), *rest, **options)
         for out, where in zip(outs, moved if isinstance(moved, (list, tuple)) else [moved], strict=True):
             self.positions[out] = (name, where)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from autoprune.errors import PlanError
 from autoprune.pruning.attention import Attention
@@ -18,6 +19,7 @@ __all__ = ["Cut", "Skipped", "named_tensors", "replace_tensors", "resize", "shri
 
 _NORMS = (nn.modules.batchnorm._NormBase,)
 _CONVS = (nn.modules.conv._ConvNd,)
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
 @dataclass(frozen=True)
@@ -51,10 +53,10 @@ def take(tensor: Tensor, cuts: Sequence[Cut]) -> Tensor:
     return tensor.contiguous()
 
 
-def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Every parameter and buffer with its first name."""
-    yield from model.named_parameters()
-    yield from model.named_buffers()
+def named_tensors(model: nn.Module, every_name: bool = False) -> Iterator[tuple[str, Tensor]]:
+    """Every parameter and buffer with its first name, or with every name that it has."""
+    yield from model.named_parameters(remove_duplicate=not every_name)
+    yield from model.named_buffers(remove_duplicate=not every_name)
 
 
 class Skipped(nn.Module):
@@ -100,15 +102,27 @@ def replace_tensors(model: nn.Module, new: Callable[[str, Tensor], Tensor], remo
             changed.add(id(tensor))
         memo[id(tensor)] = nn.Parameter(fresh, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else fresh
     before = dict(model.named_modules())
-    for module in model.modules():  # what old weight norm computed in the last forward has a graph, and no copy
-        memo |= {id(value): value.detach().clone() for value in vars(module).values() if isinstance(value, Tensor)}
+    for name, module in before.items():
+        if not name.startswith(gone) or not gone:
+            memo |= {id(each): each.detach().clone() for each in _kept_aside(module) if id(each) not in memo}
     smaller = copy.deepcopy(model, memo)
+    for module in smaller.modules():
+        module.training = False  # spectral norm goes on iterating where a training model's weight is read
     for name, module in smaller.named_modules():
         inside = isinstance(module, nn.MultiheadAttention) or hasattr(module, "parametrizations")
         tensors = [*before[name].parameters(recurse=inside), *before[name].buffers(recurse=False)]
         if any(id(tensor) in changed for tensor in tensors):
             _follow_shapes(name, module, before[name])
+    for name, module in smaller.named_modules():
+        module.training = before[name].training
     return smaller
+
+
+def _kept_aside(module: nn.Module) -> Iterator[Tensor]:
+    """Tensors in a module's own attributes: what it computed in its last forward may have a graph, and no deep copy."""
+    for leaf in tree_leaves({name: value for name, value in vars(module).items() if name not in _OF_EVERY_MODULE}):
+        if isinstance(leaf, Tensor):
+            yield leaf
 
 
 def widths(dense: nn.Module, smaller: nn.Module) -> dict[str, list[int]]:
@@ -165,7 +179,7 @@ def _follow_shapes(name: str, module: nn.Module, dense: nn.Module) -> None:
     elif isinstance(module, nn.PReLU):
         module.num_parameters = len(module.weight)
     elif isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
-        _follow_recurrent(module, dense)
+        _follow_recurrent(module)
     elif _is_foreign(module) and weight is not None:
         raise PlanError(f"{name}: do not know which attributes of a {type(module).__name__} must follow a cut")
 
@@ -175,10 +189,10 @@ def _is_foreign(module: nn.Module) -> bool:
     return type(module).__module__.startswith("torch.nn.modules")
 
 
-def _follow_recurrent(module: nn.RNNBase | nn.RNNCellBase, dense: nn.Module) -> None:
+def _follow_recurrent(module: nn.RNNBase | nn.RNNCellBase) -> None:
     suffix = "_l0" if isinstance(module, nn.RNNBase) else ""
     rows, reads = getattr(module, f"weight_hh{suffix}").shape
-    gates = len(getattr(dense, f"weight_hh{suffix}")) // module.hidden_size  # the size is still the dense one's
+    gates = 4 if isinstance(module, (nn.LSTM, nn.LSTMCell)) else 3 if isinstance(module, (nn.GRU, nn.GRUCell)) else 1
     module.input_size, module.hidden_size = getattr(module, f"weight_ih{suffix}").shape[1], rows // gates
     if isinstance(module, nn.RNNBase) and module.proj_size:
         module.proj_size = reads

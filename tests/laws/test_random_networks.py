@@ -113,6 +113,7 @@ class Chain(nn.Module):
     st.integers(0, 9),
 )
 @example(["literal_half"], 0.5, 0)
+@example(["both_ways", "shuffle2"], 0.2, 0)
 @example(["shuffle2", "chunk", "shuffle2", "chunk"], 0.5, 1)
 @example(["residual", "grouped", "shuffle3", "grouped"], 0.5, 1)
 @example(["swapped", "swapped"], 0.8, 1)
