@@ -93,6 +93,23 @@ def test_median_interval_covers_the_median_19_times_in_20():
     assert 0.93 <= covered / 400 <= 0.99
 
 
+@pytest.mark.parametrize("between", [0.0, 0.01, 0.1])
+def test_the_interval_over_processes_covers_whatever_differs_between_them(between):
+    random, covered = np.random.default_rng(0), 0
+    for _ in range(300):
+        medians = 0.5 * (1 + random.normal(0, between, 5)) + random.normal(0, 0.005, 5)
+        merged = Latency.merge([part(1.0, float(median), 1.96 * 0.005) for median in medians])
+        covered += merged.ratio_low <= 0.5 <= merged.ratio_high
+    assert covered / 300 >= 0.93
+
+
+def test_it_says_how_it_was_taken():
+    result = compare(spin(0.1), spin(0.1), budget_s=0.05)
+    assert result.ms <= result.p90_ms <= result.p99_ms
+    assert f"{result.calls} interleaved calls in 1 process" in result.taken
+    assert "in 2 processes" in Latency.merge([result, result]).taken
+
+
 def test_ratio_interval_covers_and_pairs_cancel_what_is_shared():
     random = np.random.default_rng(0)
     covered = 0
@@ -109,13 +126,14 @@ def part(ms, ratio, reach=0.0):
     return Latency(ms, ms - reach, ms + reach, ratio, ratio - reach, ratio + reach, 10, True)
 
 
-def test_merge_is_never_narrower_than_the_range_or_the_inside():
+def test_merge_takes_the_interval_over_processes():
     merged = Latency.merge([part(1.0, 0.5), part(1.2, 0.6), part(1.1, 0.55)])
-    assert (merged.ms, merged.ratio, merged.calls) == (1.1, 0.55, 30)
+    assert (merged.ms, merged.ratio) == (pytest.approx(1.1), pytest.approx(0.55))
+    assert (merged.calls, merged.processes) == (30, 3)
     assert merged.ratio_low == pytest.approx(0.55 - 4.303 * 0.05 / math.sqrt(3))
     assert merged.ratio_high == pytest.approx(0.55 + 4.303 * 0.05 / math.sqrt(3))
-    same = Latency.merge([part(1.0, 0.5, 0.1)] * 3)
-    assert (same.ratio_low, same.ratio_high) == (0.4, 0.6)
+    same = Latency.merge([part(1.0, 0.5, 0.1)] * 4)  # no narrower than what the calls inside leave open
+    assert (same.ratio_low, same.ratio_high) == (pytest.approx(0.45), pytest.approx(0.55))
     assert Latency.merge([part(1.0, 0.5, 0.1)]) == part(1.0, 0.5, 0.1)
 
 

@@ -21,7 +21,7 @@ __all__ = ["TOLERANCE", "Check", "Failed", "Found", "checks"]
 TOLERANCE = 1e-4  # of outputs, relative to the largest recorded one; and of the metric
 _OTHER_BATCHES = (1, 3)  # beside the recorded one: the batch must be dynamic
 
-_PROCESSES = 3
+_PROCESSES = 5
 _LATENCIES = ("ms", "ms_low", "ms_high", "ratio", "ratio_low", "ratio_high")
 
 Found = tuple[str, dict[str, Any]]  # what a check says, and its figures

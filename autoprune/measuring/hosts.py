@@ -41,7 +41,7 @@ def fresh(
     dense: Artefact | None,
     inputs: Inputs,
     target: Target,
-    processes: int = 3,
+    processes: int = 5,
     budget_s: float = 0.4,
 ) -> Latency:
     """Latency of `candidate`, interleaved with `dense`, merged over fresh processes that run one after the other.

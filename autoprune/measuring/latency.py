@@ -36,7 +36,8 @@ Calls = np.ndarray[Any, np.dtype[np.float64]]
 class Latency:
     """Median milliseconds of a call, and its ratio to the dense model's median (None without one); 95 % intervals.
 
-    `calls` is the number of timed calls; `settled` whether the interval came within 1 % before the time ran out.
+    `calls` is the number of timed calls in all `processes`; `settled` whether the interval of the ratio came within
+    1 % in each before the time ran out. `p90_ms` and `p99_ms` are what 90 % and 99 % of the calls stay under.
     """
 
     ms: float
@@ -47,6 +48,16 @@ class Latency:
     ratio_high: float | None
     calls: int
     settled: bool
+    p90_ms: float | None = None
+    p99_ms: float | None = None
+    processes: int = 1
+
+    @property
+    def taken(self) -> str:
+        """How the figure was taken, as `180 interleaved calls in 5 processes, within 1 %`."""
+        where = f"{self.processes} process" + ("es" if self.processes > 1 else "")
+        calls = f"{self.calls} interleaved calls" if self.ratio is not None else f"{self.calls} calls"
+        return f"{calls} in {where}, {'within 1 %' if self.settled else 'time limit reached'}"
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object with every field."""
@@ -54,20 +65,22 @@ class Latency:
 
     @staticmethod
     def merge(parts: Sequence[Latency]) -> Latency:
-        """One latency of several processes: the median of their medians.
+        """One latency of several processes: the mean of their medians, and Student's t interval of that mean.
 
-        The interval is the widest of three: Student's t interval of the processes' figures, their range, and the median
-        interval inside a process, so that it is never narrower than a process's own. One process stays as it is.
+        What differs between processes (memory layout, alignment) is in it, which no interval from inside one process
+        has. It is never narrower than what the calls inside the processes leave open. One process stays as it is.
         """
         if not parts:
             raise ValueError("nothing to merge: no latency was given")
+        if len(parts) == 1:
+            return parts[0]
         ms = _between([(part.ms, part.ms_low, part.ms_high) for part in parts])
         ratios = [(part.ratio, part.ratio_low, part.ratio_high) for part in parts]
         known = [(a, b, c) for a, b, c in ratios if a is not None and b is not None and c is not None]
+        ratio = _between(known) if len(known) == len(parts) else (None, None, None)
+        p90, p99 = (_middle([getattr(part, name) for part in parts]) for name in ("p90_ms", "p99_ms"))
         calls, settled = sum(part.calls for part in parts), all(part.settled for part in parts)
-        if len(known) < len(parts):
-            return Latency(*ms, None, None, None, calls, settled)
-        return Latency(*ms, *_between(known), calls, settled)
+        return Latency(*ms, *ratio, calls, settled, p90, p99, sum(part.processes for part in parts))
 
 
 def compare(
@@ -128,13 +141,14 @@ def _finished(result: Latency, spent_s: float, budget_s: float) -> bool:
 def _summary(times: Calls) -> Latency:
     ms = float(np.median(times[0]))
     low, high = median_interval(times[0])
+    p90, p99 = (float(each) for each in np.percentile(times[0], [90, 99]))
     if len(times) == 1:
-        return Latency(ms, low, high, None, None, None, times.shape[1], (high - low) / 2 <= PRECISION * ms)
+        return Latency(ms, low, high, None, None, None, times.shape[1], (high - low) / 2 <= PRECISION * ms, p90, p99)
     ratio = ms / float(np.median(times[1]))
     ratio_low, ratio_high = ratio_interval(times[0], times[1])
     ratio_low, ratio_high = min(ratio, ratio_low), max(ratio, ratio_high)
     settled = (ratio_high - ratio_low) / 2 <= PRECISION * ratio
-    return Latency(ms, low, high, ratio, ratio_low, ratio_high, times.shape[1], settled)
+    return Latency(ms, low, high, ratio, ratio_low, ratio_high, times.shape[1], settled, p90, p99)
 
 
 def _rounds(functions: Sequence[Callable[[], object]], pairs: int, before: int) -> Calls:
@@ -164,16 +178,19 @@ def _warm_up(functions: Sequence[Callable[[], object]], limit_s: float) -> None:
 
 
 def _between(parts: Sequence[tuple[float, float, float]]) -> tuple[float, float, float]:
-    """(value, low, high) of each process -> of all of them."""
-    values = [value for value, _, _ in parts]
-    middle = statistics.median(values)
-    low = min(statistics.median([low for _, low, _ in parts]), *values)
-    high = max(statistics.median([high for _, _, high in parts]), *values)
-    if len(values) > 1:
-        t = _T95[len(values) - 1] if len(values) <= len(_T95) else 2.228
-        reach = t * statistics.stdev(values) / math.sqrt(len(values))
-        low, high = min(low, max(middle - reach, 0.0)), max(high, middle + reach)
-    return middle, low, high
+    """(value, low, high) of each of at least two processes -> of all of them."""
+    values, count = [value for value, _, _ in parts], len(parts)
+    mean = statistics.fmean(values)
+    t = _T95[count - 1] if count <= len(_T95) else 2.228
+    between = t * statistics.stdev(values) / math.sqrt(count)
+    inside = statistics.median([(high - low) / 2 for _, low, high in parts]) / math.sqrt(count)
+    reach = max(between, inside)
+    return mean, max(mean - reach, 0.0), mean + reach
+
+
+def _middle(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known else None
 
 
 @contextmanager
