@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import functools
 import io
+import json
 
 import pytest
 import torch
@@ -12,7 +14,9 @@ from torch import Tensor, nn
 import autoprune
 from autoprune.errors import ModelError
 from autoprune.pruning.forward import outputs_of
-from autoprune.pruning.proof import discover, relative_error
+from autoprune.pruning.masking import masked_outputs
+from autoprune.pruning.outline import Outline
+from autoprune.pruning.proof import TOLERANCE, discover, random_keep, relative_error
 from autoprune.pruning.rebinding import bindings_of
 from autoprune.task import Inputs
 
@@ -30,6 +34,31 @@ class Written(nn.Module):
         if self.ways:
             x = x.view(x.shape) * 1.0
         return self.head(torch.cat([x[:, :4], self.mix(x[:, 4:])], 1))
+
+
+class Scaled(nn.Module):
+    """Eight heads, their width and their scale are written down."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.head = nn.Linear(5, 32), nn.Linear(32, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.enter(x)).view(x.shape[0], 8, 4) * 8**-0.5
+        return self.head(x.reshape(x.shape[0], 32))
+
+
+class BothWays(nn.Module):
+    """Two directions are written down, beside the hidden size."""
+
+    def __init__(self, kind: type[nn.RNNBase], depth: int, width: int) -> None:
+        super().__init__()
+        self.rnn = kind(5, width, depth, batch_first=True, bidirectional=True)
+        self.width, self.head = width, nn.Linear(2 * width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.rnn(x)[0]
+        return self.head(out.view(x.shape[0], -1, 2, self.width).mean(1).flatten(1))
 
 
 INPUTS = Inputs.of(torch.randn(4, 5, generator=torch.Generator().manual_seed(0)))
@@ -75,7 +104,57 @@ def test_code_that_follows_by_itself_is_left_as_it_is() -> None:
         def forward(self, x: Tensor) -> Tensor:
             x = torch.relu(self.enter(x))
             first, second = x.view(x.shape[0], -1).chunk(2, 1)
-            return self.head(torch.cat([first, second[:, : second.shape[1] // 3 * 2]], 1))
+            return self.head(torch.cat([second, first[:, : x.shape[1] // 2]], 1))
 
     model = Follows().eval()
-    assert all(literal.owner != "" or literal.kind == "bounds" for literal in discover(model, INPUTS).literals)
+    model.head = nn.Linear(12, 3)
+    assert not discover(model, INPUTS).literals
+
+
+def _another(module: Scaled, x: Tensor) -> Tensor:
+    """Set as the forward of one module."""
+    return module.head(torch.tanh(module.enter(x)).view(x.shape[0], 32))
+
+
+@pytest.mark.parametrize(("kind", "width", "ratio"), [(Written, 6, 0.5), (Scaled, 16, 0.5), (Scaled, 8, 0.75)])
+def test_a_pruned_model_is_pruned_again(kind: type[nn.Module], width: int, ratio: float) -> None:
+    torch.manual_seed(0)
+    dense = kind().eval()
+    once = autoprune.prune(dense, INPUTS.args[0], ratio)
+    twice = autoprune.prune(once, INPUTS.args[0], 0.5)
+    assert (once.enter.out_features, twice.enter.out_features) == (width, width // 2)
+    coupling = discover(once, INPUTS)
+    keep = {"enter:units": random_keep(coupling, "enter:units")}
+    masked = masked_outputs(once, INPUTS, coupling, keep)
+    assert relative_error(outputs_of(coupling.apply(once, keep), INPUTS), masked) <= TOLERANCE
+    for before in (dense, once):
+        record = json.loads(json.dumps(Outline.of(before, twice).to_json()))
+        rebuilt = Outline.from_json(record).build(before)
+        rebuilt.load_state_dict(twice.state_dict())
+        assert bindings_of(rebuilt) == bindings_of(twice)
+        assert relative_error(outputs_of(rebuilt, INPUTS), outputs_of(twice, INPUTS)) == 0.0
+
+
+def test_a_forward_of_one_module_keeps_its_code() -> None:
+    torch.manual_seed(0)
+    model = Scaled().eval()
+    model.forward = functools.partial(_another, model)
+    smaller = autoprune.prune(model, INPUTS.args[0], 0.5)
+    held = io.BytesIO()
+    torch.save(smaller, held)
+    held.seek(0)
+    assert smaller.forward.__code__ is _another.__code__
+    for other in (smaller, copy.deepcopy(smaller), torch.load(held, weights_only=False)):
+        expected = other.head(torch.tanh(other.enter(INPUTS.args[0])))
+        assert other.enter.out_features == 16 and torch.equal(other(INPUTS.args[0]), expected)
+        other.enter.weight.data.zero_()
+
+
+@pytest.mark.parametrize(("kind", "depth", "width"), [(nn.GRU, 1, 10), (nn.GRU, 1, 40), (nn.LSTM, 2, 8)])
+def test_a_count_of_directions_is_no_width(kind: type[nn.RNNBase], depth: int, width: int) -> None:
+    inputs = Inputs.of(torch.randn(4, 6, 5, generator=torch.Generator().manual_seed(0)))
+    model = BothWays(kind, depth, width).eval()
+    assert discover(model, inputs).group("rnn:units").refusal is None
+    smaller = autoprune.prune(model, inputs.args[0], 0.5)
+    assert smaller.rnn.hidden_size == width // 2
+    assert next(iter(bindings_of(smaller)[""].values())) == {"sizes": {3: width // 2}}

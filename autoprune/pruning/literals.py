@@ -109,6 +109,7 @@ class Call:
     def _sizes(self, out: Tensor, source: Tensor, held: Labels, owner: str, number: int) -> Literal | None:
         labels = held.get(out)
         channels, before = held.channels(labels), varying(source)
+        rows = set(varying(labels)) - set(channels)  # layers or directions: as many, whatever is cut
         expanded = len(self.args) > 0 and self.kind == "expand"
         runs = [([], [dim]) for dim in range(out.dim())] if expanded else matched(source.shape, out.shape)
         lines: dict[int, Tensor] = {}
@@ -118,7 +119,7 @@ class Call:
             if not any(dim in channels for dim in new):
                 continue
             mixed = any(dim not in before and source.shape[dim] > 1 for dim in old)
-            lines |= {dim: _line(labels, dim) for dim in wide if dim in channels or not mixed}
+            lines |= {dim: _line(labels, dim) for dim in wide if dim in channels or not (mixed or dim in rows)}
             merged += wide if mixed and len(wide) == 1 else []
         return Literal(owner, number, "sizes", lines, tuple(merged)) if lines else None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,10 @@ __all__ = ["bind", "bindings_of"]
 
 
 def bind(model: nn.Module, bindings: Bindings, noted: set[tuple[str, int]] | None = None) -> nn.Module:
-    """`model` itself, the forwards of the named modules wrapped; `noted` collects the calls that needed it."""
+    """`model` itself, the forwards of the named modules wrapped; `noted` collects the calls that needed it.
+
+    What was bound before stays, but for the numbers that `bindings` has, too.
+    """
     for name, module in list(model.named_modules()) if bindings else ():
         if bindings.get(name):
             module.forward = _Bound(module, name, bindings[name], noted)
@@ -37,25 +40,42 @@ def bindings_of(model: nn.Module) -> Bindings:
 
 
 class _Bound:
-    """A module's forward under new numbers."""
+    """A module's forward under new numbers: its class's, or the one that was set on the module."""
 
     def __init__(
         self, module: nn.Module, name: str, changes: dict[int, Change], noted: set[tuple[str, int]] | None
     ) -> None:
-        self.module, self.name, self.changes, self.noted = module, name, changes, noted
-        functools.update_wrapper(self, type(module).forward, updated=())
-        self.__wrapped__ = functools.partial(type(module).forward, module)  # signature without self
+        given = vars(module).get("forward")
+        self.module, self.name, self.noted = module, name, noted
+        self.own: Callable[..., Any] | None = given
+        self.earlier: dict[int, Change] = {}
+        if isinstance(given, _Bound):
+            self.own, self.earlier = given.own, given.changes
+        self.changes: dict[int, Change] = self.earlier | {
+            call: _merged(self.earlier.get(call, {}), change) for call, change in changes.items()
+        }
+        functools.update_wrapper(self, self._named(), updated=())
+        self.__wrapped__ = self._forward()  # signature without self
 
     @property
     def __code__(self) -> Any:
         """Of the forward that is wrapped: torch.export reads argument names there."""
-        return type(self.module).forward.__code__
+        named = self._named()
+        return (named.func if isinstance(named, functools.partial) else named).__code__
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if set(self.changes) == {ATTRIBUTE}:
-            return type(self.module).forward(self.module, *args, **kwargs)
+            return self._forward()(*args, **kwargs)
         with _Rebinding(self):
-            return type(self.module).forward(self.module, *args, **kwargs)
+            return self._forward()(*args, **kwargs)
+
+    def _named(self) -> Any:
+        """The forward as it was defined."""
+        return type(self.module).forward if self.own is None else self.own
+
+    def _forward(self) -> Callable[..., Any]:
+        """The forward, without self; asked for anew, because a copy has another module."""
+        return functools.partial(type(self.module).forward, self.module) if self.own is None else self.own
 
 
 class _Rebinding(TorchFunctionMode):
@@ -73,10 +93,15 @@ class _Rebinding(TorchFunctionMode):
                 self._strange()
             elif change is not None:
                 new = _rebound(func, args, kwargs, change)
-                if self.bound.noted is not None and _differs(new, (func, args, kwargs)):
+                if self.bound.noted is not None and _differs(new, self._before(func, args, kwargs, change)):
                     self.bound.noted.add((self.bound.name, self.calls))
                 func, args, kwargs = new
         return func(*args, **kwargs)
+
+    def _before(self, func: Any, args: Any, kwargs: Any, change: Change) -> Any:
+        """The call with the numbers that an earlier cut gave it, or as it is in the code."""
+        earlier = self.bound.earlier.get(self.calls, {})
+        return _rebound(func, args, kwargs, earlier) if earlier.keys() == change.keys() else (func, args, kwargs)
 
     def _strange(self) -> None:
         """Another call than the trace saw: the forward goes other ways for other data, and the number is not known."""
@@ -96,6 +121,11 @@ def _running() -> Any:
             return frame.f_locals["self"]
         frame = frame.f_back  # type: ignore[assignment]
     return None
+
+
+def _merged(old: Change, new: Change) -> Change:
+    """`new`, and what `old` has of the same kind at other places."""
+    return {kind: old.get(kind, {}) | each if isinstance(each, dict) else each for kind, each in new.items()}
 
 
 def _rebound(func: Any, args: Any, kwargs: Any, change: Change) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
