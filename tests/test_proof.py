@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from autoprune.pruning.coupling import Coupling
 from autoprune.pruning.forward import outputs_of
 from autoprune.pruning.masking import masked_outputs
 from autoprune.pruning.proof import TOLERANCE, discover, random_keep, relative_error
@@ -156,3 +157,9 @@ def test_another_default_device_does_not_matter() -> None:
         found = discover(model, INPUTS)
     assert [group.refusal for group in found.groups] == [group.refusal for group in expected.groups]
     assert all(bool((a.units == b.units).all()) for a, b in zip(found.slots, expected.slots, strict=True))
+
+
+def test_a_unit_kept_for_a_narrow_part_leaves_the_cells_even() -> None:
+    coupling = Coupling((), (), {"g": torch.arange(6).view(2, 3)}, 6, {}, narrow=(torch.tensor([0, 1]),))
+    alive = coupling.kept({"g": torch.tensor([False, False, True, True, False, False])})
+    assert alive[:6].tolist() == [True, False, True, True, True, False]

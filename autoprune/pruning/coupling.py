@@ -71,8 +71,15 @@ class Coupling:
             alive[self.members[key].flatten()] = kept.cpu()
         for units in self.narrow if keep else ():
             if not bool(alive[units].any()):
-                alive[units[0]] = True
+                self._revive(alive, units[0])
         return alive
+
+    def _revive(self, alive: Tensor, unit: Tensor) -> None:
+        """Keep `unit` as well, and one more in every other cell of its group: cells keep as many as each other."""
+        members = next(cells for cells in self.members.values() if bool((cells == unit).any()))
+        for cell in members:
+            gone = cell[~alive[cell]]
+            alive[unit if bool((cell == unit).any()) else gone[0]] = True
 
     def cuts(self, keep: Mapping[str, Tensor]) -> list[Cut]:
         """Every cut that keeps these units of these groups; tensors that lose nothing are left out."""
