@@ -35,9 +35,10 @@ def _removable(model: nn.Module, inputs: Inputs) -> Iterable[str]:
     calls = _calls(model, inputs)
     names = {id(module): name for name, module in model.named_modules()}
     chosen: list[str] = []
+    tied = _tied(model)
     for module, (args, kwargs) in reversed(calls.items()):  # a module's call is noted before those inside it
         name = names[id(module)]
-        if any(other.startswith(f"{name}.") for other in chosen) or _shares(model, name):
+        if any(other.startswith(f"{name}.") for other in chosen) or _shares(name, tied):
             continue
         empty = replace_tensors(
             module, lambda _, tensor: torch.zeros_like(tensor) if isinstance(tensor, nn.Parameter) else tensor.clone()
@@ -51,13 +52,17 @@ def _removable(model: nn.Module, inputs: Inputs) -> Iterable[str]:
     return reversed(chosen)
 
 
-def _shares(model: nn.Module, block: str) -> bool:
-    """Whether a block has a parameter or buffer that is read outside it as well."""
-    inside: set[int] = set()
-    outside: set[int] = set()
+def _tied(model: nn.Module) -> list[list[str]]:
+    """The names of each parameter and buffer that has more than one."""
+    names: dict[int, list[str]] = {}
     for name, tensor in named_tensors(model, every_name=True):
-        (inside if name.startswith(f"{block}.") else outside).add(id(tensor))
-    return bool(inside & outside)
+        names.setdefault(id(tensor), []).append(name)
+    return [found for found in names.values() if len(found) > 1]
+
+
+def _shares(block: str, tied: list[list[str]]) -> bool:
+    """Whether a block has a parameter or buffer that is read outside it as well."""
+    return any(len({name.startswith(f"{block}.") for name in names}) > 1 for names in tied)
 
 
 def _calls(model: nn.Module, inputs: Inputs) -> dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any]]]:
