@@ -6,6 +6,7 @@ import fnmatch
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import TYPE_CHECKING, Literal
 
 from autoprune import plugins
@@ -16,7 +17,7 @@ from autoprune.plan import Choice, Plan
 if TYPE_CHECKING:
     import optuna
 
-__all__ = ["Options", "Space", "Variable", "fits", "parameters", "suggest", "uniform", "unscored"]
+__all__ = ["Options", "Space", "Variable", "fits", "matches", "parameters", "suggest", "uniform", "unscored"]
 
 NONE = "none"
 Refuses = Callable[[str, Group], str | None]  # criterion, group -> why it cannot score the group
@@ -122,7 +123,7 @@ class Space:
     def _check_patterns(self, groups: Sequence[Group]) -> None:
         known = sorted({layer for group in groups for layer in group.layers})
         for pattern in self.layers:
-            if not any(_matches(pattern, layer) for layer in known):
+            if not any(matches(pattern, layer) for layer in known):
                 raise StudyError(
                     f"the pattern {pattern!r} matches no layer{nearest(pattern, known)}; layers: {', '.join(known)}",
                     key=f"space.layers.{pattern}",
@@ -142,7 +143,7 @@ class Space:
         """The patterns that claim a group, and what they all want for it."""
         claims = {}
         for layer in group.layers:
-            pattern = next((pattern for pattern in self.layers if _matches(pattern, layer)), None)
+            pattern = next((pattern for pattern in self.layers if matches(pattern, layer)), None)
             if pattern is not None:
                 claims[pattern] = layer
         if len({self.layers[pattern] for pattern in claims}) > 1:
@@ -152,8 +153,7 @@ class Space:
                 f"{shown} want different things for them; give them the same options",
                 key="space.layers",
             )
-        patterns = list(claims)
-        return patterns, self.layers[patterns[0]] if patterns else self.default
+        return list(claims), self.layers[next(iter(claims))] if claims else self.default
 
     def _check_named(self, selected: Mapping[str, list[tuple[Group, Options]]], refuses: Refuses) -> None:
         """What a pattern names, and does not only take over from the default, must be of use somewhere under it."""
@@ -245,8 +245,6 @@ def uniform(variables: Sequence[Variable], techniques: Sequence[str], ratio: flo
     return Plan(choices)
 
 
-def _matches(pattern: str, layer: str) -> bool:
+def matches(pattern: str, layer: str) -> bool:
     """Whether a pattern names a layer, or a module that holds it; `*` and `?` as in file names."""
-    return any(
-        fnmatch.fnmatchcase(".".join(layer.split(".")[: depth + 1]), pattern) for depth in range(layer.count(".") + 1)
-    )
+    return any(fnmatch.fnmatchcase(name, pattern) for name in accumulate(layer.split("."), "{}.{}".format))

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
 from autoprune.errors import ModelError
+from autoprune.fingerprint import fingerprint
 
 __all__ = ["Batch", "Data", "Inputs", "Metric", "Recipe", "Task", "default_adapter", "main_output"]
 
@@ -205,7 +204,7 @@ class Task:
         for path in (*self.sources, *([self.weights] if self.weights else [])):
             state.update(Path(path).read_bytes())
         for split in ("train", "validation"):
-            state.update(_fingerprint(getattr(self.data, split)))
+            state.update(fingerprint(getattr(self.data, split)))
         if self.given is not None:
             for name, tensor in self.given.state_dict().items():
                 state.update(
@@ -245,43 +244,3 @@ class _TensorBatches:
         order = torch.arange(count) if self.generator is None else torch.randperm(count, generator=self.generator)
         for indices in torch.split(order, self.batch_size) if count else ():
             yield tuple(tensor[indices] for tensor in self.tensors)
-
-
-def _fingerprint(data: Any) -> bytes:
-    """Length and a few samples of a data set; of an iterable of batches, of its data set where it has one.
-
-    Random augmentation draws from global random states, which are seeded meanwhile: the same in every process.
-    """
-    states = random.getstate(), numpy.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            random.seed(0)
-            numpy.random.seed(0)
-            return _samples(data)
-    finally:
-        random.setstate(states[0])
-        numpy.random.set_state(states[1])
-
-
-def _samples(data: Any) -> bytes:
-    data = getattr(data, "dataset", data)
-    if not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
-        return type(data).__qualname__.encode()
-    state = hashlib.sha256(str(len(data)).encode())
-    for index in sorted({int(share * (len(data) - 1)) for share in (0, 0.25, 0.5, 0.75, 1)}) if len(data) else []:
-        for leaf in tree_flatten(data[index])[0]:
-            state.update(_content(leaf))
-    return state.digest()
-
-
-def _content(leaf: Any) -> bytes:
-    """The bytes of a tensor, an array or an image; else what it shows, unless that is its place in memory."""
-    if isinstance(leaf, Tensor):
-        return (
-            leaf.detach().cpu().contiguous().numpy().tobytes() if leaf.dtype != torch.bfloat16 else repr(leaf).encode()
-        )
-    if callable(raw := getattr(leaf, "tobytes", None)):
-        return bytes(raw())
-    shown = repr(leaf)
-    return type(leaf).__qualname__.encode() if " object at 0x" in shown else shown.encode()

@@ -331,6 +331,30 @@ def test_geometric_median_is_the_distance_to_all_filters_of_the_layer() -> None:
     assert torch.allclose(units.float(), wanted / wanted.mean(), rtol=1e-4)
 
 
+class Mixed(nn.Module):
+    """The channels of a small and of a large layer, side by side in one group."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.small, self.large = nn.Conv2d(3, 8, 1), nn.Conv2d(3, 24, 3, padding=1)
+        self.skip, self.head = nn.Conv2d(3, 32, 1), nn.Conv2d(32, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(torch.cat([self.small(x), self.large(x)], 1) + self.skip(x))).mean((2, 3))
+
+
+def test_geometric_median_compares_filters_of_several_layers_each_with_its_own() -> None:
+    model = Mixed().eval()
+    smaller = autoprune.prune(model, IMAGES, 0.5, criterion="geometric_median")
+    assert smaller.small.out_channels in range(2, 7) and smaller.head.in_channels == 16  # was 1: fewer, smaller filters
+    coupling = discover(model, IMAGES)
+    before = Importance(model, coupling).units(coupling.group("small:units"), "geometric_median")
+    with torch.no_grad():
+        model.small.weight.mul_(0.01)  # the scale of a layer is no importance
+    after = Importance(model, coupling).units(coupling.group("small:units"), "geometric_median")
+    assert torch.allclose(after, before, rtol=1e-5)
+
+
 def test_a_recurrent_units_filter_is_all_of_its_gates() -> None:
     model, inputs = member("LSTM").make()
     coupling = discover(model, inputs)
@@ -467,7 +491,7 @@ def test_an_exhausted_loader_is_told() -> None:
 
 def test_prune_by_batch_norm_says_which_group_has_none() -> None:
     with pytest.raises(PlanError, match="batchnorm cannot rank '6:units'"):
-        autoprune.prune(normed(), IMAGES, 0.5, criterion="batchnorm")
+        autoprune.prune(normed(), IMAGES, Plan({"6:units": Choice("neuron", 0.5, "batchnorm")}))
     choice = {"technique": "structured", "ratio": 0.5, "criterion": "batchnorm"}
     smaller = autoprune.prune(normed(), IMAGES, {"0": choice})
     assert smaller[0].weight.shape[0] == 4

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1] / "autoprune"
-NOUNS = ("plugins", "group", "plan", "task", "target", "score", "space", "run", "study")
+NOUNS = ("plugins", "group", "plan", "fingerprint", "task", "target", "score", "space", "run", "study")
 LAYERS = (
     ("errors",),
     NOUNS,
@@ -20,7 +20,7 @@ LAYERS = (
     ("searching",),
     ("reporting",),
     ("reading", "config"),
-    ("api", "subject"),
+    ("api", "arguments", "outcome", "plans", "subject"),
     ("options", "cli", "__main__"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

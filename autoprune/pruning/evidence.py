@@ -19,7 +19,7 @@ from autoprune.pruning.forward import plain_forward
 from autoprune.pruning.shrink import replace_tensors
 from autoprune.task import Batch, Inputs
 
-__all__ = ["Evidence", "activations", "gradients"]
+__all__ = ["Evidence", "activations", "gradients", "joined"]
 
 _COUNT = 8  # batches
 _CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
@@ -105,6 +105,33 @@ def activations(model: nn.Module, batches: Iterable[Batch], count: int = _COUNT)
     if not seen:
         raise InputError("activations need at least one batch; the data gave none")
     return features.norms()
+
+
+def joined(batches: Iterable[Batch], count: int) -> Inputs:
+    """The first `count` inputs as one batch; tensors without the batch's dimension are the first batch's.
+
+    Batches of other shapes than the first are left out. Raises InputError where there is no batch.
+    """
+    parts: list[Inputs] = []
+    held = 0
+    for args, kwargs, _ in batches:
+        part = Inputs(args, kwargs)
+        if parts and _shapes(part) != _shapes(parts[0]):
+            continue
+        parts.append(part)
+        held += part.batch_size
+        if held >= count:
+            break
+    if not parts:
+        raise InputError("a repair needs at least one batch; the data gave none")
+    batched = parts[0].batch_size
+    columns = zip(*(part.tensors() for part in parts), strict=True)
+    joined = [torch.cat(each) if each[0].dim() and len(each[0]) == batched else each[0] for each in columns]
+    return parts[0].replaced(joined).rows(min(held, count))
+
+
+def _shapes(inputs: Inputs) -> list[torch.Size]:
+    return [tensor.shape[1:] for tensor in inputs.tensors()]
 
 
 class _InputFeatures(TorchFunctionMode):

@@ -175,7 +175,8 @@ def _batch_norm_scales(model: nn.Module) -> set[str]:
 def _filters(criterion: Criterion, weight: Tensor, place: _Place) -> tuple[Tensor, Tensor]:
     """Units and scores of the filters of a layer; a filter is all of the layer's weight that makes one unit.
 
-    Rows that belong to no unit are filters too, without a score of theirs.
+    Rows that belong to no unit are filters too, without a score of theirs. Layers compare as groups do: by a criterion
+    that is not comparable, the layer's average filter has a score of 1.
     """
     owners = torch.where(place.units >= 0, place.units, -1 - torch.arange(len(place.units)))
     units, index = torch.unique(owners, return_inverse=True)
@@ -186,6 +187,8 @@ def _filters(criterion: Criterion, weight: Tensor, place: _Place) -> tuple[Tenso
     filters = rows.new_zeros(len(units), int(counts.max()), rows.shape[1])
     filters[index[order], turn] = rows[order]
     scores = torch.as_tensor(criterion.score(filters.flatten(1))).double()
+    if not criterion.comparable and bool(scores.any()):
+        scores = scores / scores.mean()
     return units[units >= 0], scores[units >= 0]
 
 

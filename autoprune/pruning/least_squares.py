@@ -1,33 +1,84 @@
-"""Ridge regression, many problems at once, also on some entries of the solution only."""
+"""Ridge regression, many problems at once, also on some entries of the solution only; its strength by held-out rows."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-__all__ = ["towards"]
+__all__ = ["Regression", "towards"]
 
 _STEPS = 100  # at most, of conjugate gradients
+_PLENTY = 10  # rows for each input: more of them change little
 
 
-def towards(inputs: Tensor, outputs: Tensor, ridge: float, kept: Tensor | None = None) -> Tensor:
+@dataclass(frozen=True)
+class Regression:
+    """Outputs (b, n, o) from inputs (b, n, d): Y = X D + shift, the shift only where it is `shifted`.
+
+    D is zero where `kept`, boolean like D, is not.
+    """
+
+    inputs: Tensor
+    outputs: Tensor
+    shifted: bool
+    kept: Tensor | None = None
+
+    def rows(self, chosen: Tensor) -> Regression:
+        """The same on some rows, boolean (n,), only."""
+        return replace(self, inputs=self.inputs[:, chosen], outputs=self.outputs[:, chosen])
+
+    def solve(self, ridges: Sequence[float]) -> Iterator[tuple[Tensor, Tensor]]:
+        """D (b, d, o) and shift (b, 1, o) for each strength, as `towards` takes it."""
+        centre, rest = (each.mean(1, keepdim=True) * self.shifted for each in (self.inputs, self.outputs))
+        for change in towards(self.inputs - centre, self.outputs - rest, ridges, self.kept):
+            yield change, rest - centre @ change
+
+    def checked(self, ridges: Sequence[float], held: Tensor, centred: bool) -> tuple[Tensor, Tensor] | None:
+        """D and shift of the strength with the least squared error on the rows `held`, when fitted on the others.
+
+        Where rows are few, then fitted on all. None where it gains less over no change than the standard error of that
+        gain, or either part has no rows. `centred`: the mean error is no error.
+        """
+        if not bool(held.any()) or bool(held.all()):
+            return None
+        test, rest = self.rows(held), self.rows(~held)
+
+        def sizes(error: Tensor) -> Tensor:
+            return (error - error.mean(1, keepdim=True) * centred).double().square().sum((0, 2))
+
+        best, most, before = None, 0.0, sizes(test.outputs)
+        for ridge, (change, shift) in zip(ridges, rest.solve(ridges), strict=True):
+            gains = before - sizes(test.outputs - test.inputs @ change - shift)
+            gain, error = float(gains.sum()), float(gains.norm())
+            if gain > most and gain > 0.99 * error:
+                best, most = (ridge, change, shift), gain
+        if best is None:
+            return None
+        return best[1:] if rest.inputs.shape[1] >= _PLENTY * rest.inputs.shape[2] else next(self.solve(best[:1]))
+
+
+def towards(inputs: Tensor, outputs: Tensor, ridges: Sequence[float], kept: Tensor | None = None) -> Iterator[Tensor]:
     """The D that minimises |X D - Y|^2 + lambda |D|^2, each of a batch: X (b, n, d), Y (b, n, o) -> D (b, d, o).
 
-    lambda is `ridge` times the mean diagonal of X'X, and no less than rounding asks for. Where `kept`, boolean like D,
-    is given, D is zero elsewhere. Inputs that are all zero give zero. Products are in the inputs' precision (single at
-    least), solving is in double precision.
+    One for each of `ridges`: lambda is that times the mean diagonal of X'X, and no less than rounding asks for. Where
+    `kept`, boolean like D, is given, D is zero elsewhere. Inputs that are all zero give zero. Products are in the
+    inputs' precision (single at least), solving is in double precision.
     """
     inputs, outputs, kind = _wide(inputs), _wide(outputs), inputs.dtype
     count, size = inputs.shape[1:]
-    ridge = max(ridge, 10 * torch.finfo(inputs.dtype).eps)
     small = kept is None and count < size  # X' (XX' + lambda I)^-1 Y is the same
     gram = (inputs @ inputs.mT if small else inputs.mT @ inputs).double()
     scale = gram.diagonal(dim1=1, dim2=2).sum(1) / size
     scale = torch.where(scale > 0, scale, 1.0)[:, None]
     right = (outputs if small else inputs.mT @ outputs).double()
-    found = _direct(gram, right, ridge * scale) if kept is None else _on(kept, gram, right, ridge * scale)
-    found = found.to(inputs.dtype)
-    return (inputs.mT @ found if small else found).to(kind)
+    for ridge in ridges:
+        damping = max(ridge, 10 * torch.finfo(inputs.dtype).eps) * scale
+        found = _direct(gram, right, damping) if kept is None else _on(kept, gram, right, damping)
+        found = found.to(inputs.dtype)
+        yield (inputs.mT @ found if small else found).to(kind)
 
 
 def _wide(tensor: Tensor) -> Tensor:

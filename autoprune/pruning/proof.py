@@ -41,9 +41,9 @@ def prove(model: nn.Module, inputs: Inputs, coupling: Coupling) -> tuple[dict[st
 
     Beside them the calls (module, n-th of its own) that only gave that with numbers bound anew.
     Weights are drawn anew, so that zeros or saturated units cannot hide an error. All groups are tried at once, a
-    random part of each cut, of a size of its own; then every other one, then the rest, their first or last units cut: what
-    holds when all are cut may not hold beside a group at full width, nor a random cut's evenness for any other. Only
-    where a trial fails is it repeated in halves.
+    random part of each cut, of a size of its own; then every other one, then the rest, their first or last units cut:
+    what holds when all are cut may not hold beside a group at full width, nor for a cut less even than a random one.
+    Only where a trial fails is it repeated in halves.
     """
     trial = _Trial(model, inputs, coupling)
     groups = [group for group in coupling.prunable() if group.level == "units"]

@@ -16,13 +16,16 @@ from torch.utils._pytree import tree_leaves
 from autoprune.errors import InputError
 from autoprune.pruning.attention import Attention
 from autoprune.pruning.contractions import Calls, Contraction
+from autoprune.pruning.evidence import joined
 from autoprune.pruning.forward import plain_forward
-from autoprune.pruning.least_squares import towards
+from autoprune.pruning.least_squares import Regression
 from autoprune.pruning.shrink import Cut, named_tensors, replace_tensors
 from autoprune.task import Batch, Inputs
 
 __all__ = ["Reference", "repair"]
 
+_HELD = 5  # one of so many images is held out
+_STRENGTHS = (1, 10, 100)  # times the ridge
 _SAME = 1e-5  # relative to the largest: what differs by less is what the dense model gives
 
 
@@ -45,8 +48,9 @@ class Reference:
     """What the layers of a dense model give on the first `images` inputs, at about `positions` places of each.
 
     The places are drawn once, by `seed`; the copies that `repair` gives depend on nothing else. `dense` is untouched.
-    It holds one float per layer output, image and place. Batches of other shapes than the first are left out.
-    Raises InputError where there is no batch.
+    Every fifth image, one at least, is held out to judge by. It wants some hundred images; with a few dozen much stays
+    as cut. It holds one float per layer output, image and place. Batches of other shapes than the first are left out.
+    Raises InputError for less than two images.
     """
 
     def __init__(
@@ -56,8 +60,10 @@ class Reference:
             raise InputError(f"a repair needs images and positions of at least 1; got {images} and {positions}")
         copy = replace_tensors(dense, lambda name, tensor: tensor.clone())  # a forward may write into buffers
         Attention.take_over_all(copy)
-        self.inputs = _joined(batches, images)
-        seen = _Observed(copy, self.inputs.batch_size * positions, seed)
+        self.inputs = joined(batches, images)
+        if self.inputs.batch_size < 2:
+            raise InputError("a repair needs at least 2 inputs, one of them to judge by, better some hundred; got 1")
+        seen = _Observed(copy, self.inputs.batch_size, positions, seed)
         _run(copy, self.inputs, seen)
         self.layers = seen.alone()
         self.norms = {name: found[0] for name, found in seen.norms.items() if len(found) == 1}
@@ -68,8 +74,10 @@ class Reference:
         In one forward, just before a layer runs, its W = argmin |XW - Y|^2 + lambda |W - W0|^2 is solved: X is what the
         copy, repaired up to there, feeds it, Y what the dense layer gave, W0 its weights, lambda = `ridge` times the
         mean square of a column of X (He et al. 2017, arXiv:1707.06168). Its bias follows the means. Exact zeros of W0
-        stay. Batch norms then take the statistics of what they receive. What receives the same as in the dense model
-        stays as it is, cut or not.
+        stay. Of `ridge`, ten and a hundred times as much, what is best on the images held out is taken when solved
+        without them; then, where places are few, it is solved with all. Where none is clearly better than W0, W0 stays.
+        Batch norms are moved so that what they give has the mean and variance it had. What receives the same as in the
+        dense model stays as it is, cut or not.
 
         Covered: linear layers, convolutions and transposed ones, grouped or not, and attention projections; not what
         is used more than once in a forward, is tied to something else or is computed (weight norm).
@@ -90,36 +98,13 @@ def _run(model: nn.Module, inputs: Inputs, seen: Calls) -> None:
         inputs.to(device).call(model)
 
 
-def _joined(batches: Iterable[Batch], count: int) -> Inputs:
-    """The first `count` inputs as one batch; tensors without the batch's dimension are the first batch's."""
-    parts: list[Inputs] = []
-    held = 0
-    for args, kwargs, _ in batches:
-        part = Inputs(args, kwargs)
-        if parts and _shapes(part) != _shapes(parts[0]):
-            continue
-        parts.append(part)
-        held += part.batch_size
-        if held >= count:
-            break
-    if not parts:
-        raise InputError("a repair needs at least one batch; the data gave none")
-    batched = parts[0].batch_size
-    columns = zip(*(part.tensors() for part in parts), strict=True)
-    joined = [torch.cat(each) if each[0].dim() and len(each[0]) == batched else each[0] for each in columns]
-    return parts[0].replaced(joined).rows(min(held, count))
-
-
-def _shapes(inputs: Inputs) -> list[torch.Size]:
-    return [tensor.shape[1:] for tensor in inputs.tensors()]
-
-
 @dataclass(frozen=True)
 class _Layer:
     """One layer of the dense model: the places drawn and its outputs there."""
 
     total: int  # rows in all
     rows: Tensor
+    held: Tensor  # which of the rows are of images held out
     first: int  # of the tensor's rows, the first one the layer uses
     outputs: Tensor  # (rows, outputs)
     normed: bool = False  # read by a batch norm, for which means do not matter
@@ -128,9 +113,9 @@ class _Layer:
 class _Observed(Calls):
     """Notes what the dense model's layers give."""
 
-    def __init__(self, model: nn.Module, count: int, seed: int) -> None:
+    def __init__(self, model: nn.Module, images: int, positions: int, seed: int) -> None:
         super().__init__(model)
-        self.count, self.seed = count, seed
+        self.images, self.positions, self.seed = images, positions, seed
         self.layers: dict[str, list[_Layer]] = {}
         self.norms: dict[str, list[tuple[Tensor, Tensor]]] = {}
         self.read: set[str] = set()  # by something that is no layer
@@ -148,8 +133,10 @@ class _Observed(Calls):
     def layer(self, call: Contraction, name: str, first: int, run: Callable[[], Tensor]) -> Tensor:
         out = run()
         generator = torch.Generator().manual_seed(self.seed)
-        rows = torch.randperm(call.rows, generator=generator)[: self.count].sort().values.to(out.device)
-        self.layers.setdefault(name, []).append(_Layer(call.rows, rows, first, call.outputs(out, rows)))
+        count, every = self.images * self.positions, min(_HELD, self.images)
+        rows = torch.randperm(call.rows, generator=generator)[:count].sort().values.to(out.device)
+        held = rows * self.images // call.rows % every == every - 1
+        self.layers.setdefault(name, []).append(_Layer(call.rows, rows, held, first, call.outputs(out, rows)))
         self.last = name, out
         return out
 
@@ -206,8 +193,7 @@ class _Solved(Calls):
         now = _statistics(input)
         same = all(bool(((a - b).abs() <= _SAME * b.abs().max()).all()) for a, b in zip(now, before, strict=True))
         if not same and all(bool(each.isfinite().all()) for each in now):
-            mean.copy_(now[0])
-            var.copy_(now[1])
+            _follow(mean, var, before, now)
             self.solved |= {name, self.name(var)}
 
 
@@ -215,6 +201,15 @@ def _statistics(input: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance of each channel, as batch norm takes them for its running ones."""
     var, mean = torch.var_mean(input, [dim for dim in range(input.dim()) if dim != 1])
     return mean, var
+
+
+def _follow(mean: Tensor, var: Tensor, before: tuple[Tensor, Tensor], now: tuple[Tensor, Tensor]) -> None:
+    """Move a norm's statistics as those of what it receives moved; its own may be of other data, and stay so."""
+    wider = now[1] / before[1]
+    varied = wider.isfinite() & (wider > 0)
+    wider = torch.where(varied, wider, 1.0)
+    mean.copy_(torch.where(varied, now[0] + (mean - before[0]) * wider.sqrt(), now[0]))
+    var.copy_(torch.where(varied, var * wider, now[1]))
 
 
 def _solve(call: Contraction, layer: _Layer, wanted: Tensor, ridge: float) -> bool:
@@ -226,14 +221,14 @@ def _solve(call: Contraction, layer: _Layer, wanted: Tensor, ridge: float) -> bo
         missing = missing - call.bias.reshape(call.groups, 1, -1)
     if not bool(missing.abs().max() > _SAME * wanted.abs().max()):
         return False
-    centre, rest = inputs.mean(1, keepdim=True), missing.mean(1, keepdim=True)
-    if call.bias is not None or layer.normed:
-        inputs, missing = inputs - centre, missing - rest
-    kept = old != 0
-    change = towards(inputs, missing, ridge, None if bool(kept.all()) else kept)
-    if not bool(change.isfinite().all()):
+    kept, shifted = old != 0, call.bias is not None or layer.normed
+    problem = Regression(inputs, missing, shifted, None if bool(kept.all()) else kept)
+    strengths = sorted({ridge * factor for factor in _STRENGTHS})
+    found = problem.checked(strengths, layer.held.to(rows.device), centred=layer.normed)
+    if found is None or not bool(found[0].isfinite().all()):
         return False
+    change, shift = found
     call.write(old + change)
     if call.bias is not None:
-        call.bias.add_((rest - centre @ change).flatten())
+        call.bias.add_(shift.flatten())
     return True

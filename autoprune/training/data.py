@@ -69,6 +69,8 @@ def checked(given: object) -> Data:
             raise StudyError(
                 f"the {name} data is an iterator, used up after one epoch; give a data set or a data loader", key=KEY
             )
+        if isinstance(part, tuple) and part and all(isinstance(each, Tensor) for each in part):
+            raise StudyError(f"the {name} data is a tuple of tensors; give TensorDataset(inputs, targets)", key=KEY)
         if hasattr(part, "__len__") and len(part) == 0:
             raise StudyError(f"the {name} data is empty", key=KEY)
     return given

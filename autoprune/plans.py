@@ -1,0 +1,187 @@
+"""Plans from what a Python caller gives, a ratio or patterns on layer names, and what they did not come to."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from numbers import Real
+from typing import Any
+
+from torch import nn
+
+from autoprune import arguments, plugins
+from autoprune.errors import InputError, PlanError, StudyError
+from autoprune.group import Group
+from autoprune.plan import Choice, Plan
+from autoprune.pruning.coupling import Coupling, tensor_of
+from autoprune.pruning.importance import Importance
+from autoprune.pruning.pruned import kept_units
+from autoprune.space import Options, Space, fits, matches, uniform, unscored
+
+__all__ = ["Request", "requested"]
+
+_UNITS = ("structured", "neuron", "heads")
+_RANGE = (0.0, 0.999)
+_KEYS = {"technique", "ratio", "criterion", "multiple_of"}
+_OFF = 0.1  # a share that is further from the ratio asked for is told
+_SHOWN = 8  # groups in one warning
+
+
+@dataclass(frozen=True)
+class Request:
+    """A plan, the choices asked for before rounding, and the groups left uncut with the reason, by key."""
+
+    plan: Plan
+    asked: Mapping[str, Choice]
+    left: Mapping[str, str] = field(default_factory=dict)
+
+    def tell(self, model: nn.Module, smaller: nn.Module, coupling: Coupling, importance: Importance) -> None:
+        """Warn of the groups left uncut, and of those whose share removed is far from the ratio asked for."""
+        uncut = [f"{key} is left uncut: {reason}" for key, reason in self.left.items()]
+        got = _removed(self.plan, model, smaller, coupling, importance)
+        lines = uncut + [
+            f"{key}: asked {asked.ratio:.2f}, removed {got[key]:.2f} ({_steps(coupling.group(key), asked.technique)})"
+            for key, asked in self.asked.items()
+            if key in got and _differs(coupling.group(key), asked.ratio, got[key])
+        ]
+        if lines:
+            more = [f"and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
+            text = "autoprune.prune did not remove what was asked everywhere:\n  " + "\n  ".join(lines[:_SHOWN] + more)
+            warnings.warn(text, stacklevel=3)
+
+
+def requested(given: Any, found: Sequence[Group], importance: Importance, criterion: str, multiple_of: int) -> Request:
+    """The plan that a ratio, a Plan or patterns ask for. Raises PlanError."""
+    if isinstance(given, Plan):
+        return Request(given, given.choices)
+    if isinstance(given, Mapping):
+        return _by_patterns(given, found, importance, criterion, multiple_of)
+    if isinstance(given, bool) or not isinstance(given, Real):
+        raise PlanError(
+            "plan is a ratio, the share removed, between 0 and 1, as in 0.5; or a Plan; or "
+            f"{{pattern: {{technique, ratio}}}}; got {given!r:.60} ({type(given).__name__})"
+        )
+    if not 0 < given < 1:  # type: ignore[operator]
+        raise PlanError(f"the ratio is the share removed, between 0 and 1; got {given!r}")
+    return _by_ratio(float(given), found, importance, criterion, multiple_of)
+
+
+def _by_ratio(
+    ratio: float, found: Sequence[Group], importance: Importance, criterion: str, multiple_of: int
+) -> Request:
+    units = [group for group in found if group.level == "units"]
+    free = [group for group in units if not group.refusal]
+    if not free:
+        reasons = "; ".join(f"{group.name}: {group.refusal}" for group in units)
+        raise PlanError(f"nothing can be cut in this model: {reasons or 'it has no layer whose units could go'}")
+    if unscored(criterion, free[0]):
+        pattern = {"*": {"technique": "weight", "ratio": ratio, "criterion": criterion}}
+        raise PlanError(f"a ratio cuts units, and {criterion} ranks single weights; give patterns, as in {pattern}")
+    left = {group.key: reason for group in free if (reason := _unfit(group, _UNITS, criterion, importance))}
+    if len(left) == len(free):
+        raise PlanError("nothing can be cut: " + "; ".join(f"{key}: {reason}" for key, reason in left.items()))
+    variables = Space(Options(_UNITS, _RANGE, (criterion,))).resolve(found, multiple_of, importance.refuses)
+    plan = uniform(variables, _UNITS, ratio)
+    asked = {group.key: Choice(_UNITS[0], ratio, criterion) for group in free if group.key not in left}
+    return Request(plan, asked, left)
+
+
+def _unfit(group: Group, techniques: Sequence[str], criterion: str, importance: Importance) -> str | None:
+    """Why none of the techniques, or not the criterion, can be used on a group, or None."""
+    reasons = [fits(technique, group) for technique in techniques]
+    return "; ".join(map(str, reasons)) if all(reasons) else importance.refuses(criterion, group)
+
+
+def _by_patterns(
+    given: Mapping[Any, Any], found: Sequence[Group], importance: Importance, criterion: str, multiple_of: int
+) -> Request:
+    if not given:
+        raise PlanError(
+            "the plan names no layer, so nothing would be cut; give {pattern: {technique, ratio, criterion}}"
+        )
+    choices: dict[str, Choice] = {}
+    asked: dict[str, Choice] = {}
+    left: dict[str, str] = {}
+    for pattern, wanted in given.items():
+        choice = _choice(pattern, wanted, criterion)
+        step = wanted.get("multiple_of", multiple_of)
+        fresh = _chosen(pattern, choice, found, importance, step)
+        taken = set(fresh) & set(choices)
+        if taken:
+            raise PlanError(f"{pattern!r} and an earlier pattern both decide {', '.join(sorted(taken))}")
+        choices |= fresh
+        asked |= dict.fromkeys(fresh, choice)
+        named = (group for group in found if any(matches(pattern, layer) for layer in group.layers))
+        fitting = (group for group in named if not (group.refusal or fits(choice.technique, group)))
+        left |= {group.key: why for group in fitting if (why := importance.refuses(choice.criterion, group))}
+    return Request(Plan(choices), asked, left)
+
+
+def _choice(pattern: Any, wanted: Any, criterion: str) -> Choice:
+    """What a pattern asks for. Raises PlanError."""
+    if not isinstance(pattern, str):
+        raise PlanError(f"patterns on layer names are text; got {pattern!r}")
+    if not isinstance(wanted, Mapping) or set(wanted) - _KEYS or not {"technique", "ratio"} <= set(wanted):
+        raise PlanError(
+            f"{pattern!r} needs technique and ratio, and may have criterion and multiple_of; got {wanted!r}"
+        )
+    ratio = wanted["ratio"]
+    if isinstance(ratio, bool) or not isinstance(ratio, Real) or not 0 <= ratio < 1:  # type: ignore[operator]
+        raise PlanError(f"{pattern!r}: the ratio is the share removed, in [0, 1); got {ratio!r}")
+    try:
+        arguments.whole(wanted.get("multiple_of", 1), "multiple_of")
+    except InputError as error:
+        raise PlanError(f"{pattern!r}: {error}") from error
+    return Choice(str(wanted["technique"]), float(ratio), str(wanted.get("criterion", criterion)))
+
+
+def _chosen(
+    pattern: str, choice: Choice, found: Sequence[Group], importance: Importance, multiple_of: int
+) -> dict[str, Choice]:
+    """The choices for all groups that a pattern names and its technique fits. Raises PlanError."""
+    options = Options((choice.technique,), _RANGE, (choice.criterion,), multiple_of)
+    space = Space(Options((), (0.0, 0.0), ()), {pattern: options})
+    try:
+        variables = space.resolve(found, multiple_of, importance.refuses)
+    except StudyError as error:
+        place = "" if repr(pattern) in error.message else f"{pattern!r}: "
+        raise PlanError(f"{place}{error.message}") from error
+    return {
+        key: each
+        for variable in variables
+        for key, each in variable.choices(choice.technique, choice.ratio, choice.criterion).items()
+    }
+
+
+def _removed(
+    plan: Plan, model: nn.Module, smaller: nn.Module, coupling: Coupling, importance: Importance
+) -> dict[str, float]:
+    """The share of each group that is gone, by key; of a weights group what is zero. Those of removed blocks lack."""
+    keep = kept_units(coupling, plan, importance)
+    alive, weights = coupling.kept(keep), dict(smaller.named_parameters())
+    shares: dict[str, float] = {}
+    for group in coupling.groups:
+        if group.key in coupling.members:
+            shares[group.key] = 1 - float(alive[coupling.members[group.key]].double().mean())
+        elif group.level == "blocks":
+            shares[group.key] = 1 - float(keep[group.key].double().mean()) if group.key in keep else 0.0
+        elif (weight := weights.get(tensor_of(model, group.name))) is not None:
+            shares[group.key] = float((weight == 0).double().mean())
+    return shares
+
+
+def _differs(group: Group, asked: float, got: float) -> bool:
+    """Whether a share is worth a word: by a whole unit, not as all but one of each cell went, or zeros were before."""
+    most, off = 1 - group.cells / group.size, max(_OFF, 1 / group.size)
+    short = min(asked, most) - got > off or (asked > 0 and got == 0)
+    return short or (got - asked > off and group.level != "weights")
+
+
+def _steps(group: Group, technique: str) -> str:
+    """In which steps a group can lose."""
+    plugin = plugins.create("technique", technique)
+    if hasattr(plugin, "steps"):
+        return f"{technique} removes in steps of 1/{plugin.steps(group.shape)}"
+    what = f"of {group.size} {group.level}"
+    return what if group.cells == 1 else f"{what} in {group.cells} cells that lose the same count"
