@@ -5,20 +5,16 @@ Exit status: 0 done, 2 bad input, 3 no plan meets the budget, 4 an artefact fail
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from autoprune import options
 from autoprune.errors import BudgetError, InputError, VerificationError
-from autoprune.options import Budgets, Json, Out, Quiet, Seed, Sets, Study, Target, Timeout, Trials
+from autoprune.options import Budgets, Json, Out, Quiet, Seed, Sets, Study, Targets, Timeout, Trials
 from autoprune.reporting.output import Output
-
-if TYPE_CHECKING:
-    from autoprune.config import Config
 
 __all__ = ["app", "main"]
 
@@ -75,7 +71,7 @@ def check(
     output.show(
         records.checked(report),
         tables.groups(report.groups, report.variables),
-        tables.costs(scores),
+        *tables.costs(scores),
         time,
         *report.warnings,
     )
@@ -112,7 +108,7 @@ def search(
         run = config.open_run(built.resolved, folder, fresh=fresh)
         with output.listener() as listener, Interrupt():
             result = searching.search(built, run, listener=listener)
-    _show_result(output, result, built.task.metric.name)
+    options.show_result(output, result, built)
     if result.interrupted:
         raise typer.Exit(options.INTERRUPTED)
     if result.best is None:
@@ -124,31 +120,57 @@ def search(
 @app.command()
 def measure(
     subject: Annotated[
-        str,
+        list[str],
         typer.Argument(
-            metavar="MODEL|STUDY|FOLDER", help="torchvision:resnet18, my_module:build, a study, or an artefact."
+            metavar="MODEL|STUDY|FOLDER...", help="torchvision:resnet18, my_module:build, a study, or an artefact."
         ),
     ],
     shape: Annotated[
         str | None, typer.Option("--input", metavar="1x3x224x224", help="Shape of the input, the batch first.")
     ] = None,
-    target: Target = None,
+    target: Targets = None,
+    layers: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Rows of the table by layer; 0: none, and no profile.")
+    ] = 10,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure what a model costs on a target: FLOPs, parameters, size, latency."""
+    """Measure what models cost on targets: FLOPs, parameters, size, memory, latency, energy; also layer by layer."""
     from autoprune import config
 
-    if target is not None:
-        config.target(target)  # a wrong one is refused before torch is loaded
+    for name in target or ():
+        config.target(name)  # a wrong one is refused before torch is loaded
     from autoprune import subject as subjects
-    from autoprune.measuring.measure import measure as measured
-    from autoprune.reporting import tables
+    from autoprune.reporting import records, tables
+    from autoprune.reporting.layers import layers as by_layer
 
-    found = subjects.of(subject, shape, target)
-    score = measured(found.model, found.inputs, found.target, processes=3)
-    record = {"version": 1, "model": found.name, "target": found.target.to_json(), "score": score.to_json()}
-    Output(as_json, quiet).show(record, tables.costs({found.name: score}))
+    found = [subjects.measured(each, layers > 0) for each in subjects.every(subject, shape, target or ())]
+    costs = tables.costs({each.title: each.score for each in found})
+    tops = [by_layer(each.layers, f"{each.title}, by layer", layers) for each in found if each.layers]
+    Output(as_json, quiet).show(records.measured(found), *costs, *tops)
+
+
+@app.command()
+def targets(
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[TARGET]", help="Show the settings of this one.", autocompletion=options.target_names),
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """List the bundled targets, which of them run here, and why the others do not."""
+    from autoprune.reading import available
+    from autoprune.reporting import targets as shown
+
+    output = Output(as_json, quiet)
+    if name is None:
+        every = available.every()
+        output.show({"version": 1, "targets": [each.to_json() for each in every]}, shown.listing(every))
+        return
+    found = available.find(name)
+    here = "runs here" if found.reason is None else f"does not run here: {found.reason}"
+    output.show({"version": 1, "target": found.to_json()}, shown.settings(found), f"{found.path}, {here}")
 
 
 @app.command()
@@ -175,7 +197,7 @@ def prune(
         built = config.build(read)
         with output.listener() as listener:
             result = searching.prune(built, chosen, out, listener=listener)
-    _show_result(output, result, built.task.metric.name)
+    options.show_result(output, result, built)
 
 
 @app.command()
@@ -193,7 +215,7 @@ def export(
 
     if trial is not None and budget:
         raise InputError("give --trial or --budget, not both: a trial is one plan, a budget chooses among all of them")
-    read = _read_run(run, budget or [], formats or [])
+    read = options.read_run(run, budget or [], formats or [])
     output = Output(as_json, quiet)
     with read.locating():
         from autoprune import searching
@@ -202,7 +224,7 @@ def export(
         built = config.build(read)
         with output.listener() as listener:
             result = searching.export(built, Run(run), out, trial=trial, listener=listener)
-    _show_result(output, result, built.task.metric.name)
+    options.show_result(output, result, built)
 
 
 @app.command()
@@ -225,22 +247,3 @@ def verify(
         output.show(artefact.read_mapping(folder / artefact.VERIFICATION))
         raise
     output.show(result, tables.checks(result))
-
-
-def _show_result(output: Output, result: Any, metric: str) -> None:
-    from autoprune.reporting import records, tables
-
-    output.show(records.result(result), *tables.closing(result, metric), f"results: {result.run.folder}")
-
-
-def _read_run(folder: Path, budget: list[str], formats: list[str]) -> Config:
-    """The study of a finished run, with another budget or other formats."""
-    from autoprune import config
-    from autoprune.run import Run
-
-    if not Run(folder).study.exists() or not Run(folder).front.exists():
-        raise InputError(
-            f"{folder} holds no finished run (no study.yaml and front.json in it); give the folder that search wrote"
-        )
-    sets = [f"export.formats={json.dumps(formats)}"] if formats else []
-    return config.read(Run(folder).study, sets=sets, budget=budget)

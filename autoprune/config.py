@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from autoprune.reading.values import METRICS, duration
 from autoprune.reading.yaml_lines import Document, KeyPath, Place, key_paths
 from autoprune.space import Options as SpaceOptions
 from autoprune.space import Space
-from autoprune.target import Budget, Target
+from autoprune.target import Budget, Limit, Target
 
 if TYPE_CHECKING:
     from autoprune.study import Study
@@ -157,14 +157,18 @@ def build(config: Config, task: Task | None = None) -> Study:
             _check_device("task.training", training)
             task = tasks.build(resolved["task"], config.folders, training)
         _check_device("recovery", recovery)
+    budget, own = Budget.parse(values.budget), Target(**resolved["target"])
     search = values.search.model_dump()
     timeout, objectives = search.pop("timeout"), search.pop("objectives")
     return Study(
         name=values.name,
         task=task,
         space=_space(resolved["space"]),
-        target=Target(**resolved["target"]),
-        budget=Budget.parse(values.budget),
+        target=own,
+        budget=budget,
+        further=tuple(
+            dict.fromkeys(each for limit in budget.limits for each in _further(limit, own.name, config.folder))
+        ),
         search=Settings(
             **search, objectives=tuple(objectives), timeout_s=None if timeout is None else duration(timeout)
         ),
@@ -175,13 +179,16 @@ def build(config: Config, task: Task | None = None) -> Study:
     )
 
 
-def target(given: str | Path | Mapping[str, Any] | Target) -> Target:
-    """A bundled target by name, one in a YAML file, or one in a mapping. Raises StudyError, MissingPackage."""
+def target(given: str | Path | Mapping[str, Any] | Target, folder: Path | None = None) -> Target:
+    """A bundled target by name, one in a YAML file under `folder`, or one in a mapping.
+
+    Raises StudyError, MissingPackage.
+    """
     if isinstance(given, Target):
         return given
     if isinstance(given, Mapping):
         return _target(from_mapping({"target": given}).values.target)
-    document = read_target(str(given), Path.cwd())
+    document = read_target(str(given), folder or Path.cwd())
     try:
         values = TargetSchema.model_validate(document.values)
     except ValidationError as error:
@@ -199,7 +206,19 @@ def _checked(document: Document, name: str, folder: Path) -> Config:
         raise complaint(error, document, StudySchema) from error
     config = Config(values, document, folder if values.folder is None else (folder / values.folder).resolve())
     check(values, document, config.folders)
+    for limit in Budget.parse(values.budget).limits:
+        with document.placing(("budget", limit.key)):
+            _further(limit, _target(values.target).name, folder)
     return config
+
+
+def _further(limit: Limit, own: str, folder: Path) -> tuple[Target, ...]:
+    """The further target of a limit, named as the limit names it."""
+    if not limit.target:
+        return ()
+    if limit.target == own:
+        raise StudyError(f"{own} is the study's own target; write {limit.quantity} without 'on {own}'")
+    return (replace(target(limit.target, folder), name=limit.target),)
 
 
 def _check_device(section: str, recipe: Recipe) -> None:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from autoprune import __version__
 from autoprune.errors import AutopruneError, InputError
+
+if TYPE_CHECKING:
+    from autoprune.config import Config
+    from autoprune.reporting.output import Output
+    from autoprune.study import Study as StudyNoun
 
 __all__ = [
     "INTERRUPTED",
@@ -21,10 +27,13 @@ __all__ = [
     "Seed",
     "Sets",
     "Study",
-    "Target",
+    "Targets",
     "Timeout",
     "Trials",
+    "read_run",
+    "show_result",
     "show_version",
+    "target_names",
 ]
 
 INTERRUPTED = 130
@@ -61,18 +70,43 @@ def _studies() -> list[str]:
     return list(bundled())
 
 
-def _targets() -> list[str]:
+def show_result(output: Output, result: Any, study: StudyNoun) -> None:
+    """Print what a search, or the application of one plan, ended with."""
+    from autoprune.reporting import records, tables
+
+    asked = {*(limit.key for limit in study.budget.limits), *study.search.objectives}
+    shown = tables.closing(result, study.task.metric.name, asked)
+    output.show(records.result(result), *shown, f"results: {result.run.folder}")
+
+
+def read_run(folder: Path, budget: list[str], formats: list[str]) -> Config:
+    """The study of a finished run, with another budget or other formats."""
+    from autoprune import config
+    from autoprune.run import Run
+
+    if not Run(folder).study.exists() or not Run(folder).front.exists():
+        raise InputError(
+            f"{folder} holds no finished run (no study.yaml and front.json in it); give the folder that search wrote"
+        )
+    sets = [f"export.formats={json.dumps(formats)}"] if formats else []
+    return config.read(Run(folder).study, sets=sets, budget=budget)
+
+
+def target_names() -> list[str]:
+    """Names of the bundled targets, for completion."""
     from autoprune.reading.bundled import bundled
 
     return list(bundled("target"))
 
 
 _STUDY = "A study's YAML file, or the name of a bundled one."
-_TARGET = "A target's YAML file, or the name of a bundled one."
+_TARGET = "A target's YAML file, or the name of a bundled one; may be repeated."
 _BUDGET = "Replace one limit, as in latency=50%; may be repeated, wins over --set."
 
 Study = Annotated[str, typer.Argument(metavar="STUDY", help=_STUDY, autocompletion=_studies)]
-Target = Annotated[str | None, typer.Option(metavar="TARGET", help=_TARGET, autocompletion=_targets)]
+Targets = Annotated[
+    list[str] | None, typer.Option("--target", metavar="TARGET", help=_TARGET, autocompletion=target_names)
+]
 Sets = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY.PATH=VALUE", help="Replace a value of the study.")
 ]

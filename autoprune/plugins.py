@@ -78,7 +78,7 @@ class Criterion(Protocol):
     - "elements": each element of a parameter. All groups: a unit's or a block's importance is the sum over all of its.
     - "weights": each weight of a layer against the others of it. Weights groups only.
     - "filters": each filter of a layer, (filters, elements) -> (filters,). Units groups only: the sum over the layers
-      that produce the unit.
+      that produce the unit, relative to the average filter of each where they do not compare.
     - "scales": each scale of a batch norm, (channels,) -> (channels,). Units groups only: the mean over the unit's.
 
     `needs` says what it must see of the model on data: "gradients" (mean d loss / d weight), "squared gradients" (the
@@ -96,12 +96,22 @@ class Criterion(Protocol):
 
 
 class Runtime(Protocol):
-    """Runs a model on the target. `artefact` says what it takes: a module, or ONNX bytes."""
+    """Runs a model on the target. `artefact` says what it takes: a module, or ONNX bytes.
+
+    `dtypes` are those it knows; any other is refused, and so is one that this machine would silently replace. For those
+    in `converts` its ONNX file is converted before (`measuring.precision`). A runtime that has neither `dtypes`,
+    `converts` nor `outputs` is good for fp32. One that takes signed integers alone has `symmetric = True`.
+    """
 
     artefact: Literal["module", "onnx"]
+    dtypes: tuple[str, ...]
+    converts: tuple[str, ...]
 
     def prepare(self, artefact: Any, inputs: Inputs, target: Target) -> Callable[[], object]:
         """One call of the result is one inference of `artefact` on `inputs`, ready to be timed."""
+
+    def outputs(self, artefact: Any, inputs: Inputs, target: Target) -> Callable[[Inputs], list[Any]]:
+        """A function from inputs shaped like `inputs` to the outputs, arrays in the order of the graph's."""
 
     def version(self) -> str:
         """Name and version of the runtime, part of the key of every cached latency."""

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Literal
 
 from autoprune.plan import Plan
 
-__all__ = ["Candidate", "Score", "dominates", "pareto_front"]
+__all__ = ["MEASURED_APART", "NEED_A_RUN", "Candidate", "Score", "direction", "dominates", "pareto_front"]
+
+MEASURED_APART = ("size_compressed", "memory", "energy")  # a search measures them only where they are asked for
+NEED_A_RUN = ("latency", "throughput", "memory", "energy")  # what only running the model on the target tells
+_FIELDS = {
+    "size": "size_bytes",
+    "size_compressed": "size_compressed_bytes",
+    "memory": "memory_bytes",
+    "energy": "energy_mj",
+}
+_LISTS = ("uncounted", "unavailable")
 
 
 @dataclass(frozen=True)
@@ -16,8 +26,12 @@ class Score:
     """Every figure of one model. None: not measured at the stage this candidate reached.
 
     FLOPs follow fvcore: one multiply-add counts 1; `uncounted` names the operators that could not be counted.
-    `size_bytes` is the size of the file that the target runs. Latency intervals are 95 % intervals of the median;
-    `latency_ratio` is measured against the dense model, interleaved with it call by call.
+    `size_bytes` is the size of the file that the target runs, `size_compressed_bytes` that of the same file after zlib
+    (level 6): zeros cost next to nothing there. Latency intervals are 95 % intervals of the median; `latency_ratio` is
+    measured against the dense model, interleaved with it call by call. `throughput` is inputs per second, the batch
+    over the median latency; `throughput_low` is the lower end of its interval. How `memory_bytes` (peak) and
+    `energy_mj` (millijoules of one call) are measured stands in `measuring/resources.py`. `unavailable` names
+    what could not be measured, each with the reason, as in `energy: this machine has no counter`.
     """
 
     metric: float | None = None
@@ -34,28 +48,58 @@ class Score:
     latency_ratio_low: float | None = None
     latency_ratio_high: float | None = None
     uncounted: tuple[str, ...] = ()
+    latency_ms_p90: float | None = None
+    latency_ms_p99: float | None = None
+    throughput: float | None = None
+    throughput_low: float | None = None
+    size_compressed_bytes: int | None = None
+    memory_bytes: int | None = None
+    energy_mj: float | None = None
+    unavailable: tuple[str, ...] = ()
+    elsewhere: Mapping[str, Score] = field(default_factory=dict)  # on further targets, by their name
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object with every field."""
-        return asdict(self) | {"uncounted": list(self.uncounted)}
+        elsewhere = {name: score.to_json() for name, score in self.elsewhere.items()}
+        return asdict(self) | {name: list(getattr(self, name)) for name in _LISTS} | {"elsewhere": elsewhere}
+
+    def on(self, target: str) -> Score:
+        """The figures on a further target; all None where it was not measured there. "" is the study's own target."""
+        return self if not target else self.elsewhere.get(target, Score())
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Score:
         """The score that `to_json` wrote; unknown keys are left out."""
-        known = {field.name for field in fields(cls)}
+        known = {each.name for each in fields(cls)}
         values = {key: value for key, value in data.items() if key in known}
-        return cls(**values | {"uncounted": tuple(values.get("uncounted", ()))})
+        elsewhere = {name: cls.from_json(each) for name, each in values.get("elsewhere", {}).items()}
+        return cls(**values | {name: tuple(values.get(name, ())) for name in _LISTS} | {"elsewhere": elsewhere})
 
     def updated(self, **figures: Any) -> Score:
         """A copy with some figures replaced."""
         return replace(self, **figures)
 
+    def figure(self, name: str) -> float | None:
+        """The figure of a quantity by its name in a study, as measured: `size` in bytes, `energy` in mJ, ..."""
+        value = getattr(self, _FIELDS.get(name, "latency_ms" if name == "latency" else name))
+        return None if value is None else float(value)
+
     def objective(self, name: str) -> float:
-        """The figure that objective `name` optimises: metric, loss, latency (the ratio to dense), flops, params, ..."""
-        value = getattr(self, {"latency": "latency_ratio", "size": "size_bytes"}.get(name, name))
+        """The figure that objective `name` optimises: metric, loss, flops, params, ...; see `direction`.
+
+        Latency and throughput are the ratios to dense, which were measured call by call beside it. Raises ValueError.
+        """
+        if name in ("latency", "throughput"):
+            value = self.latency_ratio if name == "latency" or not self.latency_ratio else 1 / self.latency_ratio
+        else:
+            value = self.figure(name)
         if value is None:
             raise ValueError(f"this score has no {name}")
         return float(value)
+
+    def completed(self, other: Score) -> Score:
+        """A copy where the figures that are None are `other`'s."""
+        return replace(self, **{name: getattr(other, name) for name, value in vars(self).items() if value is None})
 
 
 @dataclass(frozen=True)
@@ -75,6 +119,12 @@ class Candidate:
         return self.stage in ("dense", "trained")
 
 
+def direction(objective: str, goal: str) -> Literal["maximize", "minimize"]:
+    """Which way an objective is better; `goal` is the metric's."""
+    upwards = goal == "maximize" if objective == "metric" else objective == "throughput"
+    return "maximize" if upwards else "minimize"
+
+
 def dominates(first: Sequence[float], second: Sequence[float]) -> bool:
     """Whether `first` is nowhere worse and somewhere better; smaller is better in every place."""
     return all(a <= b for a, b in zip(first, second, strict=True)) and tuple(first) != tuple(second)
@@ -84,7 +134,7 @@ def pareto_front(candidates: Sequence[Candidate], objectives: Sequence[str], goa
     """The trained candidates that no other dominates, by the first objective, best first. `goal` is the metric's."""
 
     def costs(candidate: Candidate) -> list[float]:
-        signs = [-1 if name == "metric" and goal == "maximize" else 1 for name in objectives]
+        signs = [-1 if direction(name, goal) == "maximize" else 1 for name in objectives]
         return [sign * candidate.score.objective(name) for sign, name in zip(signs, objectives, strict=True)]
 
     seen: dict[tuple[float, ...], Candidate] = {}

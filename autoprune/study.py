@@ -31,7 +31,8 @@ class Settings:
 class Study:
     """The nouns of one search, and `resolved`: the same as the YAML mapping with every default filled in.
 
-    `folder` is where the study's own modules are looked for.
+    `folder` is where the study's own modules are looked for. `further` are the targets beside the first that limits of
+    the budget name, as in `latency on cpu_eager`.
     """
 
     name: str
@@ -43,4 +44,5 @@ class Study:
     recovery: Recipe
     formats: tuple[str, ...] = ("safetensors", "onnx", "program")
     folder: Path = Path()
+    further: tuple[Target, ...] = ()
     resolved: Mapping[str, Any] = field(default_factory=dict)

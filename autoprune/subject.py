@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +15,17 @@ from torch import Tensor, nn
 from autoprune import config
 from autoprune.errors import InputError, ModelError
 from autoprune.exporting import artefact, recorded
+from autoprune.measuring.breakdown import Breakdown, breakdown
+from autoprune.measuring.measure import measure
 from autoprune.reading.references import check_reference
+from autoprune.score import Score
 from autoprune.target import Target
 from autoprune.task import Inputs
 from autoprune.training import tasks
 
-__all__ = ["Subject", "of", "parse_input"]
+__all__ = ["Measured", "Subject", "every", "measured", "of", "parse_input"]
+
+_PROCESSES = 3  # that the latency is measured in
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,52 @@ class Subject:
     model: nn.Module
     inputs: Inputs
     target: Target
+
+    def on(self, target: str, batch: int | None = None) -> Subject:
+        """The same model for another target, by name or file; `batch`: instead of that target's. Raises StudyError."""
+        where = config.target(target)
+        return replace(self, target=where if batch is None else replace(where, batch=batch))
+
+
+def every(given: Sequence[str], shape: str | None = None, targets: Sequence[str] = ()) -> Iterator[Subject]:
+    """Each subject that is given, on each of `targets`, or on its own; a model is built once. Raises as `of`."""
+    for name in given:
+        subject = of(name, shape)
+        batch = subject.inputs.batch_size if shape is not None else None
+        yield from (subject.on(target, batch) for target in targets) if targets else (subject,)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A subject on its target, what it costs there, and by layer where that was asked for."""
+
+    name: str
+    target: Target
+    score: Score
+    layers: Breakdown | None
+
+    @property
+    def title(self) -> str:
+        """As `resnet18 on cpu_onnxruntime`."""
+        return f"{self.name} on {self.target.name}"
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object with every figure."""
+        layers = {"layers": None, "note": None} if self.layers is None else self.layers.to_json()
+        return {
+            "model": self.name,
+            "target": self.target.to_json(),
+            "score": self.score.to_json(),
+            "layers": layers["layers"],
+            "layers_note": layers["note"],
+        }
+
+
+def measured(subject: Subject, by_layer: bool = True) -> Measured:
+    """Every cost of a subject, the latency in fresh processes. Raises ModelError, InputError."""
+    score = measure(subject.model, subject.inputs, subject.target, processes=_PROCESSES)
+    layers = breakdown(subject.model, subject.inputs, subject.target) if by_layer else None
+    return Measured(subject.name, subject.target, score, layers)
 
 
 def of(given: str, shape: str | None = None, target: str | None = None) -> Subject:
@@ -100,7 +152,7 @@ def _recorded(folder: Path) -> Subject:
     path = folder / "best" if (folder / "best").is_dir() else folder
     found = recorded.Recorded(artefact.require(path))
     with _readable(path):
-        return Subject(path.name, found.model, found.reference[0].rows(found.target.batch), found.target)
+        return Subject(path.name, found.lowered, found.reference[0].rows(found.target.batch), found.target)
 
 
 @contextlib.contextmanager

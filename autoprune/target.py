@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from autoprune.errors import InputError, nearest
@@ -13,19 +13,23 @@ from autoprune.score import Score
 
 __all__ = ["QUANTITIES", "Budget", "Limit", "Target"]
 
+_BYTES = {"B": 1.0, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 # quantity -> (units of absolute limits with their factor, an example of each spelling)
 QUANTITIES: dict[str, tuple[dict[str, float], str]] = {
     "latency": ({"ms": 1.0, "us": 1e-3, "s": 1e3}, "50% (of dense) or 2.5ms"),
     "flops": ({"": 0.0, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}, "40% (of dense) or 300M"),
     "params": ({"": 0.0, "K": 1e3, "M": 1e6, "G": 1e9}, "25% (of dense) or 1.2M"),
     "nonzero_params": ({"": 0.0, "K": 1e3, "M": 1e6, "G": 1e9}, "10% (of dense) or 50K"),
-    "size": (
-        {"B": 1.0, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30},
-        "30% (of dense) or 1.2MB",
-    ),
+    "size": (_BYTES, "30% (of dense) or 1.2MB"),
+    "size_compressed": (_BYTES, "20% (of dense) or 200KB"),
+    "memory": (_BYTES, "60% (of dense) or 20MB"),
+    "throughput": ({"/s": 1.0, "K/s": 1e3, "M/s": 1e6}, "150% (of dense) or 200/s, at least"),
+    "energy": ({"uJ": 1e-3, "mJ": 1.0, "J": 1e3}, "50% (of dense) or 3mJ, of one call"),
     "metric_drop": ({}, "0.01 (absolute, towards worse)"),
 }
-_FIELDS = {"size": "size_bytes"}
+_LOWER = ("throughput",)  # quantities whose limit is the least that is needed
+_BY_TARGET = ("latency", "throughput", "memory", "energy", "size", "size_compressed")  # what a target has a say in
+_NEVER_PRINTED = ("us", "s", "KiB", "MiB", "GiB")
 
 
 def _digits(value: float) -> str:
@@ -38,6 +42,8 @@ def _digits(value: float) -> str:
 class Target:
     """A device and the runtime on it. `batch` is the number of inputs in one call, `threads` what the runtime may use.
 
+    `dtype` (fp32, bf16, fp16, int8) is what the model ships in: latency, size and metric are those in it, of candidates
+    and of the dense model alike. Training is a matter of its own.
     Widths are rounded to a multiple of `multiple_of`, which the device's kernels like; 1 leaves them as the ratio says.
     """
 
@@ -56,20 +62,38 @@ class Target:
 
 @dataclass(frozen=True)
 class Limit:
-    """One limit: `value` is a share of dense if `relative`, else in ms, FLOPs, parameters, bytes or metric points."""
+    """One limit: `value` is a share of dense if `relative`, else in ms, FLOPs, parameters, bytes, mJ or metric points.
+
+    All are upper limits but throughput's, in inputs per second: there the value is the least that is needed.
+    `target` names a further target that it holds on, "" the study's own.
+    """
 
     quantity: str
     value: float
     relative: bool
+    target: str = ""
+
+    @property
+    def key(self) -> str:
+        """As in a study: `latency`, or `latency on cpu_eager`."""
+        return f"{self.quantity} on {self.target}" if self.target else self.quantity
 
     @classmethod
     def parse(cls, quantity: str, given: object) -> Limit:
-        """`Limit.parse("latency", "2.5ms")`. Raises InputError that shows the accepted spellings."""
+        """`Limit.parse("latency", "2.5ms")`, or `Limit.parse("latency on cpu_eager", "60%")` for a further target.
+
+        Raises InputError that shows the accepted spellings.
+        """
+        quantity, on, target = (part.strip() for part in quantity.partition(" on "))
+        if on:
+            if quantity in QUANTITIES and quantity not in _BY_TARGET:
+                raise InputError(f"{quantity} is the same on every target; write {quantity} without a target")
+            return replace(cls.parse(quantity, given), target=target)
         if quantity not in QUANTITIES:
             known = ", ".join(QUANTITIES)
             raise InputError(f"unknown quantity {quantity!r}{nearest(quantity, QUANTITIES)}; known: {known}")
         units, example = QUANTITIES[quantity]
-        match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*([A-Za-z]*|%)\s*", str(given))
+        match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*([A-Za-z]*(?:/s)?|%)\s*", str(given))
         if isinstance(given, bool) or not match:
             raise InputError(f"{quantity} needs a number with its unit, as in {example}; got {given!r}")
         number, unit = float(match[1]), match[2]
@@ -92,40 +116,54 @@ class Limit:
             return _digits(self.value)
         units = QUANTITIES[self.quantity][0]
         unit, factor = max(
-            ((u, f) for u, f in units.items() if f and u not in ("us", "s", "KiB", "MiB", "GiB") and f <= self.value),
+            ((u, f) for u, f in units.items() if f and u not in _NEVER_PRINTED and f <= self.value),
             key=lambda pair: pair[1],
             default=next((u, f) for u, f in units.items() if f),
         )
         return f"{_digits(self.value / factor)}{unit}"
 
     def used(self, score: Score, dense: Score, goal: str) -> float | None:
-        """What `score` spends of this limit, in the limit's own terms; None while it is not measured.
+        """What `score` spends of this limit (of throughput: reaches), in the limit's terms; None while not measured.
 
-        Latency is judged on the upper end of its interval, so that feasible means feasible.
+        Latency is judged on the upper end of its interval, throughput on its lower: feasible means feasible.
         """
+        score, dense = score.on(self.target), dense.on(self.target)
         if self.quantity == "latency":
             return score.latency_ratio_high if self.relative else score.latency_ms_high
+        if self.quantity == "throughput":
+            slowest = score.latency_ratio_high
+            return (1 / slowest if slowest else None) if self.relative else score.throughput_low
         if self.quantity == "metric_drop":
             if score.metric is None or dense.metric is None:
                 return None
             return dense.metric - score.metric if goal == "maximize" else score.metric - dense.metric
-        field = _FIELDS.get(self.quantity, self.quantity)
-        value, of = getattr(score, field), getattr(dense, field)
-        if value is None or (self.relative and not of):
-            return None
-        return float(value) / float(of) if self.relative else float(value)
+        value, of = score.figure(self.quantity), dense.figure(self.quantity)
+        if value is None or not self.relative:
+            return value
+        return value / of if of else None
+
+    @property
+    def lower(self) -> bool:
+        """Whether this is the least that is needed, not the most that is allowed."""
+        return self.quantity in _LOWER
+
+    def broken(self, used: float) -> bool:
+        """Whether `used`, as `used()` gives it, breaks this limit."""
+        return used < self.value if self.lower else used > self.value
 
     def exceeded(self, used: float) -> str:
         """`latency 62%, over the limit of 50%`; four digits where they tell the two apart."""
         rounded = float(f"{used:.4g}")
-        shown = Limit(self.quantity, rounded if rounded > self.value else used, self.relative)
-        return f"{self.quantity} {shown}, over the limit of {self}"
+        shown = Limit(self.quantity, rounded if self.broken(rounded) else used, self.relative)
+        return f"{self.key} {shown}, {'under' if self.lower else 'over'} the limit of {self}"
 
     def violation(self, score: Score, dense: Score, goal: str) -> float | None:
-        """`used / limit - 1`, at most 0 where the limit is kept; None while it is not measured."""
+        """`used / limit - 1` (throughput: `limit / used - 1`), at most 0 where it is kept; None while not measured."""
         used = self.used(score, dense, goal)
         if used is None:
             return None
+        if self.lower:
+            return self.value / used - 1
         return used / self.value - 1 if self.value > 0 else used
 
 
@@ -141,22 +179,23 @@ class Budget:
         return cls(tuple(Limit.parse(quantity, value) for quantity, value in given.items()))
 
     def violations(self, score: Score, dense: Score, goal: str) -> dict[str, float]:
-        """Violation of every limit that is measured by now, by quantity; at most 0 where it is kept."""
-        found = {limit.quantity: limit.violation(score, dense, goal) for limit in self.limits}
-        return {quantity: value for quantity, value in found.items() if value is not None}
+        """Violation of every limit that is measured by now, by its key; at most 0 where it is kept."""
+        found = {limit.key: limit.violation(score, dense, goal) for limit in self.limits}
+        return {key: value for key, value in found.items() if value is not None}
 
     def broken(self, score: Score, dense: Score, goal: str) -> list[str]:
         """One phrase for each limit that is measured and not kept, as `latency 62%, over the limit of 50%`."""
         broken = []
         for limit in self.limits:
             used = limit.used(score, dense, goal)
-            if used is not None and used > limit.value:
+            if used is not None and limit.broken(used):
                 broken.append(limit.exceeded(used))
         return broken
 
     def to_json(self) -> dict[str, str]:
         """`{"latency": "50%"}`, as in a study."""
-        return {limit.quantity: str(limit) for limit in self.limits}
+        return {limit.key: str(limit) for limit in self.limits}
 
     def __str__(self) -> str:
-        return ", ".join(f"{limit.quantity} at most {limit}" for limit in self.limits) or "no limit"
+        words = (f"{limit.key} at {'least' if limit.lower else 'most'} {limit}" for limit in self.limits)
+        return ", ".join(words) or "no limit"

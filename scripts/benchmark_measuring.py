@@ -2,6 +2,7 @@
 
 Run: .venv/bin/python scripts/benchmark_measuring.py [--only repeat flops artefact] [--minutes 10] [--figures 20]
                                                      [--results measuring.jsonl] [--size 224] [--plot plots/]
+                                                     [--runtimes onnxruntime ...]
   repeat    a pruned ResNet-18 against the dense one in fresh processes, one core busy half of the time: coefficient of
             variation of the reported ratio and of the naive one (mean time over mean time), coverage of the interval
   flops     FLOPs ratio against latency ratio of 40 random plans, by runtime
@@ -97,7 +98,7 @@ def naive(candidate: Any, dense: Any, subject: Subject, target: Target) -> float
     return means[0] / means[1]
 
 
-def repeat(results: Results, size: int, figures: int, minutes: float) -> None:
+def repeat(results: Results, size: int, figures: int, minutes: float, runtimes: list[str]) -> None:
     subject = Subject.of("resnet18", size)
     keep = {
         key: (torch.arange(each.shape[1]) < round(each.shape[1] * (1 - RATIO))).repeat(len(each))
@@ -108,12 +109,16 @@ def repeat(results: Results, size: int, figures: int, minutes: float) -> None:
     with load_half_of_the_time():
         for number in range(figures):
             for row, (runtime, threads, processes) in ROWS.items():
-                if results.of("repeat", row=row, number=number) or results.of("repeat", row=row, failed=True):
+                if (
+                    runtime not in runtimes
+                    or results.of("repeat", row=row, number=number)
+                    or results.of("repeat", row=row, failed=True)
+                ):
                     continue
                 target = Target("benchmark", "cpu", runtime, threads)
                 try:
                     candidate, dense = subject.artefacts(keep, target)
-                    found = hosts.fresh(candidate, dense, subject.inputs, target, processes)
+                    found = hosts.fresh(candidate, dense, subject.inputs, target, processes, budget_s=3.0)
                     plain = naive(candidate, dense, subject, target) if runtime != "compiled" else None
                 except AutopruneError as error:
                     results.add("repeat", row=row, failed=True, why=str(error))
@@ -124,10 +129,10 @@ def repeat(results: Results, size: int, figures: int, minutes: float) -> None:
             time.sleep(max(0.0, pause))
 
 
-def flops(results: Results, size: int, plans: int) -> None:
+def flops(results: Results, size: int, plans: int, runtimes: list[str]) -> None:
     for name in ("resnet18", "mobilenet_v2"):
         subject = None
-        for runtime in ("onnxruntime", "openvino", "eager", "compiled"):
+        for runtime in runtimes:
             target = Target("benchmark", "cpu", runtime, 1)
             for seed in range(plans if runtime != "compiled" else plans // 4):  # it compiles half a minute a plan
                 if results.of("flops", model=name, runtime=runtime, seed=seed):
@@ -151,11 +156,11 @@ def artefact(results: Results, size: int, figures: int) -> None:
         try:
             candidate, dense = subject.artefacts(keep, target)
             if not results.of("recorded", runtime=runtime):
-                found = hosts.fresh(candidate, dense, subject.inputs, target, 5)
+                found = hosts.fresh(candidate, dense, subject.inputs, target, 5, budget_s=1.5)
                 results.add("recorded", runtime=runtime, **found.to_json())
             for number in range(figures):
                 if not results.of("artefact", runtime=runtime, number=number):
-                    found = hosts.fresh(candidate, dense, subject.inputs, target, 1)
+                    found = hosts.fresh(candidate, dense, subject.inputs, target, 1, budget_s=1.5)
                     results.add("artefact", runtime=runtime, number=number, **found.to_json())
         except AutopruneError as error:
             print(f"{runtime}: {error}")
@@ -239,17 +244,18 @@ def main() -> None:
     parser.add_argument("--figures", type=int, default=20)
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--plans", type=int, default=40)
+    parser.add_argument("--runtimes", nargs="+", default=["onnxruntime", "openvino", "eager", "compiled"])
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--plot", type=Path)
     given = parser.parse_args()
     results = Results(given.results)
     if not given.table:
         if "repeat" in given.only:
-            repeat(results, given.size, given.figures, given.minutes)
+            repeat(results, given.size, given.figures, given.minutes, given.runtimes)
         if "artefact" in given.only:
             artefact(results, given.size, given.figures)
         if "flops" in given.only:
-            flops(results, given.size, given.plans)
+            flops(results, given.size, given.plans, given.runtimes)
     table(results)
     if given.plot:
         plot(results, given.plot)

@@ -27,7 +27,7 @@ from autoprune.score import Candidate, Score
 from autoprune.space import Options, Variable
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("check", "search", "measure", "prune", "export", "verify")
+COMMANDS = ("check", "search", "measure", "targets", "prune", "export", "verify")
 STUDY = """version: 1
 name: small
 task: {model: {name: "zoo:digits_cnn", args: {width: 4, hidden: 8}}, data: zoo:digits}
@@ -295,9 +295,87 @@ def test_measure_counts_a_model_of_the_users_own(tmp_path, monkeypatch):
     (tmp_path / "here.yaml").write_text("runtime: eager\nthreads: 1\n")
     ended = run("measure", "measured_net:build", "--input", "2x4", "--target", "here.yaml", "--json")
     assert ended.exit_code == 0, ended.stderr
+    (record,) = json.loads(ended.stdout)["measured"]
+    score = record["score"]
+    assert (score["flops"], score["params"], record["target"]["batch"]) == (24, 15, 2)
+    assert 0 < score["latency_ms_low"] <= score["latency_ms"] <= score["latency_ms_high"]
+    assert score["throughput"] == pytest.approx(2e3 / score["latency_ms"])
+    assert [(layer["name"], layer["flops"], layer["params"]) for layer in record["layers"] if layer["flops"]] == [
+        ("0", 24, 15)
+    ]
+
+
+def test_measure_puts_targets_and_models_side_by_side(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.yaml").write_text("runtime: eager\n")
+    arguments = (
+        "measure",
+        "zoo:digits_cnn",
+        "--input",
+        "1x1x8x8",
+        "--target",
+        "cpu_onnxruntime",
+        "--target",
+        "own.yaml",
+    )
+    ended = run(*arguments, "--json")
+    assert ended.exit_code == 0, ended.stderr
     record = json.loads(ended.stdout)
-    assert (record["score"]["flops"], record["score"]["params"], record["target"]["batch"]) == (24, 15, 2)
-    assert 0 < record["score"]["latency_ms_low"] <= record["score"]["latency_ms"] <= record["score"]["latency_ms_high"]
+    assert record["version"] == 2
+    first, second = record["measured"]
+    assert set(first) == set(second) == {"model", "target", "score", "layers", "layers_note"}
+    assert [each["target"]["name"] for each in (first, second)] == ["cpu_onnxruntime", "own"]
+    for each in (first, second):
+        score = each["score"]
+        assert score["flops"] == 8482048 and score["memory_bytes"] > 4 * score["params"]
+        assert 0.8 < score["size_compressed_bytes"] / score["size_bytes"] < 1
+        assert (score["energy_mj"] is None) == any(text.startswith("energy: ") for text in score["unavailable"])
+        assert sum(layer["share"] for layer in each["layers"]) == pytest.approx(1)
+
+
+def test_measure_shows_what_is_not_available_and_the_costliest_layers(monkeypatch):
+    from autoprune import subject
+    from autoprune.measuring.breakdown import Breakdown, Layer
+    from autoprune.target import Target
+
+    score = Score(flops=1000, params=30, latency_ms=1.0, memory_bytes=2_000_000, unavailable=("energy: no counter",))
+    layers = tuple(Layer(f"layer{place}", "Linear", 1.0 + place, (1 + place) / 6, 10, 10) for place in range(3))
+    found = subject.Measured("net", Target(name="here"), score, Breakdown(layers))
+    monkeypatch.setattr(subject, "every", lambda *_: [None])
+    monkeypatch.setattr(subject, "measured", lambda *_: found)
+    shown = run("measure", "net", "--layers", "1").stdout
+    for text in ("net on here", "2 MB", "not available", "energy: no counter", "layer2", "50.0 %", "2 more"):
+        assert text in shown, text
+    assert "layer1" not in shown
+
+
+def test_targets_lists_what_runs_here_and_why_not(monkeypatch):
+    import torch
+
+    from autoprune import plugins
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    listed = json.loads(run("targets", "--json").stdout)["targets"]
+    by_name = {each["name"]: each for each in listed}
+    assert by_name["cpu_onnxruntime"]["runs_here"] and by_name["cpu_onnxruntime"]["reason"] is None
+    assert (by_name["cuda_eager"]["runs_here"], by_name["cuda_eager"]["reason"]) == (False, "no CUDA device")
+    shown = run("targets").stdout
+    assert all(name in shown for name in by_name) and "no: no CUDA device" in shown
+    one = json.loads(run("targets", "cpu_onnxruntime", "--json").stdout)["target"]
+    assert one["settings"]["multiple_of"] == {"value": 8, "default": 1, "needed": "a whole number, at least 1"}
+    assert set(plugins.names("runtime")) <= set(one["settings"]["runtime"]["needed"].replace(",", "").split())
+    assert "fp32" in one["settings"]["dtype"]["needed"] and "runs here" in run("targets", "cpu_onnxruntime").stdout
+    wrong = run("targets", "cpu_egaer")
+    assert (wrong.exit_code, "did you mean 'cpu_eager'?" in wrong.stderr) == (2, True)
+
+
+def test_a_target_whose_package_is_missing_says_which(tmp_path, monkeypatch):
+    from autoprune.reading import available, references
+
+    real = references.find
+    monkeypatch.setattr(references, "find", lambda name, *rest: None if name == "onnxruntime" else real(name, *rest))
+    found = {each.target.name: each.reason for each in available.every()}
+    assert "needs the package 'onnxruntime'" in str(found["cpu_onnxruntime"])
 
 
 def test_the_first_interrupt_is_raised_once_and_the_second_ends_the_process():

@@ -248,7 +248,10 @@ def test_bundled_names(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert {"cpu_onnxruntime", "cpu_eager", "cuda_eager"} <= set(config.bundled("target"))
     for name in config.bundled("target"):
-        assert config.target(name).name == name
+        try:
+            assert config.target(name).name == name
+        except MissingPackage as error:  # of an optional runtime
+            assert "pip install" in str(error)
     for name in config.bundled():
         assert config.read(name).name == name
     assert config.target({"runtime": "eager", "threads": 4}) == Target("cpu_eager", "cpu", "eager", 4)

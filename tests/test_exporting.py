@@ -308,7 +308,9 @@ def test_a_file_that_fixes_its_batch_fails(folder: Path, monkeypatch: pytest.Mon
 def test_latency_fails_where_even_the_lower_end_is_over_the_limit(
     folder: Path, monkeypatch: pytest.MonkeyPatch, low: float, high: float, passes: bool, inside: bool
 ) -> None:
-    found = SimpleNamespace(ms=1.0, ms_low=0.9, ms_high=1.1, ratio=(low + high) / 2, ratio_low=low, ratio_high=high)
+    found = SimpleNamespace(
+        ms=1.0, ms_low=0.9, ms_high=1.1, ratio=(low + high) / 2, ratio_low=low, ratio_high=high, taken=""
+    )
     monkeypatch.setattr(checks.measure, "timed", lambda *args, **kwargs: found)
     if passes:
         verify(folder)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoprune.plan import Plan
-from autoprune.score import Candidate, Score, dominates, pareto_front
+from autoprune.score import Candidate, Score, direction, dominates, pareto_front
 
 POINTS = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=12)
 
@@ -19,10 +19,12 @@ def candidate(number: int, metric: float, ratio: float, stage: str = "trained") 
 
 
 def test_json_round_trip() -> None:
-    score = Score(metric=0.5, flops=3, latency_ms=1.0, uncounted=("grid_sampler",))
+    score = Score(metric=0.5, flops=3, latency_ms=1.0, uncounted=("grid_sampler",), unavailable=("energy: none",))
     assert Score.from_json(json.loads(json.dumps(score.to_json()))) == score
     assert Score.from_json(score.to_json() | {"from_a_later_release": 1}) == score
-    assert score.updated(flops=4) == Score(metric=0.5, flops=4, latency_ms=1.0, uncounted=("grid_sampler",))
+    assert score.updated(flops=4) == Score(
+        metric=0.5, flops=4, latency_ms=1.0, uncounted=("grid_sampler",), unavailable=("energy: none",)
+    )
 
 
 def test_objectives_by_their_short_names() -> None:
@@ -30,6 +32,35 @@ def test_objectives_by_their_short_names() -> None:
     assert [score.objective(name) for name in ("metric", "latency", "size", "flops")] == [0.5, 0.3, 7.0, 9.0]
     with pytest.raises(ValueError, match="no params"):
         score.objective("params")
+    more = Score(
+        latency_ratio=0.25, latency_ms=2.0, size_compressed_bytes=5, memory_bytes=6, energy_mj=1.5, throughput=9.0
+    )
+    assert [more.objective(name) for name in ("throughput", "size_compressed", "memory", "energy")] == [
+        4.0,
+        5.0,
+        6.0,
+        1.5,
+    ]
+    assert (more.figure("throughput"), more.figure("latency"), more.figure("size")) == (9.0, 2.0, None)
+    for name in ("throughput", "memory", "energy", "size_compressed"):
+        with pytest.raises(ValueError, match=f"no {name}"):
+            Score().objective(name)
+
+
+def test_directions_and_a_front_over_throughput() -> None:
+    assert [direction(name, "minimize") for name in ("metric", "throughput", "memory")] == [
+        "minimize",
+        "maximize",
+        "minimize",
+    ]
+    assert direction("metric", "maximize") == "maximize"
+    candidates = [candidate(0, 0.9, 1.0), candidate(1, 0.8, 0.5), candidate(2, 0.7, 0.6)]
+    assert [one.number for one in pareto_front(candidates, ("metric", "throughput"), "maximize")] == [0, 1]
+
+
+def test_a_score_is_completed_where_it_lacks_figures() -> None:
+    whole = Score(flops=1).completed(Score(flops=2, memory_bytes=3))
+    assert (whole.flops, whole.memory_bytes, whole.energy_mj) == (1, 3, None)
 
 
 @pytest.mark.parametrize("goal", ["maximize", "minimize"])

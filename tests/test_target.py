@@ -20,6 +20,11 @@ DENSE = Score(
     latency_ms_high=2.1,
     latency_ratio=1.0,
     latency_ratio_high=1.0,
+    throughput=500.0,
+    throughput_low=480.0,
+    size_compressed_bytes=300,
+    memory_bytes=1000,
+    energy_mj=10.0,
 )
 
 
@@ -52,6 +57,18 @@ DENSE = Score(
         ("size", "5KB", 5e3, False),
         ("size", "1GB", 1e9, False),
         ("size", "30%", 0.3, True),
+        ("size_compressed", "200KB", 2e5, False),
+        ("size_compressed", "20%", 0.2, True),
+        ("memory", "60%", 0.6, True),
+        ("memory", "20MiB", 20 * 2**20, False),
+        ("throughput", "200/s", 200.0, False),
+        ("throughput", "1.5K/s", 1500.0, False),
+        ("throughput", "2M/s", 2e6, False),
+        ("throughput", "150%", 1.5, True),
+        ("energy", "50%", 0.5, True),
+        ("energy", "3mJ", 3.0, False),
+        ("energy", "1.5J", 1500.0, False),
+        ("energy", "250uJ", 0.25, False),
         ("metric_drop", "0.01", 0.01, False),
         ("metric_drop", 0.01, 0.01, False),
         ("metric_drop", 0, 0.0, False),
@@ -88,6 +105,14 @@ def test_every_unit(quantity: str, given: object, value: float, relative: bool) 
         ("nonzero_params", "5m"),
         ("size", "12"),
         ("size", "12bits"),
+        ("size_compressed", "200"),
+        ("memory", "20mJ"),
+        ("throughput", "200"),
+        ("throughput", "200ms"),
+        ("throughput", "0/s"),
+        ("throughput", "200/m"),
+        ("energy", "5"),
+        ("energy", "5MB"),
         ("metric_drop", "1%"),
         ("metric_drop", "x"),
         ("metric_drop", True),
@@ -117,11 +142,36 @@ def test_an_unknown_quantity_names_the_nearest() -> None:
         ("params", Score(params=600), "0.5K"),
         ("size", Score(size_bytes=240), "50%"),
         ("nonzero_params", Score(nonzero_params=60), "50%"),
+        ("size_compressed", Score(size_compressed_bytes=180), "50%"),
+        ("memory", Score(memory_bytes=600), "50%"),
+        ("memory", Score(memory_bytes=600), "500B"),
+        ("energy", Score(energy_mj=6.0), "50%"),
+        ("energy", Score(energy_mj=6.0), "5mJ"),
+        ("throughput", Score(throughput=1100.0, throughput_low=1000.0), "1.2K/s"),
+        ("throughput", Score(latency_ratio=0.7, latency_ratio_high=0.8), "150%"),
     ],
 )
 def test_violation_is_used_over_limit_minus_one(quantity: str, used: Score, limit: str) -> None:
     assert Limit.parse(quantity, limit).violation(used, DENSE, "maximize") == pytest.approx(0.2)
     assert Budget.parse({quantity: limit}).broken(used, DENSE, "maximize")[0].startswith(f"{quantity} ")
+
+
+def test_throughput_is_a_lower_limit_and_the_same_as_one_on_latency() -> None:
+    for ratio in (0.5, 2 / 3, 0.7, 1.0):
+        score = Score(latency_ratio=ratio, latency_ratio_high=ratio)
+        least, most = Limit.parse("throughput", "150%"), Limit("latency", 1 / 1.5, relative=True)
+        assert least.violation(score, DENSE, "maximize") == pytest.approx(most.violation(score, DENSE, "maximize"))
+    limit = Limit.parse("throughput", "200/s")
+    assert not limit.broken(200) and limit.broken(199) and not limit.broken(5000)
+    budget = Budget((limit,))
+    assert str(budget) == "throughput at least 200/s"
+    assert budget.broken(Score(throughput_low=120.0), DENSE, "maximize") == [
+        "throughput 120/s, under the limit of 200/s"
+    ]
+    assert budget.broken(Score(throughput_low=199.99999), DENSE, "maximize") == [
+        "throughput 199.99999/s, under the limit of 200/s"
+    ]
+    assert budget.broken(Score(throughput_low=201.0), DENSE, "maximize") == []
 
 
 @pytest.mark.parametrize(
@@ -153,6 +203,10 @@ def test_a_budget_round_trips_and_prints() -> None:
         "params": "1.2M",
         "nonzero_params": "50K",
         "size": "1.2MB",
+        "size_compressed": "200KB",
+        "memory": "20MB",
+        "throughput": "1.5K/s",
+        "energy": "3mJ",
         "metric_drop": "0.01",
     }
     budget = Budget.parse(given)

@@ -15,7 +15,8 @@ from torch import nn
 
 from autoprune import plugins
 from autoprune.errors import AutopruneError, InputError, ModelError
-from autoprune.exporting import artefact
+from autoprune.exporting import artefact, lowered, shipped
+from autoprune.measuring import resources
 from autoprune.plan import Plan
 from autoprune.pruning.outline import Outline
 from autoprune.run import Run
@@ -82,12 +83,18 @@ def _fill(folder: Path, study: Study, done: Finished, formats: Sequence[str] | N
     artefact.write_reference(folder / artefact.REFERENCE, inputs, outputs)
     Run.write_yaml(folder / artefact.STUDY, {**study.resolved, "folder": str(study.folder.resolve())})
     Run.write_json(folder / artefact.PLAN, done.plan.to_json() | Outline.of(done.dense, done.model).to_json())
+    lowered.write(folder, done.model, inputs, study.target)
     runs = artefact.runs(study.target.runtime, folders)
     names = list(dict.fromkeys((*(study.formats if formats is None else formats), "safetensors", runs)))
     sample = inputs.rows(2)  # exporters take a batch of 1 for a constant
     filenames = {name: _save(name, done.model, sample, folder, folders) for name in names}
-    score = done.score.updated(size_bytes=(folder / filenames[runs]).stat().st_size)
-    Run.write_json(folder / artefact.SCORE, _record(folder, study, done, score, budget) | {"formats": filenames})
+    runs_file = shipped.write(folder, filenames[runs], done.model, study)
+    score = done.score.updated(size_bytes=(folder / runs_file).stat().st_size)
+    if score.size_compressed_bytes is not None:
+        compressed = resources.compressed_bytes((folder / runs_file).read_bytes())
+        score = score.updated(size_compressed_bytes=compressed)
+    files = {"formats": filenames, "runs": runs_file}
+    Run.write_json(folder / artefact.SCORE, _record(folder, study, done, score, budget) | files)
     return score
 
 
@@ -116,6 +123,7 @@ def _record(folder: Path, study: Study, done: Finished, score: Score, budget: Bu
         "trial": done.number,
         "goal": study.task.metric.goal,
         "target": study.target.to_json(),
+        "further": [target.to_json() for target in study.further],
         "dense": done.dense_score.to_json(),
         "budget": budget.to_json(),
         "files": files,
@@ -157,7 +165,7 @@ def _copy(source: Path, target: Path) -> None:
 
 def _own_files(folder: Path) -> set[str]:
     """Names of the files that an export writes, and of those that the one in `folder` wrote."""
-    own = {artefact.STUDY, artefact.PLAN, artefact.SCORE, artefact.VERIFICATION, artefact.REFERENCE}
+    own = {artefact.STUDY, artefact.PLAN, artefact.SCORE, artefact.VERIFICATION, artefact.REFERENCE, lowered.LOWERING}
     own |= {plugins.load("format", name)().filename for name in plugins.names("format")}
     try:
         return own | set(artefact.read_mapping(folder / artefact.SCORE)["files"])

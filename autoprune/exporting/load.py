@@ -12,6 +12,7 @@ from torch import nn
 
 from autoprune.errors import InputError, ModelError, PlanError, StudyError
 from autoprune.exporting import artefact
+from autoprune.exporting import lowered as lowering
 from autoprune.formats.safetensors import Safetensors
 from autoprune.pruning.outline import Outline
 from autoprune.training import tasks
@@ -23,13 +24,17 @@ __all__ = ["load", "rebuild", "search_folders"]
 Given = nn.Module | Callable[[], nn.Module]
 
 
-def load(folder: Path | str, model: Given | None = None, trust: bool = False) -> nn.Module:
+def load(folder: Path | str, model: Given | None = None, trust: bool = False, lowered: bool | None = None) -> nn.Module:
     """The pruned module that `folder` holds, on the CPU and in eval mode.
 
     The dense module comes from `model` (a module, which is left untouched, or a function that builds it), else from the
     study's factory: one of `zoo:` or `torchvision:` at once, any other only with `trust=True`, because that runs code
-    which the artefact names. Nothing is ever unpickled. Raises InputError where the folder is no artefact or the dense
-    module cannot be had, ModelError where records or weights are broken or do not fit it.
+    which the artefact names. Nothing is ever unpickled.
+
+    Where the artefact was made for torch's eager runtime and has layers that run faster there without their zeros, they
+    come as such, for inference only; `lowered=False` gives dense layers, to train or export, `lowered=True` insists.
+    Raises InputError where the folder is no artefact or the dense module cannot be had, ModelError where records or
+    weights are broken or do not fit it.
     """
     path = artefact.require(folder)
     with torch.random.fork_rng(devices=[]):  # building draws initial weights, which are overwritten
@@ -38,7 +43,7 @@ def load(folder: Path | str, model: Given | None = None, trust: bool = False) ->
         _, outline = artefact.read_plan(path)
     except ValueError as problem:
         raise ModelError(f"{path}: {problem}") from problem
-    return rebuild(path, dense, outline)
+    return lowering.applied(path, rebuild(path, dense, outline), lowered)
 
 
 def rebuild(folder: Path, dense: nn.Module, outline: Outline) -> nn.Module:

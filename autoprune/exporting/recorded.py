@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from autoprune import plugins
 from autoprune.errors import InputError
-from autoprune.exporting import artefact
+from autoprune.exporting import artefact, lowered
 from autoprune.exporting.load import search_folders
 from autoprune.formats.safetensors import Safetensors
+from autoprune.measuring.deployed import Deployed
 from autoprune.pruning.outline import Outline
 from autoprune.score import Score
 from autoprune.target import Budget, Target
@@ -64,6 +65,11 @@ class Recorded:
     def target(self) -> Target:
         """Where the score was measured."""
         return Target(**self.record["target"])
+
+    @cached_property
+    def further(self) -> list[Target]:
+        """Targets beside it that the budget has limits on."""
+        return [Target(**target) for target in self.record.get("further", [])]
 
     @cached_property
     def budget(self) -> Budget:
@@ -119,6 +125,11 @@ class Recorded:
         return model
 
     @cached_property
+    def lowered(self) -> nn.Module:
+        """`model` as the target's runtime runs it: on sparse kernels where the artefact records some."""
+        return lowered.applied(self.folder, self.model)
+
+    @cached_property
     def formats(self) -> dict[str, str]:
         """Name of every format -> its file; where the record is broken, the bundled ones whose file is there."""
         try:
@@ -126,6 +137,17 @@ class Recorded:
         except (ValueError, KeyError, AttributeError):
             bundled = {name: plugins.load("format", name)().filename for name in plugins.names("format")}
             return {name: filename for name, filename in bundled.items() if (self.folder / filename).exists()}
+
+    @property
+    def runs_file(self) -> Path:
+        """The file that the target runs: of the format, or converted from it to the target's dtype."""
+        of_format = self.formats[self.runs]
+        return self.folder / str(self.record.get("runs") or of_format)
+
+    @cached_property
+    def deployed(self) -> Deployed:
+        """What the target's runtime gives, as a module."""
+        return Deployed(self.runs_file if self.runs == "onnx" else self.model, self.model, self.target)
 
     @property
     def runs(self) -> str:

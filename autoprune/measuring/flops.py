@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from autoprune.errors import ModelError
 from autoprune.formats._tracing import eval_mode, outputs_of
+from autoprune.measuring.einsum import einsum_flops
 from autoprune.task import Inputs
 
 __all__ = ["Flops", "count"]
@@ -58,7 +59,7 @@ _FREE_NAMES = """
     prelu hardswish softsign log_sigmoid tanhshrink floor_divide multiply divide subtract true_divide greater
     greater_equal less less_equal not_equal uniform normal bernoulli absolute negative conj complex polar cummax
     cummin diag diag_embed diff trace scatter_reduce index_reduce searchsorted rrelu _prelu_kernel
-    upsample_nearest1d upsample_nearest3d
+    upsample_nearest1d upsample_nearest3d outer ger embedding_bag
 """
 _FREE = frozenset(_FREE_NAMES.split())
 
@@ -124,10 +125,18 @@ def _shape(value: Any) -> list[int]:
     return list(sizes)
 
 
+def _numbers(value: Any) -> list[int]:
+    """The numbers in a list of a traced graph; none where it is None."""
+    node = value.node()
+    return (
+        [each.toIValue() for each in node.inputs()] if node.kind() == "prim::ListConstruct" else value.toIValue() or []
+    )
+
+
 def _attention(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
     """softmax(q kᵀ) v: (..., L, d), (..., S, d), (..., S, e) -> L S (d + e) a head; a causal mask saves nothing."""
-    (*batch, queries, width), keys, values = _shape(inputs[0]), _shape(inputs[1]), _shape(inputs[2])
-    return math.prod(batch) * queries * keys[-2] * (width + values[-1])
+    width, keys, values = _shape(inputs[0])[-1], _shape(inputs[1])[-2], _shape(inputs[2])[-1]
+    return math.prod(_shape(outputs[0])[:-1]) * keys * (width + values)  # of the result: batches broadcast
 
 
 def _recurrent(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
@@ -159,6 +168,23 @@ def _batched_matmul(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
     return math.prod(_shape(inputs[1])) * _shape(inputs[2])[-1]
 
 
+def _matmul(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
+    """Of vectors, matrices and batches that broadcast: each element of the result is one row times one column."""
+    return math.prod(_shape(outputs[0])) * _shape(inputs[0])[-1]
+
+
+def _tensordot(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
+    """Each element of the result is a sum over the contracted dimensions."""
+    shape = _shape(inputs[0])
+    return math.prod(_shape(outputs[0])) * math.prod(shape[dim] for dim in _numbers(inputs[2]))
+
+
+def _einsum(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
+    """Products in torch's own order of contraction; what is in one operand alone is summed beforehand, for nothing."""
+    shapes = [_shape(value) for value in inputs[1].node().inputs()]
+    return einsum_flops(inputs[0].toIValue(), shapes, _numbers(inputs[2]))
+
+
 def _matrix_vector(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
     """mv((n, m), (m)) and dot((m), (m))."""
     return math.prod(_shape(inputs[0]))
@@ -181,6 +207,11 @@ _HANDLERS: dict[str, Callable[[Sequence[Any], Sequence[Any]], int]] = {
     **{f"aten::{name}_cell": _cell for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")},
     "aten::_convolution_mode": _convolution,
     "aten::baddbmm": _batched_matmul,
+    "aten::addbmm": _batched_matmul,
+    "aten::matmul": _matmul,
+    "aten::inner": _matmul,
+    "aten::tensordot": _tensordot,
+    "aten::einsum": _einsum,
     "aten::mv": _matrix_vector,
     "aten::dot": _matrix_vector,
     "aten::bilinear": _bilinear,

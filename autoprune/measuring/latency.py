@@ -77,10 +77,11 @@ class Latency:
         ms = _between([(part.ms, part.ms_low, part.ms_high) for part in parts])
         ratios = [(part.ratio, part.ratio_low, part.ratio_high) for part in parts]
         known = [(a, b, c) for a, b, c in ratios if a is not None and b is not None and c is not None]
-        ratio = _between(known) if len(known) == len(parts) else (None, None, None)
+        ratio: tuple[float | None, ...] = _between(known) if len(known) == len(parts) else (None, None, None)
         p90, p99 = (_middle([getattr(part, name) for part in parts]) for name in ("p90_ms", "p99_ms"))
         calls, settled = sum(part.calls for part in parts), all(part.settled for part in parts)
-        return Latency(*ms, *ratio, calls, settled, p90, p99, sum(part.processes for part in parts))
+        processes = sum(part.processes for part in parts)
+        return Latency(*ms, ratio[0], ratio[1], ratio[2], calls, settled, p90, p99, processes)
 
 
 def compare(

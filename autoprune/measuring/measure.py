@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,9 +11,11 @@ import torch
 from torch import nn
 
 from autoprune import plugins
+from autoprune.errors import ModelError
 from autoprune.formats.safetensors import Safetensors
-from autoprune.measuring import flops, hosts, latency, slicing
+from autoprune.measuring import flops, hosts, latency, precision, resources, slicing
 from autoprune.measuring.latency import Latency
+from autoprune.measuring.lowered_layers import raised
 from autoprune.score import Score
 from autoprune.target import Target
 from autoprune.task import Inputs
@@ -30,20 +32,23 @@ def measure(
     processes: int = 0,
     budget_s: float = 0.4,
 ) -> Score:
-    """Cost figures of `model` for one call of the target's batch; with `against`, the latency ratio to that module.
+    """Every cost figure of `model` for one call of the target's batch; with `against`, the ratio to that module too.
 
-    With `processes` the latency is measured in so many fresh processes, else in this one. Neither module is changed.
+    With `processes` the latency is measured in so many fresh processes, else in this one; memory and energy always in
+    one of their own, and what cannot be measured here is named in `unavailable`. Neither module is changed.
     Raises ModelError for a model that cannot be traced or exported, InputError for a target that is not here.
     """
     batch = inputs.rows(target.batch)
     candidate = artefact(model, batch, target)
     dense = artefact(against, batch, target) if against is not None else None
     score = replace(costs(model, batch), size_bytes=size_bytes(candidate))
-    return with_latency(score, timed(candidate, dense, batch, target, processes=processes, budget_s=budget_s))
+    found = timed(candidate, dense, batch, target, processes=processes, budget_s=budget_s)
+    return _apart(with_latency(score, found, target.batch), candidate, batch, target)
 
 
 def costs(model: nn.Module, inputs: Inputs) -> Score:
     """FLOPs of one call of the batch as given, parameters (tied ones once), and those that are not zero."""
+    model = raised(model)
     counted = flops.count(model, inputs)
     parameters = list(model.parameters())
     return Score(
@@ -54,10 +59,15 @@ def costs(model: nn.Module, inputs: Inputs) -> Score:
     )
 
 
-def artefact(model: nn.Module, inputs: Inputs, target: Target) -> bytes | nn.Module:
-    """What the target's runtime takes: ONNX bytes (exported anew, 1-5 s), or the module itself."""
+def artefact(model: nn.Module, inputs: Inputs, target: Target, calibration: Sequence[Inputs] = ()) -> bytes | nn.Module:
+    """What the target's runtime takes: ONNX bytes (exported anew, 1-5 s) in the target's dtype, or the module itself.
+
+    `calibration`: batches of real inputs, for int8; without them `inputs`, which is enough to measure latency.
+    """
     runtime = plugins.load("runtime", target.runtime)()
-    return slicing.export(model, inputs) if runtime.artefact == "onnx" else model
+    if runtime.artefact != "onnx":
+        return model
+    return precision.fitted(slicing.export(raised(model), inputs), runtime, target, calibration or [inputs])
 
 
 def size_bytes(artefact: bytes | nn.Module) -> int:
@@ -81,8 +91,8 @@ def timed(
         return latency.compare(*calls, budget_s=budget_s)
 
 
-def with_latency(score: Score, measured: Latency) -> Score:
-    """`score` with the figures of a measured latency."""
+def with_latency(score: Score, measured: Latency, batch: int) -> Score:
+    """`score` with the figures of a measured latency of `batch` inputs, and the throughput that follows from it."""
     return replace(
         score,
         latency_ms=measured.ms,
@@ -91,7 +101,23 @@ def with_latency(score: Score, measured: Latency) -> Score:
         latency_ratio=measured.ratio,
         latency_ratio_low=measured.ratio_low,
         latency_ratio_high=measured.ratio_high,
+        latency_ms_p90=measured.p90_ms,
+        latency_ms_p99=measured.p99_ms,
+        throughput=batch * 1e3 / measured.ms,
+        throughput_low=batch * 1e3 / measured.ms_high,
     )
+
+
+def _apart(score: Score, artefact: Any, inputs: Inputs, target: Target) -> Score:
+    """`score` with the compressed size, peak memory and energy, or the reasons why there are none."""
+    found: dict[str, Any] = {"size_compressed_bytes": resources.compressed_bytes(resources.stored(artefact))}
+    missing = []
+    for quantity in ("memory", "energy"):
+        try:
+            found |= resources.measured(artefact, inputs, target, [quantity])
+        except ModelError as error:
+            missing.append(f"{quantity}: {str(error).removeprefix(f'{quantity} cannot be measured: ')}")
+    return replace(score, unavailable=tuple(missing), **found)
 
 
 @contextlib.contextmanager

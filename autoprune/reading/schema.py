@@ -129,7 +129,7 @@ class TargetSchema(_Section):
     runtime: str = "onnxruntime"
     threads: int = Field(default=1, ge=1)
     batch: int = Field(default=1, ge=1)
-    dtype: Literal["fp32"] = "fp32"
+    dtype: Literal["fp32", "bf16", "fp16", "int8"] = "fp32"
     multiple_of: int = Field(default=1, ge=1)
 
 

@@ -56,7 +56,19 @@ LOSSES = (  # those of torch.nn.functional that take (output, target)
     "smooth_l1_loss",
     "soft_margin_loss",
 )
-OBJECTIVES = ("metric", "loss", "latency", "flops", "params", "nonzero_params", "size")
+OBJECTIVES = (
+    "metric",
+    "loss",
+    "latency",
+    "throughput",
+    "flops",
+    "params",
+    "nonzero_params",
+    "size",
+    "size_compressed",
+    "memory",
+    "energy",
+)
 SAMPLERS = ("tpe", "nsga2", "gp", "random")
 _SECONDS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 

@@ -12,7 +12,7 @@ from autoprune.run import Run
 from autoprune.score import Candidate, Score
 from autoprune.space import Variable
 
-__all__ = ["Checked", "Result", "checked", "result"]
+__all__ = ["Checked", "Measured", "Result", "checked", "measured", "result"]
 
 VERSION = 1
 
@@ -75,6 +75,18 @@ class Result(Protocol):
     @property
     def interrupted(self) -> bool:
         """Whether it was ended by Ctrl-C."""
+
+
+class Measured(Protocol):
+    """What was measured of one model on one target."""
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object: model, target, score, layers."""
+
+
+def measured(found: Sequence[Measured]) -> dict[str, Any]:
+    """What `measure` found, a JSON object."""
+    return {"version": 2, "measured": [each.to_json() for each in found]}
 
 
 def checked(report: Checked) -> dict[str, Any]:

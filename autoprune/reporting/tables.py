@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -15,22 +15,54 @@ from autoprune.reporting.records import Result
 from autoprune.score import Candidate, Score
 from autoprune.space import Variable
 
-__all__ = ["checks", "closing", "costs", "front", "groups", "treatment"]
+__all__ = ["checks", "closing", "costs", "front", "groups", "plain", "treatment"]
 
 _COLUMNS = 4  # of candidates side by side
+_EXTRAS: Mapping[str, tuple[str, Callable[[float | None], str]]] = {  # of the front, where the study asks for them
+    "throughput": ("inputs/s", words.count),
+    "size_compressed": ("compressed", words.size),
+    "memory": ("memory", words.size),
+    "energy": ("energy", words.energy),
+}
+_ROWS: Sequence[tuple[str, str, Callable[[Score], str]]] = (  # of the costs; the quantity of each, its name, its figure
+    ("flops", "FLOPs", lambda score: words.count(score.flops)),
+    ("params", "parameters", lambda score: words.count(score.params)),
+    ("nonzero_params", "nonzero parameters", lambda score: words.count(score.nonzero_params)),
+    ("size", "size of the file", lambda score: words.size(score.size_bytes)),
+    ("size_compressed", "compressed (zlib)", lambda score: words.size(score.size_compressed_bytes)),
+    ("memory", "peak memory", lambda score: words.size(score.memory_bytes)),
+    ("latency", "latency, median", words.latency),
+    ("latency_ms_p90", "latency, 90 % of calls", lambda score: words.milliseconds(score.latency_ms_p90)),
+    ("latency_ms_p99", "latency, 99 % of calls", lambda score: words.milliseconds(score.latency_ms_p99)),
+    ("latency_ratio", "latency, of dense", words.ratio),
+    ("throughput", "inputs per second", lambda score: words.count(score.throughput)),
+    ("energy", "energy of a call", lambda score: words.energy(score.energy_mj)),
+)
+_FIGURES = {name: figure for name, (_, figure) in _EXTRAS.items()} | {"size": words.size}
 
 
-def closing(result: Result, metric: str) -> list[Table]:
-    """The tables that a search ends with: the best and the front with their scores, and what was done to each layer."""
+def closing(result: Result, metric: str, asked: Collection[str] = ()) -> list[Table]:
+    """The tables that a search ends with: the best and the front with their scores, and what was done to each layer.
+
+    `asked` are the quantities that the study limits or optimises.
+    """
     shown = [result.best, *result.front] if result.best is not None else list(result.front)
     best = None if result.best is None else result.best.number
     candidates = list({each.number: each for each in shown if each.stage != "dense" or each.number == best}.values())
-    return [front(result.dense, candidates, result.best, metric=metric), *treatment(result.groups, candidates)]
+    shown_front = front(result.dense, candidates, result.best, metric=metric, asked=asked)
+    return [shown_front, *treatment(result.groups, candidates)]
 
 
-def front(dense: Score, candidates: Sequence[Candidate], best: Candidate | None, *, metric: str = "metric") -> Table:
-    """Dense, best, and the front: a row each with every figure of its score."""
-    table = _table("The front", "latency: median and its 95 % interval; FLOPs: one multiply-add counts 1")
+def front(
+    dense: Score,
+    candidates: Sequence[Candidate],
+    best: Candidate | None,
+    *,
+    metric: str = "metric",
+    asked: Collection[str] = (),
+) -> Table:
+    """Dense, best, and the front: a row each with the figures of its score, and those that were `asked` for."""
+    table = plain("The front", "latency: median and its 95 % interval; FLOPs: one multiply-add counts 1")
     masked = any(each.score.nonzero_params != each.score.params for each in candidates)
     names = [
         "trial",
@@ -43,14 +75,19 @@ def front(dense: Score, candidates: Sequence[Candidate], best: Candidate | None,
         *(["nonzero"] if masked else []),
         "size",
     ]
+    extras = [name for name in _EXTRAS if name in asked]
+    extras += [name for name in asked if " on " in name]
+    names += [_EXTRAS[name][0] if name in _EXTRAS else name for name in extras]
     for name in names:
         table.add_column(name, justify="left" if name == "trial" else "right", overflow="fold")
-    table.add_row("dense", *_figures(dense, masked))
+    table.add_row("dense", *_figures(dense, masked, extras))
     rows = [best, *(each for each in candidates if each.number != best.number)] if best is not None else candidates
     for each in rows:
         chosen = best is not None and each.number == best.number
         name = f"{each.number}{' best' if chosen else '' if each.feasible else ' over budget'}"
-        table.add_row(name, *_figures(each.score, masked), style="bold" if chosen else None if each.feasible else "dim")
+        table.add_row(
+            name, *_figures(each.score, masked, extras), style="bold" if chosen else None if each.feasible else "dim"
+        )
     return table
 
 
@@ -62,7 +99,7 @@ def treatment(groups: Sequence[Group], candidates: Sequence[Candidate]) -> list[
     tables = []
     for start in range(0, len(candidates), _COLUMNS):
         part = candidates[start : start + _COLUMNS]
-        table = _table("What was done to each layer", f"left whole: {', '.join(whole)}" if whole else None)
+        table = plain("What was done to each layer", f"left whole: {', '.join(whole)}" if whole else None)
         table.add_column("layers", overflow="fold")
         table.add_column("acts on", overflow="fold")
         for each in part:
@@ -80,7 +117,7 @@ def treatment(groups: Sequence[Group], candidates: Sequence[Candidate]) -> list[
 def groups(found: Sequence[Group], variables: Sequence[Variable]) -> Table:
     """Groups, their sizes, and what may be chosen for them, or why nothing may."""
     options = {group.key: variable.options for variable in variables for group in variable.groups}
-    table = _table("Groups")
+    table = plain("Groups")
     for name in ("group", "layers", "acts on", "techniques", "share removed"):
         table.add_column(name, overflow="fold")
     for group in found:
@@ -93,20 +130,31 @@ def groups(found: Sequence[Group], variables: Sequence[Variable]) -> Table:
     return table
 
 
-def costs(scores: Mapping[str, Score]) -> Table:
-    """Cost figures, a row for each named score."""
-    table = _table("Cost", _uncounted(scores.values()))
-    for name in ("model", "FLOPs", "parameters", "nonzero", "size", "latency", "of dense"):
-        table.add_column(name, justify="left" if name == "model" else "right", overflow="fold")
-    for name, score in scores.items():
-        figures = (words.count(score.flops), words.count(score.params), words.count(score.nonzero_params))
-        table.add_row(name, *figures, words.size(score.size_bytes), words.latency(score), words.ratio(score))
-    return table
+def costs(scores: Mapping[str, Score]) -> list[Table]:
+    """Cost figures, a column for each named score, several tables where there are many; what is missing says why."""
+    tables, names = [], list(scores)
+    for start in range(0, len(names), _COLUMNS):
+        part = {name: scores[name] for name in names[start : start + _COLUMNS]}
+        table = plain("Cost", _caption(part))
+        table.add_column("")
+        for name in part:
+            table.add_column(name, justify="right", overflow="fold")
+        for quantity, label, shown in _ROWS:
+            cells = [_cell(score, quantity, shown) for score in part.values()]
+            if set(cells) != {words.MISSING}:
+                table.add_row(label, *cells)
+        tables.append(table)
+    return tables
+
+
+def _cell(score: Score, quantity: str, shown: Callable[[Score], str]) -> str:
+    missing = any(text.startswith(f"{quantity}: ") for text in score.unavailable)
+    return "not available" if missing else shown(score)
 
 
 def checks(verification: Mapping[str, Any]) -> Table:
     """The checks of an artefact, from verification.json."""
-    table = _table("Verification")
+    table = plain("Verification")
     for name in ("check", "", "detail"):
         table.add_column(name, overflow="fold")
     shown = {True: "passed", False: "FAILED", None: "open"}
@@ -115,14 +163,23 @@ def checks(verification: Mapping[str, Any]) -> Table:
     return table
 
 
-def _figures(score: Score, masked: bool) -> tuple[str, ...]:
+def _figures(score: Score, masked: bool, extras: Sequence[str]) -> tuple[str, ...]:
     counts = (score.flops, score.params, *((score.nonzero_params,) if masked else ()))
     latency = tuple(cell.replace(" [", "\n[") for cell in (words.latency(score), words.ratio(score)))
     quality = (words.metric(score.metric), words.metric(score.test_metric))
-    return (*quality, *latency, *(words.count(value) for value in counts), words.size(score.size_bytes))
+    more = [_extra(score, name) for name in extras]
+    return (*quality, *latency, *(words.count(value) for value in counts), words.size(score.size_bytes), *more)
 
 
-def _table(title: str, caption: str | None = None) -> Table:
+def _extra(score: Score, name: str) -> str:
+    """The figure of a quantity, or of one on a further target, as `latency on cpu_eager`: there as share of dense."""
+    quantity, _, target = name.partition(" on ")
+    if quantity == "latency":
+        return words.ratio(score.on(target)).replace(" [", "\n[")
+    return _FIGURES[quantity](score.on(target).figure(quantity))
+
+
+def plain(title: str, caption: str | None = None) -> Table:
     """A table without vertical lines: figures need the room."""
     return Table(title=title, caption=caption, box=box.SIMPLE, padding=(0, 1, 0, 0))
 
@@ -133,6 +190,7 @@ def _unit(group: Group) -> str:
     return f"{'x'.join(str(length) for length in group.shape)} weights"
 
 
-def _uncounted(scores: Any) -> str | None:
-    names = sorted({name for score in scores for name in score.uncounted})
-    return f"FLOPs leave out what cannot be counted: {', '.join(names)}" if names else None
+def _caption(scores: Mapping[str, Score]) -> str | None:
+    names = sorted({name for score in scores.values() for name in score.uncounted})
+    lines = [f"FLOPs leave out what cannot be counted: {', '.join(names)}"] if names else []
+    return "\n".join((*lines, *dict.fromkeys(text for each in scores.values() for text in each.unavailable))) or None

@@ -5,7 +5,19 @@ from __future__ import annotations
 from autoprune.plan import Choice
 from autoprune.score import Candidate, Score
 
-__all__ = ["choice", "count", "latency", "metric", "outcome", "ratio", "size", "span"]
+__all__ = [
+    "MISSING",
+    "choice",
+    "count",
+    "energy",
+    "latency",
+    "metric",
+    "milliseconds",
+    "outcome",
+    "ratio",
+    "size",
+    "span",
+]
 
 MISSING = "–"
 
@@ -28,6 +40,18 @@ def size(value: float | None) -> str:
         if value >= factor:
             return f"{value / factor:.3g} {unit}"
     return f"{value:g} B"
+
+
+def energy(value: float | None) -> str:
+    """Millijoules, as `1.23 mJ`."""
+    if value is None:
+        return MISSING
+    return f"{value / 1e3:.3g} J" if value >= 1e3 else f"{value:.3g} mJ"
+
+
+def milliseconds(value: float | None) -> str:
+    """`0.123 ms`."""
+    return MISSING if value is None else f"{value:.3g} ms"
 
 
 def metric(value: float | None) -> str:

@@ -10,11 +10,13 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 
 from autoprune.errors import InputError
+from autoprune.plan import Plan
 from autoprune.run import Run, write_whole
 from autoprune.score import Score
 from autoprune.searching.listener import Listener
 from autoprune.searching.preparation import Prepared
 from autoprune.study import Study
+from autoprune.training.judging import judge
 from autoprune.training.loop import evaluate, train
 
 __all__ = ["establish", "kept", "save_weights"]
@@ -30,18 +32,22 @@ def kept(study: Study, run: Run) -> bool:
 
 
 def _mark(study: Study) -> str:
-    return f"{study.task.digest()}-{study.search.seed}"
+    shipped = "" if study.target.dtype == "fp32" else f"-{study.target.runtime}-{study.target.dtype}"
+    return f"{study.task.digest()}-{study.search.seed}{shipped}"
 
 
 def establish(study: Study, prepared: Prepared, run: Run, listener: Listener) -> Score:
     """Give `prepared.model` its trained weights and return the dense score, from the run where it was kept.
+
+    Its metric is that of the dense model in the target's dtype, as the metrics of all candidates are.
 
     Raises InputError where the run has trials of another task: the study is the same, but data or sources have changed.
     """
     model, path = prepared.model, run.dense / "score.json"
     if kept(study, run):
         load_model(model, str(run.dense / "model.safetensors"))
-        return Score.from_json(json.loads(path.read_text()))
+        kept_score = Score.from_json(json.loads(path.read_text()))
+        return prepared.costs.stored(model, prepared.pruned(Plan()), kept_score.completed(prepared.dense))
     if path.exists() and run.front.exists():
         behind = ", ".join(str(path) for path in study.task.sources) or "the model's weights"
         raise InputError(
@@ -56,9 +62,9 @@ def establish(study: Study, prepared: Prepared, run: Run, listener: Listener) ->
     if not prepared.trained:
         listener.started(0, f"training the dense model, {study.task.training.epochs} epochs")
         train(model, study.task, study.task.training, seed=study.search.seed, report=listener.progress)
-    quality = evaluate(model, study.task, "validation", study.task.training.device)
+    quality = judge(model, study.task, study.target, "validation", study.task.training.device)
     test = (
-        evaluate(model, study.task, "test", study.task.training.device).metric
+        judge(model, study.task, study.target, "test", study.task.training.device).metric
         if study.task.data.test is not None
         else None
     )
@@ -70,6 +76,7 @@ def establish(study: Study, prepared: Prepared, run: Run, listener: Listener) ->
         )
     nonzero = sum(int(torch.count_nonzero(parameter)) for parameter in model.parameters())
     score = prepared.dense.updated(nonzero_params=nonzero, metric=quality.metric, loss=quality.loss, test_metric=test)
+    score = prepared.costs.stored(model, prepared.pruned(Plan()), score)
     save_weights(model, run.dense / "model.safetensors")
     run.write_json(path, score.to_json() | {"task": _mark(study)})
     return score

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from autoprune import plugins
-from autoprune.measuring import measure
+from autoprune.measuring import lowering, measure, precision, resources
 from autoprune.measuring.latency import Latency
 from autoprune.measuring.slicing import Slicer
 from autoprune.pruning.coupling import Coupling
@@ -21,7 +22,9 @@ from autoprune.pruning.pruned import Pruned
 from autoprune.pruning.shrink import replace_tensors
 from autoprune.run import Run
 from autoprune.score import Score
+from autoprune.searching.asked import asked, compressed
 from autoprune.study import Study
+from autoprune.target import Budget, Target
 from autoprune.task import Inputs
 
 __all__ = ["Costs"]
@@ -42,19 +45,26 @@ class Costs:
     ) -> None:
         self.target, self.inputs, self._run = study.target, inputs.rows(study.target.batch), run
         runtime = plugins.load("runtime", study.target.runtime, (study.folder,))()
+        self._runtime, self._sample, self._converted = runtime, inputs, (b"", b"")
+        self._asked = asked(study)
         self.note: str | None = None
         self._slicer: Slicer | None = None
         if runtime.artefact == "onnx":
             self._slicer = Slicer(model, inputs.rows(2))
             self.note = self._why_not_sliced(model, coupling)
         self.dense: Any = (
-            self._slicer.dense if self._slicer else replace_tensors(model, lambda _, tensor: tensor.clone())
+            self._shipped(self._slicer.dense)
+            if self._slicer
+            else replace_tensors(model, lambda _, tensor: tensor.clone())
         )
         shapes = {name: list(tensor.shape) for name, tensor in model.named_parameters()}
         self._architecture = _digest(
             [repr(model), shapes, study.target.to_json(), runtime.version(), _machine(), self._shapes()]
         )
         self._memory: dict[str, Any] = {}
+        self._further = {
+            target.name: Costs(_on(study, target), model, coupling, inputs, run) for target in study.further
+        }
 
     def score(self, pruned: Pruned) -> Score:
         """FLOPs, parameters, nonzero parameters at the final ratio, size of the file that the target runs; no latency.
@@ -68,6 +78,9 @@ class Costs:
             size = measure.size_bytes(self._artefact(pruned, zeros))
             kept = measure.costs(pruned.model, self.inputs).updated(nonzero_params=None, size_bytes=size).to_json()
             self._keep("costs", key, kept)
+        if "size_compressed" in self._asked and kept.get("size_compressed_bytes") is None:
+            kept = compressed(self._artefact(pruned, zeros), None, Score.from_json(kept), self._asked).to_json()
+            self._keep("costs", key, kept)
         nonzero = sum(
             int(torch.count_nonzero(parameter * zeros[name] if name in zeros else parameter))
             for name, parameter in pruned.model.named_parameters()
@@ -75,13 +88,16 @@ class Costs:
         return Score.from_json(kept).updated(nonzero_params=nonzero)
 
     def latency(self, pruned: Pruned, score: Score, processes: int = 0) -> Score:
-        """`score` with the latency measured in this process, or anew in fresh ones, interleaved with dense."""
+        """`score` with the latency measured in this process, or anew in fresh ones, interleaved with dense.
+
+        Beside it peak memory and energy, where the study asks for them.
+        """
         zeros = pruned.masks.final()
         key = self._key(pruned, zeros)
         kept = None if processes else self._recall("latency", key)
         if kept is None:
             kept = measure.timed(
-                self._artefact(pruned, zeros),
+                self._timed(pruned, zeros),
                 self.dense,
                 self.inputs,
                 self.target,
@@ -90,20 +106,51 @@ class Costs:
             ).to_json()
             if not processes:
                 self._keep("latency", key, kept)
-        return measure.with_latency(score, Latency(**kept))
+        score = measure.with_latency(score, Latency(**kept), self.target.batch)
+        score = self._resources(pruned, zeros, key, score, anew=bool(processes))
+        elsewhere = {
+            name: costs.latency(pruned, costs.score(pruned), processes) for name, costs in self._further.items()
+        }
+        return score.updated(elsewhere=elsewhere)
+
+    def stored(self, model: nn.Module, pruned: Pruned, score: Score) -> Score:
+        """`score` with what the file of this model, trained now, compresses to, where the study asks for that."""
+        finished, zeros = _finished(model, pruned)
+        return compressed(self._artefact(finished, zeros), model, score, self._asked)
+
+    def _resources(self, pruned: Pruned, zeros: Mapping[str, Tensor], key: str, score: Score, *, anew: bool) -> Score:
+        found = {} if anew else dict(self._recall("resources", key) or {})
+        missing = [name for name in self._asked if score.updated(**found).figure(name) is None or anew]
+        if new := resources.measured(self._timed(pruned, zeros), self.inputs, self.target, missing) if missing else {}:
+            found |= new
+            if not anew:
+                self._keep("resources", key, found)
+        return score.updated(**found)
 
     def of_finished(self, model: nn.Module, pruned: Pruned, score: Score, processes: int) -> Score:
         """As `latency`, of a model that is trained and whose masks are done: its zeros are the masks."""
-        finished = Pruned(model, Masks(model), pruned.cuts)
-        zeros = {
-            name: parameter.detach() != 0
-            for name, parameter in model.named_parameters()
-            if bool((parameter == 0).any())
-        }
+        finished, zeros = _finished(model, pruned)
         found = measure.timed(
-            self._artefact(finished, zeros), self.dense, self.inputs, self.target, processes=processes
+            self._timed(finished, zeros),
+            self.dense,
+            self.inputs,
+            self.target,
+            processes=processes,
+            budget_s=_SECONDS,
         )
-        return measure.with_latency(score, found)
+        score = self.stored(model, pruned, measure.with_latency(score, found, self.target.batch))
+        score = self._resources(finished, zeros, "", score, anew=True)
+        elsewhere = {
+            name: costs.of_finished(model, pruned, score.on(name), processes) for name, costs in self._further.items()
+        }
+        return score.updated(elsewhere=elsewhere)
+
+    def _timed(self, pruned: Pruned, zeros: Mapping[str, Tensor]) -> Any:
+        """The artefact as the target runs it: on torch's eager runtime, layers with zeros on their fastest kernels."""
+        artefact = self._artefact(pruned, zeros)
+        if self._slicer is not None or not zeros or not lowering.lowers(self.target):
+            return artefact
+        return lowering.lower(artefact, self.inputs, self.target, _Decisions(self)).model
 
     def _artefact(self, pruned: Pruned, zeros: Mapping[str, Tensor]) -> Any:
         if self._slicer is None:
@@ -111,8 +158,15 @@ class Costs:
                 pruned.model, lambda name, tensor: tensor * zeros[name].to(tensor) if name in zeros else tensor.clone()
             )
         if self.note is None and not pruned.removed and self._slicer.refuses(pruned.cuts) is None:
-            return self._slicer.cut(pruned.cuts, zeros)
+            return self._shipped(self._slicer.cut(pruned.cuts, zeros))
         return measure.artefact(pruned.model, self.inputs, self.target)
+
+    def _shipped(self, content: bytes) -> bytes:
+        """The graph in the target's dtype; the last one is kept, because several figures are taken of the same."""
+        if self._converted[0] != content:
+            fitted = precision.fitted(content, self._runtime, self.target, [self._sample])
+            self._converted = (content, fitted)
+        return self._converted[1]
 
     def _why_not_sliced(self, model: nn.Module, coupling: Coupling) -> str | None:
         """Prove slicing once, on a random third of all units: the sliced graph must compute what the cut model does."""
@@ -126,7 +180,9 @@ class Costs:
 
     def _key(self, pruned: Pruned, zeros: Mapping[str, Tensor]) -> str:
         shapes = {name: list(parameter.shape) for name, parameter in pruned.model.named_parameters()}
-        masks = {name: int(keep.sum()) for name, keep in zeros.items()}
+        masks: dict[str, Any] = {name: int(keep.sum()) for name, keep in zeros.items()}
+        if self._slicer is None and lowering.lowers(self.target):  # there the latency depends on where zeros lie
+            masks = {name: [count, *lowering.patterns(zeros[name])] for name, count in masks.items()}
         return _digest([self._architecture, shapes, masks])
 
     def _shapes(self) -> list[list[int]]:
@@ -140,6 +196,37 @@ class Costs:
         self._memory[kind + key] = value
         if self._run is not None:
             self._run.cache(kind, key, value)
+
+
+@dataclass(frozen=True)
+class _Decisions:
+    """What was measured of single layers, kept as all figures are: a search does not time a layer again and again."""
+
+    costs: Costs
+
+    def get(self, key: str, /) -> dict[str, Any] | None:
+        found: dict[str, Any] | None = self.costs._recall("lowering", self._full(key))
+        return found
+
+    def __setitem__(self, key: str, value: dict[str, Any], /) -> None:
+        self.costs._keep("lowering", self._full(key), value)
+
+    def _full(self, key: str) -> str:
+        return _digest([key, _machine(), torch.__version__])
+
+
+def _finished(model: nn.Module, pruned: Pruned) -> tuple[Pruned, dict[str, Tensor]]:
+    """A trained model whose masks are done, as what was pruned to it, and where its parameters are not zero."""
+    zeros = {
+        name: parameter.detach() != 0 for name, parameter in model.named_parameters() if bool((parameter == 0).any())
+    }
+    return Pruned(model, Masks(model), pruned.cuts), zeros
+
+
+def _on(study: Study, target: Target) -> Study:
+    """A study as if a further target were its own, with the limits that hold there."""
+    limits = (replace(limit, target="") for limit in study.budget.limits if limit.target == target.name)
+    return replace(study, target=target, budget=Budget(tuple(limits)), further=())
 
 
 def _digest(value: Any) -> str:

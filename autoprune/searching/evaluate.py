@@ -12,12 +12,12 @@ from autoprune.errors import TrainingError
 from autoprune.plan import Plan
 from autoprune.pruning.importance import Importance
 from autoprune.pruning.pruned import Pruned, apply
-from autoprune.score import Candidate, Score
+from autoprune.score import NEED_A_RUN, Candidate, Score
 from autoprune.searching.listener import Listener
 from autoprune.searching.preparation import Prepared
 from autoprune.study import Study
-from autoprune.training.loop import evaluate as judge
-from autoprune.training.loop import recalibrate, train
+from autoprune.training.judging import judge
+from autoprune.training.loop import evaluate, recalibrate, train
 from autoprune.training.schedule import polynomial
 
 __all__ = ["Evaluated", "Evaluator"]
@@ -47,7 +47,7 @@ class Evaluator:
         pruned = apply(self.prepared.model, self.prepared.coupling, plan, self.importance, polynomial)
         listener.started(number, "counting")
         score = self.prepared.costs.score(pruned)
-        if "latency" in study.search.objectives or not self._broken(score):
+        if set(NEED_A_RUN) & set(study.search.objectives) or not self._broken(score):
             listener.started(number, f"measuring on {study.target.name}")
             score = self.prepared.costs.latency(pruned, score)
         if reasons := self._broken(score):
@@ -65,11 +65,12 @@ class Evaluator:
                 report=listener.progress,
             )
             model = self.finish(pruned)
-            quality = judge(model, study.task, "validation", study.recovery.device)
+            quality = judge(model, study.task, study.target, "validation", study.recovery.device)
         except TrainingError as error:
             return Evaluated(Candidate(number, plan, score, False, "failed", str(error)))
         nonzero = sum(int(torch.count_nonzero(parameter)) for parameter in model.parameters())
         score = score.updated(metric=quality.metric, loss=quality.loss, nonzero_params=nonzero)
+        score = self.prepared.costs.stored(model, pruned, score)
         broken = self._broken(score)
         return Evaluated(Candidate(number, plan, score, not broken, "trained", "; ".join(broken) or None), model)
 
@@ -85,10 +86,13 @@ class Evaluator:
         return model.to("cpu").eval()
 
     def _untrained(self, plan: Plan, number: int, pruned: Pruned, score: Score, stage: str, reason: str) -> Evaluated:
-        """A plan outside the budget, with the quality it really has untrained: samplers see completed trials only."""
+        """A plan outside the budget, with the quality it really has untrained: samplers see completed trials only.
+
+        In fp32, whatever the target's dtype: it only tells samplers which way is better.
+        """
         self.listener.started(number, "judging it untrained")
         try:
-            quality = judge(
+            quality = evaluate(
                 self.finish(pruned),
                 self.study.task,
                 "validation",

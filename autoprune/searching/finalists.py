@@ -11,7 +11,7 @@ from autoprune.searching.listener import Listener
 from autoprune.searching.preparation import Prepared
 from autoprune.searching.records import kept_model
 from autoprune.study import Study
-from autoprune.training.loop import evaluate
+from autoprune.training.judging import judge
 
 __all__ = ["PROCESSES", "ranked", "settle"]
 
@@ -47,6 +47,7 @@ def settle(
             listener.note(f"trial {candidate.number} is out of the budget when measured again: {'; '.join(broken)}")
             continue
         if study.task.data.test is not None:
-            score = score.updated(test_metric=evaluate(model, study.task, "test", study.recovery.device).metric)
+            tested = judge(model, study.task, study.target, "test", study.recovery.device)
+            score = score.updated(test_metric=tested.metric)
         return replace(candidate, score=score), list(judged.values())
     return None, list(judged.values())

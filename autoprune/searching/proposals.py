@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from autoprune.plan import Plan
+from autoprune.score import NEED_A_RUN
 from autoprune.searching.preparation import Prepared
 from autoprune.space import uniform
 from autoprune.study import Study
@@ -27,7 +28,7 @@ def proposals(study: Study, prepared: Prepared) -> list[Plan]:
 def _to_budget(study: Study, prepared: Prepared, techniques: tuple[str, ...], steps: int = 6) -> Plan:
     """The least uniform ratio of `techniques` that keeps the budget, by bisection; the highest where none does."""
 
-    timed = any(limit.quantity == "latency" for limit in study.budget.limits)
+    timed = any(limit.quantity in NEED_A_RUN for limit in study.budget.limits)
 
     def violation(ratio: float) -> float:
         pruned = prepared.pruned(uniform(prepared.variables, techniques, ratio))

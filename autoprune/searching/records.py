@@ -17,7 +17,7 @@ from autoprune.errors import InputError
 from autoprune.exporting import artefact
 from autoprune.pruning.outline import Outline
 from autoprune.run import Run, write_whole
-from autoprune.score import Candidate, Score, pareto_front
+from autoprune.score import MEASURED_APART, Candidate, Score, pareto_front
 from autoprune.searching.baseline import save_weights
 from autoprune.study import Study
 
@@ -35,13 +35,16 @@ __all__ = [
 
 _QUANTITIES = ("metric", "latency", "flops", "params", "nonzero_params", "size")  # that a budget may limit
 
-_FIGURES = [name for name in Score().to_json() if name != "uncounted"]
+_FIGURES = [name for name in Score().to_json() if name not in ("uncounted", "unavailable")]
 _COLUMNS = ["trial", "state", "stage", "feasible", "reason", "seconds", *_FIGURES, "uncounted", "techniques", "plan"]
 
 
 def worth_keeping(candidate: Candidate, before: Sequence[Candidate], goal: str) -> bool:
     """Whether no earlier trial is as good in quality and in every cost: only then can a budget want this one."""
-    return any(each.number == candidate.number for each in pareto_front([*before, candidate], _QUANTITIES, goal))
+    measured = [name for name in MEASURED_APART if candidate.score.figure(name) is not None]
+    alike = [each for each in before if all(each.score.figure(name) is not None for name in measured)]
+    quantities = (*_QUANTITIES, *measured)
+    return any(each.number == candidate.number for each in pareto_front([*alike, candidate], quantities, goal))
 
 
 def exported(run: Run, study: Study, candidates: Sequence[Candidate]) -> Candidate | None:

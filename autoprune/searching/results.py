@@ -23,7 +23,7 @@ from autoprune.searching.search import Result, nearest_miss, warnings_of
 from autoprune.searching.study import Journal
 from autoprune.space import Variable
 from autoprune.study import Study
-from autoprune.training.loop import evaluate
+from autoprune.training.judging import judge
 
 __all__ = ["Checked", "apply_plan", "check", "export_from"]
 
@@ -83,7 +83,8 @@ def apply_plan(study: Study, plan: Plan, out: Path, listener: Listener | None = 
         pruned = prepared.pruned(plan)
         score = prepared.costs.of_finished(done.model, pruned, candidate.score, PROCESSES)
         if study.task.data.test is not None:
-            score = score.updated(test_metric=evaluate(done.model, study.task, "test", study.recovery.device).metric)
+            tested = judge(done.model, study.task, study.target, "test", study.recovery.device)
+            score = score.updated(test_metric=tested.metric)
         broken = study.budget.broken(score, dense, study.task.metric.goal)
         if broken:
             listener.note(f"this plan is outside the study's budget: {'; '.join(broken)}")
@@ -135,5 +136,6 @@ def _asked_for(study: Study, prepared: Prepared, run: Run, kept: list[Candidate]
     model = records.kept_model(run, number, prepared.model)
     score = prepared.costs.of_finished(model, prepared.pruned(found.plan), found.score, PROCESSES)
     if study.task.data.test is not None:
-        score = score.updated(test_metric=evaluate(model, study.task, "test", study.recovery.device).metric)
+        tested = judge(model, study.task, study.target, "test", study.recovery.device)
+        score = score.updated(test_metric=tested.metric)
     return replace(found, score=score)

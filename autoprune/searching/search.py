@@ -7,7 +7,7 @@ import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from optuna.trial import Trial
 
@@ -27,7 +27,7 @@ from autoprune.searching.preparation import Prepared, importance, prepare, requi
 from autoprune.searching.proposals import proposals
 from autoprune.searching.study import Journal
 from autoprune.study import Study
-from autoprune.target import Budget, Limit
+from autoprune.target import Budget
 
 __all__ = ["Result", "search"]
 
@@ -227,7 +227,8 @@ class _Search:
 
     def _key(self, plan: Plan) -> str:
         recipe = asdict(self.study.recovery) | {"seed": self.study.search.seed}
-        text = json.dumps([plan.digest, self.task, recipe, self.study.target.to_json()], sort_keys=True)
+        targets = [target.to_json() for target in (self.study.target, *self.study.further)]
+        text = json.dumps([plan.digest, self.task, recipe, *targets], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -275,6 +276,7 @@ def _reachable(study: Study, dense: Score, candidates: Sequence[Candidate], budg
         used = limit.used(nearest.score, dense, goal)
         if used is not None:
             up = 10.0 ** (math.floor(math.log10(abs(used))) - 2) if used else 1.0
-            limits.append(Limit(limit.quantity, max(limit.value, math.ceil(used / up) * up), limit.relative))
-    reached = ", ".join(f"{limit.quantity}={limit}" for limit in limits)
+            least, most = min(limit.value, math.floor(used / up) * up), max(limit.value, math.ceil(used / up) * up)
+            limits.append(replace(limit, value=least if limit.lower else most))
+    reached = ", ".join(f"{limit.key}={limit}" for limit in limits)
     return f"{reached} (trial {nearest.number}, {study.task.metric.name} {nearest.score.metric:.4g})"

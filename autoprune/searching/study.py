@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from autoprune.plan import Plan
 from autoprune.run import Run
-from autoprune.score import Candidate, Score
+from autoprune.score import Candidate, Score, direction
 from autoprune.searching.storage import opened
 from autoprune.space import Variable, parameters, suggest
 from autoprune.study import Study
@@ -46,9 +46,7 @@ class Journal:
         self._dense: Score | None = None
         with _quiet():
             storage, begins = opened(study, run)
-            directions = [
-                study.task.metric.goal if name == "metric" else "minimize" for name in study.search.objectives
-            ]
+            directions = [direction(name, study.task.metric.goal) for name in study.search.objectives]
             name = f"{begins}{study.budget}]"
             known = optuna.get_all_study_names(storage=storage)
             self.optuna = optuna.create_study(

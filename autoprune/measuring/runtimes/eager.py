@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -10,20 +9,24 @@ from typing import Literal
 import torch
 from torch import nn
 
-from autoprune.errors import InputError
+from autoprune.measuring.runtimes import _modules
+from autoprune.measuring.runtimes._feed import Array
 from autoprune.target import Target
 from autoprune.task import Inputs
 
 __all__ = ["Eager"]
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
 
 @dataclass(frozen=True)
 class Eager:
-    """Runs a copy of the module on the target's device, in eval mode; on CUDA a call waits for the device to finish."""
+    """Runs a copy of the module on the target's device, in eval mode; on CUDA a call waits for the device to finish.
+
+    bf16 and fp16 cast the weights and the inputs.
+    """
 
     artefact: Literal["module", "onnx"] = "module"
+    dtypes: tuple[str, ...] = tuple(_modules.DTYPES)
+    converts: tuple[str, ...] = ()
 
     def prepare(self, artefact: nn.Module, inputs: Inputs, target: Target) -> Callable[[], object]:
         """One call is one inference. A call sets torch's number of threads to the target's where it is another.
@@ -31,14 +34,9 @@ class Eager:
         The number of threads is the process's own: whoever times the calls puts it back (`measure.timed` does).
         Raises InputError for a device or dtype that is not here.
         """
-        if target.dtype not in _DTYPES:
-            raise InputError(f"runtime eager knows the dtypes {', '.join(_DTYPES)}; got {target.dtype!r}")
-        device, dtype = _device(target), _DTYPES[target.dtype]
-        model = copy.deepcopy(artefact).to(device).eval()
-        moved = inputs.to(device)
-        if dtype != torch.float32:
-            model, moved = model.to(dtype), moved.map(lambda t: t.to(dtype) if t.is_floating_point() else t)
+        model, moved = _modules.prepared("eager", artefact, inputs, target)
         args, kwargs, threads = moved.args, moved.kwargs, target.threads
+        device = _modules.device_of(target)
 
         @torch.inference_mode()
         def call() -> object:
@@ -51,18 +49,16 @@ class Eager:
 
         return call
 
+    def outputs(self, artefact: nn.Module, inputs: Inputs, target: Target) -> Callable[[Inputs], list[Array]]:
+        """A function from inputs shaped like `inputs` to the module's output tensors; raises as `prepare`."""
+        model, _ = _modules.prepared("eager", artefact, inputs, target)
+
+        @torch.inference_mode()
+        def run(given: Inputs) -> list[Array]:
+            return _modules.as_arrays(_modules.cast(given, target).call(model))
+
+        return run
+
     def version(self) -> str:
         """As `torch 2.14.1`."""
         return f"torch {torch.__version__}"
-
-
-def _device(target: Target) -> torch.device:
-    try:
-        device = torch.device(target.device)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(
-            f"target {target.name!r} has device {target.device!r}, which torch cannot use here: "
-            f"{str(error).splitlines()[0]}"
-        ) from error
-    return device

@@ -1,0 +1,184 @@
+"""What a plan leaves of each layer of a model, as numbers that explain latency: work, data moved, staircases."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from autoprune.pruning.coupling import Coupling
+from autoprune.pruning.forward import output_tensors, plain_forward
+from autoprune.task import Inputs
+
+__all__ = ["SMOOTH_TERMS", "TERMS", "Array", "Operation", "cut_widths", "features", "operations"]
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+
+STEPS = (4, 8, 16, 32)  # lengths of the vectors and blocks that kernels are made for
+SMOOTH_TERMS = ("call", "work", "rows", "columns", "root", "written", "read")
+STEP_TERMS = tuple(f"{term} {step}" for step in STEPS for term in ("blocks", "rows off", "columns off", "unaligned"))
+TERMS = SMOOTH_TERMS + STEP_TERMS
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One weight tensor at work: (rows, columns, ...), applied at `positions` places; `work` is multiply-adds.
+
+    Each width is `fixed + sum(share[group] * width of the group)`; `kind` names operations that run in the same way.
+    """
+
+    tensor: str
+    kind: str
+    rows: int
+    columns: int
+    work: float
+    written: float  # elements
+    read: float
+    row_shares: Mapping[str, float]
+    column_shares: Mapping[str, float]
+    block: str | None = None  # the removable residual block that it is in
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object with every field."""
+        return asdict(self)
+
+
+def operations(coupling: Coupling, model: nn.Module, inputs: Inputs) -> list[Operation]:
+    """The operations of one plain forward of `model`, in order of their tensors."""
+    places = _places(model, inputs)
+    blocks = [name for group in coupling.groups if group.level == "blocks" for name in group.layers]
+    slots: dict[tuple[str, int], tuple[int, Tensor]] = {}
+    for slot in coupling.slots:  # attention names a place three times, each time other entries of it
+        place = (slot.tensor, slot.dim)
+        before = slots[place][1] if place in slots else slot.units
+        slots[place] = slot.groups, torch.where(before >= 0, before, slot.units)
+    found = []
+    for name, tensor in model.named_parameters():
+        owner = name.partition(".parametrizations.")[0] if ".parametrizations." in name else name.rpartition(".")[0]
+        module = model.get_submodule(owner)
+        if tensor.dim() < 2 or isinstance(module, (nn.Embedding, nn.EmbeddingBag)) or owner not in places:
+            continue
+        rows, columns, positions = tensor.shape[0], tensor.shape[1], places[owner]
+        found.append(
+            Operation(
+                name,
+                _kind(module, tensor),
+                rows,
+                columns,
+                float(positions * tensor.numel()),
+                float(positions * rows),
+                float(positions * columns * getattr(module, "groups", 1)),
+                _shares(coupling, *slots.get((name, 0), (1, torch.empty(0)))),
+                _shares(coupling, *slots.get((name, 1), (1, torch.empty(0)))),
+                next((block for block in blocks if name.startswith(f"{block}.")), None),
+            )
+        )
+    return found
+
+
+def features(
+    operations: Sequence[Operation], groups: Mapping[str, int], widths: Array, gone: Sequence[Sequence[str]]
+) -> Array:
+    """(plans, groups) widths, and the blocks that each plan removes -> (plans, terms, operations).
+
+    `groups` are the dense widths by group, in the order of the columns. A term of the dense model adds up to 1 over the
+    operations wherever it is not about widths that are off a step.
+    """
+    rows, columns = cut_widths(operations, groups, widths)
+    dense = [np.array([getattr(each, side) for each in operations], float) for side in ("rows", "columns")]
+    work, written, read = (
+        _normal([getattr(each, name) for each in operations]) for name in ("work", "written", "read")
+    )
+    a, b = rows / dense[0], columns / dense[1]
+    depthwise = np.array([each.kind.startswith("depthwise") for each in operations])
+    terms = [np.ones_like(a) / len(operations), work * a * b, work * a, work * b, work * np.sqrt(a * b)]
+    terms += [written * a, read * np.where(depthwise, a, b)]
+    for step in STEPS:
+        off_rows, off_columns = rows % step != 0, np.where(depthwise, False, columns % step != 0)
+        up = _steps(rows, step) / _steps(dense[0], step) * _steps(columns, step) / _steps(dense[1], step)
+        terms += [work * up, work * a * b * off_rows, work * a * b * off_columns]
+        terms += [(written * a + read * b) / 2 * (off_rows | off_columns)]
+    stays = np.array([[each.block not in blocks for each in operations] for blocks in gone], float)
+    return np.asarray(np.stack(terms, 1) * stays[:, None, :])
+
+
+def cut_widths(operations: Sequence[Operation], groups: Mapping[str, int], widths: Array) -> tuple[Array, Array]:
+    """(plans, groups) -> rows and columns of each operation, both (plans, operations)."""
+    return _widths(operations, groups, widths, "rows"), _widths(operations, groups, widths, "columns")
+
+
+def _widths(operations: Sequence[Operation], groups: Mapping[str, int], widths: Array, side: str) -> Array:
+    """(plans, groups) -> (plans, operations): what is left of `rows` or `columns`, at least 1."""
+    shares = [each.row_shares if side == "rows" else each.column_shares for each in operations]
+    matrix = np.array([[share.get(key, 0.0) for key in groups] for share in shares]).reshape(len(shares), len(groups))
+    lost = np.array(list(groups.values()), float) - widths
+    dense = np.array([getattr(each, side) for each in operations], float)
+    return np.asarray(np.maximum(np.round(dense - lost @ matrix.T), 1.0))
+
+
+def _steps(width: Array, step: int) -> Array:
+    return np.asarray(np.ceil(width / step))
+
+
+def _normal(values: Sequence[float]) -> Array:
+    array = np.array(values, float)
+    return np.asarray(array / max(float(array.sum()), 1e-30))
+
+
+def _shares(coupling: Coupling, groups: int, units: Tensor) -> dict[str, float]:
+    """How many entries of a dimension go with one unit of each group, on average."""
+    found = {}
+    for key, members in coupling.members.items():
+        entries = int(torch.isin(units, members).sum())
+        if entries and coupling.group(key).refusal is None:
+            found[key] = entries / groups / members.numel()
+    return found
+
+
+def _kind(module: nn.Module, tensor: Tensor) -> str:
+    name = type(module).__name__.lower()
+    if not isinstance(module, nn.modules.conv._ConvNd):
+        return name
+    area, stride = math.prod(tensor.shape[2:]), max(module.stride)
+    grouped = "" if module.groups == 1 else "depthwise " if module.groups == module.in_channels else "grouped "
+    return f"{grouped}{name} {'1' if area == 1 else 'k'} stride {stride}"
+
+
+def _places(model: nn.Module, inputs: Inputs) -> dict[str, int]:
+    """By module with weights: at how many places its weights are applied in one forward."""
+    found: dict[str, int] = {}
+    handles = []
+    for name, module in model.named_modules():
+        if any(True for _ in module.parameters(recurse=False)) or isinstance(module, nn.MultiheadAttention):
+            handles.append(module.register_forward_hook(_counter(name, found)))
+    try:
+        with plain_forward(model):
+            inputs.call(model)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found | dict(_inner(model, found))
+
+
+def _inner(model: nn.Module, found: Mapping[str, int]) -> Iterator[tuple[str, int]]:
+    """Modules whose weights the module around them uses without calling them, as attention its output's."""
+    for name, module in model.named_modules():
+        outer = name.rpartition(".")[0]
+        if name not in found and outer in found and any(True for _ in module.parameters(recurse=False)):
+            yield name, found[outer]
+
+
+def _counter(name: str, found: dict[str, int]) -> Any:
+    def count(module: nn.Module, given: tuple[Any, ...], output: Any) -> None:
+        transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
+        tensor = given[0] if transposed else next(iter(output_tensors(output)))
+        place = 1 - module.weight.dim() if isinstance(module, nn.modules.conv._ConvNd) else -1
+        width = tensor.shape[place] if tensor.dim() else 1
+        found[name] = found.get(name, 0) + tensor.numel() // max(1, width)
+
+    return count

@@ -1,0 +1,229 @@
+"""Latency of any plan without measuring it: learned from a bounded profile on the target, corrected by every candidate.
+
+predictor = Predictor.profile(coupling, model, inputs, measure, budget_s=60)
+predictor.predict(keep)  # Prediction(ratio=0.43, low=0.41, high=0.45, ms=3.1)
+predictor.observe(keep, measure(keep))
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from autoprune.errors import BudgetError, InputError, nearest
+from autoprune.measuring.latency import Latency
+from autoprune.measuring.layout import Layout, Row
+from autoprune.measuring.operations import SMOOTH_TERMS, TERMS, Array
+from autoprune.measuring.regression import Measured, Posterior, fitted, prior, spread
+from autoprune.pruning.coupling import Coupling
+from autoprune.task import Inputs
+
+__all__ = ["Prediction", "Predictor"]
+
+Keep = Mapping[str, Tensor]
+Plan = Mapping[str, Tensor | int]
+
+_FEWEST, _MOST = 6, 150  # plans of a profile, whatever the budget
+_AGAIN = 1.25  # what terms cost is fitted anew after so many times as many measurements
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Ratio to the dense latency, its 95 % interval as a measurement would have it, and milliseconds."""
+
+    ratio: float
+    low: float
+    high: float
+    ms: float
+
+
+@dataclass(frozen=True)
+class _Observation:
+    row: Row
+    ratio: float
+    error: float  # relative standard error of the ratio
+    dense_ms: float
+
+
+class Predictor:
+    """Latency by widths. Deterministic: the same measurements give the same predictions."""
+
+    def __init__(self, layout: Layout, observations: Sequence[_Observation]) -> None:
+        self.layout = layout
+        self._observations = list(observations)
+        self._fitted = 0
+        self._prior = prior(len(TERMS), len(SMOOTH_TERMS))
+        self._fit()
+
+    @classmethod
+    def profile(
+        cls,
+        coupling: Coupling,
+        model: nn.Module,
+        inputs: Inputs,
+        measure: Callable[[Keep], Latency],
+        budget_s: float = 60.0,
+        seed: int = 0,
+        plans: int = _MOST,
+    ) -> Predictor:
+        """Measure random plans for `budget_s` seconds, or `plans` of them; at least 6.
+
+        `measure(keep)` gives the latency of a plan with its ratio to dense; `inputs` are those of one call. Which plans
+        are measured depends on `seed` alone, how many on the time as well: many rough figures teach more than few exact
+        ones. Blocks stay, since a plan without them takes an export; their work is known, and `observe` corrects it.
+        Raises ModelError where no units can be cut.
+        """
+        layout, random, begin = Layout.of(coupling, model, inputs), np.random.default_rng(seed), time.perf_counter()
+        seen: list[_Observation] = []
+        while len(seen) < _FEWEST or (len(seen) < plans and time.perf_counter() - begin < budget_s):
+            row = layout.drawn(random)
+            seen.append(_observation(row, measure(layout.keep(row)), seen))
+        return cls(layout, seen)
+
+    @property
+    def dense_ms(self) -> float:
+        """Median of the dense model's milliseconds beside the measured plans."""
+        return statistics.median(each.dense_ms for each in self._observations)
+
+    @property
+    def measured(self) -> int:
+        """Number of measurements."""
+        return len(self._observations)
+
+    def predict(self, plan: Plan) -> Prediction:
+        """Latency of a plan: for each group that is cut what is kept, booleans (units,), or its width.
+
+        Raises InputError for an unknown group or a width that it cannot have.
+        """
+        return self.predict_all([plan])[0]
+
+    def predict_all(self, plans: Sequence[Plan]) -> list[Prediction]:
+        """As `predict`, many at once; some 0.1 ms each."""
+        ratios, reach = self._ratios([self.layout.row(plan) for plan in plans])
+        dense = self.dense_ms
+        return [
+            Prediction(ratio, max(0.0, ratio - each), ratio + each, ratio * dense)
+            for ratio, each in zip(ratios.tolist(), reach.tolist(), strict=True)
+        ]
+
+    def observe(self, plan: Plan, latency: Latency) -> None:
+        """Learn from a measured plan. Raises InputError as `predict`, or for a latency that is no positive number."""
+        self._observations.append(_observation(self.layout.row(plan), latency, self._observations))
+        if len(self._observations) >= _AGAIN * self._fitted:
+            self._fit()
+        else:
+            self._posterior = Posterior(self._measured(), self.layout.kinds, self._logs, self._spread)
+
+    def liked(self, key: str) -> list[int]:
+        """The widths of a group that the target likes, all else dense: the last ones before a step of the staircase.
+
+        None wider costs hardly more: each unit beyond costs at least half of what a unit costs on average.
+        Raises InputError for an unknown group.
+        """
+        if key not in self.layout.groups:
+            known = self.layout.groups
+            raise InputError(f"unknown group {key!r}{nearest(key, known)}; groups: {', '.join(known)}")
+        size, cells = self.layout.groups[key], self.layout.cells[key]
+        widths = np.arange(cells, size + 1, cells)
+        ratios, _ = self._ratios([self.layout.row({key: int(width)}) for width in widths])
+        if len(widths) == 1:
+            return [size]
+        slope = max(0.0, float(ratios[-1] - ratios[0])) / float(widths[-1] - widths[0])
+        level = ratios - 0.5 * slope * widths
+        wider = np.minimum.accumulate(level[::-1])[::-1][1:]
+        return [int(width) for width, good in zip(widths, [*(level[:-1] < wider), True], strict=True) if good]
+
+    def scale_to(
+        self,
+        ratios: Mapping[str, float],
+        budget: float,
+        *,
+        multiple_of: int = 1,
+        most: float = 0.95,
+        sure: bool = False,
+    ) -> dict[str, float]:
+        """The shares removed, all scaled by the least factor that is predicted to come to `budget`, a ratio to dense.
+
+        A staircase is not monotone, so factors are tried in order. None removes more than `most` of a group; widths are
+        multiples of `multiple_of`; with `sure` the upper end of the interval must fit.
+        Raises BudgetError where no factor does.
+        """
+        largest = max(ratios.values(), default=0.0)
+        factors = np.linspace(0.0, most / largest, 201) if largest > 0 else np.zeros(1)
+        plans = [
+            {
+                key: self.layout.width(key, min(factor * share, most), self._step(key, multiple_of))
+                for key, share in ratios.items()
+            }
+            for factor in factors.tolist()
+        ]
+        predicted, reach = self._ratios([self.layout.row(plan) for plan in plans])
+        fits = predicted + reach * sure <= budget
+        if not fits.any():
+            raise BudgetError(
+                f"no scaling of these ratios is predicted to come to {budget:.1%} of the dense latency; the lowest is "
+                f"{float((predicted + reach * sure).min()):.1%}: cut more groups, or raise the budget"
+            )
+        chosen = plans[int(fits.argmax())]
+        return {key: 1 - width / self.layout.groups[key] for key, width in chosen.items()}
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object with the layout and every measurement."""
+        seen = [
+            [list(each.row[0]), list(each.row[1]), each.ratio, each.error, each.dense_ms] for each in self._observations
+        ]
+        return {"version": _VERSION, "layout": self.layout.to_json(), "observations": seen}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Predictor:
+        """The predictor that `to_json` wrote, fitted anew. Raises InputError for another version."""
+        if data.get("version") != _VERSION:
+            raise InputError(
+                f"this record of a predictor has version {data.get('version')!r}; needed: {_VERSION}; "
+                "profile the target again"
+            )
+        seen = [
+            _Observation((tuple(widths), tuple(gone)), ratio, error, dense_ms)
+            for widths, gone, ratio, error, dense_ms in data["observations"]
+        ]
+        return cls(Layout.from_json(data["layout"]), seen)
+
+    def _step(self, key: str, multiple_of: int) -> int:
+        return 1 if key in self.layout.counted else multiple_of
+
+    def _fit(self) -> None:
+        measured = self._measured()
+        self._logs = fitted(measured, self.layout.kinds, self._prior)
+        self._spread = spread(measured, self.layout.kinds, self._prior)
+        self._posterior = Posterior(measured, self.layout.kinds, self._logs, self._spread)
+        self._fitted = len(self._observations)
+
+    def _measured(self) -> Measured:
+        """The dense model, which takes its own time, and all that was observed."""
+        features, shares = self.layout.features([self.layout.dense, *(each.row for each in self._observations)])
+        ratios = np.array([1.0, *(each.ratio for each in self._observations)])
+        return Measured(features, shares, ratios, np.array([1e-3, *(each.error for each in self._observations)]))
+
+    def _ratios(self, rows: Sequence[Row]) -> tuple[Array, Array]:
+        """Ratio to dense of each plan, and half of its 95 % interval."""
+        mean, deviation = self._posterior.predict(*self.layout.features(rows))
+        return mean, 1.96 * deviation
+
+
+def _observation(row: Row, latency: Latency, before: Sequence[_Observation]) -> _Observation:
+    dense = statistics.median(each.dense_ms for each in before) if before else None
+    ratio = latency.ratio if latency.ratio is not None or dense is None else latency.ms / dense
+    if ratio is None or not (0 < ratio < float("inf")):
+        raise InputError(
+            f"a latency with its ratio to dense is needed, got ratio {ratio}: measure the plan beside the dense model"
+        )
+    low, high = (latency.ratio_low, latency.ratio_high) if latency.ratio is not None else (None, None)
+    error = (high - low) / 3.92 / ratio if low is not None and high is not None else 0.02
+    return _Observation(row, ratio, error, latency.ms / ratio)

@@ -1,0 +1,35 @@
+"""What a study asks for beside counts, size and latency: it costs time, so only what is asked for is measured."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from autoprune.errors import StudyError
+from autoprune.measuring import resources
+from autoprune.score import MEASURED_APART, Score
+from autoprune.study import Study
+
+__all__ = ["asked", "compressed"]
+
+
+def asked(study: Study) -> tuple[str, ...]:
+    """The quantities among `MEASURED_APART` that are limited or an objective.
+
+    Raises StudyError, with the key, for one that cannot be measured on this machine.
+    """
+    limited = {limit.quantity for limit in study.budget.limits}
+    wanted = tuple(name for name in MEASURED_APART if name in limited or name in study.search.objectives)
+    for name in wanted:
+        if (reason := resources.unavailable(name, study.target)) is not None:
+            key = f"budget.{name}" if name in limited else "search.objectives"
+            raise StudyError(f"{name} cannot be measured for target {study.target.name!r}: {reason}", key=key)
+    return wanted
+
+
+def compressed(artefact: bytes | nn.Module, model: nn.Module | None, score: Score, wanted: Any) -> Score:
+    """`score` with what the file compresses to, where that is wanted; with the values of `model`, where it is given."""
+    if "size_compressed" not in wanted:
+        return score
+    return score.updated(size_compressed_bytes=resources.compressed_bytes(resources.stored(artefact, model)))
