@@ -8,7 +8,7 @@ import math
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -591,3 +591,17 @@ def test_a_budget_that_is_missed_says_what_best_still_holds(tmp_path: Path) -> N
     with pytest.raises(BudgetError, match="best still holds the artefact of an earlier budget"):
         searched(tmp_path, budget={"flops": "0.1%"}, trials=4)
     assert (tmp_path / "best" / "model.safetensors").exists()
+
+
+def test_limits_on_a_further_target_are_measured_and_kept(tmp_path: Path) -> None:
+    further = Target("cpu_onnxruntime")
+    both = replace(study({"latency": "400%", "latency on cpu_onnxruntime": "0.1us"}), further=(further,))
+    with pytest.raises(BudgetError, match=r"latency on cpu_onnxruntime .* over the limit of 0.0001ms"):
+        run_search(both, Run(tmp_path / "never"))
+    loose = {"flops": "55%", "latency on cpu_onnxruntime": "400%"}
+    result = run_search(replace(study(loose), further=(further,)), Run(tmp_path / "loose"))
+    assert result.best is not None
+    assert result.best.score.on("cpu_onnxruntime").latency_ratio_high <= 4.0  # type: ignore[operator]
+    record = json.loads((tmp_path / "loose" / "best" / "score.json").read_text())
+    assert [target["name"] for target in record["further"]] == ["cpu_onnxruntime"]
+    assert record["elsewhere"]["cpu_onnxruntime"]["latency_ms"] > 0

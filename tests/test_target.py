@@ -233,3 +233,15 @@ def test_relative_limits_keep_their_digits(value: float) -> None:
 def test_target_as_json() -> None:
     target = Target(threads=2, multiple_of=8)
     assert Target(**target.to_json()) == target
+
+
+def test_a_limit_on_a_further_target_is_judged_there() -> None:
+    budget = Budget.parse({"latency": "50%", "latency on cpu_eager": "60%"})
+    assert Budget.parse(budget.to_json()) == budget and [limit.key for limit in budget.limits] == [*budget.to_json()]
+    here = Score(metric=0.9, latency_ratio=0.4, latency_ratio_high=0.4)
+    both = here.updated(elsewhere={"cpu_eager": Score(latency_ratio=0.7, latency_ratio_high=0.7)})
+    assert Score.from_json(both.to_json()) == both
+    assert set(budget.violations(here, DENSE, "maximize")) == {"latency"}  # not measured there: not yet judged
+    assert budget.violations(both, DENSE, "maximize")["latency on cpu_eager"] == pytest.approx(0.7 / 0.6 - 1)
+    (said,) = budget.broken(both, DENSE, "maximize")
+    assert said == "latency on cpu_eager 70%, over the limit of 60%"
