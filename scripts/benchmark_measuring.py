@@ -43,7 +43,6 @@ ROWS = {
     "eager, 1 thread": ("eager", 1, 3),
     "compiled, 1 thread": ("compiled", 1, 3),
 }
-BARS = {"1 thread": 0.005, "2 threads": 0.01, "eager": 0.02, "compiled": 0.02}
 
 
 class Results:
@@ -183,12 +182,14 @@ def table(results: Results) -> None:
             print(f"| {row} | {len(good)} | | {found[0]['why'] if found and 'why' in found[0] else ''} | | |")
             continue
         ratios = [each["ratio"] for each in good]
+        settled = [each["ratio"] for each in good if each["settled"]]
         plain = [each["naive"] for each in good if each["naive"]]
         middle = statistics.median(ratios)
         inside = sum(each["ratio_low"] <= middle <= each["ratio_high"] for each in good)
         print(
             f"| {row} | {len(good)} in {(good[-1]['at'] - good[0]['at']) / 60:.0f} min | {good[0]['processes']} | "
-            f"{middle:.4f} | {cv(ratios):.2%}; interval covers {inside}/{len(good)} | "
+            f"{middle:.4f} | {cv(ratios):.2%}; interval covers {inside}/{len(good)}; "
+            f"{len(settled)} settled{f', their CV {cv(settled):.2%}' if len(settled) > 1 else ''} | "
             f"{f'{cv(plain):.2%}' if len(plain) > 1 else ''} |"
         )
     print("\n| plans | runtime | n | rank correlation | latency / FLOPs ratio: least, median, most |")

@@ -18,7 +18,6 @@ from autoprune.exporting.lowered import LOWERING
 from autoprune.exporting.recorded import Recorded
 from autoprune.measuring import measure
 from autoprune.measuring.precision import TOLERANCES
-from autoprune.target import Target
 from autoprune.task import Inputs
 from autoprune.training import judging, loop
 
@@ -59,7 +58,7 @@ def checks(recorded: Recorded) -> Iterator[tuple[str, Check]]:
     yield "budget", partial(_budget, recorded)
     yield "latency", partial(_latency, recorded)
     for name in _further(recorded):
-        yield f"latency on {name}", partial(_latency_on, recorded, name)
+        yield f"latency on {name}", partial(_latency, recorded, name)
 
 
 def _files(recorded: Recorded) -> Found:
@@ -207,19 +206,15 @@ def _further(recorded: Recorded) -> list[str]:
         return []
 
 
-def _latency(recorded: Recorded) -> Found:
-    return _measured_again(recorded, recorded.target)
+def _latency(recorded: Recorded, name: str = "") -> Found:
+    """Measured again, in fresh processes against the dense model; fails where even the lower end is over the limit.
 
-
-def _latency_on(recorded: Recorded, name: str) -> Found:
-    return _measured_again(recorded, next(target for target in recorded.further if target.name == name))
-
-
-def _measured_again(recorded: Recorded, target: Target) -> Found:
-    """Measured again, in fresh processes against the dense model; fails where even the lower end is over the limit."""
+    `name` is that of a further target.
+    """
+    target = next(each for each in recorded.further if each.name == name) if name else recorded.target
     inputs, _ = recorded.reference
     batch = inputs.rows(target.batch)
-    if target is not recorded.target:
+    if name:
         candidate: Any = measure.artefact(recorded.model, batch, target)
     else:
         candidate = recorded.runs_file if recorded.runs == "onnx" else recorded.lowered
@@ -230,7 +225,6 @@ def _measured_again(recorded: Recorded, target: Target) -> Found:
     figures["taken"] = found.taken
     figures["runtime"] = plugins.load("runtime", target.runtime, recorded.folders)().version()
     said = f"{found.ms:.4g} ms, {found.ratio:.1%} of dense ({found.ratio_low:.1%} to {found.ratio_high:.1%})"
-    name = "" if target is recorded.target else target.name
     for limit in (each for each in recorded.budget.limits if (each.quantity, each.target) == ("latency", name)):
         low = found.ratio_low if limit.relative else found.ms_low
         high = found.ratio_high if limit.relative else found.ms_high

@@ -96,14 +96,7 @@ class Costs:
         key = self._key(pruned, zeros)
         kept = None if processes else self._recall("latency", key)
         if kept is None:
-            kept = measure.timed(
-                self._timed(pruned, zeros),
-                self.dense,
-                self.inputs,
-                self.target,
-                processes=processes,
-                budget_s=_SECONDS,
-            ).to_json()
+            kept = self._measured(pruned, zeros, processes).to_json()
             if not processes:
                 self._keep("latency", key, kept)
         score = measure.with_latency(score, Latency(**kept), self.target.batch)
@@ -130,20 +123,23 @@ class Costs:
     def of_finished(self, model: nn.Module, pruned: Pruned, score: Score, processes: int) -> Score:
         """As `latency`, of a model that is trained and whose masks are done: its zeros are the masks."""
         finished, zeros = _finished(model, pruned)
-        found = measure.timed(
-            self._timed(finished, zeros),
-            self.dense,
-            self.inputs,
-            self.target,
-            processes=processes,
-            budget_s=_SECONDS,
-        )
+        found = self._measured(finished, zeros, processes)
         score = self.stored(model, pruned, measure.with_latency(score, found, self.target.batch))
         score = self._resources(finished, zeros, "", score, anew=True)
         elsewhere = {
             name: costs.of_finished(model, pruned, score.on(name), processes) for name, costs in self._further.items()
         }
         return score.updated(elsewhere=elsewhere)
+
+    def _measured(self, pruned: Pruned, zeros: Mapping[str, Tensor], processes: int) -> Latency:
+        return measure.timed(
+            self._timed(pruned, zeros),
+            self.dense,
+            self.inputs,
+            self.target,
+            processes=processes,
+            budget_s=_SECONDS,
+        )
 
     def _timed(self, pruned: Pruned, zeros: Mapping[str, Tensor]) -> Any:
         """The artefact as the target runs it: on torch's eager runtime, layers with zeros on their fastest kernels."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from autoprune.target import Target
     from autoprune.task import Inputs
 
-__all__ = ["DTYPES", "as_arrays", "cast", "device_of", "prepared", "set_threads"]
+__all__ = ["DTYPES", "as_arrays", "cast", "device_of", "prepared", "set_threads", "timed_call"]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _ADVICE = {"int8": "for int8 give runtime onnxruntime, openvino or tensorrt, or another dtype"}
@@ -39,6 +40,22 @@ def cast(inputs: Inputs, target: Target) -> Inputs:
     dtype = DTYPES[target.dtype]
     moved = inputs.to(device_of(target))
     return moved if target.dtype == "fp32" else moved.map(lambda t: t.to(dtype) if t.is_floating_point() else t)
+
+
+def timed_call(run: Callable[..., object], inputs: Inputs, target: Target) -> Callable[[], object]:
+    """One call of `run`, with the target's number of threads; on CUDA it waits for the device to finish."""
+    args, kwargs, threads, device = inputs.args, inputs.kwargs, target.threads, device_of(target)
+
+    @torch.inference_mode()
+    def call() -> object:
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+        output = run(*args, **kwargs)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return output
+
+    return call
 
 
 def as_arrays(output: Any) -> list[Array]:

@@ -41,18 +41,7 @@ class Compiled:
         that cannot be exported or compiled.
         """
         run, moved = _compiled(artefact, inputs, target)
-        args, kwargs, threads, device = moved.args, moved.kwargs, target.threads, _modules.device_of(target)
-
-        @torch.inference_mode()
-        def call() -> object:
-            if torch.get_num_threads() != threads:
-                torch.set_num_threads(threads)
-            output = run(*args, **kwargs)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            return output
-
-        return call
+        return _modules.timed_call(run, moved, target)
 
     def outputs(self, artefact: nn.Module, inputs: Inputs, target: Target) -> Callable[[Inputs], list[Array]]:
         """A function from inputs shaped like `inputs` to the module's output tensors; raises as `prepare`.

@@ -35,19 +35,7 @@ class Eager:
         Raises InputError for a device or dtype that is not here.
         """
         model, moved = _modules.prepared("eager", artefact, inputs, target)
-        args, kwargs, threads = moved.args, moved.kwargs, target.threads
-        device = _modules.device_of(target)
-
-        @torch.inference_mode()
-        def call() -> object:
-            if torch.get_num_threads() != threads:
-                torch.set_num_threads(threads)
-            output = model(*args, **kwargs)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            return output
-
-        return call
+        return _modules.timed_call(model, moved, target)
 
     def outputs(self, artefact: nn.Module, inputs: Inputs, target: Target) -> Callable[[Inputs], list[Array]]:
         """A function from inputs shaped like `inputs` to the module's output tensors; raises as `prepare`."""
