@@ -125,7 +125,8 @@ def search(
     target: str | Mapping[str, Any] | Target = "cpu_onnxruntime",
     budget: Mapping[str, object] | None = None,
     space: Mapping[str, Any] | None = None,
-    trials: int = 40,
+    trials: int = 200,
+    finalists: int | Literal["all"] = 4,
     seed: int = 0,
     objectives: Iterable[str] = ("metric", "latency"),
     recovery: Mapping[str, Any] | None = None,
@@ -138,10 +139,16 @@ def search(
 
     `train`, `validation`, `test`: data sets of `(inputs, target)` or of dictionaries with labels, or data loaders.
     `metric`: a built-in name or `function(outputs, targets) -> float` over a whole split. `space`, `recovery` as in a
-    study's YAML. `model` is untouched.
+    study's YAML. `trials` plans are judged untrained, the best `finalists` of them trained; "all": every plan inside
+    the budget is trained. `model` is untouched.
     Raises BudgetError where no plan meets the budget, InputError for what does not fit.
     """
-    asked = {"trials": trials, "seed": seed, "objectives": arguments.listed(objectives, "objectives")}
+    asked = {
+        "trials": trials,
+        "finalists": finalists,
+        "seed": seed,
+        "objectives": arguments.listed(objectives, "objectives"),
+    }
     values: dict[str, Any] = {
         "name": Path(out).name,
         "budget": arguments.mapping({"latency": "50%"} if budget is None else budget, "budget"),

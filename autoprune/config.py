@@ -159,7 +159,7 @@ def build(config: Config, task: Task | None = None) -> Study:
         _check_device("recovery", recovery)
     budget, own = Budget.parse(values.budget), Target(**resolved["target"])
     search = values.search.model_dump()
-    timeout, objectives = search.pop("timeout"), search.pop("objectives")
+    timeout, objectives, finalists = (search.pop(key) for key in ("timeout", "objectives", "finalists"))
     return Study(
         name=values.name,
         task=task,
@@ -170,7 +170,10 @@ def build(config: Config, task: Task | None = None) -> Study:
             dict.fromkeys(each for limit in budget.limits for each in _further(limit, own.name, config.folder))
         ),
         search=Settings(
-            **search, objectives=tuple(objectives), timeout_s=None if timeout is None else duration(timeout)
+            **search,
+            finalists=None if finalists == "all" else finalists,
+            objectives=tuple(objectives),
+            timeout_s=None if timeout is None else duration(timeout),
         ),
         recovery=recovery,
         formats=tuple(values.export.formats),

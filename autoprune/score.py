@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from autoprune.plan import Plan
 
-__all__ = ["MEASURED_APART", "NEED_A_RUN", "Candidate", "Score", "direction", "dominates", "pareto_front"]
+__all__ = ["MEASURED_APART", "NEED_A_RUN", "Candidate", "Score", "costs_of", "direction", "dominates", "pareto_front"]
 
 MEASURED_APART = ("size_compressed", "memory", "energy")  # a search measures them only where they are asked for
 NEED_A_RUN = ("latency", "throughput", "memory", "energy")  # what only running the model on the target tells
@@ -97,6 +97,17 @@ class Score:
             raise ValueError(f"this score has no {name}")
         return float(value)
 
+    def expected(self) -> Score:
+        """A copy whose latency intervals are closed to their middle: the noise of a first look is not to decide."""
+        fastest = self.throughput if self.throughput is not None else self.throughput_low
+        return replace(
+            self,
+            latency_ms_high=self.latency_ms,
+            latency_ratio_high=self.latency_ratio,
+            throughput_low=fastest,
+            elsewhere={name: score.expected() for name, score in self.elsewhere.items()},
+        )
+
     def completed(self, other: Score) -> Score:
         """A copy where the figures that are None are `other`'s."""
         return replace(self, **{name: getattr(other, name) for name, value in vars(self).items() if value is None})
@@ -110,7 +121,7 @@ class Candidate:
     plan: Plan
     score: Score
     feasible: bool
-    stage: str  # "dense", "cost", "latency", "untrained", "trained", "failed"
+    stage: str  # "dense", "cost", "latency", "screened", "trained", "failed"
     reason: str | None = None
 
     @property
@@ -130,16 +141,17 @@ def dominates(first: Sequence[float], second: Sequence[float]) -> bool:
     return all(a <= b for a, b in zip(first, second, strict=True)) and tuple(first) != tuple(second)
 
 
+def costs_of(score: Score, objectives: Sequence[str], goal: str) -> tuple[float, ...]:
+    """The objectives, each turned so that less is better. `goal` is the metric's."""
+    signs = [-1 if direction(name, goal) == "maximize" else 1 for name in objectives]
+    return tuple(sign * score.objective(name) for sign, name in zip(signs, objectives, strict=True))
+
+
 def pareto_front(candidates: Sequence[Candidate], objectives: Sequence[str], goal: str) -> list[Candidate]:
     """The trained candidates that no other dominates, by the first objective, best first. `goal` is the metric's."""
-
-    def costs(candidate: Candidate) -> list[float]:
-        signs = [-1 if direction(name, goal) == "maximize" else 1 for name in objectives]
-        return [sign * candidate.score.objective(name) for sign, name in zip(signs, objectives, strict=True)]
-
     seen: dict[tuple[float, ...], Candidate] = {}
     for candidate in candidates:
         if candidate.trained:
-            seen.setdefault(tuple(costs(candidate)), candidate)
+            seen.setdefault(costs_of(candidate.score, objectives, goal), candidate)
     front = [point for point in seen if not any(dominates(other, point) for other in seen)]
     return [seen[point] for point in sorted(front)]

@@ -16,10 +16,24 @@ from autoprune.plan import Choice, Plan
 
 if TYPE_CHECKING:
     import optuna
+    from optuna.distributions import CategoricalDistribution, FloatDistribution
 
-__all__ = ["Options", "Space", "Variable", "fits", "matches", "parameters", "suggest", "uniform", "unscored"]
+__all__ = [
+    "NONE",
+    "Options",
+    "Space",
+    "Variable",
+    "distributions",
+    "fits",
+    "matches",
+    "parameters",
+    "plan_of",
+    "suggest",
+    "uniform",
+    "unscored",
+]
 
-NONE = "none"
+NONE = "none"  # the technique of what is left as it is
 Refuses = Callable[[str, Group], str | None]  # criterion, group -> why it cannot score the group
 _KINDS: dict[plugins.Kind, str] = {"technique": "techniques", "criterion": "criteria"}
 
@@ -211,14 +225,39 @@ def fits(technique: str, group: Group) -> str | None:
 
 def suggest(variables: Sequence[Variable], trial: optuna.trial.BaseTrial) -> Plan:
     """Ask `trial` for a plan. Every parameter is suggested always: a conditional one would leave TPE's joint space."""
-    choices: dict[str, Choice] = {}
+    from optuna.distributions import CategoricalDistribution
+
+    found: dict[str, object] = {}
+    for name, each in distributions(variables).items():
+        if isinstance(each, CategoricalDistribution):
+            found[name] = trial.suggest_categorical(name, each.choices)
+        else:
+            found[name] = trial.suggest_float(name, each.low, each.high)
+    return plan_of(variables, found)
+
+
+def distributions(variables: Sequence[Variable]) -> dict[str, CategoricalDistribution | FloatDistribution]:
+    """What Optuna may choose from, by parameter: technique, ratio and criterion of every variable."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution
+
+    found: dict[str, CategoricalDistribution | FloatDistribution] = {}
     for variable in variables:
         options = variable.options
-        technique = trial.suggest_categorical(f"{variable.name}.technique", (NONE, *options.techniques))
-        ratio = trial.suggest_float(f"{variable.name}.ratio", *options.ratio)
-        criterion = trial.suggest_categorical(f"{variable.name}.criterion", options.criteria)
+        found[f"{variable.name}.technique"] = CategoricalDistribution((NONE, *options.techniques))
+        found[f"{variable.name}.ratio"] = FloatDistribution(*options.ratio)
+        found[f"{variable.name}.criterion"] = CategoricalDistribution(options.criteria)
+    return found
+
+
+def plan_of(variables: Sequence[Variable], parameters: Mapping[str, object]) -> Plan:
+    """The plan that the parameters of a trial stand for."""
+    choices: dict[str, Choice] = {}
+    for variable in variables:
+        technique, ratio, criterion = (
+            parameters[f"{variable.name}.{key}"] for key in ("technique", "ratio", "criterion")
+        )
         if technique != NONE:
-            choices |= variable.choices(str(technique), ratio, str(criterion))
+            choices |= variable.choices(str(technique), float(ratio), str(criterion))  # type: ignore[arg-type]
     return Plan(choices)
 
 

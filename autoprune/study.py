@@ -16,9 +16,14 @@ __all__ = ["Settings", "Study"]
 
 @dataclass(frozen=True)
 class Settings:
-    """How the search goes: trials (the dense model is trial 0), seed, objectives, time limit, storage, sampler."""
+    """How the search goes: trials (the dense model is trial 0), seed, objectives, time limit, storage, sampler.
 
-    trials: int = 40
+    A trial is measured and judged untrained; the best are then trained, as trials of their own, `finalists` of them.
+    None: every trial inside the budget is trained at once, and nothing is judged before.
+    """
+
+    trials: int = 200
+    finalists: int | None = 4
     seed: int = 0
     objectives: tuple[str, ...] = ("metric", "latency")
     timeout_s: float | None = None

@@ -224,6 +224,11 @@ def test_set_reaches_into_what_is_written_short(tmp_path):
         ),
         ({"budget": ["latency"]}, "--budget latency: needs a quantity and its limit"),
         ({"timeout": "10"}, "--timeout 10, key 'search.timeout': needs a time with its unit"),
+        (
+            {"sets": ["search.finalists=0"]},
+            "--set search.finalists=0, key 'search.finalists': needs how many of the best plans are trained",
+        ),
+        ({"sets": ["search.finalists=some"]}, "--set search.finalists=some, key 'search.finalists': needs how many"),
         ({"trials": 0}, "--trials 0, key 'search.trials': must be at least 1; got 0"),
     ],
 )
@@ -340,7 +345,10 @@ def test_building_gives_the_nouns(tmp_path):
     text = STUDY + "search: {timeout: 2m, sampler: random}\nspace: {share: stage, layers: {fc: {techniques: []}}}\n"
     study = config.build(config.read(written(tmp_path, text), sets=["task.model.args={width: 4, hidden: 8}"]))
     assert study.budget.limits == (Limit("latency", 0.5, True),)
-    assert (study.search.timeout_s, study.search.sampler, study.search.trials) == (120.0, "random", 40)
+    assert study.search.finalists == 4
+    every = config.build(config.read(written(tmp_path, text), sets=["search.finalists=all"]))
+    assert every.search.finalists is None
+    assert (study.search.timeout_s, study.search.sampler, study.search.trials) == (120.0, "random", 200)
     assert (study.space.share, study.space.layers["fc"].techniques) == ("stage", ())
     assert (study.task.training.epochs, study.recovery.epochs, study.recovery.distill) == (20, 5, 0.5)
     assert sum(parameter.numel() for parameter in study.task.build().parameters()) < 5000

@@ -91,7 +91,7 @@ def test_the_first_of_equals_stays_and_the_untrained_stay_out() -> None:
         candidate(0, 0.9, 1.0, "dense"),
         candidate(1, 0.8, 0.5),
         candidate(2, 0.8, 0.5),
-        candidate(3, 0.99, 0.1, "untrained"),
+        candidate(3, 0.99, 0.1, "screened"),
         Candidate(4, Plan(), Score(), False, "failed", "the loss is not finite"),
     ]
     assert [one.number for one in pareto_front(candidates, ("metric", "latency"), "maximize")] == [0, 1]

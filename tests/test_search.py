@@ -24,8 +24,9 @@ from autoprune.plan import Choice, Plan
 from autoprune.run import Run
 from autoprune.score import Candidate, Score
 from autoprune.searching import evaluate, finalists, records, results
+from autoprune.searching.misses import nearest_miss
 from autoprune.searching.preparation import prepare
-from autoprune.searching.search import Result, nearest_miss
+from autoprune.searching.search import Result
 from autoprune.searching.search import search as run_search
 from autoprune.searching.storage import mend
 from autoprune.searching.study import Journal
@@ -68,7 +69,7 @@ TASK = Task(
 def study(
     budget: dict[str, Any] | None = None, *, recovery: Recipe | None = None, task: Task = TASK, **settings: Any
 ) -> Study:
-    settings = {"trials": 6, "objectives": ("metric", "flops"), **settings}
+    settings = {"trials": 6, "finalists": None, "objectives": ("metric", "flops"), **settings}
     return Study(
         "small",
         task,

@@ -14,14 +14,22 @@ from autoprune.run import Run
 
 __all__ = ["differences", "open_run", "refuse_changed"]
 
-_MAY_CHANGE = (("budget",), ("search", "trials"), ("search", "timeout"), ("export",), ("folder",))
+_MAY_CHANGE = (
+    ("budget",),
+    ("search", "trials"),
+    ("search", "finalists"),
+    ("search", "timeout"),
+    ("export",),
+    ("folder",),
+)
 _NOTHING = object()
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """What differs between two resolved studies, a line each as `search.seed: 0 -> 1`.
 
-    Left out is what may change when a run is continued: budget, trials, timeout, export, and where the study lies.
+    Left out is what may change when a run is continued: budget, trials, finalists, timeout, export, and where the study
+    lies.
     """
     return list(_differing(old, new, ()))
 
@@ -46,8 +54,8 @@ def refuse_changed(resolved: Mapping[str, Any], folder: Path) -> None:
     changed = differences(old, resolved)
     if changed:
         raise InputError(
-            f"{folder} holds a run of another study, and only budget, trials, timeout and export may change; "
-            f"what differs: {'; '.join(changed)}. Start anew with --fresh, which keeps the old folder as "
+            f"{folder} holds a run of another study, and only budget, trials, finalists, timeout and export may "
+            f"change; what differs: {'; '.join(changed)}. Start anew with --fresh, which keeps the old folder as "
             f"{folder.name}.1, or give another folder with --out"
         )
 

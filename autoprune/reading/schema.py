@@ -14,6 +14,7 @@ from autoprune.reading.values import (
     METRICS,
     Device,
     Duration,
+    Finalists,
     Loss,
     Named,
     Names,
@@ -136,7 +137,8 @@ class TargetSchema(_Section):
 class SearchSchema(_Section):
     """How the search goes."""
 
-    trials: int = Field(default=40, ge=1)
+    trials: int = Field(default=200, ge=1)
+    finalists: Finalists = 4
     seed: int = Field(default=0, ge=0)
     objectives: Objectives = ["metric", "latency"]
     timeout: Duration = None

@@ -141,6 +141,13 @@ def _url(value: str | None) -> str | None:
     return value
 
 
+def _finalists(value: object) -> object:
+    if value != "all" and (type(value) is not int or value < 1):
+        raise ValueError(f"needs how many of the best plans are trained, at least 1, or all; got {value!r}")
+    return value
+
+
+Finalists = Annotated[int | str, BeforeValidator(_finalists)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Names = Annotated[list[str], AfterValidator(_once)]

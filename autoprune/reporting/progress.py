@@ -104,7 +104,7 @@ class Lines(Silent):
         self._done = max(self._done, candidate.number + 1)
         self.clock.move(self._done)
         parts = [
-            f"trial {candidate.number} of {self.clock.trials}: {words.outcome(candidate)}",
+            f"trial {_of(candidate.number, self.clock.trials)}: {words.outcome(candidate)}",
             best_so_far(best),
             self.clock.text(),
         ]
@@ -183,7 +183,7 @@ class Bar(Silent):
 
     def _draw(self) -> None:
         trials, many = self.clock.trials, self.trial > 0 and self.trial >= self.done
-        name = f"trial {self.trial}{f' of {trials}' if self.trial < trials else ''}: " if many else ""
+        name = f"trial {_of(self.trial, trials)}: " if many else ""
         total, done = (trials, min(self.clock.position, trials)) if trials else (None, 0)
         left = self.clock.text() if many or self.done == 0 else ""
         self.bar.update(
@@ -203,6 +203,10 @@ def shown(console: Console, *, quiet: bool = False) -> Silent:
 def estimate(seconds: float | None, trials: int) -> str:
     """What the whole will take, in words."""
     return f"{trials} trials" + ("" if seconds is None else f", about {words.span(seconds)} in all")
+
+
+def _of(number: int, trials: int) -> str:
+    return f"{number} of {trials}" if number < trials else f"{number}"
 
 
 def best_so_far(best: Candidate | None) -> str:

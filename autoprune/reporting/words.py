@@ -87,12 +87,13 @@ def choice(given: Choice | None) -> str:
 def outcome(candidate: Candidate) -> str:
     """One candidate in a few words: its quality and latency, or why it stopped."""
     score = candidate.score
-    parts = [] if score.metric is None else [f"metric {score.metric:.4f}"]
+    screened = candidate.stage == "screened"
+    parts = [] if score.metric is None else [f"{'untrained ' if screened else ''}metric {score.metric:.4f}"]
     if score.latency_ratio is not None:
         parts.append(f"latency {score.latency_ratio * 100:.1f} % of dense")
     if candidate.reason:
-        parts.append(f"stopped: {candidate.reason}")
-    elif not candidate.feasible:
+        parts.append(f"{'outside' if screened else 'stopped'}: {candidate.reason}")
+    elif not candidate.feasible and not screened:
         parts.append("over the budget")
     return ", ".join(parts) or candidate.stage
 

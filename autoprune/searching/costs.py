@@ -31,6 +31,7 @@ __all__ = ["Costs"]
 
 
 _SECONDS = 1.5  # at most, for one latency: it ends as soon as the ratio is known to 1 %, which a busy machine delays
+_BRIEF = 0.3  # the same for a first look
 
 
 class Costs:
@@ -58,7 +59,7 @@ class Costs:
             else replace_tensors(model, lambda _, tensor: tensor.clone())
         )
         shapes = {name: list(tensor.shape) for name, tensor in model.named_parameters()}
-        self._architecture = _digest(
+        self.architecture = _digest(
             [repr(model), shapes, study.target.to_json(), runtime.version(), _machine(), self._shapes()]
         )
         self._memory: dict[str, Any] = {}
@@ -87,24 +88,31 @@ class Costs:
         )
         return Score.from_json(kept).updated(nonzero_params=nonzero)
 
-    def latency(self, pruned: Pruned, score: Score, processes: int = 0) -> Score:
-        """`score` with the latency measured in this process, or anew in fresh ones, interleaved with dense.
+    def latency(self, pruned: Pruned, score: Score, *, brief: bool = False) -> Score:
+        """`score` with the latency measured in this process, interleaved with dense; in less time where it is `brief`.
 
         Beside it peak memory and energy, where the study asks for them.
         """
         zeros = pruned.masks.final()
         key = self._key(pruned, zeros)
-        kept = None if processes else self._recall("latency", key)
+        kept = self._recall("latency", key) or (self._recall("brief", key) if brief else None)
         if kept is None:
-            kept = self._measured(pruned, zeros, processes).to_json()
-            if not processes:
-                self._keep("latency", key, kept)
+            kept = self._measured(pruned, zeros, seconds=_BRIEF if brief else _SECONDS).to_json()
+            self._keep("brief" if brief else "latency", key, kept)
         score = measure.with_latency(score, Latency(**kept), self.target.batch)
-        score = self._resources(pruned, zeros, key, score, anew=bool(processes))
+        score = self._resources(pruned, zeros, key, score, anew=False)
         elsewhere = {
-            name: costs.latency(pruned, costs.score(pruned), processes) for name, costs in self._further.items()
+            name: costs.latency(pruned, costs.score(pruned), brief=brief) for name, costs in self._further.items()
         }
         return score.updated(elsewhere=elsewhere)
+
+    def on(self, target: str) -> Costs:
+        """The costs on a further target; "" is the study's own."""
+        return self._further[target] if target else self
+
+    def timed(self, pruned: Pruned) -> Latency:
+        """A first look at the latency of what is not worth keeping."""
+        return self._measured(pruned, pruned.masks.final(), seconds=_BRIEF)
 
     def stored(self, model: nn.Module, pruned: Pruned, score: Score) -> Score:
         """`score` with what the file of this model, trained now, compresses to, where the study asks for that."""
@@ -123,7 +131,7 @@ class Costs:
     def of_finished(self, model: nn.Module, pruned: Pruned, score: Score, processes: int) -> Score:
         """As `latency`, of a model that is trained and whose masks are done: its zeros are the masks."""
         finished, zeros = _finished(model, pruned)
-        found = self._measured(finished, zeros, processes)
+        found = self._measured(finished, zeros, processes=processes)
         score = self.stored(model, pruned, measure.with_latency(score, found, self.target.batch))
         score = self._resources(finished, zeros, "", score, anew=True)
         elsewhere = {
@@ -131,14 +139,11 @@ class Costs:
         }
         return score.updated(elsewhere=elsewhere)
 
-    def _measured(self, pruned: Pruned, zeros: Mapping[str, Tensor], processes: int) -> Latency:
+    def _measured(
+        self, pruned: Pruned, zeros: Mapping[str, Tensor], *, processes: int = 0, seconds: float = _SECONDS
+    ) -> Latency:
         return measure.timed(
-            self._timed(pruned, zeros),
-            self.dense,
-            self.inputs,
-            self.target,
-            processes=processes,
-            budget_s=_SECONDS,
+            self._timed(pruned, zeros), self.dense, self.inputs, self.target, processes=processes, budget_s=seconds
         )
 
     def _timed(self, pruned: Pruned, zeros: Mapping[str, Tensor]) -> Any:
@@ -179,7 +184,7 @@ class Costs:
         masks: dict[str, Any] = {name: int(keep.sum()) for name, keep in zeros.items()}
         if self._slicer is None and lowering.lowers(self.target):  # there the latency depends on where zeros lie
             masks = {name: [count, *lowering.patterns(zeros[name])] for name, count in masks.items()}
-        return _digest([self._architecture, shapes, masks])
+        return _digest([self.architecture, shapes, masks])
 
     def _shapes(self) -> list[list[int]]:
         return [list(tensor.shape) for tensor in self.inputs.tensors()]

@@ -1,48 +1,78 @@
-"""The plans worth trying first: the dense model, every single technique, and uniform narrowing to the budget."""
+"""The plans worth trying first, so that the result is never worse than a heuristic's: each scaled to the budget."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+
 from autoprune.plan import Plan
-from autoprune.score import NEED_A_RUN
 from autoprune.searching.preparation import Prepared
-from autoprune.space import uniform
-from autoprune.study import Study
+from autoprune.searching.steering import Steering
+from autoprune.space import NONE, Variable, parameters, plan_of, uniform
 
-__all__ = ["proposals"]
+__all__ = ["proposals", "ranked_globally"]
 
-_MARGIN = 0.95  # a plan pushed to the edge of the budget falls outside when measured again
 _UNITS = ("structured", "neuron", "heads")
+_SHARES = (1.0, 0.95, 0.9)  # of the budget: the first may turn out to lie outside
+_LEVELS = 40  # of the global threshold
 
 
-def proposals(study: Study, prepared: Prepared) -> list[Plan]:
-    """Dense first; then one plan for each single technique, and uniform cuts of all units to the budget."""
-    offered = [name for variable in prepared.variables for name in variable.options.techniques]
+def proposals(prepared: Prepared, steering: Steering, solved: Sequence[Callable[[float], Plan]] = ()) -> list[Plan]:
+    """Dense first; then one plan for each single technique, and uniform cuts of all units.
+
+    With `solved`, functions of the share of the budget to spend, their plans and the uniform ones for several shares.
+    """
+    variables = prepared.variables
+    offered = [name for variable in variables for name in variable.options.techniques]
     plans = [Plan()]
     for technique in dict.fromkeys(offered):
-        plans.append(_to_budget(study, prepared, (technique,)))
-    if sum(technique in offered for technique in _UNITS) > 1:
-        plans.append(_to_budget(study, prepared, _UNITS))
+        plans.append(_to_budget(variables, steering, (technique,), 1.0))
+    for share in _SHARES if solved else _SHARES[:1]:
+        plans += [_to_budget(variables, steering, _UNITS, share), *(solve(share) for solve in solved)]
     return list(dict.fromkeys(plans))
 
 
-def _to_budget(study: Study, prepared: Prepared, techniques: tuple[str, ...], steps: int = 6) -> Plan:
-    """The least uniform ratio of `techniques` that keeps the budget, by bisection; the highest where none does."""
+def _to_budget(variables: Sequence[Variable], steering: Steering, techniques: Sequence[str], share: float) -> Plan:
+    """The least uniform ratio of `techniques` that keeps the budget; the highest where none does."""
+    highest = max(variable.options.ratio[1] for variable in variables)
+    start = parameters(variables, uniform(variables, techniques, highest))
+    return plan_of(variables, steering.fitted(start, share))
 
-    timed = any(limit.quantity in NEED_A_RUN for limit in study.budget.limits)
 
-    def violation(ratio: float) -> float:
-        pruned = prepared.pruned(uniform(prepared.variables, techniques, ratio))
-        score = prepared.costs.score(pruned)
-        if timed:
-            score = prepared.costs.latency(pruned, score)
-        return max(study.budget.violations(score, prepared.dense, study.task.metric.goal).values(), default=0.0)
+def ranked_globally(prepared: Prepared, steering: Steering, share: float) -> Plan:
+    """All units ranked together by their group's first criterion, the least important gone, as few as the budget asks.
 
-    low, high = 0.0, max(variable.options.ratio[1] for variable in prepared.variables)
-    if violation(high) <= 0:
-        for _ in range(steps):
-            middle = (low + high) / 2
-            if violation(middle) <= _MARGIN - 1:
-                high = middle
-            else:
-                low = middle
-    return uniform(prepared.variables, techniques, high)
+    Groups compare as `Importance.units` makes them. A group keeps the share that its own range of ratios allows.
+    """
+    shares = _importances(prepared, steering)
+    pooled = torch.cat(list(shares.values())).sort().values if shares else torch.zeros(1)
+
+    def at(level: int) -> Plan:
+        threshold = pooled[min(len(pooled) - 1, round(level / _LEVELS * (len(pooled) - 1)))]
+        found: dict[str, object] = dict(parameters(prepared.variables, Plan()))
+        for variable in prepared.variables:
+            if variable.name in shares:
+                low, high = variable.options.ratio
+                gone = float((shares[variable.name] < threshold).float().mean())
+                technique = next(name for name in _UNITS if name in variable.options.techniques)
+                found[f"{variable.name}.technique"] = technique if gone > 0 else NONE
+                found[f"{variable.name}.ratio"] = min(max(gone, low), high)
+        return plan_of(prepared.variables, found)
+
+    low, high = 0, _LEVELS
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if steering.fits(at(middle), share) else (middle, high)
+    return at(high)
+
+
+def _importances(prepared: Prepared, steering: Steering) -> Mapping[str, torch.Tensor]:
+    """Importance of the units of each variable that can be narrowed."""
+    found = {}
+    for variable in prepared.variables:
+        if any(name in variable.options.techniques for name in _UNITS):
+            criterion = variable.options.criteria[0]
+            units = [steering.importance.units(group, criterion).flatten() for group in variable.groups]
+            found[variable.name] = torch.cat(units)
+    return found

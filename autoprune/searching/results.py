@@ -18,8 +18,9 @@ from autoprune.searching import baseline, records
 from autoprune.searching.evaluate import Evaluator
 from autoprune.searching.finalists import PROCESSES, settle
 from autoprune.searching.listener import Listener, Quiet
+from autoprune.searching.misses import nearest_miss
 from autoprune.searching.preparation import Prepared, importance, out_of_reach, prepare
-from autoprune.searching.search import Result, nearest_miss, warnings_of
+from autoprune.searching.search import Result, warnings_of
 from autoprune.searching.study import Journal
 from autoprune.space import Variable
 from autoprune.study import Study

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 
 from optuna.trial import Trial
 
@@ -23,11 +22,13 @@ from autoprune.searching import baseline, records
 from autoprune.searching.evaluate import Evaluated, Evaluator
 from autoprune.searching.finalists import ranked, settle
 from autoprune.searching.listener import Listener, Quiet
+from autoprune.searching.misses import nearest_miss
 from autoprune.searching.preparation import Prepared, importance, prepare, require_reachable
-from autoprune.searching.proposals import proposals
+from autoprune.searching.probes import useful
+from autoprune.searching.promotion import promoted
+from autoprune.searching.screening import Screening
 from autoprune.searching.study import Journal
 from autoprune.study import Study
-from autoprune.target import Budget
 
 __all__ = ["Result", "search"]
 
@@ -67,6 +68,10 @@ def _searched(study: Study, run: Run, listener: Listener) -> Result:
     for text in warnings_of(study, prepared):
         listener.note(text)
     require_reachable(study, prepared, study.budget)
+    if study.search.finalists is not None:
+        prepared, idle = useful(study, prepared)
+        for text in idle:
+            listener.note(text)
     interrupted = False
     search = _Search(study, run, prepared, listener)
     try:
@@ -123,8 +128,9 @@ class _Search:
         self.task = self.study.task.digest()
         scores = importance(self.study, self.prepared.model, self.prepared.coupling)
         self.evaluate = Evaluator(self.study, self.prepared, dense, scores, self.listener)
-        self.journal.start(lambda: [Plan()] if self._suffices(dense) else proposals(self.study, self.prepared), dense)
         self.dense = dense
+        self.screening = Screening(self.evaluate, self.run, f"{self.task}-{self.study.search.seed}")
+        self.journal.start(lambda: [Plan()] if self._suffices(dense) else self.screening.proposals(), dense)
 
     def _suffices(self, dense: Score) -> bool:
         limited = {limit.quantity for limit in self.study.budget.limits}
@@ -147,17 +153,67 @@ class _Search:
         return True
 
     def trials(self) -> None:
-        """Ask, evaluate, tell, until the trials or the time are used up."""
+        """Judge plans until trials or time are used up: trained; or untrained, and then the best are trained."""
+        count = self.study.search.finalists
+        if count is None:
+            self._repeat(self.journal.ask, self._evaluated)
+        else:
+            self._repeat(self._next, self._screened, reserve_s=self._training_s(count))
+            self._promote(count)
+
+    def _repeat(
+        self,
+        ask: Callable[[], tuple[Trial, Plan]],
+        evaluate: Callable[[Plan, int], Evaluated],
+        reserve_s: float = 0.0,
+    ) -> None:
         settings = self.study.search
         executor = plugins.load("executor", settings.executor)()
-        while self.journal.finished() < settings.trials:
-            late = settings.timeout_s is not None and time.monotonic() - self.started > settings.timeout_s
-            if late and self.journal.finished():
-                self.listener.note(f"the time limit is reached after {self.journal.finished()} trials")
+        while (done := self.journal.finished()) < settings.trials:
+            if self._late(reserve_s) and (
+                done if settings.finalists is None else self.screening.started(self._candidates())
+            ):
+                self.listener.note(f"the time limit is reached after {done} trials")
+                break
+            if settings.finalists is not None and self.screening.enough(self._candidates()):
+                self.listener.note(f"no better plan was found for long: the search stops after {done} trials")
                 break
             began = time.monotonic()
-            trial, plan = self.journal.ask()
-            self._tell(trial, executor.submit(self._evaluated, plan, trial.number).result(), time.monotonic() - began)
+            trial, plan = ask()
+            self._tell(trial, executor.submit(evaluate, plan, trial.number).result(), time.monotonic() - began)
+
+    def _next(self) -> tuple[Trial, Plan]:
+        """A plan that waits, else a neighbour of the best ones or the sampler's, scaled to the budget."""
+        if self.journal.waits():
+            return self.journal.ask()
+        candidates = self._candidates()
+        self.screening.learn(candidates)
+        return self.journal.ask(
+            self.screening.neighbour(candidates, self.journal.draw()), steer=self.screening.steering.fitted
+        )
+
+    def _screened(self, plan: Plan, number: int) -> Evaluated:
+        return self.evaluate.screen(plan, number) if len(plan) else self._evaluated(plan, number)
+
+    def _promote(self, count: int) -> None:
+        """Train the best `count` of the plans that were judged untrained."""
+        assert self.dense is not None
+        while chosen := promoted(self.study, self.dense, self._candidates(), self.journal.promoted(), count):
+            if self._late() and any(each.stage == "trained" for each in self._candidates()):
+                self.listener.note("the time limit is reached before all of the best plans were trained")
+                return
+            began = time.monotonic()
+            trial, plan = self.journal.ask(chosen.plan, promotes=chosen.number)
+            self._tell(trial, self._evaluated(plan, trial.number), time.monotonic() - began)
+
+    def _late(self, reserve_s: float = 0.0) -> bool:
+        limit = self.study.search.timeout_s
+        return limit is not None and time.monotonic() - self.started + reserve_s > limit
+
+    def _training_s(self, count: int) -> float:
+        """What training the best may take, at most."""
+        distilled = 1.3 if self.study.recovery.distill else 1.0
+        return count * self.prepared.epoch_s * self.study.recovery.epochs * distilled
 
     def _evaluated(self, plan: Plan, number: int) -> Evaluated:
         if not len(plan):
@@ -235,48 +291,3 @@ class _Search:
 def _with(candidates: Sequence[Candidate], judged: Sequence[Candidate]) -> list[Candidate]:
     known = {each.number: each for each in judged}
     return [known.get(each.number, each) for each in candidates]
-
-
-def nearest_miss(study: Study, budget: Budget, dense: Score, candidates: Sequence[Candidate]) -> str:
-    """Why no plan meets the budget: how near the best came, and which budget was reachable."""
-    goal = study.task.metric.goal
-    by_distance = [
-        (max(budget.violations(each.score, dense, goal).values(), default=0.0), each)
-        for each in candidates
-        if each.stage != "failed"
-    ]
-    if not by_distance:
-        return f"no plan was tried to the end, so none meets the budget ({budget})"
-    nearest = min(by_distance, key=lambda pair: (pair[0], pair[1].number))[1]
-    reached = "; ".join(budget.broken(nearest.score, dense, goal)) or "its model was not kept"
-    failed = [each for each in candidates if each.stage == "failed"]
-    broke = (
-        f"{len(failed)} trials broke down in training (trial {failed[0].number}: {failed[0].reason}). "
-        if failed
-        else ""
-    )
-    return (
-        f"no plan meets the budget ({budget}). The nearest was trial {nearest.number}: {reached}. "
-        f"Reachable was {_reachable(study, dense, candidates, budget)}. {broke}"
-        f"Give a budget like that, more trials, or a wider space.default.ratio"
-    )
-
-
-def _reachable(study: Study, dense: Score, candidates: Sequence[Candidate], budget: Budget) -> str:
-    """The limits, in the budget's own quantities and units, that the trained trial nearest to it keeps."""
-    goal = study.task.metric.goal
-    trained = [each for each in candidates if each.trained]
-    nearest = min(
-        trained, key=lambda each: max(budget.violations(each.score, dense, goal).values(), default=0.0), default=None
-    )
-    if nearest is None:
-        return "nothing: no trial was trained to the end"
-    limits = []
-    for limit in budget.limits:
-        used = limit.used(nearest.score, dense, goal)
-        if used is not None:
-            up = 10.0 ** (math.floor(math.log10(abs(used))) - 2) if used else 1.0
-            least, most = min(limit.value, math.floor(used / up) * up), max(limit.value, math.ceil(used / up) * up)
-            limits.append(replace(limit, value=least if limit.lower else most))
-    reached = ", ".join(f"{limit.key}={limit}" for limit in limits)
-    return f"{reached} (trial {nearest.number}, {study.task.metric.name} {nearest.score.metric:.4g})"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import optuna
@@ -14,10 +14,12 @@ from autoprune.plan import Plan
 from autoprune.run import Run
 from autoprune.score import Candidate, Score, direction
 from autoprune.searching.storage import opened
-from autoprune.space import Variable, parameters, suggest
+from autoprune.space import Variable, distributions, parameters, plan_of
 from autoprune.study import Study
 
 __all__ = ["SAMPLERS", "Journal"]
+
+Parameters = Mapping[str, Any]
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -32,6 +34,34 @@ SAMPLERS: dict[str, Callable[[int], Any]] = {
     "gp": lambda seed: optuna.samplers.GPSampler(seed=seed),
     "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
 }
+
+
+class _Steered(optuna.samplers.BaseSampler):
+    """Another sampler, whose every sample is moved by `steer` before it is recorded."""
+
+    def __init__(
+        self, inner: optuna.samplers.BaseSampler, variables: Sequence[Variable], steer: Callable[[Parameters], Any]
+    ) -> None:
+        self._inner, self._all, self._steer = inner, distributions(variables), steer
+
+    def infer_relative_search_space(self, study: Any, trial: FrozenTrial) -> dict[str, Any]:
+        return dict(self._all)
+
+    def sample_relative(self, study: Any, trial: FrozenTrial, search_space: dict[str, Any]) -> dict[str, Any]:
+        found = self._inner.sample_relative(study, trial, self._inner.infer_relative_search_space(study, trial))
+        for name, each in self._all.items():
+            if name not in found:
+                found[name] = self._inner.sample_independent(study, trial, name, each)
+        return dict(self._steer(found))
+
+    def sample_independent(self, study: Any, trial: FrozenTrial, param_name: str, param_distribution: Any) -> Any:
+        return self._inner.sample_independent(study, trial, param_name, param_distribution)
+
+    def before_trial(self, study: Any, trial: FrozenTrial) -> None:
+        self._inner.before_trial(study, trial)
+
+    def after_trial(self, study: Any, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
+        self._inner.after_trial(study, trial, state, values)
 
 
 class Journal:
@@ -84,17 +114,41 @@ class Journal:
                     self.optuna.enqueue_trial(parameters(self._variables, plan), skip_if_exists=True)
                 self.optuna.set_user_attr("proposed", True)
 
-    def ask(self) -> tuple[Trial, Plan]:
-        """The next trial and its plan; the sampler is seeded by (seed, trials so far), as if never interrupted."""
-        number = sum(_ended(trial) or "again" in trial.user_attrs for trial in self.optuna.get_trials(deepcopy=False))
+    def ask(
+        self,
+        plan: Plan | None = None,
+        *,
+        steer: Callable[[Parameters], Any] | None = None,
+        promotes: int | None = None,
+    ) -> tuple[Trial, Plan]:
+        """The next trial and its plan: one that waits in the queue, else `plan`, else the sampler's, moved by `steer`.
+
+        `promotes` is the number of the trial whose plan, judged untrained, is now to be trained. The sampler is seeded
+        by (seed, trials so far), as if never interrupted.
+        """
         with _quiet():
-            self.optuna.sampler = SAMPLERS[self._study.search.sampler](
-                zlib.crc32(f"{self._study.search.seed} {number}".encode())
-            )
-            trial = self.optuna.ask()
-            plan = suggest(self._variables, trial)
-            trial.set_user_attr("plan", plan.to_json())
-        return trial, plan
+            waits = self.waits()
+            if plan is not None and not waits:
+                attrs = {} if promotes is None else {"promotes": promotes}
+                self.optuna.enqueue_trial(parameters(self._variables, plan), user_attrs=attrs)
+            if plan is not None or waits:
+                self.optuna.sampler = optuna.samplers.RandomSampler()  # what it samples is not used
+            else:
+                sampler = SAMPLERS[self._study.search.sampler](zlib.crc32(self.draw().encode()))
+                self.optuna.sampler = _Steered(sampler, self._variables, steer) if steer else sampler
+            trial = self.optuna.ask(dict(distributions(self._variables)))
+            chosen = plan_of(self._variables, trial.params)
+            trial.set_user_attr("plan", chosen.to_json())
+        return trial, chosen
+
+    def draw(self) -> str:
+        """What the next trial's random choices are seeded by: the search's seed and the trials so far."""
+        number = sum(_ended(trial) or "again" in trial.user_attrs for trial in self.optuna.get_trials(deepcopy=False))
+        return f"{self._study.search.seed} {number}"
+
+    def waits(self) -> bool:
+        """Whether plans wait in the queue."""
+        return bool(self.optuna.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
 
     def tell(self, trial: Trial, candidate: Candidate, seconds: float) -> None:
         """Record a candidate: COMPLETE with what was really measured, or FAIL where its training broke down."""
@@ -106,7 +160,7 @@ class Journal:
             if candidate.stage == "failed":
                 self.optuna.tell(trial, state=TrialState.FAIL)
                 return
-            for quantity, value in self._violations(candidate.score).items():
+            for quantity, value in self._violations(candidate.score, candidate.stage).items():
                 trial.set_constraint(quantity, value)
             self.optuna.tell(trial, [candidate.score.objective(name) for name in self._study.search.objectives])
 
@@ -115,8 +169,13 @@ class Journal:
         return [self._candidate(trial, dense) for trial in self.optuna.get_trials(deepcopy=False) if _ended(trial)]
 
     def finished(self) -> int:
-        """How many trials ended by themselves; interrupted ones do not count."""
-        return sum(_ended(trial) for trial in self.optuna.get_trials(deepcopy=False))
+        """How many trials ended by themselves; interrupted ones do not count, nor those that train another's plan."""
+        return sum(_ended(trial) and not _promotes(trial) for trial in self.optuna.get_trials(deepcopy=False))
+
+    def promoted(self) -> set[int]:
+        """The numbers of the trials that were promoted: others have trained, or given up, their plans."""
+        ended = (trial for trial in self.optuna.get_trials(deepcopy=False) if _ended(trial))
+        return {trial.user_attrs["promotes"] for trial in ended if _promotes(trial)}
 
     def known(self) -> int:
         """How many trials have ended, under whichever budget."""
@@ -127,13 +186,16 @@ class Journal:
         """Optuna's own records, for trials.csv."""
         return list(self.optuna.get_trials(deepcopy=False))
 
-    def _violations(self, score: Score) -> dict[str, float]:
+    def _violations(self, score: Score, stage: str) -> dict[str, float]:
+        """By limit; of a trial that was only screened by what is to be expected of it when trained."""
         assert self._dense is not None
-        return self._study.budget.violations(score, self._dense, self._study.task.metric.goal)
+        judged = score.expected().updated(metric=None) if stage == "screened" else score
+        return self._study.budget.violations(judged, self._dense, self._study.task.metric.goal)
 
     def _candidate(self, trial: FrozenTrial, dense: Score) -> Candidate:
         score, attrs = Score.from_json(trial.user_attrs["score"]), trial.user_attrs
-        broken = self._study.budget.broken(score, dense, self._study.task.metric.goal)
+        judged = score.expected().updated(metric=None) if attrs["stage"] == "screened" else score
+        broken = self._study.budget.broken(judged, dense, self._study.task.metric.goal)
         feasible = not broken and attrs["stage"] in ("dense", "trained")
         reason = attrs["reason"] if attrs["stage"] == "failed" else "; ".join(broken) or None
         return Candidate(trial.number, Plan.from_json(attrs["plan"]), score, feasible, attrs["stage"], reason)
@@ -143,7 +205,7 @@ class Journal:
         queued = set(self.optuna.user_attrs.get("queued_again", ()))
         for trial in self.optuna.get_trials(deepcopy=False, states=(TrialState.FAIL,)):
             asked = trial.system_attrs.get("fixed_params") or trial.params
-            if asked and not _ended(trial) and trial.number not in queued:
+            if asked and not _promotes(trial) and not _ended(trial) and trial.number not in queued:
                 self.optuna.enqueue_trial(asked)
                 queued.add(trial.number)
                 self.optuna.set_user_attr("queued_again", sorted(queued))
@@ -154,12 +216,13 @@ class Journal:
         self.optuna.set_user_attr("queued_again", sorted(queued))
         for trial in other.get_trials()[len(self.optuna.trials) :]:
             ended = _ended(trial)
-            limits = self._violations(Score.from_json(trial.user_attrs["score"])) if ended else {}
             state, attrs = trial.state, trial.user_attrs
+            limits = self._violations(Score.from_json(attrs["score"]), attrs["stage"]) if ended else {}
             if state == TrialState.RUNNING or (not ended and state == TrialState.COMPLETE):
                 state = TrialState.FAIL
             elif state == TrialState.COMPLETE and _may_fit(attrs["stage"], limits):
-                state, attrs = TrialState.FAIL, {"plan": attrs["plan"], "again": "stopped by an earlier budget"}
+                kept = {key: attrs[key] for key in ("plan", "promotes") if key in attrs}
+                state, attrs = TrialState.FAIL, kept | {"again": "stopped by an earlier budget"}
             complete = state == TrialState.COMPLETE
             asked = {key: value for key, value in trial.system_attrs.items() if key == "fixed_params"}
             self.optuna.add_trial(
@@ -183,9 +246,13 @@ def _ended(trial: FrozenTrial) -> bool:
     )
 
 
+def _promotes(trial: FrozenTrial) -> bool:
+    return "promotes" in trial.user_attrs
+
+
 def _may_fit(stage: str, limits: dict[str, float]) -> bool:
     """Whether an untrained trial keeps what is known of its cost."""
-    return stage not in ("dense", "trained") and all(
+    return stage in ("cost", "latency") and all(
         value <= 0 for quantity, value in limits.items() if quantity != "metric_drop"
     )
 

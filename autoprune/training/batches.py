@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
+from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from autoprune.task import Batch, Inputs
 
-__all__ = ["joined", "moved", "whole"]
+__all__ = ["joined", "moved", "sampled", "whole"]
 
 
 def moved(values: Any, where: torch.device | str) -> Any:
@@ -45,3 +47,35 @@ def _joined(leaves: tuple[Any, ...]) -> Any:
     if any(leaf.dim() == 0 or leaf.shape[1:] != leaves[0].shape[1:] for leaf in leaves):
         return list(leaves)
     return torch.cat(leaves)
+
+
+def sampled(data: Any, count: int) -> Any:
+    """At most `count` samples of a data set, drawn once and for all; of anything else the batches that hold the first.
+
+    What is no larger than that is given back as it is.
+    """
+    if isinstance(data, DataLoader) or not hasattr(data, "__getitem__") or not hasattr(data, "__len__"):
+        return _First(data, count)
+    if len(data) <= count:
+        return data
+    chosen = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:count].sort().values
+    if type(data) is TensorDataset:
+        return TensorDataset(*(tensor[chosen] for tensor in data.tensors))
+    return Subset(data, chosen.tolist())
+
+
+@dataclass(frozen=True)
+class _First:
+    """The batches of a loader that hold its first `count` samples."""
+
+    batches: Any
+    count: int
+
+    def __iter__(self) -> Iterator[Any]:
+        seen = 0
+        for batch in self.batches:
+            if seen >= self.count:
+                return
+            yield batch
+            tensors = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.dim()]
+            seen += len(tensors[0]) if tensors else 1

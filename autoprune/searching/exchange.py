@@ -1,0 +1,108 @@
+"""Exchange moves: width given to one group and taken from another, at equal predicted cost, around the best plans."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from autoprune.space import NONE, Variable
+
+__all__ = ["exchanged"]
+
+Parameters = Mapping[str, Any]
+
+_TRIES = 30
+_STEPS = (1, 1, 2, 4)  # of width, that a group is given at once
+_OTHERWISE = 0.2  # how often something else than a width is changed
+_SHARE = 0.08  # the step of what has no width
+
+
+def exchanged(
+    variables: Sequence[Variable], parents: Sequence[Parameters], fits: Callable[[Parameters], bool], seed: str
+) -> dict[str, Any] | None:
+    """A neighbour of one of `parents` (best first) that `fits`, or None where none was found; the same for one `seed`.
+
+    One group is widened; if the plan then no longer fits, another is narrowed until it does. Now and then a criterion
+    or a technique is changed instead.
+    """
+    draw = random.Random(seed)
+    for _ in range(_TRIES):
+        parent = parents[min(draw.randrange(len(parents)), draw.randrange(len(parents)))]
+        if draw.random() < _OTHERWISE and (found := _changed(variables, parent, draw)) is not None:
+            found = found if fits(found) else _paid(variables, found, fits, draw, None)
+        else:
+            found = _widened(variables, parent, fits, draw)
+        if found is not None:
+            return found
+    return None
+
+
+def _widened(
+    variables: Sequence[Variable], parent: Parameters, fits: Callable[[Parameters], bool], draw: random.Random
+) -> dict[str, Any] | None:
+    cut = [each for each in variables if _ratio(each, parent) > each.options.ratio[0]]
+    if not cut:
+        return None
+    wider = draw.choice(cut)
+    found = _moved(wider, parent, -_step(wider) * draw.choice(_STEPS))
+    return found if fits(found) else _paid(variables, found, fits, draw, wider)
+
+
+def _paid(
+    variables: Sequence[Variable],
+    given: Parameters,
+    fits: Callable[[Parameters], bool],
+    draw: random.Random,
+    spared: Variable | None,
+) -> dict[str, Any] | None:
+    """`given` with one group narrowed until it fits."""
+    payer = draw.choice([each for each in variables if each is not spared] or [None])
+    if payer is None:
+        return None
+    found = dict(given)
+    while _ratio(payer, found) < payer.options.ratio[1] - 1e-9:
+        found = _moved(payer, found, _step(payer))
+        if fits(found):
+            return found
+    return None
+
+
+def _changed(variables: Sequence[Variable], parent: Parameters, draw: random.Random) -> dict[str, Any] | None:
+    """Another criterion or technique somewhere, at the same ratio."""
+    places = [
+        (f"{each.name}.{key}", [other for other in offered if other != parent[f"{each.name}.{key}"]])
+        for each in variables
+        for key, offered in (("criterion", each.options.criteria), ("technique", each.options.techniques))
+        if parent[f"{each.name}.technique"] != NONE
+    ]
+    places = [(name, others) for name, others in places if others]
+    if not places:
+        return None
+    name, others = draw.choice(places)
+    return {**parent, name: draw.choice(others)}
+
+
+def _ratio(variable: Variable, parameters: Parameters) -> float:
+    removed = parameters[f"{variable.name}.technique"] != NONE
+    return float(parameters[f"{variable.name}.ratio"]) if removed else 0.0
+
+
+def _step(variable: Variable) -> float:
+    """The share of a group that one step of width is; of a wide group no less than a sixteenth."""
+    group = variable.groups[0]
+    if group.level == "blocks":
+        return 1 / max(1, len(group.layers))
+    if group.level != "units":
+        return _SHARE
+    least = 1 if "attention" in group.kinds else variable.multiple_of
+    return least * max(1, round(group.size / 16 / least)) / group.size
+
+
+def _moved(variable: Variable, parameters: Parameters, by: float) -> dict[str, Any]:
+    low, high = variable.options.ratio
+    ratio = min(max(_ratio(variable, parameters) + by, low), high)
+    technique = parameters[f"{variable.name}.technique"]
+    if technique == NONE and ratio > 0:
+        technique = variable.options.techniques[0]
+    return {**parameters, f"{variable.name}.ratio": ratio, f"{variable.name}.technique": technique}

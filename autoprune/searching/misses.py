@@ -1,0 +1,58 @@
+"""Why no plan meets the budget: how near the best came, and which budget was reachable."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from autoprune.score import Candidate, Score
+from autoprune.study import Study
+from autoprune.target import Budget
+
+__all__ = ["nearest_miss"]
+
+
+def nearest_miss(study: Study, budget: Budget, dense: Score, candidates: Sequence[Candidate]) -> str:
+    """Why no plan meets the budget: how near the best came, and which budget was reachable."""
+    goal = study.task.metric.goal
+    by_distance = [
+        (max(budget.violations(each.score, dense, goal).values(), default=0.0), each)
+        for each in candidates
+        if each.stage != "failed"
+    ]
+    if not by_distance:
+        return f"no plan was tried to the end, so none meets the budget ({budget})"
+    nearest = min(by_distance, key=lambda pair: (pair[0], pair[1].number))[1]
+    reached = "; ".join(budget.broken(nearest.score, dense, goal)) or "its model was not kept"
+    failed = [each for each in candidates if each.stage == "failed"]
+    broke = (
+        f"{len(failed)} trials broke down in training (trial {failed[0].number}: {failed[0].reason}). "
+        if failed
+        else ""
+    )
+    return (
+        f"no plan meets the budget ({budget}). The nearest was trial {nearest.number}: {reached}. "
+        f"Reachable was {_reachable(study, dense, candidates, budget)}. {broke}"
+        f"Give a budget like that, more trials, or a wider space.default.ratio"
+    )
+
+
+def _reachable(study: Study, dense: Score, candidates: Sequence[Candidate], budget: Budget) -> str:
+    """The limits, in the budget's own quantities and units, that the trained trial nearest to it keeps."""
+    goal = study.task.metric.goal
+    trained = [each for each in candidates if each.trained]
+    nearest = min(
+        trained, key=lambda each: max(budget.violations(each.score, dense, goal).values(), default=0.0), default=None
+    )
+    if nearest is None:
+        return "nothing: no trial was trained to the end"
+    limits = []
+    for limit in budget.limits:
+        used = limit.used(nearest.score, dense, goal)
+        if used is not None:
+            up = 10.0 ** (math.floor(math.log10(abs(used))) - 2) if used else 1.0
+            least, most = min(limit.value, math.floor(used / up) * up), max(limit.value, math.ceil(used / up) * up)
+            limits.append(replace(limit, value=least if limit.lower else most))
+    reached = ", ".join(f"{limit.key}={limit}" for limit in limits)
+    return f"{reached} (trial {nearest.number}, {study.task.metric.name} {nearest.score.metric:.4g})"

@@ -1,0 +1,71 @@
+"""Promotion: which of the plans judged untrained are trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from autoprune.score import NEED_A_RUN, Candidate, Score, costs_of, dominates
+from autoprune.searching.steering import MARGIN
+from autoprune.study import Study
+
+__all__ = ["best", "promoted"]
+
+
+def promoted(
+    study: Study, dense: Score, candidates: Sequence[Candidate], given_up: set[int], count: int
+) -> Candidate | None:
+    """The next candidate to train, so that the best `count` end trained; None where they are.
+
+    `given_up`: numbers of those that were tried and turned out not to keep the budget.
+    """
+    trained = {each.plan.digest for each in candidates if each.stage in ("trained", "failed")}
+    for candidate in best(study, dense, candidates):
+        if count <= 0:
+            return None
+        if candidate.plan.digest in trained:
+            count -= 1
+        elif candidate.number not in given_up:
+            return candidate
+    return None
+
+
+def best(study: Study, dense: Score, candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The screened candidates whose costs keep the budget, in the order in which they should be trained.
+
+    Where a cost is limited, by non-dominated rank (Deb et al. 2002) and, within a rank, by quality. Where only the
+    quality is, or nothing, spread over the front: nobody knows beforehand how far down it the answer lies.
+    """
+    goal, objectives = study.task.metric.goal, study.search.objectives
+    fitting = [each for each in candidates if each.stage == "screened" and _inside(study, dense, each.score)]
+    unique = list({each.plan.digest: each for each in reversed(fitting)}.values())
+    ranks: list[list[Candidate]] = []
+    left = {each.number: costs_of(each.score, objectives, goal) for each in unique}
+    by_number = {each.number: each for each in unique}
+    while left:
+        front = [number for number, one in left.items() if not any(dominates(other, one) for other in left.values())]
+        ranks.append([by_number[number] for number in sorted(front, key=lambda number: left[number])])
+        left = {number: one for number, one in left.items() if number not in front}
+    sign = -1.0 if goal == "maximize" else 1.0
+    if any(limit.quantity != "metric_drop" for limit in study.budget.limits):
+        return [each for rank in ranks for each in sorted(rank, key=lambda each: sign * each.score.objective("metric"))]
+    return [each for rank in ranks for each in _spread(rank)]
+
+
+def _inside(study: Study, dense: Score, score: Score) -> bool:
+    """Whether the costs keep the budget; what was looked at but briefly, with a margin against the winner's curse."""
+    for limit in study.budget.limits:
+        found = None if limit.quantity == "metric_drop" else limit.violation(score.expected(), dense, "maximize")
+        if found is not None and found > (-MARGIN if limit.quantity in NEED_A_RUN else 0):
+            return False
+    return True
+
+
+def _spread(ordered: list[Candidate]) -> list[Candidate]:
+    """The middle first, then the middles of what is left on both sides, and so on."""
+    found, parts = [], [ordered]
+    while parts:
+        part = parts.pop(0)
+        middle = len(part) // 2
+        found += part[middle : middle + 1]
+        parts += [half for half in (part[:middle], part[middle + 1 :]) if half]
+    return found

@@ -1,0 +1,102 @@
+"""Screening: hundreds of plans at the edge of the budget, judged untrained; where they come from, when it is enough.
+
+First the proposals, then the sampler's plans, and, around the best so far, exchange moves; all scaled to the budget by
+what is predicted of their cost, all corrected by what is then measured.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+from autoprune.plan import Plan
+from autoprune.run import Run
+from autoprune.score import Candidate
+from autoprune.searching.evaluate import Evaluator
+from autoprune.searching.exchange import exchanged
+from autoprune.searching.promotion import best
+from autoprune.searching.proposals import proposals, ranked_globally
+from autoprune.searching.sensitivity import RATIOS, knapsack, sensitivities
+from autoprune.searching.steering import Steering
+from autoprune.space import parameters, plan_of
+
+__all__ = ["Screening"]
+
+_EXPLORED = 0.3  # of the trials, before exchange moves begin
+_EVERY = 4  # trial is the sampler's even then
+_PARENTS = 8  # best plans that exchange moves start from
+_VAIN = 10  # plans are judged even over the time limit, while none keeps the budget
+_PATIENCE, _IDLE = 60, 0.5  # trials without a better plan, at least, and their share, before it stops by itself
+
+
+class Screening:
+    """Which plans are judged untrained next. `mark` names the task and its seed, for what is kept."""
+
+    def __init__(self, evaluate: Evaluator, run: Run, mark: str) -> None:
+        """Nothing is measured before it is needed."""
+        self.evaluate, self.run, self.mark = evaluate, run, mark
+        self.study, self.dense = evaluate.study, evaluate.dense
+        self.variables = evaluate.prepared.variables
+        self._observed: set[int] = set()
+
+    @functools.cached_property
+    def steering(self) -> Steering:
+        """What plans will cost, after a profile of the target, which is kept in the run."""
+        self.evaluate.listener.started(0, f"profiling {self.study.target.name}")
+        return Steering.of(self.study, self.evaluate.prepared, self.dense, self.evaluate.importance, self.run)
+
+    def proposals(self) -> list[Plan]:
+        """The first plans; a ranking of all units among them and, where trials outnumber sensitivities, a knapsack."""
+        settings, prepared = self.study.search, self.evaluate.prepared
+        if settings.finalists is None or not self.steering.budget.limits:
+            return proposals(prepared, self.steering)
+
+        def ranked(share: float) -> Plan:
+            return ranked_globally(prepared, self.steering, share)
+
+        decisions = len(RATIOS) * sum(len(variable.options.techniques) for variable in self.variables)
+        if decisions > settings.trials:
+            return proposals(prepared, self.steering, [ranked])
+        self.evaluate.listener.started(0, f"judging {decisions} single decisions")
+        judge, report = self.evaluate.untrained, self.evaluate.listener.progress
+        rows = sensitivities(self.variables, judge, self.steering, self.run, self.mark, report=report)
+        dense = judge(Plan())
+
+        def solved(share: float) -> Plan:
+            return knapsack(self.variables, rows, dense, self.steering, share)
+
+        return proposals(prepared, self.steering, [ranked, solved])
+
+    def neighbour(self, candidates: list[Candidate], draw: str) -> Plan | None:
+        """A neighbour of the best plans so far; None where it is the sampler's turn, or there is none."""
+        done = sum(each.stage == "screened" for each in candidates)
+        if done < _EXPLORED * self.study.search.trials or done % _EVERY == 0:
+            return None
+        known = {each.plan.digest for each in candidates}
+        parents = [parameters(self.variables, each.plan) for each in best(self.study, self.dense, candidates)]
+
+        def fits(given: Mapping[str, Any]) -> bool:
+            plan = plan_of(self.variables, given)
+            return plan.digest not in known and self.steering.fits(plan)
+
+        found = exchanged(self.variables, parents[:_PARENTS], fits, draw) if parents else None
+        return None if found is None else plan_of(self.variables, found)
+
+    def learn(self, candidates: list[Candidate]) -> None:
+        """Correct what is predicted of costs by what was measured since."""
+        for each in candidates:
+            if each.number not in self._observed and each.score.latency_ratio is not None:
+                self._observed.add(each.number)
+                self.steering.observe(each.plan, each.score)
+
+    def started(self, candidates: list[Candidate]) -> bool:
+        """Whether there is a plan to train, or a fair number were judged in vain."""
+        return len(candidates) > _VAIN or bool(best(self.study, self.dense, candidates))
+
+    def enough(self, candidates: list[Candidate]) -> bool:
+        """Whether no plan inside the budget has been the best yet, untrained, for half of all trials."""
+        screened = [each for each in candidates if each.stage == "screened"]
+        found = best(self.study, self.dense, screened)
+        patience = max(_PATIENCE, round(_IDLE * self.study.search.trials))
+        return bool(found) and len(screened) - 1 - screened.index(found[0]) >= patience

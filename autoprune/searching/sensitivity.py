@@ -1,0 +1,118 @@
+"""Sensitivity: what each decision costs in quality when it alone is taken, and what it saves; computed once a study.
+
+The map of FastNAS (ModelOpt), but judged after a repair, without which wide cuts all look alike, and by the loss.
+Solved for a budget as a knapsack, it proposes a plan (Shen et al. 2022, arXiv:2110.10811).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from autoprune.plan import Plan
+from autoprune.run import Run
+from autoprune.searching.steering import Steering
+from autoprune.space import Variable, parameters, plan_of
+from autoprune.training.loop import Quality
+
+__all__ = ["RATIOS", "Sensitivity", "knapsack", "sensitivities"]
+
+RATIOS = (0.25, 0.5, 0.75)
+_LEVELS = 9  # of ratio that a knapsack chooses from, from 0 to the highest
+_STEPS = 30  # of bisection, on a logarithmic scale
+_PRICES = (1e-6, 1e6)
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """One decision taken alone: the share `ratio` of a variable's groups removed by `technique`.
+
+    `loss` and `metric` are those of the repaired model, `latency` the ratio to dense that is predicted; None where the
+    budget says nothing of latency.
+    """
+
+    variable: str
+    technique: str
+    ratio: float
+    loss: float
+    metric: float
+    latency: float | None
+
+
+def sensitivities(
+    variables: Sequence[Variable],
+    judge: Callable[[Plan], Quality],
+    steering: Steering,
+    run: Run,
+    mark: str,
+    *,
+    ratios: Sequence[float] = RATIOS,
+    report: Callable[[float], None] = lambda share: None,
+) -> list[Sensitivity]:
+    """Every technique of every variable at some ratios, by its first criterion; kept in the run, none is judged twice.
+
+    `mark` names what they depend on beside the plan: model, data, seed.
+    """
+    found: list[Sensitivity] = []
+    alone = [(variable, technique) for variable in variables for technique in variable.options.techniques]
+    for variable, technique in alone:
+        for ratio in ratios:
+            low, high = variable.options.ratio
+            plan = Plan(variable.choices(technique, min(max(ratio, low), high), variable.options.criteria[0]))
+            kept = run.cached("sensitivity", key := f"{mark}-{plan.digest}")
+            if kept is None:
+                run.cache("sensitivity", key, kept := asdict(judge(plan)))
+            quality, latency = Quality(**kept), steering.latency(plan)
+            found.append(Sensitivity(variable.name, technique, ratio, quality.loss, quality.metric, latency))
+            report(len(found) / (len(alone) * len(ratios)))
+    return found
+
+
+def knapsack(
+    variables: Sequence[Variable], rows: Sequence[Sensitivity], dense: Quality, steering: Steering, share: float
+) -> Plan:
+    """The plan that loses least, if losses add up, among those that fit: each variable at the ratio that pays.
+
+    A price is put on what the budget is spent on, and bisected until the plan as a whole fits.
+    """
+    by_name = {variable.name: variable for variable in variables}
+    start = parameters(variables, Plan())
+    before = steering.violation(Plan())
+    options: dict[str, list[tuple[dict[str, object], float, float]]] = {}
+    for (name, technique), losses in _curves(rows, dense).items():
+        variable = by_name[name]
+        for level in range(_LEVELS):
+            ratio = variable.options.ratio[1] * level / (_LEVELS - 1)
+            chosen: dict[str, object] = {f"{name}.technique": technique, f"{name}.ratio": ratio}
+            saved = before - steering.violation(plan_of(variables, {**start, **chosen}))
+            options.setdefault(name, []).append((chosen, _between(losses, ratio), saved))
+
+    def at(price: float) -> Plan:
+        found = dict(start)
+        for offered in options.values():
+            found |= min(offered, key=lambda each: each[1] - price * each[2])[0]
+        return plan_of(variables, found)
+
+    low, high = _PRICES
+    for _ in range(_STEPS):
+        middle = (low * high) ** 0.5
+        low, high = (low, middle) if steering.fits(at(middle), share) else (middle, high)
+    return at(high)
+
+
+def _curves(rows: Sequence[Sensitivity], dense: Quality) -> Mapping[tuple[str, str], list[tuple[float, float]]]:
+    """(ratio, loss added) by variable and technique, rising."""
+    found: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for row in sorted(rows, key=lambda row: row.ratio):
+        curve = found.setdefault((row.variable, row.technique), [(0.0, 0.0)])
+        curve.append((row.ratio, max(curve[-1][1], row.loss - dense.loss)))
+    return found
+
+
+def _between(curve: Sequence[tuple[float, float]], ratio: float) -> float:
+    """On the line through the points; beyond the last, on that through the last two."""
+    for (a, low), (b, high) in itertools.pairwise(curve):
+        if ratio <= b or (b, high) == curve[-1]:
+            return low + (high - low) * (ratio - a) / (b - a) if b > a else high
+    return curve[-1][1]

@@ -1,0 +1,167 @@
+"""Steering: a plan scaled to the edge of the budget before it is built, so that trials are spent where the answer lies.
+
+AMC (He et al. 2018, arXiv:1802.03494) keeps every episode inside its budget by construction; here all ratios of a plan
+are scaled by one factor, FLOPs and sizes being counted, latency predicted from a short profile of the target and
+corrected by every candidate that is measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor
+
+from autoprune.errors import ModelError
+from autoprune.measuring import lowering
+from autoprune.measuring.latency import Latency
+from autoprune.measuring.predictor import Predictor
+from autoprune.plan import Plan
+from autoprune.pruning.importance import Importance
+from autoprune.pruning.masks import Masks
+from autoprune.pruning.pruned import Pruned, apply, kept_units
+from autoprune.run import Run
+from autoprune.score import Score
+from autoprune.searching.preparation import Prepared
+from autoprune.space import NONE, plan_of
+from autoprune.study import Study
+from autoprune.target import Budget
+
+__all__ = ["MARGIN", "Steering"]
+
+MARGIN = 0.02  # of the budget: a plan at its very edge falls outside when measured again
+_STEPS = 10  # of bisection
+_TIMED = ("latency", "throughput")
+_UNFORESEEN = ("metric_drop", "memory", "energy")  # what is not known of a plan before it has run
+_PROFILE_S, _PLANS = 60.0, 40  # of a profile, at most
+
+
+@dataclass
+class Steering:
+    """Knows about what a plan will cost, and scales plans to what the budget allows."""
+
+    study: Study
+    prepared: Prepared
+    dense: Score
+    importance: Importance
+    budget: Budget
+    predictors: Mapping[str, Predictor] = field(default_factory=dict)  # by target, "" the study's own
+    _known: dict[Any, Score] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, study: Study, prepared: Prepared, dense: Score, importance: Importance, run: Run) -> Steering:
+        """Profile the targets whose latency is limited, or take what is kept of it."""
+        foreseen = Budget(tuple(limit for limit in study.budget.limits if limit.quantity not in _UNFORESEEN))
+        steering = cls(study, prepared, dense, importance, foreseen)
+        timed = dict.fromkeys(limit.target for limit in foreseen.limits if limit.quantity in _TIMED)
+        found = {target: steering._profiled(target, run) for target in timed}
+        known = {target: each for target, each in found.items() if each is not None}
+        limits = (each for each in foreseen.limits if each.quantity not in _TIMED or each.target in known)
+        return replace(steering, budget=Budget(tuple(limits)), predictors=known)
+
+    def violation(self, plan: Plan) -> float:
+        """The worst of used / limit - 1 that is to be expected, at most 0 where the plan keeps the budget."""
+        keep = kept_units(self.prepared.coupling, plan, self.importance)
+        counted = any(limit.quantity not in _TIMED for limit in self.budget.limits)
+        score = self._counted(plan, keep) if counted else Score()
+        elsewhere = {target: self._foreseen(target, keep, score.on(target)) for target in self.predictors}
+        own = elsewhere.pop("", score)
+        score = own.updated(elsewhere=elsewhere)
+        goal = self.study.task.metric.goal
+        return max(self.budget.violations(score, self.dense, goal).values(), default=0.0)
+
+    def latency(self, plan: Plan, target: str = "") -> float | None:
+        """The ratio to dense that is predicted; None where nothing is known of latency."""
+        keep = kept_units(self.prepared.coupling, plan, self.importance)
+        return self.predictors[target].predict(keep).ratio if target in self.predictors else None
+
+    def fits(self, plan: Plan, share: float = 1.0) -> bool:
+        """Whether a plan is expected to spend at most `share` of the budget, less the margin."""
+        return self.violation(plan) <= share * (1 - MARGIN) - 1
+
+    def fitted(self, parameters: Mapping[str, Any], share: float = 1.0) -> dict[str, Any]:
+        """A trial's parameters with all ratios scaled by the least factor at which the plan fits; the most if none."""
+        variables = self.prepared.variables
+        ratios = {
+            each.name: float(parameters[f"{each.name}.ratio"])
+            for each in variables
+            if parameters[f"{each.name}.technique"] != NONE and parameters[f"{each.name}.ratio"] > 0
+        }
+        if not self.budget.limits or not ratios:
+            return dict(parameters)
+        highest = {each.name: each.options.ratio for each in variables}
+
+        def scaled(factor: float) -> dict[str, Any]:
+            moved = {
+                f"{name}.ratio": min(max(ratio * factor, highest[name][0]), highest[name][1])
+                for name, ratio in ratios.items()
+            }
+            return {**parameters, **moved}
+
+        low, high = 0.0, max(highest[name][1] / ratio for name, ratio in ratios.items())
+        if self.fits(plan_of(variables, scaled(high)), share):
+            for _ in range(_STEPS):
+                middle = (low + high) / 2
+                low, high = (low, middle) if self.fits(plan_of(variables, scaled(middle)), share) else (middle, high)
+        return scaled(high)
+
+    def observe(self, plan: Plan, score: Score) -> None:
+        """Learn from a measured plan. Zeros on a target that runs them on sparse kernels teach nothing of widths."""
+        keep = kept_units(self.prepared.coupling, plan, self.importance)
+        masked = any(key.endswith(":weights") for key, _ in plan)
+        for target, predictor in self.predictors.items():
+            found = score.on(target)
+            if found.latency_ratio is not None and not (
+                masked and lowering.lowers(self.prepared.costs.on(target).target)
+            ):
+                assert found.latency_ms is not None
+                low, high = found.latency_ratio_low, found.latency_ratio_high
+                ms = (
+                    found.latency_ms,
+                    found.latency_ms_low or found.latency_ms,
+                    found.latency_ms_high or found.latency_ms,
+                )
+                predictor.observe(keep, Latency(*ms, found.latency_ratio, low, high, 1, True))
+
+    def _counted(self, plan: Plan, keep: Mapping[str, Tensor]) -> Score:
+        """What can be counted of a plan; the same for all that come to the same widths and masks."""
+        widths = [
+            (key, tuple(kept.tolist()) if key.endswith(":blocks") else int(kept.sum())) for key, kept in keep.items()
+        ]
+        key = (*widths, *((key, choice) for key, choice in plan if key not in keep))
+        if key not in self._known:
+            pruned = apply(self.prepared.model, self.prepared.coupling, plan, self.importance)
+            self._known[key] = self.prepared.costs.score(pruned)
+        return self._known[key]
+
+    def _foreseen(self, target: str, keep: Mapping[str, Tensor], score: Score) -> Score:
+        found = self.predictors[target].predict(keep)
+        batch = self.prepared.costs.on(target).target.batch
+        return score.updated(
+            latency_ratio=found.ratio,
+            latency_ratio_high=found.ratio,
+            latency_ms=found.ms,
+            latency_ms_high=found.ms,
+            throughput_low=batch * 1e3 / found.ms,
+        )
+
+    def _profiled(self, target: str, run: Run) -> Predictor | None:
+        """None where the model has no widths to learn about."""
+        costs, model, coupling = self.prepared.costs.on(target), self.prepared.model, self.prepared.coupling
+        if (kept := run.cached("profile", costs.architecture)) is not None:
+            return Predictor.from_json(kept)
+
+        def measure(keep: Mapping[str, Tensor]) -> Latency:
+            cuts = coupling.cuts(keep)
+            smaller = coupling.apply(model, keep, cuts)
+            return costs.timed(Pruned(smaller, Masks(smaller), cuts, coupling.removed(keep)))
+
+        try:
+            found = Predictor.profile(
+                coupling, model, costs.inputs, measure, budget_s=_PROFILE_S, plans=_PLANS, seed=self.study.search.seed
+            )
+        except ModelError:
+            return None
+        run.cache("profile", costs.architecture, found.to_json())
+        return found

@@ -1,0 +1,285 @@
+"""The search that judges plans untrained and trains the best: steering, exchange moves, promotion, the whole."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_search import TASK, Listens, crash_at, figures, quick, study
+from torch.utils.data import DataLoader, TensorDataset
+
+from autoprune.errors import BudgetError
+from autoprune.plan import Choice, Plan
+from autoprune.run import Run
+from autoprune.score import Candidate, Score
+from autoprune.searching.exchange import exchanged
+from autoprune.searching.preparation import Prepared, importance, prepare
+from autoprune.searching.probes import useful
+from autoprune.searching.promotion import best, promoted
+from autoprune.searching.proposals import ranked_globally
+from autoprune.searching.search import Result
+from autoprune.searching.search import search as run_search
+from autoprune.searching.sensitivity import Sensitivity, knapsack
+from autoprune.searching.steering import Steering
+from autoprune.space import NONE, parameters, plan_of
+from autoprune.study import Study
+from autoprune.training.batches import sampled
+from autoprune.training.loop import Quality
+
+pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+__all__ = ["quick"]  # a fixture that every test here uses
+
+
+def screening(budget: Mapping[str, Any] | None = None, **settings: Any) -> Study:
+    return study(dict(budget) if budget else None, **{"trials": 12, "finalists": 2, **settings})
+
+
+def searched(folder: Path, listener: Listens | None = None, **options: Any) -> Result:
+    return run_search(screening(**options), Run(folder), listener)
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with open(folder / "trials.csv") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def prepared() -> Prepared:
+    return prepare(screening())
+
+
+def steering(prepared: Prepared, folder: Path, **budget: str) -> Steering:
+    given = screening(budget or {"flops": "55%"})
+    scores = importance(given, prepared.model, prepared.coupling)
+    return Steering.of(given, prepared, prepared.dense, scores, Run(folder))
+
+
+def test_the_best_of_many_judged_untrained_are_trained(tmp_path: Path) -> None:
+    listener = Listens()
+    result = searched(tmp_path, listener)
+    table = rows(tmp_path)
+    stages = [row["stage"] for row in table]
+    assert stages[0] == "dense" and stages.count("screened") == 11 and stages[-2:] == ["trained", "trained"]
+    assert listener.trained() == [0, 12, 13] and result.best is not None
+    for row in table[1:12]:
+        assert row["metric"] and row["latency_ratio"] and row["feasible"] == "False"
+    fitting = [row for row in table[1:12] if not row["reason"]]
+    trained = {row["plan"] for row in table[-2:]}
+    assert max(fitting, key=lambda row: float(row["metric"]))["plan"] in trained
+    assert result.best.plan.to_json() in [Plan.from_json(each).to_json() for each in map(_json, trained)]
+    assert all(each.stage != "screened" for each in result.front)
+
+
+def _json(text: str) -> Any:
+    import json
+
+    return json.loads(text)
+
+
+def test_more_trials_go_on_and_train_only_what_is_better_now(tmp_path: Path) -> None:
+    searched(tmp_path)
+    before = rows(tmp_path)
+    listener = Listens()
+    searched(tmp_path, listener, trials=16)
+    after = rows(tmp_path)
+    assert [row["plan"] for row in after[: len(before)]] == [row["plan"] for row in before]
+    assert [row["stage"] for row in after].count("screened") == 15
+    known = {row["plan"] for row in before if row["stage"] == "trained"}
+    fresh = [row["plan"] for row in after[len(before) :] if row["stage"] == "trained"]
+    assert len(listener.trained()) == len(fresh) <= 2 and not known & set(fresh)
+
+
+@pytest.mark.parametrize(("number", "step"), [(5, "judging"), (12, "training")])
+def test_a_killed_search_ends_like_one_that_was_not(tmp_path: Path, number: int, step: str) -> None:
+    whole = searched(tmp_path / "whole")
+    with pytest.raises(RuntimeError, match="killed"):
+        searched(tmp_path / "killed", Listens(crash_at(number, step)))
+    again = searched(tmp_path / "killed")
+    assert figures(again) == figures(whole)
+    ended = [row for row in rows(tmp_path / "killed") if row["stage"]]
+    assert [row["plan"] for row in ended] == [row["plan"] for row in rows(tmp_path / "whole")]
+    assert [row["stage"] for row in ended].count("screened") == 11
+
+
+def test_another_budget_judges_nothing_twice(tmp_path: Path) -> None:
+    searched(tmp_path)
+    listener = Listens()
+    searched(tmp_path, listener, budget={"flops": "80%"})
+    judged = [number for number, what in listener.began if what.startswith("judging it untrained")]
+    assert not judged and len(listener.trained()) <= 2
+    assert all(row["stage"] for row in rows(tmp_path))
+
+
+def test_the_time_limit_leaves_time_to_train(tmp_path: Path) -> None:
+    listener = Listens()
+    result = searched(tmp_path, listener, trials=1000, timeout_s=0.01)
+    assert any("time limit" in note for note in listener.notes)
+    assert result.best is not None
+    assert [row["stage"] for row in rows(tmp_path)].count("trained") <= 2
+
+
+def test_it_stops_by_itself_where_nothing_gets_better(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from autoprune.searching import screening as module
+
+    monkeypatch.setattr(module, "_PATIENCE", 5)
+    monkeypatch.setattr(module, "_IDLE", 0.0)
+    listener = Listens()
+    searched(tmp_path, listener, trials=60)
+    assert any("no better plan" in note for note in listener.notes)
+    assert [row["stage"] for row in rows(tmp_path)].count("screened") < 59
+
+
+def test_a_budget_that_only_untrained_plans_keep_says_so(tmp_path: Path) -> None:
+    recovery = replace(TASK.training, learning_rate=1e-30)
+    with pytest.raises(BudgetError, match="no plan meets the budget") as raised:
+        run_search(study({"flops": "12%", "metric_drop": "0"}, recovery=recovery, trials=8, finalists=1), Run(tmp_path))
+    assert "metric_drop" in str(raised.value)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.8])
+@pytest.mark.parametrize("limit", ["60%", "35%"])
+def test_any_plan_is_scaled_to_the_edge_of_the_budget(
+    prepared: Prepared, tmp_path: Path, limit: str, share: float
+) -> None:
+    found = steering(prepared, tmp_path, flops=limit)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(5):
+        given = parameters(prepared.variables, Plan())
+        for variable in prepared.variables:
+            technique = "structured" if "structured" in variable.options.techniques else NONE
+            ratio = 0.05 + 0.85 * float(torch.rand((), generator=generator))
+            given |= {f"{variable.name}.technique": technique, f"{variable.name}.ratio": ratio}
+        scaled = found.fitted(given, share)
+        score = prepared.costs.score(prepared.pruned(plan_of(prepared.variables, scaled)))
+        spent = (score.flops or 0) / (prepared.dense.flops or 1) / (float(limit[:-1]) / 100)
+        assert share * 0.7 < spent <= share * 0.98 + 1e-9  # widths of 8 and 16 units come in coarse steps
+
+
+def test_what_cannot_fit_is_cut_as_far_as_the_space_allows(prepared: Prepared, tmp_path: Path) -> None:
+    found = steering(prepared, tmp_path, flops="1%")
+    given = parameters(prepared.variables, Plan()) | {"0:units.technique": "structured", "0:units.ratio": 0.1}
+    assert found.fitted(given)["0:units.ratio"] == pytest.approx(0.9)
+
+
+def test_latency_is_foreseen_and_corrected(prepared: Prepared, tmp_path: Path) -> None:
+    found = steering(prepared, tmp_path, latency="60%")
+    plan = Plan({"0:units": Choice("structured", 0.5), "3:units": Choice("structured", 0.5)})
+    before = found.latency(plan)
+    assert before is not None and 0 < before < 1.5
+    for _ in range(6):
+        found.observe(plan, Score(latency_ms=1.0, latency_ratio=0.2, latency_ratio_low=0.199, latency_ratio_high=0.201))
+    after = found.latency(plan)
+    assert after is not None and abs(after - 0.2) < abs(before - 0.2)
+    kept = steering(prepared, tmp_path, latency="60%")
+    assert kept.latency(plan) == pytest.approx(before)  # the profile is kept, and nothing measured again
+
+
+def test_an_exchange_gives_width_to_one_group_and_takes_it_from_another(prepared: Prepared, tmp_path: Path) -> None:
+    found = steering(prepared, tmp_path, flops="50%")
+    start = {
+        **parameters(prepared.variables, Plan()),
+        **{f"{key}.technique": "structured" for key in ("0:units", "3:units")},
+        **{f"{key}.ratio": 0.5 for key in ("0:units", "3:units")},
+    }
+    parent = found.fitted(start)
+
+    def fits(given: Mapping[str, Any]) -> bool:
+        return found.fits(plan_of(prepared.variables, given))
+
+    seen = set()
+    for draw in range(30):
+        child = exchanged(prepared.variables, [parent], fits, str(draw))
+        assert child is not None and fits(child) and child == exchanged(prepared.variables, [parent], fits, str(draw))
+        moved = {key: child[key] - parent[key] for key in child if key.endswith("units.ratio")}
+        seen.add(tuple(round(moved[key], 3) for key in sorted(moved)))
+    assert any(min(each) < 0 < max(each) for each in seen), seen
+    assert exchanged(prepared.variables, [parent], lambda given: False, "0") is None
+
+
+def _screened(number: int, metric: float, latency: float) -> Candidate:
+    score = Score(metric=metric, latency_ratio=latency, latency_ratio_high=2.0, flops=1)
+    return Candidate(number, Plan({"a:units": Choice("structured", number / 100)}), score, False, "screened")
+
+
+def test_promotion_goes_by_quality_inside_the_budget() -> None:
+    given = screening({"latency": "50%"}, objectives=("metric", "latency"))
+    candidates = [
+        _screened(1, 0.9, 0.6),  # outside
+        _screened(2, 0.7, 0.45),
+        _screened(3, 0.8, 0.485),
+        _screened(7, 0.85, 0.495),  # at the very edge
+        _screened(4, 0.69, 0.48),  # dominated by 2
+        _screened(5, 0.3, 0.2),
+    ]
+    dense = Score(metric=0.95, latency_ratio=1.0)
+    assert [each.number for each in best(given, dense, candidates)] == [3, 2, 5, 4]
+    spread = best(replace(given, budget=screening({"metric_drop": "0.1"}).budget), dense, candidates)
+    assert spread[0].number == 3  # the middle of the front 1, 7, 3, 2, 5: nobody knows how far down it the answer lies
+    first = promoted(given, dense, candidates, set(), 2)
+    assert first is not None and first.number == 3
+    trained = replace(candidates[2], number=6, stage="trained", feasible=True)
+    second = promoted(given, dense, [*candidates, trained], {3}, 2)
+    assert second is not None and second.number == 2
+    third = promoted(given, dense, [*candidates, trained], {3, 2}, 2)  # 2 was given up: another takes its place
+    assert third is not None and third.number == 5
+    assert promoted(given, dense, [*candidates, trained], {3}, 1) is None
+
+
+def test_a_knapsack_spares_what_is_sensitive(prepared: Prepared, tmp_path: Path) -> None:
+    found = steering(prepared, tmp_path, flops="60%")
+    dense = Quality(0.9, 0.1)
+
+    def row(variable: str, ratio: float, loss: float) -> Sensitivity:
+        return Sensitivity(variable, "structured", ratio, loss, 0.5, None)
+
+    def solved(hurts: str, not_hurts: str) -> Mapping[str, Choice]:
+        table = [row(hurts, ratio, 0.1 + 5 * ratio) for ratio in (0.25, 0.5, 0.75)]
+        table += [row(not_hurts, ratio, 0.1 + 0.01 * ratio) for ratio in (0.25, 0.5, 0.75)]
+        plan = knapsack(prepared.variables, table, dense, found, 1.0)
+        assert found.fits(plan)
+        return plan.choices
+
+    for hurts, not_hurts in (("0:units", "3:units"), ("3:units", "0:units")):
+        chosen = solved(hurts, not_hurts)
+        spared = chosen[hurts].ratio if hurts in chosen else 0.0
+        assert spared < chosen[not_hurts].ratio
+
+
+def test_a_global_ranking_fits_and_cuts_the_least_important(prepared: Prepared, tmp_path: Path) -> None:
+    found = steering(prepared, tmp_path, flops="60%")
+    loose, tight = (ranked_globally(prepared, found, share) for share in (1.0, 0.6))
+    assert found.fits(loose) and found.fits(tight, 0.6)
+    for key, choice in loose:
+        assert tight.choices[key].ratio >= choice.ratio
+
+
+@pytest.mark.parametrize(
+    ("budget", "weights"), [({"flops": "55%"}, False), ({"nonzero_params": "55%"}, True), ({"metric_drop": "1"}, True)]
+)
+def test_a_technique_that_moves_no_figure_leaves_the_space(
+    prepared: Prepared, budget: dict[str, str], weights: bool
+) -> None:
+    objectives = ("metric",) if "metric_drop" in budget else ("metric", next(iter(budget)))
+    found, notes = useful(screening(budget, objectives=objectives), prepared)
+    assert any(each.name.endswith(":weights") for each in found.variables) == weights
+    assert any(note.startswith("weight: no gain") and "100.0% of dense" in note for note in notes) != weights
+    assert any(each.name.endswith(":units") for each in found.variables)
+
+
+def _batches(count: int) -> Callable[[int], DataLoader[Any]]:
+    return lambda size: DataLoader(TensorDataset(torch.arange(count)), size)
+
+
+def test_a_sample_is_the_same_each_time_and_no_larger_than_asked() -> None:
+    data = TensorDataset(torch.arange(100))
+    few = sampled(data, 10)
+    assert len(few) == 10 and few.tensors[0].tolist() == sampled(data, 10).tensors[0].tolist()
+    assert len(set(few.tensors[0].tolist())) == 10 and few.tensors[0].max() > 50
+    assert sampled(data, 100) is data
+    assert [int(each) for each in sampled(list(range(50)), 5)] == [int(each) for each in sampled(list(range(50)), 5)]
+    assert sum(len(batch[0]) for batch in sampled(_batches(100)(8), 20)) == 24
