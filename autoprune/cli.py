@@ -118,6 +118,42 @@ def search(
 
 
 @app.command()
+def sensitivity(
+    study: Study,
+    ratio: Annotated[
+        list[float] | None, typer.Option(metavar="SHARE", help="A share to remove; may be repeated; 0.25, 0.5, 0.75.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="The run's folder; runs/NAME unless given.")] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE.HTML", help="Draw the curves (needs plotly).")] = None,
+    seed: Seed = None,
+    sets: Sets = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Show what each decision costs in quality and saves in latency when taken alone; a search goes on from it."""
+    from autoprune import config
+
+    for each in ratio or ():
+        if not 0 < each < 1:
+            raise InputError(f"--ratio {each:g}: a ratio is the share removed, more than 0 and less than 1")
+    read = config.read(study, sets=sets or (), seed=seed)
+    folder = out or Path("runs") / read.name
+    config.refuse_changed(read.resolved(), folder)
+    output = Output(as_json, quiet)
+    with read.locating():
+        from autoprune import searching
+        from autoprune.reporting import sensitivity as shown
+
+        built = config.build(read)
+        run = config.open_run(built.resolved, folder)
+        with output.listener() as listener:
+            found = searching.sensitivity(built, run, tuple(ratio or searching.RATIOS), listener)
+    if plot is not None:
+        shown.plot(found, plot)
+    output.show(shown.record(found), shown.table(found))
+
+
+@app.command()
 def measure(
     subject: Annotated[
         list[str],

@@ -70,7 +70,7 @@ def test_the_best_of_many_judged_untrained_are_trained(tmp_path: Path) -> None:
         assert row["metric"] and row["latency_ratio"] and row["feasible"] == "False"
     fitting = [row for row in table[1:12] if not row["reason"]]
     trained = {row["plan"] for row in table[-2:]}
-    assert max(fitting, key=lambda row: float(row["metric"]))["plan"] in trained
+    assert min(fitting, key=lambda row: float(row["loss"]))["plan"] in trained
     assert result.best.plan.to_json() in [Plan.from_json(each).to_json() for each in map(_json, trained)]
     assert all(each.stage != "screened" for each in result.front)
 
@@ -202,7 +202,7 @@ def test_an_exchange_gives_width_to_one_group_and_takes_it_from_another(prepared
 
 
 def _screened(number: int, metric: float, latency: float) -> Candidate:
-    score = Score(metric=metric, latency_ratio=latency, latency_ratio_high=2.0, flops=1)
+    score = Score(metric=metric, loss=1 - metric, latency_ratio=latency, latency_ratio_high=2.0, flops=1)
     return Candidate(number, Plan({"a:units": Choice("structured", number / 100)}), score, False, "screened")
 
 

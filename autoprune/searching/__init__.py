@@ -1,8 +1,9 @@
 """(Task, Space, Target) -> Pareto front."""
 
-from autoprune.searching.results import Checked, check
+from autoprune.searching.results import Checked, check, sensitivity
 from autoprune.searching.results import apply_plan as prune
 from autoprune.searching.results import export_from as export
 from autoprune.searching.search import Result, search
+from autoprune.searching.sensitivity import RATIOS
 
-__all__ = ["Checked", "Result", "check", "export", "prune", "search"]
+__all__ = ["RATIOS", "Checked", "Result", "check", "export", "prune", "search", "sensitivity"]

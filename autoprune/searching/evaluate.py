@@ -27,7 +27,7 @@ from autoprune.training.schedule import polynomial
 __all__ = ["Evaluated", "Evaluator"]
 
 _IMAGES, _POSITIONS = 512, 20  # of training data, that layers are repaired on
-_JUDGED = 2000  # inputs of validation data, that untrained plans are judged on
+_JUDGED = 2000  # inputs of training and of validation data, that untrained plans are judged on
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,7 @@ class Evaluator:
         """Judge a plan without training it: its costs, a first look at its latency, and its quality when repaired.
 
         Among plans of equal latency the quality after a least-squares repair ranks as training does, for a second each.
+        The loss is the mean over training and validation data, which tells plans apart that a metric does not.
         """
         listener = self.listener
         pruned = apply(self.prepared.model, self.prepared.coupling, plan, self.importance)
@@ -104,7 +105,8 @@ class Evaluator:
 
     def _repaired(self, pruned: Pruned) -> Quality:
         model = self._reference.repair(pruned.finish(), pruned.cuts)
-        return evaluate(model, self._sample, "validation", self.study.recovery.device)
+        seen, unseen = (evaluate(model, task, "validation", self.study.recovery.device) for task in self._samples)
+        return Quality(unseen.metric, (seen.loss + unseen.loss) / 2)
 
     @functools.cached_property
     def _reference(self) -> Reference:
@@ -112,9 +114,12 @@ class Evaluator:
         return Reference(self.prepared.model, batches, images=_IMAGES, positions=_POSITIONS)
 
     @functools.cached_property
-    def _sample(self) -> Task:
+    def _samples(self) -> tuple[Task, Task]:
+        """The task with a part of its training data to be judged on, and with a part of its validation data."""
         task = self.study.task
-        return replace(task, data=replace(task.data, validation=sampled(task.data.validation, _JUDGED)))
+        parts = (sampled(data, _JUDGED) for data in (task.data.train, task.data.validation))
+        seen, unseen = (replace(task, data=replace(task.data, validation=part)) for part in parts)
+        return seen, unseen
 
     def _costly(self, score: Score) -> list[str]:
         """The limits broken, but for that on the quality, which training is to bring."""

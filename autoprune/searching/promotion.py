@@ -33,9 +33,11 @@ def best(study: Study, dense: Score, candidates: Sequence[Candidate]) -> list[Ca
     """The screened candidates whose costs keep the budget, in the order in which they should be trained.
 
     Where a cost is limited, by non-dominated rank (Deb et al. 2002) and, within a rank, by quality. Where only the
-    quality is, or nothing, spread over the front: nobody knows beforehand how far down it the answer lies.
+    quality is, or nothing, spread over the front: nobody knows beforehand how far down it the answer lies. Quality is
+    the loss, whatever the objectives say: it is finer than a metric, and plans of equal latency are much alike.
     """
-    goal, objectives = study.task.metric.goal, study.search.objectives
+    goal = study.task.metric.goal
+    objectives = ["loss" if name == "metric" else name for name in study.search.objectives]
     fitting = [each for each in candidates if each.stage == "screened" and _inside(study, dense, each.score)]
     unique = list({each.plan.digest: each for each in reversed(fitting)}.values())
     ranks: list[list[Candidate]] = []
@@ -45,9 +47,8 @@ def best(study: Study, dense: Score, candidates: Sequence[Candidate]) -> list[Ca
         front = [number for number, one in left.items() if not any(dominates(other, one) for other in left.values())]
         ranks.append([by_number[number] for number in sorted(front, key=lambda number: left[number])])
         left = {number: one for number, one in left.items() if number not in front}
-    sign = -1.0 if goal == "maximize" else 1.0
     if any(limit.quantity != "metric_drop" for limit in study.budget.limits):
-        return [each for rank in ranks for each in sorted(rank, key=lambda each: sign * each.score.objective("metric"))]
+        return [each for rank in ranks for each in sorted(rank, key=lambda each: each.score.objective("loss"))]
     return [each for rank in ranks for each in _spread(rank)]
 
 

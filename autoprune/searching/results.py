@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,12 +22,15 @@ from autoprune.searching.listener import Listener, Quiet
 from autoprune.searching.misses import nearest_miss
 from autoprune.searching.preparation import Prepared, importance, out_of_reach, prepare
 from autoprune.searching.search import Result, warnings_of
+from autoprune.searching.sensitivity import RATIOS, Sensitivity, sensitivities
+from autoprune.searching.steering import Steering
 from autoprune.searching.study import Journal
 from autoprune.space import Variable
 from autoprune.study import Study
 from autoprune.training.judging import judge
+from autoprune.training.loop import Quality
 
-__all__ = ["Checked", "apply_plan", "check", "export_from"]
+__all__ = ["Checked", "Map", "apply_plan", "check", "export_from", "sensitivity"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,33 @@ class Checked:
     seconds: float | None
     warnings: list[str]
     unreachable: str | None
+
+
+@dataclass(frozen=True)
+class Map:
+    """What each decision costs when it alone is taken; `dense` is the dense model on the same inputs."""
+
+    dense: Quality
+    metric: str
+    rows: list[Sensitivity]
+
+
+def sensitivity(study: Study, run: Run, ratios: Sequence[float] = RATIOS, listener: Listener | None = None) -> Map:
+    """Every technique of every decision at some ratios, judged untrained; what `run` has is not judged again."""
+    listener = listener or Quiet()
+    with run.locked():
+        prepared = prepare(study, run)
+        dense = baseline.establish(study, prepared, run, listener)
+        scores = importance(study, prepared.model, prepared.coupling)
+        evaluate = Evaluator(study, prepared, dense, scores, listener)
+        listener.started(0, f"profiling {study.target.name}")
+        steering = Steering.of(study, prepared, dense, scores, run, own=True)
+        listener.started(0, "judging single decisions")
+        mark = f"{study.task.digest()}-{study.search.seed}"
+        rows = sensitivities(
+            prepared.variables, evaluate.untrained, steering, run, mark, ratios=ratios, report=listener.progress
+        )
+        return Map(evaluate.untrained(Plan()), study.task.metric.name, rows)
 
 
 def check(study: Study) -> Checked:

@@ -50,11 +50,14 @@ class Steering:
     _known: dict[Any, Score] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, study: Study, prepared: Prepared, dense: Score, importance: Importance, run: Run) -> Steering:
-        """Profile the targets whose latency is limited, or take what is kept of it."""
+    def of(
+        cls, study: Study, prepared: Prepared, dense: Score, importance: Importance, run: Run, *, own: bool = False
+    ) -> Steering:
+        """Profile the targets whose latency is limited (the study's `own` in any case), or take what is kept of it."""
         foreseen = Budget(tuple(limit for limit in study.budget.limits if limit.quantity not in _UNFORESEEN))
         steering = cls(study, prepared, dense, importance, foreseen)
-        timed = dict.fromkeys(limit.target for limit in foreseen.limits if limit.quantity in _TIMED)
+        limited = [limit.target for limit in foreseen.limits if limit.quantity in _TIMED]
+        timed = dict.fromkeys([""] * own + limited)
         found = {target: steering._profiled(target, run) for target in timed}
         known = {target: each for target, each in found.items() if each is not None}
         limits = (each for each in foreseen.limits if each.quantity not in _TIMED or each.target in known)
@@ -72,9 +75,11 @@ class Steering:
         return max(self.budget.violations(score, self.dense, goal).values(), default=0.0)
 
     def latency(self, plan: Plan, target: str = "") -> float | None:
-        """The ratio to dense that is predicted; None where nothing is known of latency."""
+        """The ratio to dense that is predicted; None where nothing is known of it, as of zeros on sparse kernels."""
+        if target not in self.predictors or self._teaches_nothing(plan, target):
+            return None
         keep = kept_units(self.prepared.coupling, plan, self.importance)
-        return self.predictors[target].predict(keep).ratio if target in self.predictors else None
+        return self.predictors[target].predict(keep).ratio
 
     def fits(self, plan: Plan, share: float = 1.0) -> bool:
         """Whether a plan is expected to spend at most `share` of the budget, less the margin."""
@@ -107,22 +112,20 @@ class Steering:
         return scaled(high)
 
     def observe(self, plan: Plan, score: Score) -> None:
-        """Learn from a measured plan. Zeros on a target that runs them on sparse kernels teach nothing of widths."""
+        """Learn from a measured plan."""
         keep = kept_units(self.prepared.coupling, plan, self.importance)
-        masked = any(key.endswith(":weights") for key, _ in plan)
         for target, predictor in self.predictors.items():
             found = score.on(target)
-            if found.latency_ratio is not None and not (
-                masked and lowering.lowers(self.prepared.costs.on(target).target)
-            ):
-                assert found.latency_ms is not None
-                low, high = found.latency_ratio_low, found.latency_ratio_high
-                ms = (
-                    found.latency_ms,
-                    found.latency_ms_low or found.latency_ms,
-                    found.latency_ms_high or found.latency_ms,
-                )
-                predictor.observe(keep, Latency(*ms, found.latency_ratio, low, high, 1, True))
+            if found.latency_ms is None or found.latency_ratio is None or self._teaches_nothing(plan, target):
+                continue
+            ms = (found.latency_ms, found.latency_ms_low or found.latency_ms, found.latency_ms_high or found.latency_ms)
+            ratios = (found.latency_ratio, found.latency_ratio_low, found.latency_ratio_high)
+            predictor.observe(keep, Latency(*ms, *ratios, 1, True))
+
+    def _teaches_nothing(self, plan: Plan, target: str) -> bool:
+        """Whether there are zeros that run on sparse kernels, whose latency says nothing of widths."""
+        masked = any(key.endswith(":weights") for key, _ in plan)
+        return masked and lowering.lowers(self.prepared.costs.on(target).target)
 
     def _counted(self, plan: Plan, keep: Mapping[str, Tensor]) -> Score:
         """What can be counted of a plan; the same for all that come to the same widths and masks."""
