@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import json
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +15,12 @@ import torch
 from test_search import TASK, Listens, crash_at, figures, quick, study
 from torch.utils.data import DataLoader, TensorDataset
 
-from autoprune.errors import BudgetError
+from autoprune.errors import BudgetError, MissingPackage
 from autoprune.plan import Choice, Plan
+from autoprune.reporting.sensitivity import plot, record, table
 from autoprune.run import Run
 from autoprune.score import Candidate, Score
+from autoprune.searching import results
 from autoprune.searching.exchange import exchanged
 from autoprune.searching.preparation import Prepared, importance, prepare
 from autoprune.searching.probes import useful
@@ -71,14 +75,8 @@ def test_the_best_of_many_judged_untrained_are_trained(tmp_path: Path) -> None:
     fitting = [row for row in table[1:12] if not row["reason"]]
     trained = {row["plan"] for row in table[-2:]}
     assert min(fitting, key=lambda row: float(row["loss"]))["plan"] in trained
-    assert result.best.plan.to_json() in [Plan.from_json(each).to_json() for each in map(_json, trained)]
+    assert result.best.plan.to_json() in [Plan.from_json(each).to_json() for each in map(json.loads, trained)]
     assert all(each.stage != "screened" for each in result.front)
-
-
-def _json(text: str) -> Any:
-    import json
-
-    return json.loads(text)
 
 
 def test_more_trials_go_on_and_train_only_what_is_better_now(tmp_path: Path) -> None:
@@ -283,3 +281,44 @@ def test_a_sample_is_the_same_each_time_and_no_larger_than_asked() -> None:
     assert sampled(data, 100) is data
     assert [int(each) for each in sampled(list(range(50)), 5)] == [int(each) for each in sampled(list(range(50)), 5)]
     assert sum(len(batch[0]) for batch in sampled(_batches(100)(8), 20)) == 24
+
+
+def test_sensitivities_are_kept_and_shown(tmp_path: Path) -> None:
+    given, run = screening({"flops": "55%"}), Run(tmp_path / "run")
+    found = results.sensitivity(given, run, ratios=(0.25, 0.75))
+    names = {(row.variable, row.technique) for row in found.rows}
+    assert names == {
+        ("0:units", "structured"), ("3:units", "structured"), ("0:weights", "weight"), ("3:weights", "weight"),
+    }  # fmt: skip
+    assert len(found.rows) == 8 and all(row.loss > 0 and 0 <= row.metric <= 1 for row in found.rows)
+    wide, narrow = (
+        next(row for row in found.rows if row.variable == "3:units" and row.ratio == ratio) for ratio in (0.25, 0.75)
+    )
+    assert wide.loss < narrow.loss
+    assert wide.latency is not None and narrow.latency is not None and 0 < narrow.latency < 1.5
+    listener = Listens()
+    again = results.sensitivity(given, run, (0.25, 0.75), listener)
+    assert again == found and listener.trained() == []
+    shown = table(found)
+    assert shown.row_count == 4 and [column.header for column in shown.columns] == [
+        "decision", "technique", "-25%", "-75%",
+    ]  # fmt: skip
+    written = record(found)
+    assert written["dense"]["metric"] == found.dense.metric and len(written["rows"]) == 8
+    assert written["rows"][0]["loss"] == found.rows[0].loss
+
+
+MAP = results.Map(Quality(0.9, 0.1), "accuracy", [Sensitivity("0:units", "structured", 0.5, 0.4, 0.8, 0.7)])
+
+
+def test_a_plot_has_a_curve_for_each_decision(tmp_path: Path) -> None:
+    pytest.importorskip("plotly", reason="plots are an extra")
+    plot(MAP, tmp_path / "deep" / "page.html")
+    page = (tmp_path / "deep" / "page.html").read_text()
+    assert "0:units, structured" in page and "latency saved" in page
+
+
+def test_a_plot_says_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "plotly", None)
+    with pytest.raises(MissingPackage, match="autoprune\\[plots\\]"):
+        plot(MAP, tmp_path / "page.html")
