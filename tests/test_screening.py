@@ -40,7 +40,7 @@ __all__ = ["quick"]  # a fixture that every test here uses
 
 
 def screening(budget: Mapping[str, Any] | None = None, **settings: Any) -> Study:
-    return study(dict(budget) if budget else None, **{"trials": 12, "finalists": 2, **settings})
+    return study(None if budget is None else dict(budget), **{"trials": 12, "finalists": 2, **settings})
 
 
 def searched(folder: Path, listener: Listens | None = None, **options: Any) -> Result:
@@ -216,8 +216,6 @@ def test_promotion_goes_by_quality_inside_the_budget() -> None:
     ]
     dense = Score(metric=0.95, latency_ratio=1.0)
     assert [each.number for each in best(given, dense, candidates)] == [3, 2, 5, 4]
-    spread = best(replace(given, budget=screening({"metric_drop": "0.1"}).budget), dense, candidates)
-    assert spread[0].number == 3  # the middle of the front 1, 7, 3, 2, 5: nobody knows how far down it the answer lies
     first = promoted(given, dense, candidates, set(), 2)
     assert first is not None and first.number == 3
     trained = replace(candidates[2], number=6, stage="trained", feasible=True)
@@ -226,6 +224,31 @@ def test_promotion_goes_by_quality_inside_the_budget() -> None:
     third = promoted(given, dense, [*candidates, trained], {3, 2}, 2)  # 2 was given up: another takes its place
     assert third is not None and third.number == 5
     assert promoted(given, dense, [*candidates, trained], {3}, 1) is None
+
+
+def test_without_a_limit_on_costs_the_whole_front_is_searched(tmp_path: Path) -> None:
+    searched(tmp_path, budget={"metric_drop": "0.5"}, trials=25, finalists=3)
+    table = rows(tmp_path)
+    dense = int(table[0]["flops"])
+    shares = sorted(int(row["flops"]) / dense for row in table if row["stage"] == "screened")
+    assert shares[0] < 0.35 and shares[-1] > 0.65 and sum(0.35 < each < 0.65 for each in shares) >= 3
+    assert [row["stage"] for row in table].count("trained") <= 3
+
+
+def test_where_only_quality_is_limited_the_front_is_halved() -> None:
+    given = screening({"metric_drop": "0.1"}, objectives=("metric", "latency"))
+    dense = Score(metric=0.95, latency_ratio=1.0)
+    front = [_screened(number, 0.9 - number / 100, 0.9 - number / 10) for number in range(1, 8)]
+    candidates = [*front, _screened(9, 0.5, 0.5)]  # the last is dominated
+    keeps = 6  # the first six keep their quality when they are trained
+    order = []
+    while chosen := promoted(given, dense, candidates, set(order), 4):
+        order.append(chosen.number)
+        trained = replace(chosen, number=100 + chosen.number, stage="trained", feasible=chosen.number <= keeps)
+        candidates.append(trained)
+    assert order == [4, 6, 7] and len(order) <= 4
+    spread = best(screening({}, objectives=("metric", "latency")), dense, front)
+    assert [each.number for each in spread][:3] == [4, 2, 6]  # nothing is limited: the middle, then those of the halves
 
 
 def test_a_knapsack_spares_what_is_sensitive(prepared: Prepared, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from autoprune.score import NEED_A_RUN, Candidate, Score, costs_of, dominates
 from autoprune.searching.steering import MARGIN
@@ -18,23 +18,38 @@ def promoted(
 
     `given_up`: numbers of those that were tried and turned out not to keep the budget.
     """
-    trained = {each.plan.digest for each in candidates if each.stage in ("trained", "failed")}
-    for candidate in best(study, dense, candidates):
+    known = {each.plan.digest: each for each in candidates if each.stage in ("trained", "failed")}
+    ordered = best(study, dense, candidates)
+    if [limit.quantity for limit in study.budget.limits] == ["metric_drop"]:
+        left = [each for each in ordered if each.number not in given_up or each.plan.digest in known]
+        return _halved(left, known, count)
+    for candidate in ordered:
         if count <= 0:
             return None
-        if candidate.plan.digest in trained:
+        if candidate.plan.digest in known:
             count -= 1
         elif candidate.number not in given_up:
             return candidate
     return None
 
 
+def _halved(front: Sequence[Candidate], known: Mapping[str, Candidate], count: int) -> Candidate | None:
+    """By bisection of the front, best quality first: how far down it does a plan keep its quality when trained?"""
+    trained = [known.get(each.plan.digest) for each in front]
+    if sum(each is not None for each in trained) >= count:
+        return None
+    kept = max((place for place, each in enumerate(trained) if each is not None and each.feasible), default=-1)
+    lost = (place for place, each in enumerate(trained) if each is not None and not each.feasible and place > kept)
+    middle = (kept + min(lost, default=len(front))) // 2
+    return front[middle] if 0 <= middle < len(front) and trained[middle] is None else None
+
+
 def best(study: Study, dense: Score, candidates: Sequence[Candidate]) -> list[Candidate]:
     """The screened candidates whose costs keep the budget, in the order in which they should be trained.
 
-    Where a cost is limited, by non-dominated rank (Deb et al. 2002) and, within a rank, by quality. Where only the
-    quality is, or nothing, spread over the front: nobody knows beforehand how far down it the answer lies. Quality is
-    the loss, whatever the objectives say: it is finer than a metric, and plans of equal latency are much alike.
+    Where a cost is limited, by non-dominated rank (Deb et al. 2002) and, within a rank, by quality. Where only quality
+    is, those of the first rank, best quality first; where nothing is, spread over the ranks. Quality is the loss,
+    whatever the objectives say: it is finer than a metric, and plans of equal latency are much alike.
     """
     goal = study.task.metric.goal
     objectives = ["loss" if name == "metric" else name for name in study.search.objectives]
@@ -47,7 +62,10 @@ def best(study: Study, dense: Score, candidates: Sequence[Candidate]) -> list[Ca
         front = [number for number, one in left.items() if not any(dominates(other, one) for other in left.values())]
         ranks.append([by_number[number] for number in sorted(front, key=lambda number: left[number])])
         left = {number: one for number, one in left.items() if number not in front}
-    if any(limit.quantity != "metric_drop" for limit in study.budget.limits):
+    limited = {limit.quantity for limit in study.budget.limits}
+    if limited == {"metric_drop"}:
+        return sorted(ranks[0], key=lambda each: each.score.objective("loss")) if ranks else []
+    if limited:
         return [each for rank in ranks for each in sorted(rank, key=lambda each: each.score.objective("loss"))]
     return [each for rank in ranks for each in _spread(rank)]
 

@@ -14,7 +14,6 @@ from autoprune.space import NONE, Variable, parameters, plan_of, uniform
 __all__ = ["proposals", "ranked_globally"]
 
 _UNITS = ("structured", "neuron", "heads")
-_SHARES = (1.0, 0.95, 0.9)  # of the budget: the first may turn out to lie outside
 _LEVELS = 40  # of the global threshold
 
 
@@ -25,10 +24,10 @@ def proposals(prepared: Prepared, steering: Steering, solved: Sequence[Callable[
     """
     variables = prepared.variables
     offered = [name for variable in variables for name in variable.options.techniques]
-    plans = [Plan()]
+    plans, shares = [Plan()], steering.shares()
     for technique in dict.fromkeys(offered):
-        plans.append(_to_budget(variables, steering, (technique,), 1.0))
-    for share in _SHARES if solved else _SHARES[:1]:
+        plans.append(_to_budget(variables, steering, (technique,), shares[0]))
+    for share in shares if solved else shares[:1]:
         plans += [_to_budget(variables, steering, _UNITS, share), *(solve(share) for solve in solved)]
     return list(dict.fromkeys(plans))
 

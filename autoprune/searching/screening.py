@@ -7,7 +7,8 @@ what is predicted of their cost, all corrected by what is then measured.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+import random
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from autoprune.plan import Plan
@@ -18,7 +19,7 @@ from autoprune.searching.exchange import exchanged
 from autoprune.searching.promotion import best
 from autoprune.searching.proposals import proposals, ranked_globally
 from autoprune.searching.sensitivity import RATIOS, knapsack, sensitivities
-from autoprune.searching.steering import Steering
+from autoprune.searching.steering import MARGIN, Steering
 from autoprune.space import parameters, plan_of
 
 __all__ = ["Screening"]
@@ -68,19 +69,29 @@ class Screening:
 
         return proposals(prepared, self.steering, [ranked, solved])
 
+    def steered(self, draw: str) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+        """How a sample is moved: scaled to the budget, or where the whole front is wanted to one of its levels."""
+        return functools.partial(self.steering.fitted, share=self.steering.share(draw))
+
     def neighbour(self, candidates: list[Candidate], draw: str) -> Plan | None:
         """A neighbour of the best plans so far; None where it is the sampler's turn, or there is none."""
         done = sum(each.stage == "screened" for each in candidates)
         if done < _EXPLORED * self.study.search.trials or done % _EVERY == 0:
             return None
         known = {each.plan.digest for each in candidates}
-        parents = [parameters(self.variables, each.plan) for each in best(self.study, self.dense, candidates)]
+        parents = best(self.study, self.dense, candidates)[:_PARENTS]
+        if not parents:
+            return None
+        allowed = -MARGIN
+        if self.steering.whole:  # one of the front, at its own level
+            parents = [random.Random(draw).choice(parents)]
+            allowed = self.steering.violation(parents[0].plan)
 
         def fits(given: Mapping[str, Any]) -> bool:
             plan = plan_of(self.variables, given)
-            return plan.digest not in known and self.steering.fits(plan)
+            return plan.digest not in known and self.steering.violation(plan) <= allowed
 
-        found = exchanged(self.variables, parents[:_PARENTS], fits, draw) if parents else None
+        found = exchanged(self.variables, [parameters(self.variables, each.plan) for each in parents], fits, draw)
         return None if found is None else plan_of(self.variables, found)
 
     def learn(self, candidates: list[Candidate]) -> None:
@@ -96,6 +107,8 @@ class Screening:
 
     def enough(self, candidates: list[Candidate]) -> bool:
         """Whether no plan inside the budget has been the best yet, untrained, for half of all trials."""
+        if self.steering.whole:  # there is no one best plan
+            return False
         screened = [each for each in candidates if each.stage == "screened"]
         found = best(self.study, self.dense, screened)
         patience = max(_PATIENCE, round(_IDLE * self.study.search.trials))

@@ -134,6 +134,8 @@ class _Search:
 
     def _suffices(self, dense: Score) -> bool:
         limited = {limit.quantity for limit in self.study.budget.limits}
+        if limited <= {"metric_drop"} and set(self.objectives) - {"metric", "loss"}:
+            return False  # no cost is limited, but one is to be made better
         return not self.study.budget.broken(dense, dense, self.study.task.metric.goal) and not limited & set(
             self.objectives
         )
@@ -188,9 +190,8 @@ class _Search:
             return self.journal.ask()
         candidates = self._candidates()
         self.screening.learn(candidates)
-        return self.journal.ask(
-            self.screening.neighbour(candidates, self.journal.draw()), steer=self.screening.steering.fitted
-        )
+        draw = self.journal.draw()
+        return self.journal.ask(self.screening.neighbour(candidates, draw), steer=self.screening.steered(draw))
 
     def _screened(self, plan: Plan, number: int) -> Evaluated:
         return self.evaluate.screen(plan, number) if len(plan) else self._evaluated(plan, number)

@@ -7,6 +7,7 @@ corrected by every candidate that is measured.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -26,11 +27,12 @@ from autoprune.score import Score
 from autoprune.searching.preparation import Prepared
 from autoprune.space import NONE, plan_of
 from autoprune.study import Study
-from autoprune.target import Budget
+from autoprune.target import QUANTITIES, Budget, Limit
 
 __all__ = ["MARGIN", "Steering"]
 
 MARGIN = 0.02  # of the budget: a plan at its very edge falls outside when measured again
+_SHARES, _LEVELS = (1.0, 0.95, 0.9), (0.8, 0.6, 0.4, 0.25)
 _STEPS = 10  # of bisection
 _TIMED = ("latency", "throughput")
 _UNFORESEEN = ("metric_drop", "memory", "energy")  # what is not known of a plan before it has run
@@ -45,7 +47,8 @@ class Steering:
     prepared: Prepared
     dense: Score
     importance: Importance
-    budget: Budget
+    budget: Budget  # what of it can be foreseen; where no cost is limited, that of the dense model
+    whole: bool = False  # no cost is limited, so the whole front is wanted
     predictors: Mapping[str, Predictor] = field(default_factory=dict)  # by target, "" the study's own
     _known: dict[Any, Score] = field(default_factory=dict)
 
@@ -54,14 +57,30 @@ class Steering:
         cls, study: Study, prepared: Prepared, dense: Score, importance: Importance, run: Run, *, own: bool = False
     ) -> Steering:
         """Profile the targets whose latency is limited (the study's `own` in any case), or take what is kept of it."""
-        foreseen = Budget(tuple(limit for limit in study.budget.limits if limit.quantity not in _UNFORESEEN))
-        steering = cls(study, prepared, dense, importance, foreseen)
-        limited = [limit.target for limit in foreseen.limits if limit.quantity in _TIMED]
+        foreseen = [limit for limit in study.budget.limits if limit.quantity not in _UNFORESEEN]
+        wanted = [name for name in study.search.objectives if name in QUANTITIES and name not in _UNFORESEEN]
+        whole = all(limit.quantity == "metric_drop" for limit in study.budget.limits) and bool(wanted)
+        if whole:
+            foreseen = [Limit(wanted[0], 1.0, relative=True)]
+        steering = cls(study, prepared, dense, importance, Budget(tuple(foreseen)), whole)
+        limited = [limit.target for limit in foreseen if limit.quantity in _TIMED]
         timed = dict.fromkeys([""] * own + limited)
         found = {target: steering._profiled(target, run) for target in timed}
         known = {target: each for target, each in found.items() if each is not None}
-        limits = (each for each in foreseen.limits if each.quantity not in _TIMED or each.target in known)
+        limits = (each for each in foreseen if each.quantity not in _TIMED or each.target in known)
         return replace(steering, budget=Budget(tuple(limits)), predictors=known)
+
+    def shares(self) -> tuple[float, ...]:
+        """Of the budget, that proposals are solved for; the first may turn out to lie outside."""
+        return _LEVELS if self.whole else _SHARES
+
+    def share(self, draw: str) -> float:
+        """Of the budget, that a sample is to spend: all, or where the whole front is wanted one of every level."""
+        if not self.whole:
+            return 1.0
+        goal = self.study.task.metric.goal
+        lowest = 1 + max(self.budget.violations(self.prepared.smallest, self.dense, goal).values(), default=0.0)
+        return random.Random(draw).uniform(min(lowest, 1.0), 1.0)
 
     def violation(self, plan: Plan) -> float:
         """The worst of used / limit - 1 that is to be expected, at most 0 where the plan keeps the budget."""

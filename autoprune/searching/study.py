@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import optuna
@@ -13,55 +13,14 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from autoprune.plan import Plan
 from autoprune.run import Run
 from autoprune.score import Candidate, Score, direction
+from autoprune.searching.samplers import SAMPLERS, Parameters, Steered
 from autoprune.searching.storage import opened
 from autoprune.space import Variable, distributions, parameters, plan_of
 from autoprune.study import Study
 
-__all__ = ["SAMPLERS", "Journal"]
-
-Parameters = Mapping[str, Any]
+__all__ = ["Journal"]
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
-
-
-def _tpe(seed: int) -> optuna.samplers.BaseSampler:
-    return optuna.samplers.TPESampler(seed=seed, multivariate=True)
-
-
-SAMPLERS: dict[str, Callable[[int], Any]] = {
-    "tpe": _tpe,
-    "nsga2": lambda seed: optuna.samplers.NSGAIISampler(seed=seed),
-    "gp": lambda seed: optuna.samplers.GPSampler(seed=seed),
-    "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
-}
-
-
-class _Steered(optuna.samplers.BaseSampler):
-    """Another sampler, whose every sample is moved by `steer` before it is recorded."""
-
-    def __init__(
-        self, inner: optuna.samplers.BaseSampler, variables: Sequence[Variable], steer: Callable[[Parameters], Any]
-    ) -> None:
-        self._inner, self._all, self._steer = inner, distributions(variables), steer
-
-    def infer_relative_search_space(self, study: Any, trial: FrozenTrial) -> dict[str, Any]:
-        return dict(self._all)
-
-    def sample_relative(self, study: Any, trial: FrozenTrial, search_space: dict[str, Any]) -> dict[str, Any]:
-        found = self._inner.sample_relative(study, trial, self._inner.infer_relative_search_space(study, trial))
-        for name, each in self._all.items():
-            if name not in found:
-                found[name] = self._inner.sample_independent(study, trial, name, each)
-        return dict(self._steer(found))
-
-    def sample_independent(self, study: Any, trial: FrozenTrial, param_name: str, param_distribution: Any) -> Any:
-        return self._inner.sample_independent(study, trial, param_name, param_distribution)
-
-    def before_trial(self, study: Any, trial: FrozenTrial) -> None:
-        self._inner.before_trial(study, trial)
-
-    def after_trial(self, study: Any, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
-        self._inner.after_trial(study, trial, state, values)
 
 
 class Journal:
@@ -135,7 +94,7 @@ class Journal:
                 self.optuna.sampler = optuna.samplers.RandomSampler()  # what it samples is not used
             else:
                 sampler = SAMPLERS[self._study.search.sampler](zlib.crc32(self.draw().encode()))
-                self.optuna.sampler = _Steered(sampler, self._variables, steer) if steer else sampler
+                self.optuna.sampler = Steered(sampler, self._variables, steer) if steer else sampler
             trial = self.optuna.ask(dict(distributions(self._variables)))
             chosen = plan_of(self._variables, trial.params)
             trial.set_user_attr("plan", chosen.to_json())

@@ -1,0 +1,253 @@
+"""The methods of benchmark_search.py that are autoprune's, or written here: a cell in, the trained net out."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import random
+import time
+from collections.abc import Callable
+from dataclasses import fields, replace
+from typing import Any
+
+import torch
+from _search_cell import TARGET, Cell, Refused, copied, largest, space
+from torch import nn
+
+from autoprune.errors import VerificationError
+from autoprune.plan import Choice, Plan
+from autoprune.pruning.importance import Importance
+from autoprune.pruning.proof import discover
+from autoprune.pruning.pruned import apply
+from autoprune.run import Run
+from autoprune.score import Candidate
+from autoprune.searching.listener import Quiet
+from autoprune.searching.preparation import importance
+from autoprune.searching.records import kept_model
+from autoprune.searching.search import search
+from autoprune.space import Variable, uniform
+from autoprune.study import Settings, Study
+from autoprune.target import Budget
+
+Method = Callable[[Cell], nn.Module]
+
+
+def measured(cell: Cell, plan: Plan) -> float:
+    """The latency ratio of a plan."""
+    with cell.spent.on("measuring"):
+        ratio = cell.dense.prepared.cost(plan).latency_ratio
+    assert ratio is not None
+    return ratio
+
+
+def variables(cell: Cell, multiple_of: int = 1) -> list[Variable]:
+    """A decision for each group of units."""
+    names = cell.case.ours["techniques"]
+    criteria = ("l1", "l2", "taylor")
+    chosen = space(cell.case, techniques=names, ratio=(0.0, 0.95), criteria=criteria)
+    return chosen.resolve(cell.dense.prepared.coupling.groups, multiple_of)
+
+
+def eights(cell: Cell) -> Plan:
+    """The largest plan that fits, of the same ratio everywhere with widths in eights."""
+    decisions = variables(cell, 8)
+
+    def plan(share: float) -> Plan:
+        return uniform(decisions, cell.case.ours["techniques"], share)
+
+    return plan(largest(cell, lambda share: cell.dense.prepared.pruned(plan(share)).model))
+
+
+def uniform8(cell: Cell) -> nn.Module:
+    """The same share of every group by L1, in eights; Li et al. 2017 (arXiv:1608.08710) with a look at the hardware."""
+    return cell.train(cell.dense.prepared.pruned(eights(cell)).finish(), cell.epochs)
+
+
+def scratch(cell: Cell) -> nn.Module:
+    """The net of `uniform8` from random weights; Liu et al. 2019 (arXiv:1810.05270)."""
+    plan, coupling = eights(cell), cell.dense.prepared.coupling
+    torch.manual_seed(cell.dense.seed + 1)
+    fresh = cell.dense.task.build().eval()
+    return cell.train(apply(fresh, coupling, plan, Importance(fresh, coupling)).finish(), cell.epochs)
+
+
+def _drawn(cell: Cell, decisions: list[Variable], draw: random.Random) -> Plan:
+    """Random shares of all groups, by random criteria, that fit the budget."""
+    for attempt in range(400):
+        least = min(0.8, 0.002 * attempt)  # the tighter the budget, the fewer plans fit: rather more is removed then
+        choices: dict[str, Choice] = {}
+        for each in decisions:
+            ratio, criterion = draw.uniform(least, 0.95), draw.choice(each.options.criteria)
+            choices |= each.choices(each.options.techniques[0], ratio, criterion)
+        plan = Plan(choices)
+        if measured(cell, plan) <= cell.limit:
+            return plan
+    raise Refused("no random plan fits")
+
+
+def random_search(cell: Cell) -> nn.Module:
+    """Random plans inside the budget, trained alike; the best by validation."""
+    draw, decisions, best = random.Random(cell.dense.seed), variables(cell), (-1.0, nn.Module())
+    scores = importance(_study(cell, {}), cell.dense.model, cell.dense.prepared.coupling)
+    while cell.spent.epochs + cell.case.trial <= cell.epochs:
+        plan = _drawn(cell, decisions, draw)
+        model = apply(cell.dense.model, cell.dense.prepared.coupling, plan, scores).finish()
+        model = cell.train(model, cell.case.trial)
+        best = max(best, (cell.validation(model), model), key=lambda pair: pair[0])
+    return best[1]
+
+
+def _study(cell: Cell, settings: dict[str, Any]) -> Study:
+    """A study as the command line would read it; `settings` change `ours` of the case."""
+    given = cell.case.ours | settings
+    known = {each.name for each in fields(Settings)}
+    where = replace(TARGET, multiple_of=given["multiple_of"])
+    return Study(
+        cell.case.name,
+        replace(cell.dense.task, description={"task": cell.case.name}),
+        replace(
+            space(cell.case, techniques=given["techniques"], ratio=given["ratio"], criteria=given["criteria"]),
+            share=given["share"],
+        ),
+        where,
+        Budget.parse({"latency": f"{100 * cell.budget:g}%"}),
+        Settings(**{name: given[name] for name in known & set(given)} | {"seed": cell.dense.seed}),
+        cell.case.recipe(given["epochs"]),
+        formats=("safetensors", "onnx"),
+    )
+
+
+class _Counting(Quiet):
+    """Counts the steps of all trainings of a search; ends it, as Ctrl-C does, where no further training fits into E."""
+
+    def __init__(self, cell: Cell, stop: bool) -> None:
+        self.cell, self.stop, self.last, self.what = cell, stop, (0.0, time.monotonic()), ""
+        self.steps = cell.dense.task.steps("train")
+
+    def progress(self, share: float) -> None:
+        """After each step of a training."""
+        now = time.monotonic()
+        before, began = self.last
+        if share > before:
+            self.cell.spent.training += now - began
+        if not self.what.startswith("training"):
+            return
+        self.cell.spent.epochs += 1 / self.steps
+        self.last = share, now
+
+    def started(self, trial: int, what: str) -> None:
+        """The share of a piece of work begins at zero."""
+        self._ended()
+        self.what = what
+
+    def _ended(self) -> None:
+        """A piece of work ended."""
+        now = time.monotonic()
+        if self.what.startswith("measuring"):
+            self.cell.spent.measuring += now - self.last[1]
+        self.last, self.what = (0.0, now), ""
+
+    def finished(self, candidate: Candidate, best: Candidate | None) -> None:
+        """A trial ended."""
+        self._ended()
+        if self.stop and self.cell.spent.epochs + self.cell.case.trial > self.cell.epochs + 0.01:
+            raise KeyboardInterrupt
+
+
+def _searched(cell: Cell, settings: dict[str, Any], stop: bool) -> nn.Module:
+    """What autoprune's search finds; a search that was cut off goes on, with what it had spent."""
+    run, number = Run(cell.work), None
+    for path in sorted(run.folder.glob("spent-*.json")):
+        before = json.loads(path.read_text())
+        cell.spent.epochs, cell.spent.training = before["epochs"], before["training"]
+    try:
+        with contextlib.suppress(VerificationError):  # the net is measured again here, as all others are
+            result = search(_study(cell, settings), run, _Counting(cell, stop))
+            number = result.best.number if result.best is not None else None
+    finally:
+        run.write_json(run.folder / f"spent-{time.time():.0f}.json", vars(cell.spent))
+    if number is None and run.front.exists():
+        number = json.loads(run.front.read_text())["best"]
+    if number is None:
+        raise Refused("no plan inside the budget")
+    return kept_model(run, number, cell.dense.model)
+
+
+def ours(cell: Cell) -> nn.Module:
+    """autoprune's search as it comes, with the settings of the case."""
+    selects = any(each.name == "finalists" for each in fields(Settings))
+    return _searched(cell, {}, stop=not selects)
+
+
+def tpe(cell: Cell) -> nn.Module:
+    """Plain TPE: every trial inside the budget is trained alike, until the epochs are spent."""
+    settings = {"trials": 150, "finalists": None, "epochs": cell.case.trial}
+    return _searched(cell, settings, stop=True)
+
+
+def netadapt(cell: Cell, step: float = 0.1, short: float = 0.5) -> nn.Module:
+    """Yang et al. 2018 (arXiv:1804.03230): in each round the group whose cut by a step of latency costs least quality.
+
+    For every group the smallest cut that takes the round's latency off, a short training, and the best by validation
+    goes into the next round. Short trainings take at most the share `short` of all epochs, the last one the rest.
+    """
+    dense, prepared = cell.dense, cell.dense.prepared
+    decisions = variables(cell)
+    groups = {each.groups[0].key: each.groups[0] for each in decisions}
+    technique = {each.groups[0].key: each.options.techniques[0] for each in decisions}
+    widths = {key: group.size for key, group in groups.items()}
+
+    def plan(given: dict[str, int]) -> Plan:
+        """Of the dense net: latency depends on widths alone."""
+        return Plan({key: Choice(technique[key], 1 - width / groups[key].size) for key, width in given.items()})
+
+    def smallest_cut(key: str, wanted: float) -> int | None:
+        """The largest width of a group with which the whole meets `wanted`, by bisection over steps of its width."""
+        unit = max(8, groups[key].size // 16) if groups[key].size >= 64 else max(1, groups[key].size // 8)
+        options = list(range(unit, widths[key], unit))
+        if not options or measured(cell, plan(widths | {key: options[0]})) > wanted:
+            return None
+        low, high = 0, len(options) - 1
+        while low < high:
+            middle = (low + high + 1) // 2
+            meets = measured(cell, plan(widths | {key: options[middle]})) <= wanted
+            low, high = (middle, high) if meets else (low, middle - 1)
+        return options[low]
+
+    model, ratio = copied(dense.model), 1.0
+    rounds = math.ceil((1 - cell.limit) / step)
+    each_epochs = short * cell.epochs / (rounds * len(groups))
+    while ratio > cell.limit:
+        wanted = max(cell.limit, ratio - step)
+        coupling = discover(model, prepared.inputs)
+        best: tuple[float, str, int, nn.Module] | None = None
+        for key in groups:
+            width = smallest_cut(key, wanted)
+            if width is None or key not in coupling.members:
+                continue
+            choice = Choice(technique[key], 1 - width / widths[key])
+            proposal = apply(model, coupling, Plan({key: choice}), Importance(model, coupling)).finish()
+            if cell.spent.epochs + each_epochs <= short * cell.epochs:
+                cell.train(proposal, each_epochs)
+            quality = cell.validation(proposal)
+            if best is None or quality > best[0]:
+                best = quality, key, width, proposal
+        if best is None:
+            step /= 2
+            if step < 0.005:
+                raise Refused(f"no group can take a step at {ratio:.1%}")
+            continue
+        _, key, widths[key], model = best
+        ratio = min(wanted, measured(cell, plan(widths)))
+    return cell.train(model, math.floor(cell.epochs - cell.spent.epochs))
+
+
+METHODS: dict[str, Method] = {
+    "scratch": scratch,
+    "uniform8": uniform8,
+    "netadapt": netadapt,
+    "random": random_search,
+    "tpe": tpe,
+    "ours": ours,
+}
