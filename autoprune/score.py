@@ -108,6 +108,10 @@ class Score:
             elsewhere={name: score.expected() for name, score in self.elsewhere.items()},
         )
 
+    def judged(self, stage: str) -> Score:
+        """What the budget is held against: of a trial that was only screened, what is to be expected when trained."""
+        return self.expected().updated(metric=None) if stage == "screened" else self
+
     def completed(self, other: Score) -> Score:
         """A copy where the figures that are None are `other`'s."""
         return replace(self, **{name: getattr(other, name) for name, value in vars(self).items() if value is None})

@@ -101,7 +101,8 @@ def test_killed_again_and_again_it_goes_on(here: Path) -> None:
     verified = json.loads((folder / "best" / "verification.json").read_text())
     assert verified["passed"] and verified["open"] == []
     states = [line.split(",")[1:3] for line in (folder / "trials.csv").read_text().splitlines()[1:]]
-    assert sum(state == "COMPLETE" for state, _ in states) == 6
+    stages = [stage for state, stage in states if state == "COMPLETE"]
+    assert stages.count("dense") == 1 and stages.count("screened") == 5 and 1 <= stages.count("trained") <= 4
     assert not list(folder.rglob("*.lock"))[1:]  # the run's own alone
 
     loaded = autoprune.load(folder / "best", trust=True)
@@ -112,7 +113,7 @@ def test_killed_again_and_again_it_goes_on(here: Path) -> None:
 
 def test_interrupted_once_it_exports_the_best_so_far(here: Path) -> None:
     process = start(here, "search", "mine.yaml", "--set", "export.formats=[safetensors]")
-    until(process, "trial 1 of 6", then=0.1)
+    until(process, "trial 6: metric", then=0.1)  # the first that is trained
     status, said = send(process, signal.SIGINT)
     assert status == 130 and "interrupted" in said and "Traceback" not in said
     folder = here / "runs" / "mine"

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from test_search import TASK, Listens, crash_at, figures, quick, study
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from autoprune.errors import BudgetError, MissingPackage
 from autoprune.plan import Choice, Plan
@@ -104,13 +104,83 @@ def test_a_killed_search_ends_like_one_that_was_not(tmp_path: Path, number: int,
     assert [row["stage"] for row in ended].count("screened") == 11
 
 
-def test_another_budget_judges_nothing_twice(tmp_path: Path) -> None:
+def test_another_budget_is_searched_at_its_own_edge_and_judges_nothing_twice(tmp_path: Path) -> None:
     searched(tmp_path)
     listener = Listens()
-    searched(tmp_path, listener, budget={"flops": "80%"})
+    tighter = searched(tmp_path, listener, budget={"flops": "30%"})
+    table = rows(tmp_path)
+    dense = int(table[0]["flops"])
+    assert tighter.best is not None and (tighter.best.score.flops or dense) <= 0.3 * dense
+    screened = [row for row in table if row["stage"] == "screened"]
+    assert 11 < len(screened) <= 23 and len(listener.trained()) <= 2
     judged = [number for number, what in listener.began if what.startswith("judging it untrained")]
-    assert not judged and len(listener.trained()) <= 2
-    assert all(row["stage"] for row in rows(tmp_path))
+    fresh = [row for row in screened if int(row["trial"]) in judged]
+    assert len({row["plan"] for row in fresh}) == len(fresh) and not {row["plan"] for row in fresh} & {
+        row["plan"] for row in screened if int(row["trial"]) < 12
+    }
+    back = Listens()
+    searched(tmp_path, back)  # that budget has had its trials
+    assert not back.trained() and not any(what.startswith("judging") for _, what in back.began)
+
+
+def _promotions(folder: Path) -> dict[int, int]:
+    import optuna
+
+    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(folder / "study.journal")))
+    names = optuna.get_all_study_names(storage)
+    longest = max((optuna.load_study(study_name=name, storage=storage) for name in names), key=lambda s: len(s.trials))
+    return {t.number: t.user_attrs["promotes"] for t in longest.trials if "promotes" in t.user_attrs}
+
+
+@pytest.mark.parametrize("options", [{"timeout_s": 0.01, "trials": 1000}, {"trials": 2, "finalists": 5}, {}])
+def test_what_is_trained_was_judged_before_and_is_the_same_plan(tmp_path: Path, options: dict[str, Any]) -> None:
+    searched(tmp_path, **options)
+    table = rows(tmp_path)
+    promotions = _promotions(tmp_path)
+    trained = [int(row["trial"]) for row in table if row["stage"] == "trained"]
+    assert trained and set(trained) <= set(promotions)
+    for number in trained:
+        assert table[promotions[number]]["stage"] == "screened"
+        assert table[number]["plan"] == table[promotions[number]]["plan"]
+
+
+def test_a_promoted_plan_keeps_what_is_no_longer_searched(tmp_path: Path) -> None:
+    objectives = ("metric", "nonzero_params")
+    searched(tmp_path, budget={"nonzero_params": "70%"}, objectives=objectives)
+    assert any("weight" in row["techniques"] for row in rows(tmp_path))
+    searched(tmp_path, budget={"params": "80%"}, objectives=objectives, finalists=4)
+    table = rows(tmp_path)
+    for number, promoted_ in _promotions(tmp_path).items():
+        assert table[number]["plan"] == table[promoted_]["plan"]
+
+
+def test_where_the_finalists_do_not_keep_the_budget_others_are_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from autoprune.searching.costs import Costs
+
+    measured, refused = Costs.of_finished, list[int]()
+
+    def slower(self: Costs, model: Any, pruned: Any, score: Score, processes: int) -> Score:
+        found = measured(self, model, pruned, score, processes)
+        if not refused:
+            refused.append(found.flops or 0)
+            return found.updated(latency_ratio=9.0, latency_ratio_high=9.0)
+        return found
+
+    monkeypatch.setattr(Costs, "of_finished", slower)
+    listener = Listens()
+    result = searched(tmp_path, listener, budget={"latency": "900%", "flops": "55%"}, finalists=1)
+    assert result.best is not None and len(refused) == 1
+    assert len(listener.trained()) == 3  # the dense model, the finalist, and another
+
+
+def test_objectives_without_a_metric_get_the_least_cost_that_keeps_it(tmp_path: Path) -> None:
+    budget = {"flops": "80%", "metric_drop": "0.02"}
+    result = searched(tmp_path, budget=budget, objectives=("flops",), trials=15, finalists=4)
+    assert result.best is not None and result.dense.metric is not None and result.best.score.metric is not None
+    assert result.best.score.metric >= result.dense.metric - 0.02
+    assert (result.best.score.flops or 0) <= 0.8 * (result.dense.flops or 0)
 
 
 def test_the_time_limit_leaves_time_to_train(tmp_path: Path) -> None:
@@ -216,14 +286,18 @@ def test_promotion_goes_by_quality_inside_the_budget() -> None:
     ]
     dense = Score(metric=0.95, latency_ratio=1.0)
     assert [each.number for each in best(given, dense, candidates)] == [3, 2, 5, 4]
-    first = promoted(given, dense, candidates, set(), 2)
+    first = promoted(given, dense, candidates, {}, 2)
     assert first is not None and first.number == 3
-    trained = replace(candidates[2], number=6, stage="trained", feasible=True)
-    second = promoted(given, dense, [*candidates, trained], {3}, 2)
+    trained = replace(candidates[2], number=8, stage="trained", feasible=True)
+    second = promoted(given, dense, [*candidates, trained], {3: 8}, 2)
     assert second is not None and second.number == 2
-    third = promoted(given, dense, [*candidates, trained], {3, 2}, 2)  # 2 was given up: another takes its place
+    slow = replace(candidates[1], number=9, stage="latency")
+    third = promoted(given, dense, [*candidates, trained, slow], {3: 8, 2: 9}, 2)  # another takes the place of 2
     assert third is not None and third.number == 5
-    assert promoted(given, dense, [*candidates, trained], {3}, 1) is None
+    assert promoted(given, dense, [*candidates, trained], {3: 8}, 1) is None
+    by_another = replace(candidates[2], number=8, stage="trained")  # under an earlier budget, say
+    fourth = promoted(given, dense, [*candidates, by_another], {}, 2)
+    assert fourth is not None and fourth.number == 2
 
 
 def test_without_a_limit_on_costs_the_whole_front_is_searched(tmp_path: Path) -> None:
@@ -241,8 +315,8 @@ def test_where_only_quality_is_limited_the_front_is_halved() -> None:
     front = [_screened(number, 0.9 - number / 100, 0.9 - number / 10) for number in range(1, 8)]
     candidates = [*front, _screened(9, 0.5, 0.5)]  # the last is dominated
     keeps = 6  # the first six keep their quality when they are trained
-    order = []
-    while chosen := promoted(given, dense, candidates, set(order), 4):
+    order: list[int] = []
+    while chosen := promoted(given, dense, candidates, {number: 100 + number for number in order}, 4):
         order.append(chosen.number)
         trained = replace(chosen, number=100 + chosen.number, stage="trained", feasible=chosen.number <= keeps)
         candidates.append(trained)
@@ -292,6 +366,11 @@ def test_a_technique_that_moves_no_figure_leaves_the_space(
     assert any(each.name.endswith(":units") for each in found.variables)
 
 
+class Stream(IterableDataset[int]):
+    def __iter__(self) -> Any:
+        return iter(range(50))
+
+
 def _batches(count: int) -> Callable[[int], DataLoader[Any]]:
     return lambda size: DataLoader(TensorDataset(torch.arange(count)), size)
 
@@ -304,6 +383,8 @@ def test_a_sample_is_the_same_each_time_and_no_larger_than_asked() -> None:
     assert sampled(data, 100) is data
     assert [int(each) for each in sampled(list(range(50)), 5)] == [int(each) for each in sampled(list(range(50)), 5)]
     assert sum(len(batch[0]) for batch in sampled(_batches(100)(8), 20)) == 24
+    stream = sampled(Stream(), 7)
+    assert isinstance(stream, IterableDataset) and list(stream) == list(range(7)) == list(stream)
 
 
 def test_sensitivities_are_kept_and_shown(tmp_path: Path) -> None:

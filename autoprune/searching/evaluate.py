@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from autoprune.errors import TrainingError
+from autoprune.errors import InputError, TrainingError
 from autoprune.plan import Plan
 from autoprune.pruning.importance import Importance
 from autoprune.pruning.pruned import Pruned, apply
@@ -28,6 +28,8 @@ __all__ = ["Evaluated", "Evaluator"]
 
 _IMAGES, _POSITIONS = 512, 20  # of training data, that layers are repaired on
 _JUDGED = 2000  # inputs of training and of validation data, that untrained plans are judged on
+_LARGE = 3 * 64 * 64  # elements of an input: of larger ones fewer are taken, with more positions
+_FEWEST = 64
 
 
 @dataclass(frozen=True)
@@ -104,26 +106,42 @@ class Evaluator:
         return self._repaired(apply(self.prepared.model, self.prepared.coupling, plan, self.importance))
 
     def _repaired(self, pruned: Pruned) -> Quality:
-        model = self._reference.repair(pruned.finish(), pruned.cuts)
+        model = pruned.finish()
+        if self._reference is not None:
+            model = self._reference.repair(model, pruned.cuts)
+        else:
+            recalibrate(model, self.study.task)
         seen, unseen = (evaluate(model, task, "validation", self.study.recovery.device) for task in self._samples)
         return Quality(unseen.metric, (seen.loss + unseen.loss) / 2)
 
     @functools.cached_property
-    def _reference(self) -> Reference:
-        batches = self.study.task.batches("train", seed=self.study.search.seed)
-        return Reference(self.prepared.model, batches, images=_IMAGES, positions=_POSITIONS)
+    def _reference(self) -> Reference | None:
+        """None, with a note, where there is too little to repair on: then norms alone are taken anew."""
+        batches, images = self.study.task.batches("train", seed=self.study.search.seed), self._fewer(_IMAGES)
+        try:
+            return Reference(
+                self.prepared.model, batches, images=images, positions=_POSITIONS * max(1, _IMAGES // images)
+            )
+        except InputError as error:
+            self.listener.note(f"plans are judged without a repair: {error}")
+            return None
+
+    def _fewer(self, count: int) -> int:
+        """So many inputs, or fewer large ones."""
+        size = sum(tensor.numel() for tensor in self.prepared.inputs.rows(1).tensors())
+        return max(_FEWEST, min(count, count * _LARGE // max(1, size)))
 
     @functools.cached_property
     def _samples(self) -> tuple[Task, Task]:
         """The task with a part of its training data to be judged on, and with a part of its validation data."""
         task = self.study.task
-        parts = (sampled(data, _JUDGED) for data in (task.data.train, task.data.validation))
+        parts = (sampled(data, self._fewer(_JUDGED)) for data in (task.data.train, task.data.validation))
         seen, unseen = (replace(task, data=replace(task.data, validation=part)) for part in parts)
         return seen, unseen
 
     def _costly(self, score: Score) -> list[str]:
         """The limits broken, but for that on the quality, which training is to bring."""
-        return self._broken(score.expected().updated(metric=None))
+        return self._broken(score.judged("screened"))
 
     def known(self, plan: Plan, number: int, score: Score) -> Evaluated:
         """A plan that was trained before, with the score that it came to; its model is where it was kept then."""

@@ -58,15 +58,18 @@ class Prepared:
         pruned = self.pruned(plan)
         return self.costs.latency(pruned, self.costs.score(pruned))
 
+    def training_s(self, study: Study) -> float:
+        """What training one plan takes, at half of the dense model's cost."""
+        return 0.5 * self.epoch_s * study.recovery.epochs * (1.3 if study.recovery.distill else 1.0)
+
     def seconds(self, study: Study, trials: int | None = None, trained: bool = False) -> float:
         """Estimate of the search, or of the `trials` left: the dense model's training unless `trained`, a second or so
         for each trial, the training of the finalists (without them of half of the trials) at half cost, the export.
         """
         trials = max(0, study.search.trials if trials is None else trials)
         baseline = 0.0 if self.trained or trained else self.epoch_s * study.task.training.epochs
-        training = 0.5 * self.epoch_s * study.recovery.epochs * (1.3 if study.recovery.distill else 1.0)
         finalists = trials if study.search.finalists is None else study.search.finalists
-        whole = baseline + 1.2 * trials + training * finalists + 25.0
+        whole = baseline + 1.2 * trials + self.training_s(study) * finalists + 25.0
         return whole if study.search.timeout_s is None else min(whole, max(baseline, study.search.timeout_s) + 25.0)
 
 

@@ -12,30 +12,46 @@ __all__ = ["best", "promoted"]
 
 
 def promoted(
-    study: Study, dense: Score, candidates: Sequence[Candidate], given_up: set[int], count: int
+    study: Study, dense: Score, candidates: Sequence[Candidate], promotions: Mapping[int, int], count: int
 ) -> Candidate | None:
     """The next candidate to train, so that the best `count` end trained; None where they are.
 
-    `given_up`: numbers of those that were tried and turned out not to keep the budget.
+    `promotions`: for the number of each that was promoted, that of the trial which trained its plan. One that turned
+    out not to keep the budget, or whose training broke down, does not count.
     """
-    known = {each.plan.digest: each for each in candidates if each.stage in ("trained", "failed")}
-    ordered = best(study, dense, candidates)
-    if [limit.quantity for limit in study.budget.limits] == ["metric_drop"]:
-        left = [each for each in ordered if each.number not in given_up or each.plan.digest in known]
-        return _halved(left, known, count)
-    for candidate in ordered:
+    by_number = {each.number: each for each in candidates}
+    known = {each.plan.digest: each for each in candidates if each.stage == "trained"}
+    found: dict[int, Candidate] = {}  # what trained them
+    left = []
+    for candidate in best(study, dense, candidates):
+        if candidate.number in promotions:
+            tried = by_number[promotions[candidate.number]]
+            if tried.stage == "trained":
+                found[candidate.number] = tried
+        elif candidate.plan.digest in known:
+            found[candidate.number] = known[candidate.plan.digest]
+        if candidate.number in found or candidate.number not in promotions:
+            left.append(candidate)
+    if _by_halves(study):
+        return _halved(left, found, count)
+    for candidate in left:
         if count <= 0:
             return None
-        if candidate.plan.digest in known:
-            count -= 1
-        elif candidate.number not in given_up:
+        if candidate.number not in found:
             return candidate
+        count -= 1
     return None
 
 
-def _halved(front: Sequence[Candidate], known: Mapping[str, Candidate], count: int) -> Candidate | None:
+def _by_halves(study: Study) -> bool:
+    """Whether the least cost is wanted at which a limited quality is kept: that only training tells."""
+    limited = {limit.quantity for limit in study.budget.limits}
+    return "metric_drop" in limited and ("metric" not in study.search.objectives or limited == {"metric_drop"})
+
+
+def _halved(front: Sequence[Candidate], found: Mapping[int, Candidate], count: int) -> Candidate | None:
     """By bisection of the front, best quality first: how far down it does a plan keep its quality when trained?"""
-    trained = [known.get(each.plan.digest) for each in front]
+    trained = [found.get(each.number) for each in front]
     if sum(each is not None for each in trained) >= count:
         return None
     kept = max((place for place, each in enumerate(trained) if each is not None and each.feasible), default=-1)
@@ -47,27 +63,36 @@ def _halved(front: Sequence[Candidate], known: Mapping[str, Candidate], count: i
 def best(study: Study, dense: Score, candidates: Sequence[Candidate]) -> list[Candidate]:
     """The screened candidates whose costs keep the budget, in the order in which they should be trained.
 
-    Where a cost is limited, by non-dominated rank (Deb et al. 2002) and, within a rank, by quality. Where only quality
-    is, those of the first rank, best quality first; where nothing is, spread over the ranks. Quality is the loss,
-    whatever the objectives say: it is finer than a metric, and plans of equal latency are much alike.
+    Where a cost is limited, by non-dominated rank (Deb et al. 2002) and, within a rank, by quality. Where the least
+    cost is wanted at which quality is kept, those of the first rank, best quality first; where nothing is limited,
+    spread over the ranks. Quality is the loss, whatever the objectives say: it is finer than a metric, and plans of
+    equal latency are much alike.
     """
     goal = study.task.metric.goal
-    objectives = ["loss" if name == "metric" else name for name in study.search.objectives]
+    objectives = ["loss", *(name for name in study.search.objectives if name not in ("metric", "loss"))]
     fitting = [each for each in candidates if each.stage == "screened" and _inside(study, dense, each.score)]
     unique = list({each.plan.digest: each for each in reversed(fitting)}.values())
+    points = {each.number: costs_of(each.score, objectives, goal) for each in unique}
     ranks: list[list[Candidate]] = []
-    left = {each.number: costs_of(each.score, objectives, goal) for each in unique}
-    by_number = {each.number: each for each in unique}
+    left = sorted(unique, key=lambda each: points[each.number])  # best quality first
     while left:
-        front = [number for number, one in left.items() if not any(dominates(other, one) for other in left.values())]
-        ranks.append([by_number[number] for number in sorted(front, key=lambda number: left[number])])
-        left = {number: one for number, one in left.items() if number not in front}
-    limited = {limit.quantity for limit in study.budget.limits}
-    if limited == {"metric_drop"}:
-        return sorted(ranks[0], key=lambda each: each.score.objective("loss")) if ranks else []
-    if limited:
-        return [each for rank in ranks for each in sorted(rank, key=lambda each: each.score.objective("loss"))]
+        ranks.append(_front(left, points))
+        if _by_halves(study):
+            return ranks[0]
+        numbers = {each.number for each in ranks[-1]}
+        left = [each for each in left if each.number not in numbers]
+    if study.budget.limits:
+        return [each for rank in ranks for each in rank]
     return [each for rank in ranks for each in _spread(rank)]
+
+
+def _front(ordered: list[Candidate], points: Mapping[int, tuple[float, ...]]) -> list[Candidate]:
+    """Those that no other dominates, of candidates in the order of their points."""
+    found: list[Candidate] = []
+    for each in ordered:  # only one that comes before can dominate
+        if not any(dominates(points[other.number], points[each.number]) for other in reversed(found)):
+            found.append(each)
+    return found
 
 
 def _inside(study: Study, dense: Score, score: Score) -> bool:

@@ -33,8 +33,10 @@ def proposals(prepared: Prepared, steering: Steering, solved: Sequence[Callable[
 
 
 def _to_budget(variables: Sequence[Variable], steering: Steering, techniques: Sequence[str], share: float) -> Plan:
-    """The least uniform ratio of `techniques` that keeps the budget; the highest where none does."""
+    """The least uniform ratio of `techniques` that keeps a share of the budget; the highest where none does."""
     highest = max(variable.options.ratio[1] for variable in variables)
+    if not steering.budget.limits:  # nothing is known beforehand of what is limited: at several ratios
+        return uniform(variables, techniques, highest * share)
     start = parameters(variables, uniform(variables, techniques, highest))
     return plan_of(variables, steering.fitted(start, share))
 

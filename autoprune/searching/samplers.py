@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import optuna
+from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from autoprune.space import Variable, distributions
@@ -40,6 +41,9 @@ class Steered(optuna.samplers.BaseSampler):
         found = self._inner.sample_relative(study, trial, self._inner.infer_relative_search_space(study, trial))
         for name, each in self._all.items():
             if name not in found:
+                if each.single():
+                    found[name] = each.choices[0] if isinstance(each, CategoricalDistribution) else each.low
+                    continue
                 found[name] = self._inner.sample_independent(study, trial, name, each)
         return dict(self._steer(found))
 

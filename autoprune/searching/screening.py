@@ -20,7 +20,7 @@ from autoprune.searching.promotion import best
 from autoprune.searching.proposals import proposals, ranked_globally
 from autoprune.searching.sensitivity import RATIOS, knapsack, sensitivities
 from autoprune.searching.steering import MARGIN, Steering
-from autoprune.space import parameters, plan_of
+from autoprune.space import plan_of
 
 __all__ = ["Screening"]
 
@@ -34,9 +34,9 @@ _PATIENCE, _IDLE = 60, 0.5  # trials without a better plan, at least, and their 
 class Screening:
     """Which plans are judged untrained next. `mark` names the task and its seed, for what is kept."""
 
-    def __init__(self, evaluate: Evaluator, run: Run, mark: str) -> None:
-        """Nothing is measured before it is needed."""
-        self.evaluate, self.run, self.mark = evaluate, run, mark
+    def __init__(self, evaluate: Evaluator, run: Run, mark: str, late: Callable[[], bool]) -> None:
+        """Nothing is measured before it is needed. `late()`: whether the time is over."""
+        self.evaluate, self.run, self.mark, self.late = evaluate, run, mark, late
         self.study, self.dense = evaluate.study, evaluate.dense
         self.variables = evaluate.prepared.variables
         self._observed: set[int] = set()
@@ -50,18 +50,20 @@ class Screening:
     def proposals(self) -> list[Plan]:
         """The first plans; a ranking of all units among them and, where trials outnumber sensitivities, a knapsack."""
         settings, prepared = self.study.search, self.evaluate.prepared
-        if settings.finalists is None or not self.steering.budget.limits:
+        if settings.finalists is None:
             return proposals(prepared, self.steering)
 
         def ranked(share: float) -> Plan:
             return ranked_globally(prepared, self.steering, share)
 
         decisions = len(RATIOS) * sum(len(variable.options.techniques) for variable in self.variables)
-        if decisions > settings.trials:
+        if decisions > settings.trials or not self.steering.budget.limits:
             return proposals(prepared, self.steering, [ranked])
         self.evaluate.listener.started(0, f"judging {decisions} single decisions")
         judge, report = self.evaluate.untrained, self.evaluate.listener.progress
-        rows = sensitivities(self.variables, judge, self.steering, self.run, self.mark, report=report)
+        rows = sensitivities(self.variables, judge, self.steering, self.run, self.mark, report=report, late=self.late)
+        if not rows:
+            return proposals(prepared, self.steering, [ranked])
         dense = judge(Plan())
 
         def solved(share: float) -> Plan:
@@ -73,12 +75,16 @@ class Screening:
         """How a sample is moved: scaled to the budget, or where the whole front is wanted to one of its levels."""
         return functools.partial(self.steering.fitted, share=self.steering.share(draw))
 
-    def neighbour(self, candidates: list[Candidate], draw: str) -> Plan | None:
-        """A neighbour of the best plans so far; None where it is the sampler's turn, or there is none."""
+    def neighbour(
+        self, candidates: list[Candidate], given: Callable[[int], dict[str, Any]], draw: str
+    ) -> dict[str, Any] | None:
+        """Parameters of a neighbour of the best plans so far; None where it is the sampler's turn, or there is none.
+
+        `given` are the parameters of a trial by its number.
+        """
         done = sum(each.stage == "screened" for each in candidates)
         if done < _EXPLORED * self.study.search.trials or done % _EVERY == 0:
             return None
-        known = {each.plan.digest for each in candidates}
         parents = best(self.study, self.dense, candidates)[:_PARENTS]
         if not parents:
             return None
@@ -86,13 +92,13 @@ class Screening:
         if self.steering.whole:  # one of the front, at its own level
             parents = [random.Random(draw).choice(parents)]
             allowed = self.steering.violation(parents[0].plan)
+        known = {each.plan.digest for each in candidates}
 
-        def fits(given: Mapping[str, Any]) -> bool:
-            plan = plan_of(self.variables, given)
+        def fits(child: Mapping[str, Any]) -> bool:
+            plan = plan_of(self.variables, child)
             return plan.digest not in known and self.steering.violation(plan) <= allowed
 
-        found = exchanged(self.variables, [parameters(self.variables, each.plan) for each in parents], fits, draw)
-        return None if found is None else plan_of(self.variables, found)
+        return exchanged(self.variables, [given(each.number) for each in parents], fits, draw)
 
     def learn(self, candidates: list[Candidate]) -> None:
         """Correct what is predicted of costs by what was measured since."""
@@ -105,11 +111,14 @@ class Screening:
         """Whether there is a plan to train, or a fair number were judged in vain."""
         return len(candidates) > _VAIN or bool(best(self.study, self.dense, candidates))
 
-    def enough(self, candidates: list[Candidate]) -> bool:
-        """Whether no plan inside the budget has been the best yet, untrained, for half of all trials."""
-        if self.steering.whole:  # there is no one best plan
+    def enough(self, candidates: list[Candidate], done: int) -> bool:
+        """Whether no plan inside the budget has been the best yet, untrained, for half of all trials (60 at least).
+
+        `done` trials count for this budget. Where the whole front is wanted there is no one best plan.
+        """
+        patience = max(_PATIENCE, round(_IDLE * self.study.search.trials))
+        if done < patience or self.steering.whole:
             return False
         screened = [each for each in candidates if each.stage == "screened"]
         found = best(self.study, self.dense, screened)
-        patience = max(_PATIENCE, round(_IDLE * self.study.search.trials))
         return bool(found) and len(screened) - 1 - screened.index(found[0]) >= patience

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-from optuna.trial import Trial
-
-from autoprune import plugins
 from autoprune.errors import BudgetError
 from autoprune.exporting.export import Finished, export
 from autoprune.exporting.verify import verify_in_fresh_process
 from autoprune.group import Group
 from autoprune.plan import Plan
 from autoprune.run import Run
-from autoprune.score import Candidate, Score, pareto_front
+from autoprune.score import Candidate, Score
 from autoprune.searching import baseline, records
-from autoprune.searching.evaluate import Evaluated, Evaluator
+from autoprune.searching.evaluate import Evaluator
 from autoprune.searching.finalists import ranked, settle
 from autoprune.searching.listener import Listener, Quiet
 from autoprune.searching.misses import nearest_miss
@@ -28,9 +23,12 @@ from autoprune.searching.probes import useful
 from autoprune.searching.promotion import promoted
 from autoprune.searching.screening import Screening
 from autoprune.searching.study import Journal
+from autoprune.searching.trials import Trials
 from autoprune.study import Study
 
 __all__ = ["Result", "search"]
+
+_ROUNDS = 3  # times the finalists that are trained, at most, while none keeps the budget
 
 
 @dataclass(frozen=True)
@@ -77,7 +75,7 @@ def _searched(study: Study, run: Run, listener: Listener) -> Result:
     try:
         search.begin()
         if not search.dense_suffices():
-            search.trials()
+            search.loops()
     except KeyboardInterrupt:
         interrupted = True
         if search.dense is None:
@@ -113,9 +111,7 @@ class _Search:
         self.study, self.run, self.prepared, self.listener = study, run, prepared, listener
         self.journal = Journal(study, run, prepared.variables)
         self.dense: Score | None = None
-        self.objectives = study.search.objectives
         self.started = time.monotonic()
-        self.told = 0  # trials, by this process
 
     def begin(self) -> None:
         """The dense baseline, and the first plans in the queue."""
@@ -125,20 +121,19 @@ class _Search:
         if done:
             self.listener.note(f"going on with {self.run.folder}: {done} trials are done")
         dense = baseline.establish(self.study, self.prepared, self.run, self.listener)
-        self.task = self.study.task.digest()
+        task = self.study.task.digest()
         scores = importance(self.study, self.prepared.model, self.prepared.coupling)
-        self.evaluate = Evaluator(self.study, self.prepared, dense, scores, self.listener)
-        self.dense = dense
-        self.screening = Screening(self.evaluate, self.run, f"{self.task}-{self.study.search.seed}")
+        evaluate = Evaluator(self.study, self.prepared, dense, scores, self.listener)
+        self.dense, self.trials = dense, Trials(evaluate, self.journal, self.run, task)
+        self.screening = Screening(evaluate, self.run, f"{task}-{self.study.search.seed}", self._late)
         self.journal.start(lambda: [Plan()] if self._suffices(dense) else self.screening.proposals(), dense)
 
     def _suffices(self, dense: Score) -> bool:
         limited = {limit.quantity for limit in self.study.budget.limits}
-        if limited <= {"metric_drop"} and set(self.objectives) - {"metric", "loss"}:
+        objectives = set(self.study.search.objectives)
+        if limited <= {"metric_drop"} and objectives - {"metric", "loss"}:
             return False  # no cost is limited, but one is to be made better
-        return not self.study.budget.broken(dense, dense, self.study.task.metric.goal) and not limited & set(
-            self.objectives
-        )
+        return not self.study.budget.broken(dense, dense, self.study.task.metric.goal) and not limited & objectives
 
     def dense_suffices(self) -> bool:
         """Whether the dense model keeps the budget already, and nothing that is limited is to be made better still."""
@@ -149,114 +144,99 @@ class _Search:
             f"the dense model keeps the budget already ({self.study.budget}); there is nothing to search. "
             f"Name a quantity among search.objectives to make it better still"
         )
-        while not any(each.stage == "dense" for each in self._candidates()):
-            trial, plan = self.journal.ask()
-            self._tell(trial, self._evaluated(plan, trial.number), 0.0)
+        while not any(each.stage == "dense" for each in self.trials.candidates()):
+            self.trials.run_one(*self.journal.ask(), self.trials.trained)
         return True
 
-    def trials(self) -> None:
+    def loops(self) -> None:
         """Judge plans until trials or time are used up: trained; or untrained, and then the best are trained."""
         count = self.study.search.finalists
         if count is None:
-            self._repeat(self.journal.ask, self._evaluated)
+            self._train_all()
         else:
-            self._repeat(self._next, self._screened, reserve_s=self._training_s(count))
+            self._screen(count)
             self._promote(count)
 
-    def _repeat(
-        self,
-        ask: Callable[[], tuple[Trial, Plan]],
-        evaluate: Callable[[Plan, int], Evaluated],
-        reserve_s: float = 0.0,
-    ) -> None:
-        settings = self.study.search
-        executor = plugins.load("executor", settings.executor)()
-        while (done := self.journal.finished()) < settings.trials:
-            if self._late(reserve_s) and (
-                done if settings.finalists is None else self.screening.started(self._candidates())
-            ):
+    def _train_all(self) -> None:
+        while (done := self.journal.finished()) < self.study.search.trials:
+            if done and self._late():
                 self.listener.note(f"the time limit is reached after {done} trials")
-                break
-            if settings.finalists is not None and self.screening.enough(self._candidates()):
-                self.listener.note(f"no better plan was found for long: the search stops after {done} trials")
-                break
-            began = time.monotonic()
-            trial, plan = ask()
-            self._tell(trial, executor.submit(evaluate, plan, trial.number).result(), time.monotonic() - began)
+                return
+            self.trials.run_one(*self.journal.ask(), self.trials.trained)
 
-    def _next(self) -> tuple[Trial, Plan]:
-        """A plan that waits, else a neighbour of the best ones or the sampler's, scaled to the budget."""
-        if self.journal.waits():
-            return self.journal.ask()
-        candidates = self._candidates()
-        self.screening.learn(candidates)
-        draw = self.journal.draw()
-        return self.journal.ask(self.screening.neighbour(candidates, draw), steer=self.screening.steered(draw))
-
-    def _screened(self, plan: Plan, number: int) -> Evaluated:
-        return self.evaluate.screen(plan, number) if len(plan) else self._evaluated(plan, number)
+    def _screen(self, count: int) -> None:
+        """Plans that wait, neighbours of the best ones and the sampler's, scaled to the budget; untrained."""
+        reserve = min(self.prepared.training_s(self.study) * count, (self.study.search.timeout_s or 0.0) / 2)
+        while (done := self.journal.finished()) < self.study.search.trials:
+            candidates = self.trials.candidates()
+            if self._late(reserve) and self.screening.started(candidates):
+                self.listener.note(f"{done} plans are judged: what is left of the time limit is for training")
+                return
+            if self.screening.enough(candidates, done):
+                self.listener.note(f"no better plan was found for long: {done} are judged, now the best are trained")
+                return
+            if self.journal.waits():
+                trial, plan = self.journal.ask()
+            else:
+                self.screening.learn(candidates)
+                draw = self.journal.draw()
+                child = self.screening.neighbour(candidates, self.journal.parameters, draw)
+                trial, plan = self.journal.ask(child, steer=self.screening.steered(draw))
+            self.trials.run_one(trial, plan, self.trials.screened)
 
     def _promote(self, count: int) -> None:
-        """Train the best `count` of the plans that were judged untrained."""
+        """Train the best `count` of the plans that were judged untrained; twice as many where none keeps the budget."""
         assert self.dense is not None
-        while chosen := promoted(self.study, self.dense, self._candidates(), self.journal.promoted(), count):
-            if self._late() and any(each.stage == "trained" for each in self._candidates()):
+        most = count * _ROUNDS
+        while True:
+            candidates = self.trials.candidates()
+            chosen = promoted(self.study, self.dense, candidates, self.journal.promoted(), count)
+            if chosen is None:
+                if ranked(self.study, candidates) or count >= most:
+                    return
+                count += 1
+                continue
+            if self._late() and any(each.stage == "trained" for each in candidates):
                 self.listener.note("the time limit is reached before all of the best plans were trained")
                 return
-            began = time.monotonic()
-            trial, plan = self.journal.ask(chosen.plan, promotes=chosen.number)
-            self._tell(trial, self._evaluated(plan, trial.number), time.monotonic() - began)
+            self.trials.run_one(self.journal.promote(chosen), chosen.plan, self.trials.trained)
 
     def _late(self, reserve_s: float = 0.0) -> bool:
         limit = self.study.search.timeout_s
         return limit is not None and time.monotonic() - self.started + reserve_s > limit
 
-    def _training_s(self, count: int) -> float:
-        """What training the best may take, at most."""
-        distilled = 1.3 if self.study.recovery.distill else 1.0
-        return count * self.prepared.epoch_s * self.study.recovery.epochs * distilled
-
-    def _evaluated(self, plan: Plan, number: int) -> Evaluated:
-        if not len(plan):
-            first = self.evaluate.baseline()
-            return Evaluated(
-                Candidate(
-                    number, plan, first.candidate.score, first.candidate.feasible, "dense", first.candidate.reason
-                ),
-                first.model,
-            )
-        score = records.kept_result(self.run, self._key(plan), number)
-        return self.evaluate(plan, number) if score is None else self.evaluate.known(plan, number, score)
-
-    def _tell(self, trial: Trial, evaluated: Evaluated, seconds: float) -> None:
-        assert self.dense is not None
-        candidate = evaluated.candidate
-        before = self.journal.candidates(self.dense)
-        if candidate.trained:
-            if evaluated.model is not None and records.worth_keeping(candidate, before, self.study.task.metric.goal):
-                records.keep_model(self.run, candidate, evaluated.model, self.prepared.model)
-            if candidate.stage == "trained":
-                records.keep_result(self.run, self._key(candidate.plan), candidate)
-        self.journal.tell(trial, candidate, seconds)
-        self.told += 1
-        self._write()
-        self.listener.finished(candidate, next(iter(ranked(self.study, self._candidates())), None))
-
     def close(self, interrupted: bool) -> Result:
         """Measure the finalists again, export and verify the best, unless an earlier start has done it."""
         assert self.dense is not None
-        candidates = self._candidates()
-        best = None if self.told else records.exported(self.run, self.study, candidates)
+        candidates = self.trials.candidates()
+        best = None if self.trials.told else records.exported(self.run, self.study, candidates)
         if best is None:
-            kept = [each for each in candidates if (self.run.trial(each.number) / "score.json").exists()]
-            best, judged = settle(self.study, self.prepared, self.dense, self.run, kept, self.listener)
-            self._write(best, final=True)
+            best, judged = self._settled(interrupted)
+            self.trials.write(best, final=True)
             if best is not None:
                 best = self._export(best)
             elif not interrupted:
-                raise BudgetError(nearest_miss(self.study, self.study.budget, self.dense, _with(candidates, judged)))
-        front = self._write(best, final=True)
+                seen = _with(self.trials.candidates(), judged)
+                raise BudgetError(nearest_miss(self.study, self.study.budget, self.dense, seen))
+        front = self.trials.write(best, final=True)
         return Result(self.run, self.dense, front, best, self.prepared.coupling.groups, interrupted)
+
+    def _settled(self, interrupted: bool) -> tuple[Candidate | None, list[Candidate]]:
+        """The best that keeps the budget when measured again; where none does, others are trained in their place."""
+        assert self.dense is not None
+        count, judged = self.study.search.finalists, list[Candidate]()
+        for extra in range(1, _ROUNDS + 1):
+            seen, told = {each.number for each in judged}, self.trials.told
+            kept = [each for each in self.trials.candidates() if (self.run.trial(each.number) / "score.json").exists()]
+            fresh = [each for each in kept if each.number not in seen]
+            best, found = settle(self.study, self.prepared, self.dense, self.run, fresh, self.listener)
+            judged += found
+            if best is not None or interrupted or count is None or extra == _ROUNDS:
+                return best, judged
+            self._promote(count * (extra + 1))
+            if self.trials.told == told:
+                break
+        return None, judged
 
     def _export(self, best: Candidate) -> Candidate:
         assert self.dense is not None
@@ -265,28 +245,7 @@ class _Search:
         done = Finished(best.plan, model, self.prepared.model, best.score, self.dense, best.number)
         score = export(self.study, done, self.run.best)
         verify_in_fresh_process(self.run.best, self.study.task)
-        return Candidate(best.number, best.plan, score, best.feasible, best.stage, best.reason)
-
-    def _candidates(self) -> list[Candidate]:
-        assert self.dense is not None
-        return self.journal.candidates(self.dense)
-
-    def _write(self, best: Candidate | None = None, final: bool = False) -> list[Candidate]:
-        """Write what is derived from the journal; gives the front. Before the end the best is the first in rank."""
-        assert self.dense is not None
-        candidates = self._candidates()
-        front = pareto_front(candidates, self.objectives, self.study.task.metric.goal)
-        chosen = best if final else next(iter(ranked(self.study, candidates)), None)
-        front = [best if best is not None and each.number == best.number else each for each in front]
-        records.write_front(self.run, self.study, self.dense, front, chosen)
-        records.write_table(self.run, candidates, self.journal.trials())
-        return front
-
-    def _key(self, plan: Plan) -> str:
-        recipe = asdict(self.study.recovery) | {"seed": self.study.search.seed}
-        targets = [target.to_json() for target in (self.study.target, *self.study.further)]
-        text = json.dumps([plan.digest, self.task, recipe, *targets], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return replace(best, score=score)
 
 
 def _with(candidates: Sequence[Candidate], judged: Sequence[Candidate]) -> list[Candidate]:

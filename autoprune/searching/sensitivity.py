@@ -10,10 +10,11 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
+from autoprune.errors import TrainingError
 from autoprune.plan import Plan
 from autoprune.run import Run
 from autoprune.searching.steering import Steering
-from autoprune.space import Variable, parameters, plan_of
+from autoprune.space import NONE, Variable, parameters, plan_of
 from autoprune.training.loop import Quality
 
 __all__ = ["RATIOS", "Sensitivity", "knapsack", "sensitivities"]
@@ -49,23 +50,32 @@ def sensitivities(
     *,
     ratios: Sequence[float] = RATIOS,
     report: Callable[[float], None] = lambda share: None,
+    late: Callable[[], bool] = lambda: False,
 ) -> list[Sensitivity]:
     """Every technique of every variable at some ratios, by its first criterion; kept in the run, none is judged twice.
 
-    `mark` names what they depend on beside the plan: model, data, seed.
+    `mark` names what they depend on beside the plan: model, data, seed. Ratios are moved into each variable's range.
+    None where it is `late()` before all are judged; a decision that breaks the model's outputs down has no row.
     """
     found: list[Sensitivity] = []
     alone = [(variable, technique) for variable in variables for technique in variable.options.techniques]
-    for variable, technique in alone:
-        for ratio in ratios:
-            low, high = variable.options.ratio
-            plan = Plan(variable.choices(technique, min(max(ratio, low), high), variable.options.criteria[0]))
+    for place, (variable, technique) in enumerate(alone):
+        low, high = variable.options.ratio
+        asked = dict.fromkeys(min(max(ratio, low), high) for ratio in ratios)
+        plans = {Plan(variable.choices(technique, ratio, variable.options.criteria[0])): ratio for ratio in asked}
+        for plan, ratio in plans.items():
             kept = run.cached("sensitivity", key := f"{mark}-{plan.digest}")
             if kept is None:
-                run.cache("sensitivity", key, kept := asdict(judge(plan)))
+                if late():
+                    return []
+                try:
+                    kept = asdict(judge(plan))
+                except TrainingError:  # outputs that have broken down say enough
+                    continue
+                run.cache("sensitivity", key, kept)
             quality, latency = Quality(**kept), steering.latency(plan)
             found.append(Sensitivity(variable.name, technique, ratio, quality.loss, quality.metric, latency))
-            report(len(found) / (len(alone) * len(ratios)))
+        report((place + 1) / len(alone))
     return found
 
 
@@ -84,7 +94,9 @@ def knapsack(
         variable = by_name[name]
         for level in range(_LEVELS):
             ratio = variable.options.ratio[1] * level / (_LEVELS - 1)
-            chosen: dict[str, object] = {f"{name}.technique": technique, f"{name}.ratio": ratio}
+            whole = ratio < max(variable.options.ratio[0], 1e-9)
+            chosen: dict[str, object] = {f"{name}.technique": NONE if whole else technique}
+            chosen[f"{name}.ratio"] = max(ratio, variable.options.ratio[0])
             saved = before - steering.violation(plan_of(variables, {**start, **chosen}))
             options.setdefault(name, []).append((chosen, _between(losses, ratio), saved))
 

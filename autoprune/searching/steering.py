@@ -33,7 +33,8 @@ __all__ = ["MARGIN", "Steering"]
 
 MARGIN = 0.02  # of the budget: a plan at its very edge falls outside when measured again
 _SHARES, _LEVELS = (1.0, 0.95, 0.9), (0.8, 0.6, 0.4, 0.25)
-_STEPS = 10  # of bisection
+_STEPS, _RANGE = 11, 1e4  # of bisection, on a logarithmic scale
+_LEARNT = 160  # plans are enough to learn from: it takes longer for each
 _TIMED = ("latency", "throughput")
 _UNFORESEEN = ("metric_drop", "memory", "energy")  # what is not known of a plan before it has run
 _PROFILE_S, _PLANS = 60.0, 40  # of a profile, at most
@@ -72,7 +73,7 @@ class Steering:
 
     def shares(self) -> tuple[float, ...]:
         """Of the budget, that proposals are solved for; the first may turn out to lie outside."""
-        return _LEVELS if self.whole else _SHARES
+        return _LEVELS if self.whole or not self.budget.limits else _SHARES
 
     def share(self, draw: str) -> float:
         """Of the budget, that a sample is to spend: all, or where the whole front is wanted one of every level."""
@@ -91,7 +92,7 @@ class Steering:
         own = elsewhere.pop("", score)
         score = own.updated(elsewhere=elsewhere)
         goal = self.study.task.metric.goal
-        return max(self.budget.violations(score, self.dense, goal).values(), default=0.0)
+        return max(self.budget.violations(score, self.dense, goal).values(), default=-1.0)
 
     def latency(self, plan: Plan, target: str = "") -> float | None:
         """The ratio to dense that is predicted; None where nothing is known of it, as of zeros on sparse kernels."""
@@ -123,23 +124,25 @@ class Steering:
             }
             return {**parameters, **moved}
 
-        low, high = 0.0, max(highest[name][1] / ratio for name, ratio in ratios.items())
+        high = max(highest[name][1] / ratio for name, ratio in ratios.items())
+        low = high / _RANGE
         if self.fits(plan_of(variables, scaled(high)), share):
             for _ in range(_STEPS):
-                middle = (low + high) / 2
+                middle = (low * high) ** 0.5
                 low, high = (low, middle) if self.fits(plan_of(variables, scaled(middle)), share) else (middle, high)
         return scaled(high)
 
     def observe(self, plan: Plan, score: Score) -> None:
-        """Learn from a measured plan."""
+        """Learn from a measured plan, while there is much to learn."""
         keep = kept_units(self.prepared.coupling, plan, self.importance)
         for target, predictor in self.predictors.items():
             found = score.on(target)
-            if found.latency_ms is None or found.latency_ratio is None or self._teaches_nothing(plan, target):
+            if predictor.measured >= _LEARNT or self._teaches_nothing(plan, target):
                 continue
-            ms = (found.latency_ms, found.latency_ms_low or found.latency_ms, found.latency_ms_high or found.latency_ms)
-            ratios = (found.latency_ratio, found.latency_ratio_low, found.latency_ratio_high)
-            predictor.observe(keep, Latency(*ms, *ratios, 1, True))
+            if found.latency_ms is not None and found.latency_ratio is not None:
+                low, high = found.latency_ms_low or found.latency_ms, found.latency_ms_high or found.latency_ms
+                ratios = (found.latency_ratio, found.latency_ratio_low, found.latency_ratio_high)
+                predictor.observe(keep, Latency(found.latency_ms, low, high, *ratios, 1, True))
 
     def _teaches_nothing(self, plan: Plan, target: str) -> bool:
         """Whether there are zeros that run on sparse kernels, whose latency says nothing of widths."""

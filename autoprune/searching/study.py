@@ -33,6 +33,7 @@ class Journal:
     def __init__(self, study: Study, run: Run, variables: Sequence[Variable]) -> None:
         self._study, self._variables = study, variables
         self._dense: Score | None = None
+        self._seen: dict[int, Candidate] = {}  # by number; what has ended does not change
         with _quiet():
             storage, begins = opened(study, run)
             directions = [direction(name, study.task.metric.goal) for name in study.search.objectives]
@@ -52,7 +53,7 @@ class Journal:
             names = [name for name in optuna.get_all_study_names(storage=storage) if name.startswith(begins)]
             studies = [optuna.load_study(storage=storage, study_name=name) for name in names]
         journal = cls.__new__(cls)
-        journal._study = study
+        journal._study, journal._seen = study, {}
         if not studies:
             return []
         journal.optuna = max(studies, key=lambda found: len(found.trials))
@@ -67,6 +68,8 @@ class Journal:
                 self._take_over(longest)
             for trial in self.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
                 self.optuna.tell(trial.number, state=TrialState.FAIL)
+            if any(_promotes(trial) for trial in self._waiting()):
+                self._hold_back()  # who is to be promoted is found out anew
             self._queue_again()
             if not self.optuna.user_attrs.get("proposed") and self.finished() < self._study.search.trials:
                 for plan in proposals():
@@ -74,31 +77,52 @@ class Journal:
                 self.optuna.set_user_attr("proposed", True)
 
     def ask(
-        self,
-        plan: Plan | None = None,
-        *,
-        steer: Callable[[Parameters], Any] | None = None,
-        promotes: int | None = None,
+        self, given: Parameters | None = None, *, steer: Callable[[Parameters], Any] | None = None
     ) -> tuple[Trial, Plan]:
-        """The next trial and its plan: one that waits in the queue, else `plan`, else the sampler's, moved by `steer`.
+        """The next trial and its plan: one that waits in the queue, else `given`, else the sampler's, moved by `steer`.
 
-        `promotes` is the number of the trial whose plan, judged untrained, is now to be trained. The sampler is seeded
-        by (seed, trials so far), as if never interrupted.
+        The sampler is seeded by (seed, trials so far).
         """
         with _quiet():
-            waits = self.waits()
-            if plan is not None and not waits:
-                attrs = {} if promotes is None else {"promotes": promotes}
-                self.optuna.enqueue_trial(parameters(self._variables, plan), user_attrs=attrs)
-            if plan is not None or waits:
-                self.optuna.sampler = optuna.samplers.RandomSampler()  # what it samples is not used
+            if given is not None and not self.waits():
+                self.optuna.enqueue_trial(dict(given))
+            if self.waits():  # what is missing of parameters that were queued under another budget is left whole
+                untouched = parameters(self._variables, Plan())
+                self.optuna.sampler = Steered(optuna.samplers.RandomSampler(), self._variables, lambda _: untouched)
             else:
                 sampler = SAMPLERS[self._study.search.sampler](zlib.crc32(self.draw().encode()))
                 self.optuna.sampler = Steered(sampler, self._variables, steer) if steer else sampler
             trial = self.optuna.ask(dict(distributions(self._variables)))
             chosen = plan_of(self._variables, trial.params)
-            trial.set_user_attr("plan", chosen.to_json())
+            self._begun(trial, chosen)
         return trial, chosen
+
+    def promote(self, candidate: Candidate) -> Trial:
+        """A trial that trains the plan of another, which was judged untrained; what waits in the queue is held back."""
+        with _quiet():
+            self._hold_back()
+            self.optuna.enqueue_trial(self.parameters(candidate.number), user_attrs={"promotes": candidate.number})
+            self.optuna.sampler = optuna.samplers.RandomSampler()
+            trial = self.optuna.ask(dict(distributions(self._variables)))
+            self._begun(trial, candidate.plan)
+        return trial
+
+    def parameters(self, number: int) -> dict[str, Any]:
+        """Those of a trial, as far as they are searched now; what it does not have is left whole."""
+        asked = self.optuna.get_trials(deepcopy=False)[number].params
+        return {name: asked.get(name, value) for name, value in parameters(self._variables, Plan()).items()}
+
+    def _begun(self, trial: Trial, plan: Plan) -> None:
+        trial.set_user_attr("plan", plan.to_json())
+        trial.set_user_attr("budget", str(self._study.budget))
+
+    def _hold_back(self) -> None:
+        """Take what waits out of the queue; the next start queues it again."""
+        for _ in range(len(self._waiting())):
+            self.optuna.tell(self.optuna.ask(), state=TrialState.FAIL)
+
+    def _waiting(self) -> list[FrozenTrial]:
+        return list(self.optuna.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
 
     def draw(self) -> str:
         """What the next trial's random choices are seeded by: the search's seed and the trials so far."""
@@ -107,7 +131,7 @@ class Journal:
 
     def waits(self) -> bool:
         """Whether plans wait in the queue."""
-        return bool(self.optuna.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
+        return bool(self._waiting())
 
     def tell(self, trial: Trial, candidate: Candidate, seconds: float) -> None:
         """Record a candidate: COMPLETE with what was really measured, or FAIL where its training broke down."""
@@ -125,16 +149,26 @@ class Journal:
 
     def candidates(self, dense: Score) -> list[Candidate]:
         """Every trial that ended by itself, judged against the study's budget."""
-        return [self._candidate(trial, dense) for trial in self.optuna.get_trials(deepcopy=False) if _ended(trial)]
+        for trial in self.optuna.get_trials(deepcopy=False):
+            if trial.number not in self._seen and _ended(trial):
+                self._seen[trial.number] = self._candidate(trial, dense)
+        return [self._seen[number] for number in sorted(self._seen)]
 
     def finished(self) -> int:
-        """How many trials ended by themselves; interrupted ones do not count, nor those that train another's plan."""
-        return sum(_ended(trial) and not _promotes(trial) for trial in self.optuna.get_trials(deepcopy=False))
+        """How many trials count: they ended by themselves, and did not train the plan of another.
 
-    def promoted(self) -> set[int]:
-        """The numbers of the trials that were promoted: others have trained, or given up, their plans."""
-        ended = (trial for trial in self.optuna.get_trials(deepcopy=False) if _ended(trial))
-        return {trial.user_attrs["promotes"] for trial in ended if _promotes(trial)}
+        Where plans are judged untrained, those of this budget alone: such plans lie at the edge of theirs. Where all
+        are trained, those that were.
+        """
+        ended = [trial for trial in self.optuna.get_trials(deepcopy=False) if _ended(trial) and not _promotes(trial)]
+        if self._study.search.finalists is None:
+            return sum(trial.user_attrs["stage"] != "screened" for trial in ended)
+        return sum(trial.user_attrs.get("budget") == str(self._study.budget) for trial in ended)
+
+    def promoted(self) -> dict[int, int]:
+        """For the number of every trial that was promoted, that of the one which trained its plan, or gave it up."""
+        ended = (trial for trial in self.optuna.get_trials(deepcopy=False) if _ended(trial) and _promotes(trial))
+        return {trial.user_attrs["promotes"]: trial.number for trial in ended}
 
     def known(self) -> int:
         """How many trials have ended, under whichever budget."""
@@ -148,13 +182,11 @@ class Journal:
     def _violations(self, score: Score, stage: str) -> dict[str, float]:
         """By limit; of a trial that was only screened by what is to be expected of it when trained."""
         assert self._dense is not None
-        judged = score.expected().updated(metric=None) if stage == "screened" else score
-        return self._study.budget.violations(judged, self._dense, self._study.task.metric.goal)
+        return self._study.budget.violations(score.judged(stage), self._dense, self._study.task.metric.goal)
 
     def _candidate(self, trial: FrozenTrial, dense: Score) -> Candidate:
         score, attrs = Score.from_json(trial.user_attrs["score"]), trial.user_attrs
-        judged = score.expected().updated(metric=None) if attrs["stage"] == "screened" else score
-        broken = self._study.budget.broken(judged, dense, self._study.task.metric.goal)
+        broken = self._study.budget.broken(score.judged(attrs["stage"]), dense, self._study.task.metric.goal)
         feasible = not broken and attrs["stage"] in ("dense", "trained")
         reason = attrs["reason"] if attrs["stage"] == "failed" else "; ".join(broken) or None
         return Candidate(trial.number, Plan.from_json(attrs["plan"]), score, feasible, attrs["stage"], reason)

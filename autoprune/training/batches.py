@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
-from torch.utils.data import DataLoader, Subset, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
 
 from autoprune.task import Batch, Inputs
 
@@ -54,6 +55,8 @@ def sampled(data: Any, count: int) -> Any:
 
     What is no larger than that is given back as it is.
     """
+    if isinstance(data, IterableDataset):
+        return _FirstSamples(data, count)
     if isinstance(data, DataLoader) or not hasattr(data, "__getitem__") or not hasattr(data, "__len__"):
         return _First(data, count)
     if len(data) <= count:
@@ -62,6 +65,16 @@ def sampled(data: Any, count: int) -> Any:
     if type(data) is TensorDataset:
         return TensorDataset(*(tensor[chosen] for tensor in data.tensors))
     return Subset(data, chosen.tolist())
+
+
+class _FirstSamples(IterableDataset[Any]):
+    """The first `count` samples of a data set that can only be gone through."""
+
+    def __init__(self, data: IterableDataset[Any], count: int) -> None:
+        self.data, self.count = data, count
+
+    def __iter__(self) -> Iterator[Any]:
+        return itertools.islice(iter(self.data), self.count)
 
 
 @dataclass(frozen=True)

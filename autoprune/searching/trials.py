@@ -1,0 +1,89 @@
+"""The trials of a search while it runs: evaluated, told to the journal, kept in the run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+
+from optuna.trial import Trial
+
+from autoprune import plugins
+from autoprune.plan import Plan
+from autoprune.run import Run
+from autoprune.score import Candidate, pareto_front
+from autoprune.searching import records
+from autoprune.searching.evaluate import Evaluated, Evaluator
+from autoprune.searching.finalists import ranked
+from autoprune.searching.study import Journal
+
+__all__ = ["Trials"]
+
+
+class Trials:
+    """What both loops of a search share. `told` counts the trials that this process has ended."""
+
+    def __init__(self, evaluate: Evaluator, journal: Journal, run: Run, task: str) -> None:
+        """`task` is the digest of the study's task."""
+        self.evaluate, self.journal, self.run, self.task = evaluate, journal, run, task
+        self.study, self.dense, self.told = evaluate.study, evaluate.dense, 0
+        self._executor = plugins.load("executor", self.study.search.executor)()
+
+    def candidates(self) -> list[Candidate]:
+        """All that have ended, held against the study's budget."""
+        return self.journal.candidates(self.dense)
+
+    def run_one(self, trial: Trial, plan: Plan, evaluate: Callable[[Plan, int], Evaluated]) -> None:
+        """Evaluate a trial where the study's executor runs, and tell what came of it."""
+        began = time.monotonic()
+        done = self._executor.submit(evaluate, plan, trial.number).result()
+        self._tell(trial, done, time.monotonic() - began)
+
+    def trained(self, plan: Plan, number: int) -> Evaluated:
+        """A plan trained, unless it breaks the budget before or was trained already; the empty one is dense."""
+        if not len(plan):
+            first = self.evaluate.baseline()
+            return Evaluated(replace(first.candidate, number=number), first.model)
+        score = records.kept_result(self.run, self._key(plan), number)
+        return self.evaluate(plan, number) if score is None else self.evaluate.known(plan, number, score)
+
+    def screened(self, plan: Plan, number: int) -> Evaluated:
+        """A plan judged untrained, unless it was before."""
+        if not len(plan):
+            return self.trained(plan, number)
+        before = [each for each in self.candidates() if each.stage == "screened" and each.plan == plan]
+        return Evaluated(replace(before[0], number=number)) if before else self.evaluate.screen(plan, number)
+
+    def write(self, best: Candidate | None = None, final: bool = False) -> list[Candidate]:
+        """Write what is derived from the journal; gives the front. Before the end the best is the first in rank."""
+        candidates = self.candidates()
+        front = pareto_front(candidates, self.study.search.objectives, self.study.task.metric.goal)
+        chosen = best if final else next(iter(ranked(self.study, candidates)), None)
+        front = [best if best is not None and each.number == best.number else each for each in front]
+        records.write_front(self.run, self.study, self.dense, front, chosen)
+        records.write_table(self.run, candidates, self.journal.trials())
+        return front
+
+    def _tell(self, trial: Trial, evaluated: Evaluated, seconds: float) -> None:
+        candidate, before = evaluated.candidate, self.candidates()
+        if candidate.trained:
+            if evaluated.model is not None and records.worth_keeping(candidate, before, self.study.task.metric.goal):
+                records.keep_model(self.run, candidate, evaluated.model, self.evaluate.prepared.model)
+            if candidate.stage == "trained":
+                records.keep_result(self.run, self._key(candidate.plan), candidate)
+        self.journal.tell(trial, candidate, seconds)
+        self.told += 1
+        if candidate.stage != "screened" or self.told % _WRITTEN == 0:
+            self.write()
+        self.evaluate.listener.finished(candidate, next(iter(ranked(self.study, self.candidates())), None))
+
+    def _key(self, plan: Plan) -> str:
+        recipe = asdict(self.study.recovery) | {"seed": self.study.search.seed}
+        targets: list[object] = [target.to_json() for target in (self.study.target, *self.study.further)]
+        text = json.dumps([plan.digest, self.task, recipe, *targets], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+_WRITTEN = 10  # screened trials, between two times that the table is written
