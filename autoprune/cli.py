@@ -140,9 +140,12 @@ def sensitivity(
     folder = out or Path("runs") / read.name
     config.refuse_changed(read.resolved(), folder)
     output = Output(as_json, quiet)
+    from autoprune.reporting import sensitivity as shown
+
+    if plot is not None:
+        shown.plotly()
     with read.locating():
         from autoprune import searching
-        from autoprune.reporting import sensitivity as shown
 
         built = config.build(read)
         run = config.open_run(built.resolved, folder)

@@ -165,7 +165,7 @@ def test_where_the_finalists_do_not_keep_the_budget_others_are_trained(
         found = measured(self, model, pruned, score, processes)
         if not refused:
             refused.append(found.flops or 0)
-            return found.updated(latency_ratio=9.0, latency_ratio_high=9.0)
+            return found.updated(latency_ratio=10.0, latency_ratio_high=10.0)
         return found
 
     monkeypatch.setattr(Costs, "of_finished", slower)

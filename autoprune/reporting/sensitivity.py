@@ -12,7 +12,7 @@ from rich.table import Table
 from autoprune.errors import MissingPackage
 from autoprune.reporting import words
 
-__all__ = ["Map", "plot", "record", "table"]
+__all__ = ["Map", "plot", "plotly", "record", "table"]
 
 
 class Quality(Protocol):
@@ -101,19 +101,26 @@ def table(found: Map) -> Table:
     return made
 
 
+def plotly() -> Any:
+    """plotly's graph objects. Raises MissingPackage where it is not installed."""
+    try:
+        from plotly import graph_objects
+    except ImportError as error:
+        raise MissingPackage("a plot needs plotly: pip install 'autoprune[plots]'") from error
+    return graph_objects
+
+
 def plot(found: Map, path: Path) -> None:
     """A page with a curve for each decision: the loss added against the latency saved (or the ratio).
 
     Raises MissingPackage without plotly.
     """
-    try:
-        from plotly import graph_objects
-    except ImportError as error:
-        raise MissingPackage("a plot needs plotly: pip install 'autoprune[plots]'") from error
+    graph_objects = plotly()
     timed = any(row.latency is not None for row in found.rows)
     figure = graph_objects.Figure()
     for variable, technique in dict.fromkeys((row.variable, row.technique) for row in found.rows):
-        here = [row for row in found.rows if (row.variable, row.technique) == (variable, technique)]
+        rows = [row for row in found.rows if (row.variable, row.technique) == (variable, technique)]
+        here = sorted((row for row in rows if row.latency is not None or not timed), key=lambda row: row.ratio)
         saved = [0.0, *(100 * (1 - (row.latency or 1.0) if timed else row.ratio) for row in here)]
         added = [0.0, *(row.loss - found.dense.loss for row in here)]
         texts = ["dense", *(f"-{row.ratio:.0%}: {found.metric} {row.metric:.4f}" for row in here)]

@@ -27,7 +27,7 @@ from autoprune.training.schedule import polynomial
 __all__ = ["Evaluated", "Evaluator"]
 
 _IMAGES, _POSITIONS = 512, 20  # of training data, that layers are repaired on
-_JUDGED = 2000  # inputs of training and of validation data, that untrained plans are judged on
+_JUDGED = 1000  # inputs of training and of validation data, that untrained plans are judged on
 _LARGE = 3 * 64 * 64  # elements of an input: of larger ones fewer are taken, with more positions
 _FEWEST = 64
 

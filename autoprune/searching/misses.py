@@ -16,15 +16,16 @@ __all__ = ["nearest_miss"]
 def nearest_miss(study: Study, budget: Budget, dense: Score, candidates: Sequence[Candidate]) -> str:
     """Why no plan meets the budget: how near the best came, and which budget was reachable."""
     goal = study.task.metric.goal
+    trained = any(each.stage == "trained" for each in candidates)
     by_distance = [
-        (max(budget.violations(each.score, dense, goal).values(), default=0.0), each)
+        (max(budget.violations(each.score.judged(each.stage), dense, goal).values(), default=0.0), each)
         for each in candidates
-        if each.stage != "failed"
+        if each.stage != "failed" and not (trained and each.stage == "screened")
     ]
     if not by_distance:
         return f"no plan was tried to the end, so none meets the budget ({budget})"
     nearest = min(by_distance, key=lambda pair: (pair[0], pair[1].number))[1]
-    reached = "; ".join(budget.broken(nearest.score, dense, goal)) or "its model was not kept"
+    reached = "; ".join(budget.broken(nearest.score.judged(nearest.stage), dense, goal)) or "its model was not kept"
     failed = [each for each in candidates if each.stage == "failed"]
     broke = (
         f"{len(failed)} trials broke down in training (trial {failed[0].number}: {failed[0].reason}). "

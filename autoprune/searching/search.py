@@ -80,7 +80,7 @@ def _searched(study: Study, run: Run, listener: Listener) -> Result:
         interrupted = True
         if search.dense is None:
             raise
-        listener.note("interrupted: writing the front and exporting the best so far; once more stops at once")
+        listener.note("interrupted: writing the front and exporting the best that is trained; once more stops at once")
     try:
         return search.close(interrupted)
     except KeyboardInterrupt:
@@ -218,6 +218,8 @@ class _Search:
             elif not interrupted:
                 seen = _with(self.trials.candidates(), judged)
                 raise BudgetError(nearest_miss(self.study, self.study.budget, self.dense, seen))
+            else:
+                self.listener.note("no plan that keeps the budget is trained yet: nothing to export; go on to get one")
         front = self.trials.write(best, final=True)
         return Result(self.run, self.dense, front, best, self.prepared.coupling.groups, interrupted)
 
