@@ -247,6 +247,17 @@ def test_latency_is_foreseen_and_corrected(prepared: Prepared, tmp_path: Path) -
     assert kept.latency(plan) == pytest.approx(before)  # the profile is kept, and nothing measured again
 
 
+def test_plans_that_keep_the_same_units_have_one_effect(prepared: Prepared, tmp_path: Path) -> None:
+    found = steering(prepared, tmp_path)
+
+    def effect(ratio: float, technique: str = "structured", key: str = "3:units") -> Any:
+        return found.effect(Plan({key: Choice(technique, ratio)}))
+
+    assert effect(0.5) == effect(0.51) != effect(0.6)  # of 16 units
+    assert effect(0.01) == found.effect(Plan())
+    assert effect(0.5, "weight", "3:weights") != effect(0.51, "weight", "3:weights")
+
+
 def test_an_exchange_gives_width_to_one_group_and_takes_it_from_another(prepared: Prepared, tmp_path: Path) -> None:
     found = steering(prepared, tmp_path, flops="50%")
     start = {

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 from autoprune.plan import Plan
@@ -40,6 +40,7 @@ class Screening:
         self.study, self.dense = evaluate.study, evaluate.dense
         self.variables = evaluate.prepared.variables
         self._observed: set[int] = set()
+        self._effects: set[Hashable] = set()
 
     @functools.cached_property
     def steering(self) -> Steering:
@@ -92,19 +93,19 @@ class Screening:
         if self.steering.whole:  # one of the front, at its own level
             parents = [random.Random(draw).choice(parents)]
             allowed = self.steering.violation(parents[0].plan)
-        known = {each.plan.digest for each in candidates}
 
         def fits(child: Mapping[str, Any]) -> bool:
             plan = plan_of(self.variables, child)
-            return plan.digest not in known and self.steering.violation(plan) <= allowed
+            return self.steering.violation(plan) <= allowed and self.steering.effect(plan) not in self._effects
 
         return exchanged(self.variables, [given(each.number) for each in parents], fits, draw)
 
     def learn(self, candidates: list[Candidate]) -> None:
         """Correct what is predicted of costs by what was measured since."""
         for each in candidates:
-            if each.number not in self._observed and each.score.latency_ratio is not None:
+            if each.number not in self._observed:
                 self._observed.add(each.number)
+                self._effects.add(self.steering.effect(each.plan))
                 self.steering.observe(each.plan, each.score)
 
     def started(self, candidates: list[Candidate]) -> bool:

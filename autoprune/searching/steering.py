@@ -8,10 +8,11 @@ corrected by every candidate that is measured.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from autoprune.errors import ModelError
@@ -131,6 +132,12 @@ class Steering:
                 middle = (low * high) ** 0.5
                 low, high = (low, middle) if self.fits(plan_of(variables, scaled(middle)), share) else (middle, high)
         return scaled(high)
+
+    def effect(self, plan: Plan) -> Hashable:
+        """What a plan comes to: plans that keep the same units and mask alike are one, whatever ranked them."""
+        keep = kept_units(self.prepared.coupling, plan, self.importance)
+        kept = [(key, bytes(each.to(torch.uint8).tolist())) for key, each in keep.items() if not bool(each.all())]
+        return (*kept, *((key, choice) for key, choice in plan if key not in keep))
 
     def observe(self, plan: Plan, score: Score) -> None:
         """Learn from a measured plan, while there is much to learn."""
