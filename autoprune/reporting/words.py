@@ -88,7 +88,8 @@ def outcome(candidate: Candidate) -> str:
     """One candidate in a few words: its quality and latency, or why it stopped."""
     score = candidate.score
     screened = candidate.stage == "screened"
-    parts = [] if score.metric is None else [f"{'untrained ' if screened else ''}metric {score.metric:.4f}"]
+    kind = {"screened": "untrained ", "cost": "as cut, ", "latency": "as cut, "}.get(candidate.stage, "")
+    parts = [] if score.metric is None else [f"{kind}metric {score.metric:.4f}"]
     if score.latency_ratio is not None:
         parts.append(f"latency {score.latency_ratio * 100:.1f} % of dense")
     if candidate.reason:

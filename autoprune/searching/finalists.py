@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from autoprune.run import Run
-from autoprune.score import Candidate, Score
+from autoprune.score import Candidate, Score, costs_of
 from autoprune.searching.listener import Listener
 from autoprune.searching.preparation import Prepared
+from autoprune.searching.promotion import least_cost_wanted
 from autoprune.searching.records import kept_model
 from autoprune.study import Study
 from autoprune.training.judging import judge
@@ -19,11 +20,18 @@ PROCESSES = 5
 
 
 def ranked(study: Study, candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Feasible trained candidates, best metric first; among equals the faster, or the smaller."""
-    sign = -1.0 if study.task.metric.goal == "maximize" else 1.0
+    """Feasible trained candidates, best metric first; among equals the faster, or the smaller.
+
+    Where quality alone is limited, the least cost first: all of them keep it.
+    """
+    goal = study.task.metric.goal
+    sign = -1.0 if goal == "maximize" else 1.0
+    costs = [name for name in study.search.objectives if name not in ("metric", "loss")]
 
     def order(candidate: Candidate) -> tuple[float, ...]:
         score = candidate.score
+        if least_cost_wanted(study):
+            return (*costs_of(score, costs, goal), sign * score.objective("metric"))
         return (sign * score.objective("metric"), score.latency_ratio or 0.0, float(score.nonzero_params or 0))
 
     return sorted((candidate for candidate in candidates if candidate.feasible and candidate.trained), key=order)

@@ -8,7 +8,7 @@ from autoprune.score import NEED_A_RUN, Candidate, Score, costs_of, dominates
 from autoprune.searching.steering import MARGIN
 from autoprune.study import Study
 
-__all__ = ["best", "promoted"]
+__all__ = ["best", "least_cost_wanted", "promoted"]
 
 
 def promoted(
@@ -32,7 +32,7 @@ def promoted(
             found[candidate.number] = known[candidate.plan.digest]
         if candidate.number in found or candidate.number not in promotions:
             left.append(candidate)
-    if _by_halves(study):
+    if least_cost_wanted(study):
         return _halved(left, found, count)
     for candidate in left:
         if count <= 0:
@@ -43,7 +43,7 @@ def promoted(
     return None
 
 
-def _by_halves(study: Study) -> bool:
+def least_cost_wanted(study: Study) -> bool:
     """Whether the least cost is wanted at which a limited quality is kept: that only training tells."""
     limited = {limit.quantity for limit in study.budget.limits}
     return "metric_drop" in limited and ("metric" not in study.search.objectives or limited == {"metric_drop"})
@@ -70,14 +70,16 @@ def best(study: Study, dense: Score, candidates: Sequence[Candidate]) -> list[Ca
     """
     goal = study.task.metric.goal
     objectives = ["loss", *(name for name in study.search.objectives if name not in ("metric", "loss"))]
-    fitting = [each for each in candidates if each.stage == "screened" and _inside(study, dense, each.score)]
+    screened = [each for each in candidates if each.stage == "screened"]
+    fitting = [each for each in screened if _inside(study, dense, each.score, MARGIN)]
+    fitting = fitting or [each for each in screened if _inside(study, dense, each.score, 0.0)]
     unique = list({each.plan.digest: each for each in reversed(fitting)}.values())
     points = {each.number: costs_of(each.score, objectives, goal) for each in unique}
     ranks: list[list[Candidate]] = []
     left = sorted(unique, key=lambda each: points[each.number])  # best quality first
     while left:
         ranks.append(_front(left, points))
-        if _by_halves(study):
+        if least_cost_wanted(study):
             return ranks[0]
         numbers = {each.number for each in ranks[-1]}
         left = [each for each in left if each.number not in numbers]
@@ -95,11 +97,11 @@ def _front(ordered: list[Candidate], points: Mapping[int, tuple[float, ...]]) ->
     return found
 
 
-def _inside(study: Study, dense: Score, score: Score) -> bool:
+def _inside(study: Study, dense: Score, score: Score, margin: float) -> bool:
     """Whether the costs keep the budget; what was looked at but briefly, with a margin against the winner's curse."""
     for limit in study.budget.limits:
         found = None if limit.quantity == "metric_drop" else limit.violation(score.expected(), dense, "maximize")
-        if found is not None and found > (-MARGIN if limit.quantity in NEED_A_RUN else 0):
+        if found is not None and found > (-margin if limit.quantity in NEED_A_RUN else 0):
             return False
     return True
 

@@ -108,9 +108,13 @@ class Screening:
                 self._effects.add(self.steering.effect(each.plan))
                 self.steering.observe(each.plan, each.score)
 
+    def fitting(self, candidates: list[Candidate]) -> bool:
+        """Whether there is a plan to train."""
+        return bool(best(self.study, self.dense, candidates))
+
     def started(self, candidates: list[Candidate]) -> bool:
         """Whether there is a plan to train, or a fair number were judged in vain."""
-        return len(candidates) > _VAIN or bool(best(self.study, self.dense, candidates))
+        return len(candidates) > _VAIN or self.fitting(candidates)
 
     def enough(self, candidates: list[Candidate], done: int) -> bool:
         """Whether no plan inside the budget has been the best yet, untrained, for half of all trials (60 at least).

@@ -28,6 +28,7 @@ from autoprune.study import Study
 
 __all__ = ["Result", "search"]
 
+_MORE = 10  # plans are judged beyond the trials asked for, while none keeps the budget
 _ROUNDS = 3  # times the finalists that are trained, at most, while none keeps the budget
 
 
@@ -63,13 +64,12 @@ def search(study: Study, run: Run, listener: Listener | None = None) -> Result:
 def _searched(study: Study, run: Run, listener: Listener) -> Result:
     """The straight line: prepare, baseline, trials, finalists, export."""
     prepared = prepare(study, run)
-    for text in warnings_of(study, prepared):
-        listener.note(text)
     require_reachable(study, prepared, study.budget)
+    idle: list[str] = []
     if study.search.finalists is not None:
         prepared, idle = useful(study, prepared)
-        for text in idle:
-            listener.note(text)
+    for text in (*idle, *warnings_of(study, prepared)):
+        listener.note(text)
     interrupted = False
     search = _Search(study, run, prepared, listener)
     try:
@@ -117,7 +117,8 @@ class _Search:
         """The dense baseline, and the first plans in the queue."""
         trials, done = self.study.search.trials, self.journal.known()
         trained = baseline.kept(self.study, self.run)
-        self.listener.planned(self.prepared.seconds(self.study, trials - done, trained), trials)
+        whole = trials + (self.study.search.finalists or 0)
+        self.listener.planned(self.prepared.seconds(self.study, trials - done, trained), whole)
         if done:
             self.listener.note(f"going on with {self.run.folder}: {done} trials are done")
         dense = baseline.establish(self.study, self.prepared, self.run, self.listener)
@@ -167,8 +168,11 @@ class _Search:
     def _screen(self, count: int) -> None:
         """Plans that wait, neighbours of the best ones and the sampler's, scaled to the budget; untrained."""
         reserve = min(self.prepared.training_s(self.study) * count, (self.study.search.timeout_s or 0.0) / 2)
-        while (done := self.journal.finished()) < self.study.search.trials:
+        trials = self.study.search.trials
+        while (done := self.journal.finished()) < trials + _MORE:
             candidates = self.trials.candidates()
+            if done >= trials and self.screening.fitting(candidates):
+                return
             if self._late(reserve) and self.screening.started(candidates):
                 self.listener.note(f"{done} plans are judged: what is left of the time limit is for training")
                 return
