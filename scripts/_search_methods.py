@@ -126,13 +126,13 @@ class _Counting(Quiet):
         self.steps = cell.dense.task.steps("train")
 
     def progress(self, share: float) -> None:
-        """After each step of a training."""
+        """After each step of a training; other work has progress too."""
+        if not self.what.startswith("training"):
+            return
         now = time.monotonic()
         before, began = self.last
         if share > before:
             self.cell.spent.training += now - began
-        if not self.what.startswith("training"):
-            return
         self.cell.spent.epochs += 1 / self.steps
         self.last = share, now
 
