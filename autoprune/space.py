@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from autoprune import plugins
 from autoprune.errors import InputError, StudyError, nearest
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "NONE",
     "Options",
+    "Parameters",
     "Space",
     "Variable",
     "distributions",
@@ -34,6 +35,7 @@ __all__ = [
 ]
 
 NONE = "none"  # the technique of what is left as it is
+Parameters = Mapping[str, Any]  # of a trial, by name
 Refuses = Callable[[str, Group], str | None]  # criterion, group -> why it cannot score the group
 _KINDS: dict[plugins.Kind, str] = {"technique": "techniques", "criterion": "criteria"}
 

@@ -18,7 +18,6 @@ from torch.utils.data import TensorDataset
 
 from autoprune.measuring import measure
 from autoprune.measuring.latency import Latency
-from autoprune.pruning.shrink import replace_tensors
 from autoprune.run import Run
 from autoprune.searching.preparation import Prepared, prepare
 from autoprune.space import Options, Space
@@ -57,10 +56,6 @@ class Spent:
             yield
         finally:
             setattr(self, what, getattr(self, what) + time.monotonic() - began)
-
-
-def copied(model: nn.Module) -> nn.Module:
-    return replace_tensors(model, lambda name, tensor: tensor.clone())
 
 
 def correct(model: nn.Module, task: Task, split: str = "test") -> np.ndarray:

@@ -12,7 +12,8 @@ from dataclasses import fields, replace
 from typing import Any
 
 import torch
-from _search_cell import TARGET, Cell, Refused, copied, largest, space
+from _search_cell import TARGET, Cell, Refused, largest, space
+from benchmark_repair import copied
 from torch import nn
 
 from autoprune.errors import VerificationError

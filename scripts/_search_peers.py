@@ -9,7 +9,8 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from _search_cell import Cell, Missing, Refused, copied, largest
+from _search_cell import Cell, Missing, Refused, largest
+from benchmark_repair import copied
 from torch import nn
 
 from autoprune.training.loop import recalibrate

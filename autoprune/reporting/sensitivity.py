@@ -11,6 +11,7 @@ from rich.table import Table
 
 from autoprune.errors import MissingPackage
 from autoprune.reporting import words
+from autoprune.reporting.tables import plain
 
 __all__ = ["Map", "plot", "plotly", "record", "table"]
 
@@ -81,10 +82,9 @@ def record(found: Map) -> dict[str, Any]:
 def table(found: Map) -> Table:
     """A row for each decision and technique: metric, loss added and predicted latency at every ratio."""
     ratios = sorted({row.ratio for row in found.rows})
-    made = Table(
-        title=f"{found.metric}, loss added and latency where one decision alone is taken; untrained, repaired",
-        caption=f"dense: {words.metric(found.dense.metric)}, loss {found.dense.loss:.4g}; latency: predicted, of dense",
-        box=None,
+    made = plain(
+        f"{found.metric}, loss added and latency where one decision alone is taken; untrained, repaired",
+        f"dense: {words.metric(found.dense.metric)}, loss {found.dense.loss:.4g}; latency: predicted, of dense",
     )
     made.add_column("decision")
     made.add_column("technique")

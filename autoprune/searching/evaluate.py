@@ -80,8 +80,7 @@ class Evaluator:
         nonzero = sum(int(torch.count_nonzero(parameter)) for parameter in model.parameters())
         score = score.updated(metric=quality.metric, loss=quality.loss, nonzero_params=nonzero)
         score = self.prepared.costs.stored(model, pruned, score)
-        broken = self._broken(score)
-        return Evaluated(Candidate(number, plan, score, not broken, "trained", "; ".join(broken) or None), model)
+        return replace(self.known(plan, number, score), model=model)
 
     def screen(self, plan: Plan, number: int) -> Evaluated:
         """Judge a plan without training it: its costs, a first look at its latency, and its quality when repaired.
@@ -99,7 +98,8 @@ class Evaluator:
         except TrainingError as error:
             return Evaluated(Candidate(number, plan, score, False, "failed", str(error)))
         score = score.updated(metric=quality.metric, loss=quality.loss)
-        return Evaluated(Candidate(number, plan, score, False, "screened", "; ".join(self._costly(score)) or None))
+        broken = self._broken(score.judged("screened"))
+        return Evaluated(Candidate(number, plan, score, False, "screened", "; ".join(broken) or None))
 
     def untrained(self, plan: Plan) -> Quality:
         """The quality of a plan's model when repaired; of the empty plan that of the dense model on the same inputs."""
@@ -139,12 +139,8 @@ class Evaluator:
         seen, unseen = (replace(task, data=replace(task.data, validation=part)) for part in parts)
         return seen, unseen
 
-    def _costly(self, score: Score) -> list[str]:
-        """The limits broken, but for that on the quality, which training is to bring."""
-        return self._broken(score.judged("screened"))
-
     def known(self, plan: Plan, number: int, score: Score) -> Evaluated:
-        """A plan that was trained before, with the score that it came to; its model is where it was kept then."""
+        """A plan that is trained, with the score that it came to; where that was before, its model was kept then."""
         broken = self._broken(score)
         return Evaluated(Candidate(number, plan, score, not broken, "trained", "; ".join(broken) or None))
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from autoprune.space import NONE, Variable
+from autoprune.space import NONE, Parameters, Variable
 
 __all__ = ["exchanged"]
-
-Parameters = Mapping[str, Any]
 
 _TRIES = 30
 _STEPS = (1, 1, 2, 4)  # of width, that a group is given at once

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import optuna
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from autoprune.space import Variable, distributions
+from autoprune.space import Parameters, Variable, distributions
 
-__all__ = ["SAMPLERS", "Parameters", "Steered"]
-
-Parameters = Mapping[str, Any]  # of a trial
+__all__ = ["SAMPLERS", "Steered"]
 
 SAMPLERS: dict[str, Callable[[int], Any]] = {
     "tpe": lambda seed: optuna.samplers.TPESampler(seed=seed, multivariate=True),

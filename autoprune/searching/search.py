@@ -189,7 +189,7 @@ class _Search:
             self.trials.run_one(trial, plan, self.trials.screened)
 
     def _promote(self, count: int) -> None:
-        """Train the best `count` of the plans that were judged untrained; twice as many where none keeps the budget."""
+        """Train the best `count` of those judged untrained; up to three times as many while none keeps the budget."""
         assert self.dense is not None
         most = count * _ROUNDS
         while True:

@@ -13,9 +13,9 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from autoprune.plan import Plan
 from autoprune.run import Run
 from autoprune.score import Candidate, Score, direction
-from autoprune.searching.samplers import SAMPLERS, Parameters, Steered
+from autoprune.searching.samplers import SAMPLERS, Steered
 from autoprune.searching.storage import opened
-from autoprune.space import Variable, distributions, parameters, plan_of
+from autoprune.space import Parameters, Variable, distributions, parameters, plan_of
 from autoprune.study import Study
 
 __all__ = ["Journal"]

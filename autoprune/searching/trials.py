@@ -21,6 +21,8 @@ from autoprune.searching.study import Journal
 
 __all__ = ["Trials"]
 
+_WRITTEN = 10  # screened trials, between two times that the table is written
+
 
 class Trials:
     """What both loops of a search share. `told` counts the trials that this process has ended."""
@@ -84,6 +86,3 @@ class Trials:
         targets: list[object] = [target.to_json() for target in (self.study.target, *self.study.further)]
         text = json.dumps([plan.digest, self.task, recipe, *targets], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-_WRITTEN = 10  # screened trials, between two times that the table is written
