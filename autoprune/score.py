@@ -28,7 +28,7 @@ class Score:
     FLOPs follow fvcore: one multiply-add counts 1; `uncounted` names the operators that could not be counted.
     `size_bytes` is the size of the file that the target runs, `size_compressed_bytes` that of the same file after zlib
     (level 6): zeros cost next to nothing there. Latency intervals are 95 % intervals of the median; `latency_ratio` is
-    measured against the dense model, interleaved with it call by call. `throughput` is inputs per second, the batch
+    the median ratio of a call to the dense model's call beside it. `throughput` is inputs per second, the batch
     over the median latency; `throughput_low` is the lower end of its interval. How `memory_bytes` (peak) and
     `energy_mj` (millijoules of one call) are measured stands in `measuring/resources.py`. `unavailable` names
     what could not be measured, each with the reason, as in `energy: this machine has no counter`.

@@ -2,7 +2,7 @@
 
 Run: .venv/bin/python scripts/benchmark_measuring.py [--only repeat flops artefact] [--minutes 10] [--figures 20]
                                                      [--results measuring.jsonl] [--size 224] [--plot plots/]
-                                                     [--runtimes onnxruntime ...]
+                                                     [--runtimes onnxruntime ...] [--rows "eager, 1 thread" ...]
   repeat    a pruned ResNet-18 against the dense one in fresh processes, one core busy half of the time: coefficient of
             variation of the reported ratio and of the naive one (mean time over mean time), coverage of the interval
   flops     FLOPs ratio against latency ratio of 40 random plans, by runtime
@@ -34,14 +34,14 @@ from autoprune.measuring import hosts, measure
 from autoprune.target import Target
 
 RATIO = 0.5
-# name of a row -> runtime, threads, fresh processes that a figure takes
+# name of a row -> runtime, threads, fresh processes that a figure takes, seconds in each
 ROWS = {
-    "onnxruntime, 1 thread": ("onnxruntime", 1, 1),
-    "openvino, 1 thread": ("openvino", 1, 1),
-    "onnxruntime, 2 threads": ("onnxruntime", 2, 1),
-    "openvino, 2 threads": ("openvino", 2, 1),
-    "eager, 1 thread": ("eager", 1, 3),
-    "compiled, 1 thread": ("compiled", 1, 3),
+    "onnxruntime, 1 thread": ("onnxruntime", 1, 4, 5.0),
+    "openvino, 1 thread": ("openvino", 1, 4, 6.0),
+    "onnxruntime, 2 threads": ("onnxruntime", 2, 5, 5.0),
+    "openvino, 2 threads": ("openvino", 2, 5, 5.0),
+    "eager, 1 thread": ("eager", 1, 4, 5.0),
+    "compiled, 1 thread": ("compiled", 1, 3, 5.0),
 }
 
 
@@ -73,7 +73,7 @@ def _burn(period: float) -> None:
 
 
 @contextlib.contextmanager
-def load_half_of_the_time(period: float = 15.0) -> Iterator[None]:
+def load_half_of_the_time(period: float = 10.0) -> Iterator[None]:
     burner = multiprocessing.get_context("spawn").Process(target=_burn, args=(period,), daemon=True)
     burner.start()
     try:
@@ -97,7 +97,7 @@ def naive(candidate: Any, dense: Any, subject: Subject, target: Target) -> float
     return means[0] / means[1]
 
 
-def repeat(results: Results, size: int, figures: int, minutes: float, runtimes: list[str]) -> None:
+def repeat(results: Results, size: int, figures: int, minutes: float, rows: list[str]) -> None:
     subject = Subject.of("resnet18", size)
     keep = {
         key: (torch.arange(each.shape[1]) < round(each.shape[1] * (1 - RATIO))).repeat(len(each))
@@ -107,22 +107,19 @@ def repeat(results: Results, size: int, figures: int, minutes: float, runtimes: 
     begin = time.time()
     with load_half_of_the_time():
         for number in range(figures):
-            for row, (runtime, threads, processes) in ROWS.items():
-                if (
-                    runtime not in runtimes
-                    or results.of("repeat", row=row, number=number)
-                    or results.of("repeat", row=row, failed=True)
-                ):
+            for row in rows:
+                runtime, threads, processes, seconds = ROWS[row]
+                if results.of("repeat", row=row, number=number) or results.of("repeat", row=row, failed=True):
                     continue
                 target = Target("benchmark", "cpu", runtime, threads)
                 try:
                     candidate, dense = subject.artefacts(keep, target)
-                    found = hosts.fresh(candidate, dense, subject.inputs, target, processes, budget_s=3.0)
+                    found = hosts.fresh(candidate, dense, subject.inputs, target, processes, budget_s=seconds)
                     plain = naive(candidate, dense, subject, target) if runtime != "compiled" else None
                 except AutopruneError as error:
                     results.add("repeat", row=row, failed=True, why=str(error))
                     continue
-                record = found.to_json() | {"row": row, "number": number, "naive": plain, "processes": processes}
+                record = found.to_json() | {"row": row, "number": number, "naive": plain, "size": size}
                 results.add("repeat", **record, at=time.time())
             pause = begin + minutes * 60 * (number + 1) / figures - time.time()
             time.sleep(max(0.0, pause))
@@ -172,14 +169,15 @@ def cv(values: list[float]) -> float:
 def table(results: Results) -> None:
     print(f"\n{platform.processor() or platform.machine()}, torch {torch.__version__}\n")
     print(
-        "| ResNet-18, half of all channels gone | figures | processes each | ratio | CV of ratio | CV of naive means |"
+        "| ResNet-18, half of all channels gone | pixels | figures | processes each | ratio "
+        "| CV of ratio | CV of naive means |"
     )
-    print("|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|")
     for row in ROWS:
         found = results.of("repeat", row=row)
         good = [each for each in found if "ratio" in each]
         if len(good) < 2:
-            print(f"| {row} | {len(good)} | | {found[0]['why'] if found and 'why' in found[0] else ''} | | |")
+            print(f"| {row} | | {len(good)} | | {found[0]['why'] if found and 'why' in found[0] else ''} | | |")
             continue
         ratios = [each["ratio"] for each in good]
         settled = [each["ratio"] for each in good if each["settled"]]
@@ -187,7 +185,8 @@ def table(results: Results) -> None:
         middle = statistics.median(ratios)
         inside = sum(each["ratio_low"] <= middle <= each["ratio_high"] for each in good)
         print(
-            f"| {row} | {len(good)} in {(good[-1]['at'] - good[0]['at']) / 60:.0f} min | {good[0]['processes']} | "
+            f"| {row} | {good[0]['size']} | {len(good)} in {(good[-1]['at'] - good[0]['at']) / 60:.0f} min "
+            f"| {good[0]['processes']} | "
             f"{middle:.4f} | {cv(ratios):.2%}; interval covers {inside}/{len(good)}; "
             f"{len(settled)} settled{f', their CV {cv(settled):.2%}' if len(settled) > 1 else ''} | "
             f"{f'{cv(plain):.2%}' if len(plain) > 1 else ''} |"
@@ -245,6 +244,7 @@ def main() -> None:
     parser.add_argument("--figures", type=int, default=20)
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--plans", type=int, default=40)
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), help="of repeat")
     parser.add_argument("--runtimes", nargs="+", default=["onnxruntime", "openvino", "eager", "compiled"])
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--plot", type=Path)
@@ -252,7 +252,7 @@ def main() -> None:
     results = Results(given.results)
     if not given.table:
         if "repeat" in given.only:
-            repeat(results, given.size, given.figures, given.minutes, given.runtimes)
+            repeat(results, given.size, given.figures, given.minutes, given.rows)
         if "artefact" in given.only:
             artefact(results, given.size, given.figures)
         if "flops" in given.only:

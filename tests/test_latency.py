@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from autoprune.errors import InputError, ModelError
-from autoprune.measuring import hosts, latency
-from autoprune.measuring.latency import Latency, compare, median_interval, ratio_interval
+from autoprune.measuring import crowding, hosts, latency
+from autoprune.measuring.latency import Latency, compare, median_interval
 from autoprune.measuring.measure import measure, timed
 from autoprune.target import Target
 from autoprune.task import Inputs
@@ -104,16 +104,71 @@ def test_it_says_how_it_was_taken():
     assert "in 2 processes" in Latency.merge([result, result]).taken
 
 
-def test_ratio_interval_covers_and_pairs_cancel_what_is_shared():
-    random = np.random.default_rng(0)
+def scripted(monkeypatch, *milliseconds):
+    """Functions that take the given times in turn, on a clock that nothing else moves."""
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter_ns", lambda: now[0])
+
+    def function(times):
+        def call():
+            now[0] += next(times) * 1e6
+
+        return call
+
+    return [function(times) for times in milliseconds]
+
+
+def test_what_lasts_longer_than_a_pair_cancels(monkeypatch):
+    drift = [float(each) for each in np.random.default_rng(0).uniform(1, 2, 100_000)]
+    result = compare(*scripted(monkeypatch, iter(drift), (2 * each for each in drift)), budget_s=0.05)
+    assert result.ratio == pytest.approx(0.5) and result.ratio_low == pytest.approx(result.ratio_high)
+    assert result.ms_high > result.ms_low
+
+
+def test_the_interval_covers_the_ratio(monkeypatch):
     covered = 0
-    for _ in range(100):
-        low, high = ratio_interval(random.normal(1, 0.1, 200), random.normal(2, 0.1, 200))
-        covered += low <= 0.5 <= high
-    assert covered >= 88
-    shared = random.uniform(1, 2, 200)
-    low, high = ratio_interval(shared, 2 * shared)
-    assert (low, high) == (0.5, 0.5)
+    for seed in range(40):
+        random = np.random.default_rng(seed)
+        noisy = [iter((scale * np.exp(random.normal(0, 0.2, 100_000))).tolist()) for scale in (1, 2)]
+        result = compare(*scripted(monkeypatch, *noisy), budget_s=0.01)
+        covered += result.ratio_low <= 0.5 <= result.ratio_high
+    assert covered >= 34
+
+
+class Machine:
+    """Two cores and a clock that only calls move; other processes take `others` cores for the first `seconds`."""
+
+    def __init__(self, monkeypatch, others, seconds):
+        self.now, self.others, self.seconds = 0.0, others, seconds
+        monkeypatch.setattr(crowding.os, "cpu_count", lambda: 2)
+        monkeypatch.setattr(crowding, "_busy_s", lambda: self.now + others * min(self.now, seconds))
+        monkeypatch.setattr(time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(time, "process_time", lambda: self.now)
+        monkeypatch.setattr(time, "perf_counter_ns", lambda: round(self.now * 1e9))
+
+    def call(self, milliseconds, crowded):
+        def call():
+            self.now += (crowded if self.now < self.seconds else milliseconds) / 1e3
+
+        return call
+
+
+@pytest.mark.parametrize(("threads", "others", "aside"), [(2, 1.0, True), (2, 0.1, False), (1, 1.0, False)])
+def test_calls_beside_others_on_the_same_cores_are_set_aside_and_made_up_for(monkeypatch, threads, others, aside):
+    machine = Machine(monkeypatch, others, 0.7)
+    candidate, dense = machine.call(1.0, 4.0 if aside else 1.0), machine.call(2.0, 2.0)
+    result = compare(candidate, dense, budget_s=0.4, threads=threads)
+    assert (result.set_aside > 40) is aside and not result.crowded
+    assert result.ratio == pytest.approx(0.5)
+    assert ("set aside" in result.taken) is aside
+    assert (machine.now > 0.7) is aside  # it settles at once where nothing disturbs
+
+
+def test_without_quiet_every_call_counts_and_that_is_said(monkeypatch):
+    machine = Machine(monkeypatch, 1.0, 1e9)
+    result = compare(machine.call(1.0, 1.0), machine.call(2.0, 2.0), budget_s=0.2, threads=2)
+    assert result.crowded and result.set_aside == 0 and "beside other jobs" in result.taken
+    assert 5 * 0.2 <= machine.now < 5 * 0.2 + 0.2  # patience has an end
 
 
 def part(ms, ratio, reach=0.0):

@@ -65,7 +65,7 @@ def always_faster(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Every comparison says that the first is twice as fast; gives the list that it counts comparisons in."""
     count: list[int] = []
 
-    def compare(candidate: Any, dense: Any = None, *, budget_s: float = 0.4) -> Latency:
+    def compare(candidate: Any, dense: Any = None, *, budget_s: float = 0.4, threads: int = 1) -> Latency:
         count.append(1)
         candidate()
         return answer(0.5)

@@ -106,7 +106,7 @@ def _here(
     parts = []
     for _ in range(processes):
         calls = [runtime.prepare(artefact, inputs, target) for artefact in (candidate, dense) if artefact is not None]
-        parts.append(latency.compare(*calls, budget_s=budget_s))
+        parts.append(latency.compare(*calls, budget_s=budget_s, threads=target.threads))
     return Latency.merge(parts)
 
 
@@ -146,7 +146,8 @@ def _main(path: Path) -> None:
         if job[role] is not None:
             artefact = Path(job[role]) if runtime.artefact == "onnx" else _unpickle(Path(job[role]))
             calls.append(runtime.prepare(artefact, inputs, target))
-    (folder / "answer.json").write_text(json.dumps(latency.compare(*calls, budget_s=job["budget_s"]).to_json()))
+    found = latency.compare(*calls, budget_s=job["budget_s"], threads=target.threads)
+    (folder / "answer.json").write_text(json.dumps(found.to_json()))
 
 
 def _unpickle(path: Path) -> Any:

@@ -2,9 +2,11 @@
 
 What keeps a ratio repeatable to under 1 % (with ONNX Runtime's defaults it was off by 14 % between processes): the two
 models take turns on the same core, so that clock speed, caches and neighbours fall on both alike; the order within a
-pair alternates; thread pools do not spin (the runtimes see to it); the ratio is of medians, which a few interrupted
-calls do not move; and calls go on until the ratio's own 95 % interval is within 1 % of it, or the time is over. What
-differs between processes (memory layout) is not seen from inside one: `Latency.merge` takes the interval over several.
+pair alternates; thread pools do not spin (the runtimes see to it); the ratio is the median of the pairs' ratios, in
+which whatever lasts longer than a pair cancels (a ratio of medians varied twice as much), and which a few interrupted
+calls do not move; calls made while other processes needed the same cores are set aside, and made up for (see
+`crowding`); and calls go on until the ratio's own 95 % interval is within 1 % of it, or the time is over. What differs
+between processes (memory layout) is not seen from inside one: `Latency.merge` takes the interval over several.
 """
 
 from __future__ import annotations
@@ -20,12 +22,14 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Latency", "compare", "median_interval", "ratio_interval"]
+from autoprune.measuring.crowding import Crowding
+
+__all__ = ["Latency", "compare", "median_interval"]
 
 PRECISION = 0.01  # of the ratio (or of the median, where there is no dense model): half-width of the 95 % interval
 _WARM = 0.02  # warm-up ends when the medians of two consecutive blocks agree to this
 _FEWEST, _ENOUGH = 12, 40  # calls that are made of slow models even over the time budget: always, and while not settled
-_RESAMPLES = 200
+_PATIENCE = 4.0  # how much longer than its time budget a measurement may last for lack of quiet
 # Student's t, 97.5 %, by degrees of freedom
 _T95 = (math.nan, 12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
@@ -34,10 +38,12 @@ Calls = np.ndarray[Any, np.dtype[np.float64]]
 
 @dataclass(frozen=True)
 class Latency:
-    """Median milliseconds of a call, and its ratio to the dense model's median (None without one); 95 % intervals.
+    """Median milliseconds of a call, and the median ratio to the dense model's call beside it (None without one).
 
-    `calls` is the number of timed calls in all `processes`; `settled` whether the interval of the ratio came within
-    1 % in each before the time ran out. `p90_ms` and `p99_ms` are what 90 % and 99 % of the calls stay under.
+    With 95 % intervals. `calls` is the number of calls in all `processes` that the figures rest on, `set_aside` that of
+    those made while other processes needed the same cores; `crowded` whether there was too little quiet to do without
+    these. `settled`: whether the interval of the ratio came within 1 % in each process before the time ran out.
+    `p90_ms` and `p99_ms` are what 90 % and 99 % of the calls stay under.
     """
 
     ms: float
@@ -51,13 +57,17 @@ class Latency:
     p90_ms: float | None = None
     p99_ms: float | None = None
     processes: int = 1
+    set_aside: int = 0
+    crowded: bool = False
 
     @property
     def taken(self) -> str:
         """How the figure was taken, as `180 interleaved calls in 5 processes, within 1 %`."""
         where = f"{self.processes} process" + ("es" if self.processes > 1 else "")
         calls = f"{self.calls} interleaved calls" if self.ratio is not None else f"{self.calls} calls"
-        return f"{calls} in {where}, {'within 1 %' if self.settled else 'time limit reached'}"
+        aside = f", {self.set_aside} set aside (the cores were busy)" if self.set_aside else ""
+        beside = ", beside other jobs" if self.crowded else ""
+        return f"{calls} in {where}, {'within 1 %' if self.settled else 'time limit reached'}{aside}{beside}"
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object with every field."""
@@ -80,31 +90,41 @@ class Latency:
         ratio: tuple[float | None, ...] = _between(known) if len(known) == len(parts) else (None, None, None)
         p90, p99 = (_middle([getattr(part, name) for part in parts]) for name in ("p90_ms", "p99_ms"))
         calls, settled = sum(part.calls for part in parts), all(part.settled for part in parts)
-        processes = sum(part.processes for part in parts)
-        return Latency(*ms, ratio[0], ratio[1], ratio[2], calls, settled, p90, p99, processes)
+        processes, aside = sum(part.processes for part in parts), sum(part.set_aside for part in parts)
+        crowded = any(part.crowded for part in parts)
+        return Latency(*ms, ratio[0], ratio[1], ratio[2], calls, settled, p90, p99, processes, aside, crowded)
 
 
 def compare(
-    candidate: Callable[[], object], dense: Callable[[], object] | None = None, *, budget_s: float = 0.4
+    candidate: Callable[[], object],
+    dense: Callable[[], object] | None = None,
+    *,
+    budget_s: float = 0.4,
+    threads: int = 1,
 ) -> Latency:
     """Time `candidate`, and where `dense` is given the ratio to it, in about `budget_s` seconds, or until it settles.
 
     At least 12 calls are made of each, up to 40 while not settled, even where slow models need longer than `budget_s`.
+    `threads` is how many cores a call needs: while other processes leave fewer, calls are set aside, and the time is
+    prolonged up to fivefold to make up for them.
     """
     functions = [candidate] if dense is None else [candidate, dense]
-    begin = time.perf_counter()
+    begin, crowding = time.perf_counter(), Crowding(threads)
     with _collector_off():
         _warm_up(functions, budget_s / 4)
         times, pairs = np.empty((len(functions), 0)), 4
+        crowding.restart()
         while True:
             times = np.concatenate([times, _rounds(functions, pairs, times.shape[1])], axis=1)
+            quiet = crowding.quiet(times.shape[1])
             count, spent = times.shape[1], time.perf_counter() - begin
-            result = _summary(times)
-            if _finished(result, spent, budget_s):
+            lost = min(crowding.lost_s, _PATIENCE * budget_s)
+            result = _summary(times, quiet)
+            if _finished(result, spent - lost, budget_s) and crowding.judged:
                 return result
             each = float(times.sum()) / 1e3 / count
-            left = max(0, int((budget_s - spent) / each))
-            pairs = max(4, min(count, left))  # at most doubles: few looks at the interval, none of them too late
+            left = max(0, int((budget_s - spent + lost) / each))
+            pairs = max(4, min(count, left, crowding.stretch(each)))  # at most doubles: few looks at the interval
 
 
 def median_interval(times: Calls) -> tuple[float, float]:
@@ -115,41 +135,30 @@ def median_interval(times: Calls) -> tuple[float, float]:
     return float(ordered[max(low, 0)]), float(ordered[min(high, count - 1)])
 
 
-def ratio_interval(candidate: Calls, dense: Calls) -> tuple[float, float]:
-    """95 % interval of median(candidate) / median(dense) by a paired bootstrap over blocks of consecutive pairs.
-
-    Blocks (as long as the cube root of the number of pairs) keep what neighbouring calls share. Deterministic.
-    """
-    count = len(candidate)
-    length = max(1, round(count ** (1 / 3)))
-    blocks = count // length
-    starts = np.random.default_rng(0).integers(0, count - length + 1, (_RESAMPLES, blocks))
-    picked = (starts[:, :, None] + np.arange(length)).reshape(_RESAMPLES, -1)
-    ratios = np.median(candidate[picked], axis=1) / np.median(dense[picked], axis=1)
-    low, high = np.percentile(ratios, [2.5, 97.5])
-    return float(low), float(high)
-
-
 def _finished(result: Latency, spent_s: float, budget_s: float) -> bool:
     """Whether to stop: a few calls that happen to agree settle nothing, unless there is no time for more."""
     if result.calls < _FEWEST:
         return False
     if spent_s < budget_s:
-        return result.settled and result.calls >= _ENOUGH
+        return result.settled and result.calls >= _ENOUGH and not result.crowded
     return result.settled or result.calls >= _ENOUGH or spent_s >= 10 * budget_s
 
 
-def _summary(times: Calls) -> Latency:
-    ms = float(np.median(times[0]))
-    low, high = median_interval(times[0])
-    p90, p99 = (float(each) for each in np.percentile(times[0], [90, 99]))
-    if len(times) == 1:
-        return Latency(ms, low, high, None, None, None, times.shape[1], (high - low) / 2 <= PRECISION * ms, p90, p99)
-    ratio = ms / float(np.median(times[1]))
-    ratio_low, ratio_high = ratio_interval(times[0], times[1])
-    ratio_low, ratio_high = min(ratio, ratio_low), max(ratio, ratio_high)
+def _summary(times: Calls, quiet: np.ndarray[Any, np.dtype[np.bool_]]) -> Latency:
+    """Of the calls in `times` (functions, pairs) that were `quiet` (pairs,), where those are enough; else of all."""
+    crowded = int(quiet.sum()) < min(_ENOUGH, times.shape[1])
+    used = times if crowded else times[:, quiet]
+    aside = {"set_aside": times.shape[1] - used.shape[1], "crowded": crowded}
+    ms = float(np.median(used[0]))
+    low, high = median_interval(used[0])
+    p90, p99 = (float(each) for each in np.percentile(used[0], [90, 99]))
+    count = used.shape[1]
+    if len(used) == 1:
+        return Latency(ms, low, high, None, None, None, count, (high - low) / 2 <= PRECISION * ms, p90, p99, **aside)
+    ratios = used[0] / used[1]
+    ratio, (ratio_low, ratio_high) = float(np.median(ratios)), median_interval(ratios)
     settled = (ratio_high - ratio_low) / 2 <= PRECISION * ratio
-    return Latency(ms, low, high, ratio, ratio_low, ratio_high, times.shape[1], settled, p90, p99)
+    return Latency(ms, low, high, ratio, ratio_low, ratio_high, count, settled, p90, p99, **aside)
 
 
 def _rounds(functions: Sequence[Callable[[], object]], pairs: int, before: int) -> Calls:

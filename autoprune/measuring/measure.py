@@ -88,7 +88,7 @@ def timed(
         runtime = plugins.load("runtime", target.runtime)()
         batch = inputs.rows(target.batch)
         calls = [runtime.prepare(each, batch, target) for each in (candidate, dense) if each is not None]
-        return latency.compare(*calls, budget_s=budget_s)
+        return latency.compare(*calls, budget_s=budget_s, threads=target.threads)
 
 
 def with_latency(score: Score, measured: Latency, batch: int) -> Score:
