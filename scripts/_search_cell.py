@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from _search_tasks import Case
 from torch import nn
-from torch.utils.data import TensorDataset
 
 from autoprune.measuring import measure
 from autoprune.measuring.latency import Latency
@@ -48,6 +47,7 @@ class Spent:
     epochs: float = 0.0
     training: float = 0.0
     measuring: float = 0.0
+    judging: float = 0.0  # plans untrained
 
     @contextlib.contextmanager
     def on(self, what: str) -> Iterator[None]:
@@ -157,7 +157,7 @@ class Cell:
             generator = torch.Generator().manual_seed(self.dense.seed + round(1e3 * self.spent.epochs))
             part = torch.randperm(len(data), generator=generator)[: max(128, math.ceil(share * len(data)))]
             share = len(part) / len(data)
-            task = replace(task, data=replace(task.data, train=TensorDataset(*(each[part] for each in data.tensors))))
+            task = replace(task, data=replace(task.data, train=type(data)(*(each[part] for each in data.tensors))))
         for parameter in model.parameters():
             parameter.requires_grad_(True)
         with self.spent.on("training"):

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 Row = dict[str, Any]
-OURS = "ours"
+OURS, QUARTER = "ours", "ours4"
 RESAMPLES = 10_000
 REFERENCE = (0.10, 1.0)  # error added over dense, latency ratio: what hypervolumes are taken to
 TIGHT = 0.3
@@ -42,7 +42,7 @@ def added(row: Row) -> float:
 def cells(rows: list[Row]) -> None:
     print(
         "| task | budget | seed | method | test error | added | of dense error | latency, of dense | slack | FLOPs "
-        "| parameters | epochs | seconds: training, measuring, other |"
+        "| parameters | epochs | seconds: training, measuring, judging plans untrained, other |"
     )
     print("|---|---:|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|")
     for row in rows:
@@ -51,14 +51,15 @@ def cells(rows: list[Row]) -> None:
             print(f"{head}| {row['status']}: {row['reason'].splitlines()[0][:120]} | | | | | | | | |")
             continue
         error = f"{row['error']:.2%}" if counts(row) else f"({row['error']:.2%})"
-        other = row["seconds"] - row["training_s"] - row["measuring_s"]
+        judging = row.get("judging_s", 0.0)
+        other = row["seconds"] - row["training_s"] - row["measuring_s"] - judging
         share = f"{added(row) / row['dense_error']:+.0%}" if row["dense_error"] else ""
         print(
             f"{head}| {error} | {100 * added(row):+.2f} | {share} "
             f"| {row['ratio']:.1%} [{row['ratio_low']:.1%}, {row['ratio_high']:.1%}] "
             f"| {1 - row['ratio'] / row['budget']:+.1%} | {row['flops']:.1%} | {row['params']:.1%} "
             f"| {row['epochs']:.1f} of {row['allowed']} "
-            f"| {row['training_s']:.0f}, {row['measuring_s']:.0f}, {other:.0f} |"
+            f"| {row['training_s']:.0f}, {row['measuring_s']:.0f}, {judging:.0f}, {other:.0f} |"
         )
 
 
@@ -97,6 +98,7 @@ def verdicts(rows: list[Row]) -> None:
         here = [row for row in rows if (row["task"], row["budget"]) == (task, budget)]
         found = by_method(here)
         mine = found.pop(OURS, None)
+        found.pop(QUARTER, None)
         if not found or (mine is None and not any(row["method"] == OURS for row in here)):
             continue
         errors = {name: statistics.fmean(row["error"] for row in each) for name, each in found.items()}
@@ -129,6 +131,29 @@ def verdicts(rows: list[Row]) -> None:
             end="",
         )
         print(f" ({shown}; less than one test example counts as one)")
+
+
+def savings(rows: list[Row]) -> None:
+    """How few epochs it takes: to beat uniform narrowing significantly, and to come as far as plain TPE comes."""
+    lines = []
+    for task, budget in dict.fromkeys((row["task"], row["budget"]) for row in rows):
+        here = by_method([row for row in rows if (row["task"], row["budget"]) == (task, budget)])
+        head = f"{task} at {budget:.0%}"
+        uniform = [here[name] for name in ("uniform8", "tp_l1") if name in here]
+        mine = [here[name] for name in (QUARTER, OURS) if name in here]
+        if uniform and mine:
+            best = min(uniform, key=lambda each: statistics.fmean(row["error"] for row in each))
+            shares = [each[0]["epochs"] / each[0]["allowed"] for each in mine if paired(each, best)[2] < 0]
+            shown = f"{min(shares):.2f} of its epochs" if shares else "not beaten significantly"
+            lines.append(f"{head}: the better uniform L1: {shown}")
+        if "tpe" in here and QUARTER in here:
+            quarter, other = (
+                statistics.fmean(hypervolume([(added(row), row["ratio"])]) for row in here[name])
+                for name in (QUARTER, "tpe")
+            )
+            spent = sum(row["epochs"] for row in here[QUARTER]) / sum(row["epochs"] for row in here["tpe"])
+            lines.append(f"{head}: hypervolume {quarter:.3f} with {spent:.2f} of the epochs of plain TPE, {other:.3f}")
+    print("\n" + "\n".join(lines))
 
 
 def hypervolume(points: list[tuple[float, float]]) -> float:
@@ -179,6 +204,7 @@ def report(out: Path, methods: Sequence[str], keys: Sequence[tuple[str, float, i
     print(f"\n{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}\n")
     cells(rows)
     verdicts(rows)
+    savings(rows)
     summary(rows, methods)
 
 

@@ -14,6 +14,7 @@ against the dense one in 5 fresh processes on ONNX Runtime, one thread, batch 1;
   netadapt  NetAdapt's greedy rounds (Yang et al. 2018, arXiv:1804.03230)
   random    random plans inside the budget
   tpe       Optuna's TPE, every plan inside the budget trained alike
+  ours4     autoprune's search with a quarter of the epochs
   ours      autoprune's search as it comes
 
 The peers need `pip install torch-pruning==1.6.1 nvidia-modelopt torchprofile==0.0.4 requests omegaconf pulp`, the plot
@@ -43,7 +44,7 @@ from autoprune.run import Run, write_whole
 
 METHODS = {
     name: (OWN | PEERS)[name] for name in ("scratch", "tp_l1", "tp_group", "uniform8", "fastnas", "netadapt")
-} | {name: OWN[name] for name in ("random", "tpe", "ours")}
+} | {name: OWN[name] for name in ("random", "tpe", "ours4", "ours")}
 Key = tuple[str, float, int]  # task, budget, seed
 STANDARD: list[Key] = [
     *itertools.product(("digits", "fashion_mobilenet"), (0.5, 0.3), (0, 1, 2)),
@@ -87,6 +88,7 @@ def one(cell: Cell, method: str, path: Path) -> None:
         traceback.print_exc()
         record |= {"status": "failed", "reason": f"{type(error).__name__}: {error}"[:300]}
     record |= {"epochs": cell.spent.epochs, "training_s": cell.spent.training, "measuring_s": cell.spent.measuring}
+    record |= {"judging_s": cell.spent.judging}
     Run.write_json(path.with_suffix(".json"), {"seconds": time.monotonic() - began} | record)
     shown = f"{record['error']:.2%} error, {record['ratio']:.1%}" if "error" in record else record.get("reason")
     print(f"{path.stem}: {record['status']}, {shown}, {time.monotonic() - began:.0f} s", flush=True)

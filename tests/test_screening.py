@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import csv
 import json
+import math
+import random
+import statistics
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
+from scipy.stats import spearmanr
 from test_search import TASK, Listens, crash_at, figures, quick, study
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
@@ -26,10 +31,12 @@ from autoprune.searching.preparation import Prepared, importance, prepare
 from autoprune.searching.probes import useful
 from autoprune.searching.promotion import best, promoted
 from autoprune.searching.proposals import ranked_globally
+from autoprune.searching.screening import Screening
 from autoprune.searching.search import Result
 from autoprune.searching.search import search as run_search
 from autoprune.searching.sensitivity import Sensitivity, knapsack
 from autoprune.searching.steering import Steering
+from autoprune.searching.surrogate import Surrogate
 from autoprune.space import NONE, parameters, plan_of
 from autoprune.study import Study
 from autoprune.training.batches import sampled
@@ -283,6 +290,59 @@ def test_an_exchange_gives_width_to_one_group_and_takes_it_from_another(prepared
 def _screened(number: int, metric: float, latency: float) -> Candidate:
     score = Score(metric=metric, loss=1 - metric, latency_ratio=latency, latency_ratio_high=2.0, flops=1)
     return Candidate(number, Plan({"a:units": Choice("structured", number / 100)}), score, False, "screened")
+
+
+def drawn(prepared: Prepared, draw: random.Random) -> Plan:
+    choices: dict[str, Choice] = {}
+    for each in prepared.variables:
+        choices |= each.choices(each.options.techniques[0], draw.uniform(0, 0.8), each.options.criteria[0])
+    return Plan(choices)
+
+
+def late_groups_matter(plan: Plan) -> float:
+    """A loss that grows with what is removed, the more so the later the group."""
+    return sum((number + 1) * choice.ratio**2 for number, (_, choice) in enumerate(plan))
+
+
+def test_what_is_foreseen_of_quality_ranks_plans_that_were_never_judged(prepared: Prepared) -> None:
+    draw, surrogate, order = random.Random(0), Surrogate(prepared.variables), list(range(30))
+    unseen = [drawn(prepared, draw) for _ in order]
+    assert surrogate.order(unseen) == order and not surrogate.ready  # nothing is known yet
+    for _ in range(60):
+        plan = drawn(prepared, draw)
+        surrogate.observe(plan, late_groups_matter(plan))
+    surrogate.observe(Plan(), math.inf)
+    found = surrogate.order(unseen)
+    assert sorted(found) == order and surrogate.ready
+    assert spearmanr(order, [late_groups_matter(unseen[place]) for place in found]).statistic > 0.9
+
+
+def test_the_neighbour_that_is_judged_is_the_most_promising_of_many(prepared: Prepared, tmp_path: Path) -> None:
+    asked = screening({"flops": "55%"}, trials=50)
+    loops = Screening(
+        cast(Any, SimpleNamespace(study=asked, prepared=prepared, dense=prepared.dense)), Run(tmp_path), "", bool
+    )
+    steered, draw = steering(prepared, tmp_path), random.Random(1)
+    loops.__dict__["steering"] = steered
+    given = [steered.fitted(parameters(prepared.variables, drawn(prepared, draw))) for _ in range(25)]
+    candidates = []
+    for number, each in enumerate(given):
+        plan = plan_of(prepared.variables, each)
+        assert prepared.dense.flops is not None
+        flops = round(0.55 * prepared.dense.flops * (1 + steered.violation(plan)))
+        score = prepared.dense.updated(loss=late_groups_matter(plan), flops=flops)
+        candidates.append(Candidate(number, plan, score, False, "screened"))
+
+    def neighbours() -> list[float]:
+        found = [loops.neighbour(candidates, given.__getitem__, str(each)) for each in range(10)]
+        plans = [plan_of(prepared.variables, each) for each in found if each is not None]
+        assert len(plans) == 10 and all(steered.fits(plan) for plan in plans)
+        return [late_groups_matter(plan) for plan in plans]
+
+    any_one = neighbours()
+    loops.learn(candidates)
+    promising = neighbours()
+    assert statistics.median(promising) < statistics.median(any_one)
 
 
 def test_promotion_goes_by_quality_inside_the_budget() -> None:

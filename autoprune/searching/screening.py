@@ -20,6 +20,7 @@ from autoprune.searching.promotion import best
 from autoprune.searching.proposals import proposals, ranked_globally
 from autoprune.searching.sensitivity import RATIOS, knapsack, sensitivities
 from autoprune.searching.steering import MARGIN, Steering
+from autoprune.searching.surrogate import Surrogate
 from autoprune.space import plan_of
 
 __all__ = ["Screening"]
@@ -27,6 +28,7 @@ __all__ = ["Screening"]
 _EXPLORED = 0.3  # of the trials, before exchange moves begin
 _EVERY = 4  # trial is the sampler's even then
 _PARENTS = 8  # best plans that exchange moves start from
+_CHILDREN, _MOVES = 12, 3  # neighbours looked at, and so many moves away, for each one that is judged
 _VAIN = 10  # plans are judged even over the time limit, while none keeps the budget
 _PATIENCE, _IDLE = 60, 0.5  # trials without a better plan, at least, and their share, before it stops by itself
 
@@ -39,6 +41,7 @@ class Screening:
         self.evaluate, self.run, self.mark, self.late = evaluate, run, mark, late
         self.study, self.dense = evaluate.study, evaluate.dense
         self.variables = evaluate.prepared.variables
+        self.surrogate = Surrogate(self.variables)
         self._observed: set[int] = set()
         self._effects: set[Hashable] = set()
 
@@ -79,9 +82,9 @@ class Screening:
     def neighbour(
         self, candidates: list[Candidate], given: Callable[[int], dict[str, Any]], draw: str
     ) -> dict[str, Any] | None:
-        """Parameters of a neighbour of the best plans so far; None where it is the sampler's turn, or there is none.
+        """Parameters of the most promising of some neighbours of the best plans so far, a few moves away.
 
-        `given` are the parameters of a trial by its number.
+        None where it is the sampler's turn, or there is none. `given` are the parameters of a trial by its number.
         """
         done = sum(each.stage == "screened" for each in candidates)
         if done < _EXPLORED * self.study.search.trials or done % _EVERY == 0:
@@ -98,15 +101,32 @@ class Screening:
             plan = plan_of(self.variables, child)
             return self.steering.violation(plan) <= allowed and self.steering.effect(plan) not in self._effects
 
-        return exchanged(self.variables, [given(each.number) for each in parents], fits, draw)
+        return self._promising([given(each.number) for each in parents], fits, draw)
+
+    def _promising(
+        self, start: list[dict[str, Any]], fits: Callable[[Mapping[str, Any]], bool], draw: str
+    ) -> dict[str, Any] | None:
+        """Of neighbours that fit, of the neighbours of the most promising of these, and so on, the most promising."""
+        if not self.surrogate.ready:
+            return exchanged(self.variables, start, fits, draw)
+        found: list[dict[str, Any]] = []
+        for step in range(_MOVES):
+            children = (exchanged(self.variables, start, fits, f"{draw} {step} {each}") for each in range(_CHILDREN))
+            found += [child for child in children if child is not None]
+            order = self.surrogate.order([plan_of(self.variables, each) for each in found])
+            found = [found[place] for place in order]
+            start = found[:_PARENTS] or start
+        return found[0] if found else None
 
     def learn(self, candidates: list[Candidate]) -> None:
-        """Correct what is predicted of costs by what was measured since."""
+        """Correct what is foreseen of costs and quality by what was measured and judged since."""
         for each in candidates:
             if each.number not in self._observed:
                 self._observed.add(each.number)
                 self._effects.add(self.steering.effect(each.plan))
                 self.steering.observe(each.plan, each.score)
+                if each.stage == "screened" and each.score.loss is not None:
+                    self.surrogate.observe(each.plan, each.score.loss)
 
     def fitting(self, candidates: list[Candidate]) -> bool:
         """Whether there is a plan to train."""
