@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from _search_tasks import Case
+from _search_tasks import WIDTHS, Case
 from torch import nn
 
 from autoprune.measuring import measure
@@ -105,7 +105,7 @@ class Dense:
         study = Study(
             case.name,
             task,
-            space(case, techniques=case.ours["techniques"], ratio=(0.0, 0.95), criteria=("l1",)),
+            space(case, techniques=WIDTHS, ratio=(0.0, 0.95), criteria=("l1",)),
             TARGET,
             Budget(),
             Settings(seed=seed),

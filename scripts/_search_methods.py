@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from _search_cell import TARGET, Cell, Refused, largest, space
+from _search_tasks import WIDTHS
 from benchmark_repair import copied
 from torch import nn
 
@@ -44,9 +45,8 @@ def measured(cell: Cell, plan: Plan) -> float:
 
 def variables(cell: Cell, multiple_of: int = 1) -> list[Variable]:
     """A decision for each group of units."""
-    names = cell.case.ours["techniques"]
     criteria = ("l1", "l2", "taylor")
-    chosen = space(cell.case, techniques=names, ratio=(0.0, 0.95), criteria=criteria)
+    chosen = space(cell.case, techniques=WIDTHS, ratio=(0.0, 0.95), criteria=criteria)
     return chosen.resolve(cell.dense.prepared.coupling.groups, multiple_of)
 
 
@@ -55,7 +55,7 @@ def eights(cell: Cell) -> Plan:
     decisions = variables(cell, 8)
 
     def plan(share: float) -> Plan:
-        return uniform(decisions, cell.case.ours["techniques"], share)
+        return uniform(decisions, WIDTHS, share)
 
     return plan(largest(cell, lambda share: cell.dense.prepared.pruned(plan(share)).model))
 
@@ -191,7 +191,7 @@ def ours4(cell: Cell) -> nn.Module:
 
 def tpe(cell: Cell) -> nn.Module:
     """Plain TPE: every trial inside the budget is trained alike, until the epochs are spent."""
-    settings = {"trials": 150, "finalists": None, "epochs": cell.case.trial}
+    settings = {"trials": 150, "finalists": None, "epochs": cell.case.trial, "techniques": WIDTHS}
     return _searched(cell, settings, stop=True)
 
 

@@ -27,7 +27,8 @@ from autoprune.zoo.datasets.digits import digits
 from autoprune.zoo.metrics import accuracy
 from autoprune.zoo.models.digits_cnn import digits_cnn
 
-TECHNIQUES = ("structured", "neuron", "heads")  # what makes a net faster on ONNX Runtime
+WIDTHS = ("structured", "neuron", "heads")
+TECHNIQUES = (*WIDTHS, "depth")  # what makes a net faster on ONNX Runtime
 
 
 @dataclass(frozen=True)
@@ -278,7 +279,7 @@ CASES = {
             Recipe(epochs=20, device="cpu"),
             epochs=20,
             trial=4,
-            ours=ours(trials=200, finalists=2, epochs=10),
+            ours=ours(trials=200, finalists=1, epochs=20),
         ),
         Case(
             "cifar10_resnet20",
@@ -288,7 +289,7 @@ CASES = {
             Recipe(epochs=15, device="cpu"),
             epochs=9,
             trial=3,
-            ours=ours(trials=250, finalists=1, epochs=9),
+            ours=ours(trials=150, finalists=1, epochs=9),
             weights="weights/resnet20-12fca82f.th",
         ),
         Case(
@@ -299,7 +300,7 @@ CASES = {
             Recipe(epochs=8, device="cpu"),
             epochs=9,
             trial=3,
-            ours=ours(trials=250, finalists=1, epochs=9),
+            ours=ours(trials=150, finalists=1, epochs=9),
         ),
         Case(
             "fsdd_lstm",
