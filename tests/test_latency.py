@@ -1,6 +1,7 @@
 import json
 import logging
 import math
+import os
 import subprocess
 import sys
 import time
@@ -140,8 +141,8 @@ class Machine:
 
     def __init__(self, monkeypatch, others, seconds):
         self.now, self.others, self.seconds = 0.0, others, seconds
-        monkeypatch.setattr(crowding.os, "cpu_count", lambda: 2)
-        monkeypatch.setattr(crowding, "_busy_s", lambda: self.now + others * min(self.now, seconds))
+        monkeypatch.setattr(crowding, "_cores", lambda: [0, 1])
+        monkeypatch.setattr(crowding, "_busy_s", lambda cores: self.now + others * min(self.now, seconds))
         monkeypatch.setattr(time, "perf_counter", lambda: self.now)
         monkeypatch.setattr(time, "process_time", lambda: self.now)
         monkeypatch.setattr(time, "perf_counter_ns", lambda: round(self.now * 1e9))
@@ -151,6 +152,15 @@ class Machine:
             self.now += (crowded if self.now < self.seconds else milliseconds) / 1e3
 
         return call
+
+
+def test_the_busy_time_of_all_processes_holds_this_ones():
+    cores = crowding._cores()
+    assert 1 <= len(cores) <= os.cpu_count()
+    busy, own, begin = crowding._busy_s(cores), time.process_time(), time.perf_counter()
+    while time.process_time() - own < 0.3:
+        pass
+    assert 0.2 <= crowding._busy_s(cores) - busy <= len(cores) * (time.perf_counter() - begin) + 0.1
 
 
 @pytest.mark.parametrize(("threads", "others", "aside"), [(2, 1.0, True), (2, 0.1, False), (1, 1.0, False)])

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -25,14 +26,15 @@ class Crowding:
     """Tells the calls made while others left less than `threads` cores, stretch by stretch."""
 
     def __init__(self, threads: int) -> None:
-        self._room = (os.cpu_count() or 1) - threads + _SPARE
+        self._cores = _cores()
+        self._room = len(self._cores) - threads + _SPARE
         self._quiet = np.zeros(0, dtype=bool)
         self.lost_s, self.judged, self._free = 0.0, False, True
         self.restart()
 
     def restart(self) -> None:
         """A stretch begins now."""
-        self._wall, self._own, self._all = time.perf_counter(), time.process_time(), _busy_s()
+        self._wall, self._own, self._all = time.perf_counter(), time.process_time(), _busy_s(self._cores)
         self._begin = len(self._quiet)
 
     def stretch(self, pair_s: float) -> int:
@@ -45,7 +47,7 @@ class Crowding:
         While a stretch is too short (`judged` is false) it passes for what the one before was; more calls decide.
         """
         elapsed = time.perf_counter() - self._wall
-        others = (_busy_s() - self._all - (time.process_time() - self._own)) / max(elapsed, 1e-9)
+        others = (_busy_s(self._cores) - self._all - (time.process_time() - self._own)) / max(elapsed, 1e-9)
         self.judged = elapsed >= _STRETCH_S
         if self.judged:
             self._free = others <= self._room
@@ -56,8 +58,15 @@ class Crowding:
         return self._quiet
 
 
-def _busy_s() -> float:
-    """Seconds of CPU that all processes of the machine, and other guests of its host, have had since it started."""
-    times = psutil.cpu_times()
+def _cores() -> list[int]:
+    """Those that this process may run on."""
+    process = psutil.Process()
+    return process.cpu_affinity() if hasattr(process, "cpu_affinity") else list(range(os.cpu_count() or 1))
+
+
+def _busy_s(cores: Sequence[int]) -> float:
+    """Seconds that all processes, and other guests of the machine's host, have had these cores since it started."""
     apart = ("idle", "iowait", "guest", "guest_nice")  # guests' time is in user and nice already
-    return float(sum(times) - sum(getattr(times, name, 0.0) for name in apart))
+    found = psutil.cpu_times(percpu=True)
+    times = [found[core] for core in cores if core < len(found)]
+    return float(sum(sum(each) - sum(getattr(each, name, 0.0) for name in apart) for each in times))
