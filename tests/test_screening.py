@@ -26,6 +26,7 @@ from autoprune.reporting.sensitivity import plot, record, table
 from autoprune.run import Run
 from autoprune.score import Candidate, Score
 from autoprune.searching import results
+from autoprune.searching.evaluate import decided
 from autoprune.searching.exchange import exchanged
 from autoprune.searching.preparation import Prepared, importance, prepare
 from autoprune.searching.probes import useful
@@ -180,6 +181,39 @@ def test_where_the_finalists_do_not_keep_the_budget_others_are_trained(
     result = searched(tmp_path, listener, budget={"latency": "900%", "flops": "55%"}, finalists=1)
     assert result.best is not None and len(refused) == 1
     assert len(listener.trained()) == 3  # the dense model, the finalist, and another
+
+
+def test_a_finalist_that_is_slower_in_fresh_processes_costs_no_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from autoprune.searching.costs import Costs
+
+    measured, refused = Costs.latency, list[int]()
+
+    def slower(self: Costs, pruned: Any, score: Score, **options: Any) -> Score:
+        found = measured(self, pruned, score, **options)
+        if options.get("processes") and (not refused or refused[0] == found.flops):
+            refused.append(found.flops or 0)
+            return found.updated(latency_ratio=10.0, latency_ratio_high=10.0)
+        return found
+
+    monkeypatch.setattr(Costs, "latency", slower)
+    listener = Listens()
+    result = searched(tmp_path, listener, budget={"latency": "900%", "flops": "55%"}, finalists=1)
+    assert result.best is not None and refused
+    assert len(listener.trained()) == 2  # the dense model, and the one in its place
+
+
+@pytest.mark.parametrize(("value", "reach", "asked"), [(0.4, 0.05, [5]), (0.48, 0.05, [5, 15]), (0.6, 0.05, [5])])
+def test_more_processes_decide_where_the_first_do_not(value: float, reach: float, asked: list[int]) -> None:
+    seen = list[int]()
+
+    def measured(processes: int) -> Score:
+        seen.append(processes)
+        return Score(latency_ratio=value, latency_ratio_high=value + reach)
+
+    decided(measured, lambda score: ["latency"] if (score.latency_ratio_high or 0) > 0.5 else [])
+    assert seen == asked
 
 
 def test_objectives_without_a_metric_get_the_least_cost_that_keeps_it(tmp_path: Path) -> None:
@@ -357,6 +391,8 @@ def test_promotion_goes_by_quality_inside_the_budget() -> None:
     ]
     dense = Score(metric=0.95, latency_ratio=1.0)
     assert [each.number for each in best(given, dense, candidates)] == [3, 2, 5, 4]
+    twin = _screened(6, 0.8, 0.486)  # another plan that comes to the same net as 3
+    assert [each.number for each in best(given, dense, [*candidates, twin])] == [3, 2, 5, 4]
     first = promoted(given, dense, candidates, {}, 2)
     assert first is not None and first.number == 3
     trained = replace(candidates[2], number=8, stage="trained", feasible=True)

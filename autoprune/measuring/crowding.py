@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import psutil
 
-__all__ = ["Crowding"]
+__all__ = ["STRETCH_S", "Crowding"]
 
-_STRETCH_S = 0.1  # of calls at least that are judged together; the system counts CPU time in steps of 10 ms
+STRETCH_S = 0.1  # of calls at least that are judged together; the system counts CPU time in steps of 10 ms
 _SPARE = 0.25  # cores that others may take beyond what is free
 
 
@@ -39,7 +39,7 @@ class Crowding:
 
     def stretch(self, pair_s: float) -> int:
         """How many pairs of calls of `pair_s` seconds can be judged."""
-        return max(1, math.ceil(_STRETCH_S / max(pair_s, 1e-6)))
+        return max(1, math.ceil(STRETCH_S / max(pair_s, 1e-6)))
 
     def quiet(self, count: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """Which of `count` pairs of calls had the cores that they needed, (count,); those since the last call are new.
@@ -48,7 +48,7 @@ class Crowding:
         """
         elapsed = time.perf_counter() - self._wall
         others = (_busy_s(self._cores) - self._all - (time.process_time() - self._own)) / max(elapsed, 1e-9)
-        self.judged = elapsed >= _STRETCH_S
+        self.judged = elapsed >= STRETCH_S
         if self.judged:
             self._free = others <= self._room
             self.lost_s += 0.0 if self._free else elapsed

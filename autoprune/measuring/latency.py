@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from autoprune.measuring.crowding import Crowding
+from autoprune.measuring.crowding import STRETCH_S, Crowding
 
 __all__ = ["Latency", "compare", "median_interval"]
 
@@ -120,7 +120,7 @@ def compare(
             count, spent = times.shape[1], time.perf_counter() - begin
             lost = min(crowding.lost_s, _PATIENCE * budget_s)
             result = _summary(times, quiet)
-            if _finished(result, spent - lost, budget_s) and crowding.judged:
+            if _finished(result, spent - lost, budget_s) and (crowding.judged or budget_s < STRETCH_S):
                 return result
             each = float(times.sum()) / 1e3 / count
             left = max(0, int((budget_s - spent + lost) / each))

@@ -88,21 +88,23 @@ class Costs:
         )
         return Score.from_json(kept).updated(nonzero_params=nonzero)
 
-    def latency(self, pruned: Pruned, score: Score, *, brief: bool = False) -> Score:
-        """`score` with the latency measured in this process, interleaved with dense; in less time where it is `brief`.
+    def latency(self, pruned: Pruned, score: Score, *, brief: bool = False, processes: int = 0) -> Score:
+        """`score` with the latency, interleaved with dense; in less time where it is `brief`.
 
-        Beside it peak memory and energy, where the study asks for them.
+        In so many fresh `processes`, or 0: in this one. Peak memory and energy too, where the study asks for them.
         """
         zeros = pruned.masks.final()
-        key = self._key(pruned, zeros)
-        kept = self._recall("latency", key) or (self._recall("brief", key) if brief else None)
+        key, kind = self._key(pruned, zeros), "brief" if brief else f"latency{processes or ''}"
+        kept = self._recall(kind, key) or (self._recall("latency", key) if brief else None)
         if kept is None:
-            kept = self._measured(pruned, zeros, seconds=_BRIEF if brief else _SECONDS).to_json()
-            self._keep("brief" if brief else "latency", key, kept)
+            seconds = _BRIEF if brief else _SECONDS
+            kept = self._measured(pruned, zeros, processes=processes, seconds=seconds).to_json()
+            self._keep(kind, key, kept)
         score = measure.with_latency(score, Latency(**kept), self.target.batch)
         score = self._resources(pruned, zeros, key, score, anew=False)
         elsewhere = {
-            name: costs.latency(pruned, costs.score(pruned), brief=brief) for name, costs in self._further.items()
+            name: costs.latency(pruned, costs.score(pruned), brief=brief, processes=processes)
+            for name, costs in self._further.items()
         }
         return score.updated(elsewhere=elsewhere)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -24,12 +25,20 @@ from autoprune.training.judging import judge
 from autoprune.training.loop import Quality, evaluate, recalibrate, train
 from autoprune.training.schedule import polynomial
 
-__all__ = ["Evaluated", "Evaluator"]
+__all__ = ["PROCESSES", "Evaluated", "Evaluator", "decided"]
+
+PROCESSES, _MORE = 5, 15  # fresh ones, that the latency of finalists is measured in
 
 _IMAGES, _POSITIONS = 512, 20  # of training data, that layers are repaired on
 _JUDGED = 1000  # inputs of training and of validation data, that untrained plans are judged on
 _LARGE = 3 * 64 * 64  # elements of an input: of larger ones fewer are taken, with more positions
 _FEWEST = 64
+
+
+def decided(measured: Callable[[int], Score], broken: Callable[[Score], list[str]]) -> Score:
+    """What is measured in fresh processes; in more of them where the first leave open whether the budget is kept."""
+    score = measured(PROCESSES)
+    return measured(_MORE) if broken(score) and not broken(score.expected()) else score
 
 
 @dataclass(frozen=True)
@@ -58,7 +67,7 @@ class Evaluator:
         score = self.prepared.costs.score(pruned)
         if set(NEED_A_RUN) & set(study.search.objectives) or not self._broken(score):
             listener.started(number, f"measuring on {study.target.name}")
-            score = self.prepared.costs.latency(pruned, score)
+            score = self._measured(pruned, score)
         if reasons := self._broken(score):
             stage = "latency" if score.latency_ms is not None else "cost"
             return self._untrained(plan, number, pruned, score, stage, "; ".join(reasons))
@@ -81,6 +90,13 @@ class Evaluator:
         score = score.updated(metric=quality.metric, loss=quality.loss, nonzero_params=nonzero)
         score = self.prepared.costs.stored(model, pruned, score)
         return replace(self.known(plan, number, score), model=model)
+
+    def _measured(self, pruned: Pruned, score: Score) -> Score:
+        """With the latency; a finalist's, which was chosen by a brief look at it, from fresh processes."""
+        latency = functools.partial(self.prepared.costs.latency, pruned, score)
+        if self.study.search.finalists is None:
+            return latency()
+        return decided(lambda processes: latency(processes=processes), self._broken)
 
     def screen(self, plan: Plan, number: int) -> Evaluated:
         """Judge a plan without training it: its costs, a first look at its latency, and its quality when repaired.

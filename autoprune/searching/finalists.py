@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import replace
 
 from autoprune.run import Run
 from autoprune.score import Candidate, Score, costs_of
+from autoprune.searching.evaluate import PROCESSES, decided
 from autoprune.searching.listener import Listener
 from autoprune.searching.preparation import Prepared
 from autoprune.searching.promotion import least_cost_wanted
@@ -14,9 +16,7 @@ from autoprune.searching.records import kept_model
 from autoprune.study import Study
 from autoprune.training.judging import judge
 
-__all__ = ["PROCESSES", "ranked", "settle"]
-
-PROCESSES = 5
+__all__ = ["ranked", "settle"]
 
 
 def ranked(study: Study, candidates: Sequence[Candidate]) -> list[Candidate]:
@@ -48,7 +48,10 @@ def settle(
     for candidate in ranked(study, candidates):
         listener.started(candidate.number, f"measuring trial {candidate.number} again in {PROCESSES} fresh processes")
         model = kept_model(run, candidate.number, prepared.model)
-        score = prepared.costs.of_finished(model, prepared.pruned(candidate.plan), candidate.score, PROCESSES)
+        finished = functools.partial(
+            prepared.costs.of_finished, model, prepared.pruned(candidate.plan), candidate.score
+        )
+        score = decided(finished, lambda score: study.budget.broken(score, dense, study.task.metric.goal))
         broken = study.budget.broken(score, dense, study.task.metric.goal)
         if broken:
             judged[candidate.number] = replace(candidate, score=score, feasible=False, reason="; ".join(broken))

@@ -73,7 +73,7 @@ def best(study: Study, dense: Score, candidates: Sequence[Candidate]) -> list[Ca
     screened = [each for each in candidates if each.stage == "screened"]
     fitting = [each for each in screened if _inside(study, dense, each.score, MARGIN)]
     fitting = fitting or [each for each in screened if _inside(study, dense, each.score, 0.0)]
-    unique = list({each.plan.digest: each for each in reversed(fitting)}.values())
+    unique = list({_net(each): each for each in reversed(fitting)}.values())
     points = {each.number: costs_of(each.score, objectives, goal) for each in unique}
     ranks: list[list[Candidate]] = []
     left = sorted(unique, key=lambda each: points[each.number])  # best quality first
@@ -86,6 +86,12 @@ def best(study: Study, dense: Score, candidates: Sequence[Candidate]) -> list[Ca
     if study.budget.limits:
         return [each for rank in ranks for each in rank]
     return [each for rank in ranks for each in _spread(rank)]
+
+
+def _net(candidate: Candidate) -> tuple[float | None, ...]:
+    """What tells nets apart: plans that come to the same net have the same loss to the last digit."""
+    score = candidate.score
+    return score.loss, score.flops, score.params, score.nonzero_params
 
 
 def _front(ordered: list[Candidate], points: Mapping[int, tuple[float, ...]]) -> list[Candidate]:

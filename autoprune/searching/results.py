@@ -16,8 +16,8 @@ from autoprune.pruning.pruned import checked
 from autoprune.run import Run
 from autoprune.score import Candidate, Score, pareto_front
 from autoprune.searching import baseline, records
-from autoprune.searching.evaluate import Evaluator
-from autoprune.searching.finalists import PROCESSES, settle
+from autoprune.searching.evaluate import PROCESSES, Evaluator
+from autoprune.searching.finalists import settle
 from autoprune.searching.listener import Listener, Quiet
 from autoprune.searching.misses import nearest_miss
 from autoprune.searching.preparation import Prepared, importance, out_of_reach, prepare
