@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
+import onnx
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,6 +19,7 @@ from autoprune.pruning.importance import Importance
 from autoprune.pruning.outline import Outline
 from autoprune.pruning.proof import discover, relative_error
 from autoprune.pruning.pruned import apply
+from autoprune.target import Target
 from autoprune.task import Inputs
 
 
@@ -134,3 +137,22 @@ def test_a_block_that_shares_a_parameter_with_the_rest_stays() -> None:
     model.stage[1].two.weight = model.post[0].weight
     group = next(group for group in discover(model, INPUTS).groups if group.level == "blocks")
     assert group.layers == ("stage.0", "stage.2", "stage.3")
+
+
+def test_a_finished_model_is_measured_as_its_plan_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    from test_search import study
+
+    from autoprune.measuring.latency import Latency
+    from autoprune.searching import costs
+
+    model = net()
+    coupling, graphs = discover(model, INPUTS), list[bytes]()
+    took = Latency(1.0, 1.0, 1.0, 0.5, 0.5, 0.5, 40, True)
+    monkeypatch.setattr(costs.measure, "timed", lambda candidate, *_, **__: graphs.append(candidate) or took)
+    found = costs.Costs(replace(study(), target=Target()), model, coupling, INPUTS)
+    plan = apply(model, coupling, Plan({"residual:blocks": Choice("depth", 0.34, "l1")}), Importance(model, coupling))
+    found.latency(plan, found.score(plan))
+    found.of_finished(plan.finish(), plan, found.score(plan), 0)
+    nodes = [[node.op_type for node in onnx.load_from_string(graph).graph.node] for graph in (*graphs, found.dense)]
+    assert nodes[0] == nodes[1]
+    assert nodes[1].count("Conv") == nodes[2].count("Conv") - 2  # the block is gone in both

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ class Pruned:
     model: nn.Module
     masks: Masks
     cuts: list[Cut]
-    removed: list[str] = field(default_factory=list)  # blocks
+    removed: list[str]  # blocks
 
     def finish(self) -> nn.Module:
         """The model with every mask at its final ratio, masks let go."""

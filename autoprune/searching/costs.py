@@ -223,7 +223,7 @@ def _finished(model: nn.Module, pruned: Pruned) -> tuple[Pruned, dict[str, Tenso
     zeros = {
         name: parameter.detach() != 0 for name, parameter in model.named_parameters() if bool((parameter == 0).any())
     }
-    return Pruned(model, Masks(model), pruned.cuts), zeros
+    return Pruned(model, Masks(model), pruned.cuts, pruned.removed), zeros
 
 
 def _on(study: Study, target: Target) -> Study:
