@@ -189,6 +189,11 @@ def ours4(cell: Cell) -> nn.Module:
     return _searched(cell, {"finalists": 1, "epochs": max(1, cell.epochs // 4)}, stop=False)
 
 
+def ours_widths(cell: Cell) -> nn.Module:
+    """autoprune's search without whole blocks among its techniques."""
+    return _searched(cell, {"techniques": WIDTHS}, stop=False)
+
+
 def tpe(cell: Cell) -> nn.Module:
     """Plain TPE: every trial inside the budget is trained alike, until the epochs are spent."""
     settings = {"trials": 150, "finalists": None, "epochs": cell.case.trial, "techniques": WIDTHS}
@@ -258,6 +263,7 @@ METHODS: dict[str, Method] = {
     "netadapt": netadapt,
     "random": random_search,
     "tpe": tpe,
+    "ours_widths": ours_widths,
     "ours4": ours4,
     "ours": ours,
 }

@@ -15,6 +15,7 @@ import torch
 
 Row = dict[str, Any]
 OURS, QUARTER = "ours", "ours4"
+VARIANTS = (QUARTER, "ours_widths")  # of ours: no rivals
 RESAMPLES = 10_000
 REFERENCE = (0.10, 1.0)  # error added over dense, latency ratio: what hypervolumes are taken to
 TIGHT = 0.3
@@ -98,7 +99,7 @@ def verdicts(rows: list[Row]) -> None:
         here = [row for row in rows if (row["task"], row["budget"]) == (task, budget)]
         found = by_method(here)
         mine = found.pop(OURS, None)
-        found.pop(QUARTER, None)
+        found = {name: each for name, each in found.items() if name not in VARIANTS}
         if not found or (mine is None and not any(row["method"] == OURS for row in here)):
             continue
         errors = {name: statistics.fmean(row["error"] for row in each) for name, each in found.items()}

@@ -14,6 +14,7 @@ against the dense one in 5 fresh processes on ONNX Runtime, one thread, batch 1;
   netadapt  NetAdapt's greedy rounds (Yang et al. 2018, arXiv:1804.03230)
   random    random plans inside the budget
   tpe       Optuna's TPE, every plan inside the budget trained alike
+  ours_widths  autoprune's search without whole blocks among its techniques
   ours4     autoprune's search with a quarter of the epochs
   ours      autoprune's search as it comes
 
@@ -44,7 +45,7 @@ from autoprune.run import Run, write_whole
 
 METHODS = {
     name: (OWN | PEERS)[name] for name in ("scratch", "tp_l1", "tp_group", "uniform8", "fastnas", "netadapt")
-} | {name: OWN[name] for name in ("random", "tpe", "ours4", "ours")}
+} | {name: OWN[name] for name in ("random", "tpe", "ours_widths", "ours4", "ours")}
 Key = tuple[str, float, int]  # task, budget, seed
 STANDARD: list[Key] = [
     *itertools.product(("digits", "fashion_mobilenet"), (0.5, 0.3), (0, 1, 2)),

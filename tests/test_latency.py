@@ -140,7 +140,7 @@ class Machine:
     """Two cores and a clock that only calls move; other processes take `others` cores for the first `seconds`."""
 
     def __init__(self, monkeypatch, others, seconds):
-        self.now, self.others, self.seconds = 0.0, others, seconds
+        self.now, self.seconds = 0.0, seconds
         monkeypatch.setattr(crowding, "_cores", lambda: [0, 1])
         monkeypatch.setattr(crowding, "_busy_s", lambda cores: self.now + others * min(self.now, seconds))
         monkeypatch.setattr(time, "perf_counter", lambda: self.now)
