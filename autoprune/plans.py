@@ -16,7 +16,7 @@ from autoprune.group import Group
 from autoprune.plan import Choice, Plan
 from autoprune.pruning.coupling import Coupling, tensor_of
 from autoprune.pruning.importance import Importance
-from autoprune.pruning.pruned import kept_units
+from autoprune.pruning.pruned import effective, kept_units
 from autoprune.space import Options, Space, fits, matches, uniform, unscored
 
 __all__ = ["Request", "requested"]
@@ -158,10 +158,12 @@ def _removed(
     plan: Plan, model: nn.Module, smaller: nn.Module, coupling: Coupling, importance: Importance
 ) -> dict[str, float]:
     """The share of each group that is gone, by key; of a weights group what is zero. Those of removed blocks lack."""
-    keep = kept_units(coupling, plan, importance)
+    keep, said = kept_units(coupling, plan, importance), effective(coupling, plan, importance).choices
     alive, weights = coupling.kept(keep), dict(smaller.named_parameters())
     shares: dict[str, float] = {}
     for group in coupling.groups:
+        if group.key in plan.choices and group.key not in said:
+            continue
         if group.key in coupling.members:
             shares[group.key] = 1 - float(alive[coupling.members[group.key]].double().mean())
         elif group.level == "blocks":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import replace
 
 import onnx
@@ -18,7 +19,7 @@ from autoprune.pruning.forward import outputs_of
 from autoprune.pruning.importance import Importance
 from autoprune.pruning.outline import Outline
 from autoprune.pruning.proof import discover, relative_error
-from autoprune.pruning.pruned import apply
+from autoprune.pruning.pruned import apply, effective, kept_units
 from autoprune.target import Target
 from autoprune.task import Inputs
 
@@ -100,6 +101,21 @@ def test_depth_width_and_masks_go_together_and_an_outline_builds_it_again() -> N
     assert relative_error(outputs_of(rebuilt, INPUTS), outputs_of(smaller, INPUTS)) == 0.0
 
 
+def test_what_a_plan_says_of_blocks_that_go_is_of_no_effect() -> None:
+    model = net()
+    coupling = discover(model, INPUTS)
+    importance = Importance(model, coupling)
+    depth, width = {"residual:blocks": Choice("depth", 0.34, "l1")}, Choice("structured", 0.5, "l1")
+    inside = {"stage.1.one:units": width, "stage.1.two:weights": Choice("weight", 0.5, "l1")}
+    stays = {"stem.0:units": width, "stage.0.one:units": width}  # the stream runs through the block, and stays
+    assert effective(coupling, Plan(depth | inside | stays), importance) == Plan(depth | stays)
+    assert effective(coupling, Plan(inside | stays), importance) == Plan(inside | stays)
+    assert set(kept_units(coupling, Plan(depth | inside | stays), importance)) == {*depth, *stays}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # nothing to be told of what was asked of it
+        autoprune.prune(model, INPUTS.args[0], Plan(depth | inside))
+
+
 def test_one_block_stays_and_unknown_blocks_are_refused() -> None:
     model = net()
     pruned = autoprune.prune(model, INPUTS.args[0], {"stage": {"technique": "depth", "ratio": 0.99}})
@@ -149,6 +165,7 @@ def test_a_finished_model_is_measured_as_its_plan_is(monkeypatch: pytest.MonkeyP
     coupling, graphs = discover(model, INPUTS), list[bytes]()
     took = Latency(1.0, 1.0, 1.0, 0.5, 0.5, 0.5, 40, True)
     monkeypatch.setattr(costs.measure, "timed", lambda candidate, *_, **__: graphs.append(candidate) or took)
+    monkeypatch.setattr(costs.measure, "artefact", lambda *_, **__: pytest.fail("exported anew"))
     found = costs.Costs(replace(study(), target=Target()), model, coupling, INPUTS)
     plan = apply(model, coupling, Plan({"residual:blocks": Choice("depth", 0.34, "l1")}), Importance(model, coupling))
     found.latency(plan, found.score(plan))

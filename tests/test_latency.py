@@ -13,7 +13,7 @@ from torch import nn
 
 from autoprune.errors import InputError, ModelError
 from autoprune.measuring import crowding, hosts, latency
-from autoprune.measuring.latency import Latency, compare, median_interval
+from autoprune.measuring.latency import Latency, compare, compare_anew, median_interval
 from autoprune.measuring.measure import measure, timed
 from autoprune.target import Target
 from autoprune.task import Inputs
@@ -69,6 +69,32 @@ def test_settled_means_the_interval_is_within_one_percent(monkeypatch):
     result = compare(noisy, lasting(1000), budget_s=0.0)
     assert not result.settled
     assert result.ratio_high - result.ratio_low > 0.02 * result.ratio
+
+
+def test_models_are_prepared_several_times_and_their_figures_merged():
+    prepared = []
+
+    def prepare():
+        prepared.append(0.2 if len(prepared) % 2 else 0.1)  # as where it lies in memory has it
+        return [spin(prepared[-1]), spin(0.2)]
+
+    result = compare_anew(prepare, budget_s=0.8)
+    assert len(prepared) == 4 and result.processes == 1
+    assert result.ratio == pytest.approx(0.75, rel=0.1)
+    assert result.ratio_high - result.ratio_low > 0.4  # so far are they apart, which no calls of one would show
+
+
+@pytest.mark.parametrize("slow", ["prepare", "call"])
+def test_models_are_prepared_once_where_that_or_a_few_calls_take_the_time(slow):
+    prepared = []
+
+    def prepare():
+        prepared.append(1)
+        time.sleep(0.2 if slow == "prepare" else 0.0)
+        return [lambda: time.sleep(0.01 if slow == "call" else 0.0)] * 2
+
+    compare_anew(prepare, budget_s=0.2 if slow == "prepare" else 0.05)
+    assert len(prepared) == 1
 
 
 def test_candidate_and_dense_take_turns_and_the_order_alternates():

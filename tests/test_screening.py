@@ -26,8 +26,9 @@ from autoprune.reporting.sensitivity import plot, record, table
 from autoprune.run import Run
 from autoprune.score import Candidate, Score
 from autoprune.searching import results
-from autoprune.searching.evaluate import decided
+from autoprune.searching.evaluate import Evaluator, decided
 from autoprune.searching.exchange import exchanged
+from autoprune.searching.listener import Quiet
 from autoprune.searching.preparation import Prepared, importance, prepare
 from autoprune.searching.probes import useful
 from autoprune.searching.promotion import best, promoted
@@ -297,6 +298,22 @@ def test_plans_that_keep_the_same_units_have_one_effect(prepared: Prepared, tmp_
     assert effect(0.5) == effect(0.51) != effect(0.6)  # of 16 units
     assert effect(0.01) == found.effect(Plan())
     assert effect(0.5, "weight", "3:weights") != effect(0.51, "weight", "3:weights")
+
+
+def test_a_sample_that_comes_to_a_net_judged_before_is_moved_on(prepared: Prepared, tmp_path: Path) -> None:
+    given = screening({"flops": "55%"})
+    scores = importance(given, prepared.model, prepared.coupling)
+    found = Screening(Evaluator(given, prepared, prepared.dense, scores, Quiet()), Run(tmp_path), "", lambda: False)
+    sample = parameters(prepared.variables, Plan())
+    sample |= {"0:units.technique": "structured", "0:units.ratio": 0.5}
+    nets, effects = list[dict[str, Any]](), set()
+    for number in range(8):
+        nets.append(found.steered(f"{number}")(sample))
+        plan = plan_of(prepared.variables, nets[-1])
+        effects.add(found.steering.effect(plan))
+        assert found.steering.fits(plan)
+        found.learn([Candidate(number, plan, Score(flops=1), False, "screened")])
+    assert nets[0] == found.steering.fitted(sample) and len(effects) == 8
 
 
 def test_an_exchange_gives_width_to_one_group_and_takes_it_from_another(prepared: Prepared, tmp_path: Path) -> None:

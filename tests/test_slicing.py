@@ -5,8 +5,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from autoprune.errors import ModelError
+from autoprune.measuring.loosening import BATCH, loose_shape
 from autoprune.measuring.measure import timed
-from autoprune.measuring.slicing import BATCH, Slicer, export, loose_shape
+from autoprune.measuring.slicing import Slicer, export
 from autoprune.pruning.shrink import Cut, shrink
 from autoprune.target import Target
 from autoprune.task import Inputs
@@ -220,6 +221,92 @@ def test_a_literal_slice_over_channels_is_not_proved():
         meant[0].bias.copy_(model.first.bias[2:5])
     meant[1] = model.second
     assert not slicer.proved(meant.eval(), out("first", keep))
+
+
+class Block(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.norm, self.inner = nn.BatchNorm2d(width), nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x):
+        return x + self.inner(F.relu(self.norm(x)))
+
+
+def image_net(last=True):
+    """Residual blocks, one of them the output unless there is a `last` layer."""
+    blocks = nn.Sequential(Block(8), Block(8), Block(8))
+    return nn.Sequential(nn.Conv2d(3, 8, 1), blocks, *([nn.Flatten(), nn.Linear(8 * 64, 5)] if last else []))
+
+
+class Encoders(nn.Module):
+    """Transformer layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Linear(6, 16)
+        self.blocks = nn.ModuleList(
+            nn.TransformerEncoderLayer(16, 4, 32, batch_first=True, norm_first=True) for _ in range(3)
+        )
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x):
+        x = self.embed(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x.mean(1))
+
+
+BLOCKS = {
+    "convolutions": (image_net, IMAGES, "1"),
+    "the output is a block's": (lambda: image_net(last=False), IMAGES, "1"),
+    "transformer": (Encoders, Inputs.of(torch.randn(2, 5, 6)), "blocks"),
+}
+
+
+@pytest.mark.parametrize("gone", [(0,), (2,), (0, 1), (1, 2), (0, 1, 2)])
+@pytest.mark.parametrize("name", BLOCKS)
+def test_blocks_that_go_are_left_out(name, gone):
+    build, inputs, stage = BLOCKS[name]
+    model, removed = randomised(build()), [f"{stage}.{place}" for place in gone]
+    slicer, smaller = Slicer(model, inputs), shrink(model, [], removed)
+    assert slicer.refuses([], removed) is None and slicer.proved(smaller, [], removed=removed)
+    assert not slicer.proved(model, [], removed=removed)
+    content = slicer.cut([], removed=removed)
+    onnx.checker.check_model(onnx.load_from_string(content))
+    proto, exported = onnx.load_from_string(content), onnx.load_from_string(export(smaller, inputs))
+    held = [
+        sorted(t.name for t in each.graph.initializer if t.name in model.state_dict()) for each in (proto, exported)
+    ]
+    assert held[0] == held[1]
+    ops = [[node.op_type for node in each.graph.node if node.op_type != "Identity"] for each in (proto, exported)]
+    assert ops[0] == ops[1]
+
+
+def test_widths_are_cut_and_blocks_left_out_at_once():
+    model, keep = randomised(image_net()), drop(8, 1, 6)
+    cuts = [
+        *out("0", keep), Cut("3.weight", 1, keep.repeat_interleave(64)),
+        *(cut for place in range(3) for cut in (*norm(f"1.{place}.norm", keep), *out(f"1.{place}.inner", keep))),
+        *(Cut(f"1.{place}.inner.weight", 1, keep) for place in range(3)),
+    ]  # fmt: skip
+    assert Slicer(model, IMAGES).proved(shrink(model, cuts, ["1.1"]), cuts, removed=["1.1"])
+
+
+def test_a_block_whose_ends_do_not_show_is_refused():
+    class Twice(nn.Module):
+        """A block that is called twice has no one beginning."""
+
+        def __init__(self):
+            super().__init__()
+            self.first, self.block = nn.Conv2d(3, 8, 1), Block(8)
+
+        def forward(self, x):
+            return self.block(torch.tanh(self.block(self.first(x))))
+
+    slicer = Slicer(randomised(Twice()), IMAGES)
+    assert "where block begins and ends" in str(slicer.refuses([], ["block"]))
+    with pytest.raises(ModelError, match="export the model instead"):
+        slicer.cut([], removed=["block"])
 
 
 @pytest.mark.parametrize(

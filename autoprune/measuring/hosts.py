@@ -103,11 +103,14 @@ def _here(
     logging.getLogger("autoprune").warning(
         "the model cannot be handed to a fresh process (%s); its latency is measured in this one", error
     )
-    parts = []
-    for _ in range(processes):
-        calls = [runtime.prepare(artefact, inputs, target) for artefact in (candidate, dense) if artefact is not None]
-        parts.append(latency.compare(*calls, budget_s=budget_s, threads=target.threads))
-    return Latency.merge(parts)
+    artefacts = [artefact for artefact in (candidate, dense) if artefact is not None]
+
+    def prepare() -> list[Any]:
+        return [runtime.prepare(artefact, inputs, target) for artefact in artefacts]
+
+    return Latency.merge(
+        [latency.compare_anew(prepare, budget_s=budget_s, threads=target.threads) for _ in range(processes)]
+    )
 
 
 def _process(folder: Path) -> Latency:
@@ -137,16 +140,17 @@ def _main(path: Path) -> None:
     runtime = plugins.load("runtime", target.runtime)()
     inputs: Any
     if runtime.artefact == "onnx":
-        with np.load(folder / "inputs.npz") as stored:
-            inputs = [stored[f"arr_{index}"] for index in range(len(stored.files))]
+        with np.load(folder / "inputs.npz") as arrays:
+            inputs = [arrays[f"arr_{index}"] for index in range(len(arrays.files))]
     else:
         inputs = _unpickle(folder / "inputs")
-    calls = []
-    for role in ("candidate", "dense"):
-        if job[role] is not None:
-            artefact = Path(job[role]) if runtime.artefact == "onnx" else _unpickle(Path(job[role]))
-            calls.append(runtime.prepare(artefact, inputs, target))
-    found = latency.compare(*calls, budget_s=job["budget_s"], threads=target.threads)
+    stored = [Path(job[role]) for role in ("candidate", "dense") if job[role] is not None]
+    artefacts = stored if runtime.artefact == "onnx" else [_unpickle(path) for path in stored]
+    found = latency.compare_anew(
+        lambda: [runtime.prepare(artefact, inputs, target) for artefact in artefacts],
+        budget_s=job["budget_s"],
+        threads=target.threads,
+    )
     (folder / "answer.json").write_text(json.dumps(found.to_json()))
 
 

@@ -87,8 +87,12 @@ def timed(
             return hosts.fresh(candidate, dense, inputs, target, processes, budget_s)
         runtime = plugins.load("runtime", target.runtime)()
         batch = inputs.rows(target.batch)
-        calls = [runtime.prepare(each, batch, target) for each in (candidate, dense) if each is not None]
-        return latency.compare(*calls, budget_s=budget_s, threads=target.threads)
+        artefacts = [each for each in (candidate, dense) if each is not None]
+        return latency.compare_anew(
+            lambda: [runtime.prepare(each, batch, target) for each in artefacts],
+            budget_s=budget_s,
+            threads=target.threads,
+        )
 
 
 def with_latency(score: Score, measured: Latency, batch: int) -> Score:

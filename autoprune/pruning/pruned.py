@@ -18,7 +18,7 @@ from autoprune.pruning.masks import Mask, Masks
 from autoprune.pruning.shrink import Cut, take
 from autoprune.space import fits
 
-__all__ = ["Pruned", "apply", "checked", "kept_units"]
+__all__ = ["Pruned", "apply", "checked", "effective", "kept_units"]
 
 
 @dataclass(frozen=True)
@@ -48,23 +48,33 @@ def apply(
     `schedule` maps training progress in [0, 1] to the share of the final ratio of gradual techniques.
     Raises PlanError for a group, technique or criterion that is not there, is refused or does not fit.
     """
-    choices = checked(coupling, plan, importance)
+    choices = _effective(checked(coupling, plan, importance), importance)
     keep = _kept(choices, importance)
     cuts = coupling.cuts(keep)
     smaller = coupling.apply(model, keep, cuts)
-    removed = coupling.removed(keep)
     masks = [
-        _mask(model, smaller, group, choice, cuts, importance)
-        for group, choice in choices
-        if group.level == "weights"
-        and not tensor_of(model, group.name).startswith(tuple(f"{name}." for name in removed))
+        _mask(model, smaller, group, choice, cuts, importance) for group, choice in choices if group.level == "weights"
     ]
-    return Pruned(smaller, Masks(smaller, masks, schedule), cuts, removed)
+    return Pruned(smaller, Masks(smaller, masks, schedule), cuts, coupling.removed(keep))
+
+
+def effective(coupling: Coupling, plan: Plan, importance: Importance) -> Plan:
+    """The plan without what it says of groups that lie whole in blocks that go: plans that do the same are equal."""
+    return Plan({group.key: choice for group, choice in _effective(checked(coupling, plan, importance), importance)})
 
 
 def kept_units(coupling: Coupling, plan: Plan, importance: Importance) -> dict[str, Tensor]:
-    """Which units and blocks the choices of a plan keep, (units,) of each group it names."""
-    return _kept(checked(coupling, plan, importance), importance)
+    """Which units and blocks the choices of a plan keep, (units,) of each group of its `effective` choices."""
+    return _kept(_effective(checked(coupling, plan, importance), importance), importance)
+
+
+def _effective(choices: Sequence[tuple[Group, Choice]], importance: Importance) -> list[tuple[Group, Choice]]:
+    deep = [(group, choice) for group, choice in choices if group.level == "blocks"]
+    kept = _kept(deep, importance)
+    gone = tuple(
+        f"{name}." for group, _ in deep for name, stays in zip(group.layers, kept[group.key], strict=True) if not stays
+    )
+    return [each for each in choices if not (gone and all(layer.startswith(gone) for layer in each[0].layers))]
 
 
 def _kept(choices: Sequence[tuple[Group, Choice]], importance: Importance) -> dict[str, Tensor]:

@@ -50,9 +50,11 @@ class Costs:
         self._asked = asked(study)
         self.note: str | None = None
         self._slicer: Slicer | None = None
+        self._leaves_out = False  # whether blocks that go are left out of the dense graph
         if runtime.artefact == "onnx":
             self._slicer = Slicer(model, inputs.rows(2))
             self.note = self._why_not_sliced(model, coupling)
+            self._leaves_out = self.note is None and self._proves_blocks(model, coupling)
         self.dense: Any = (
             self._shipped(self._slicer.dense)
             if self._slicer
@@ -160,8 +162,9 @@ class Costs:
             return replace_tensors(
                 pruned.model, lambda name, tensor: tensor * zeros[name].to(tensor) if name in zeros else tensor.clone()
             )
-        if self.note is None and not pruned.removed and self._slicer.refuses(pruned.cuts) is None:
-            return self._shipped(self._slicer.cut(pruned.cuts, zeros))
+        sliced = self.note is None and (self._leaves_out or not pruned.removed)
+        if sliced and self._slicer.refuses(pruned.cuts, pruned.removed) is None:
+            return self._shipped(self._slicer.cut(pruned.cuts, zeros, pruned.removed))
         return measure.artefact(pruned.model, self.inputs, self.target)
 
     def _shipped(self, content: bytes) -> bytes:
@@ -180,6 +183,14 @@ class Costs:
         if reason is None and cuts and not self._slicer.proved(coupling.apply(model, keep), cuts):
             reason = "a graph cut out of the dense one did not compute what the cut model does"
         return f"every candidate is exported anew, which takes seconds each: {reason}" if reason else None
+
+    def _proves_blocks(self, model: nn.Module, coupling: Coupling) -> bool:
+        """Prove the same of blocks that go, on every other one; where it fails, plans without some are exported."""
+        assert self._slicer is not None
+        blocks = (group for group in coupling.prunable() if group.level == "blocks")
+        keep = {group.key: torch.arange(group.size) % 2 == 1 for group in blocks}
+        removed = coupling.removed(keep)
+        return bool(removed) and self._slicer.proved(coupling.apply(model, keep), [], removed=removed)
 
     def _key(self, pruned: Pruned, zeros: Mapping[str, Tensor]) -> str:
         shapes = {name: list(parameter.shape) for name, parameter in pruned.model.named_parameters()}

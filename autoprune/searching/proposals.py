@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 
 import torch
 
@@ -29,7 +29,10 @@ def proposals(prepared: Prepared, steering: Steering, solved: Sequence[Callable[
         plans.append(_to_budget(variables, steering, (technique,), shares[0]))
     for share in shares if solved else shares[:1]:
         plans += [_to_budget(variables, steering, _UNITS, share), *(solve(share) for solve in solved)]
-    return list(dict.fromkeys(plans))
+    different: dict[Hashable, Plan] = {}
+    for plan in plans:
+        different.setdefault(steering.effect(plan), plan)
+    return list(different.values())
 
 
 def _to_budget(variables: Sequence[Variable], steering: Steering, techniques: Sequence[str], share: float) -> Plan:

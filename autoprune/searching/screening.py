@@ -76,8 +76,31 @@ class Screening:
         return proposals(prepared, self.steering, [ranked, solved])
 
     def steered(self, draw: str) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
-        """How a sample is moved: scaled to the budget, or where the whole front is wanted to one of its levels."""
-        return functools.partial(self.steering.fitted, share=self.steering.share(draw))
+        """How a sample is moved: scaled to the budget, or where the whole front is wanted to one of its levels.
+
+        What comes to a net that was judged already is moved on, to a neighbour that was not.
+        """
+        share = self.steering.share(draw)
+
+        def moved(sample: Mapping[str, Any]) -> dict[str, Any]:
+            found = self.steering.fitted(sample, share)
+            plan = plan_of(self.variables, found)
+            if self.steering.effect(plan) not in self._effects:
+                return found
+            used = self.steering.violation(plan)
+            new = self._new(used if self.steering.whole else max(used, -MARGIN))
+            return exchanged(self.variables, [found], new, draw) or found
+
+        return moved
+
+    def _new(self, allowed: float) -> Callable[[Mapping[str, Any]], bool]:
+        """Whether parameters come to a net that costs no more than is `allowed` and was not judged yet."""
+
+        def fits(child: Mapping[str, Any]) -> bool:
+            plan = plan_of(self.variables, child)
+            return self.steering.violation(plan) <= allowed and self.steering.effect(plan) not in self._effects
+
+        return fits
 
     def neighbour(
         self, candidates: list[Candidate], given: Callable[[int], dict[str, Any]], draw: str
@@ -97,11 +120,7 @@ class Screening:
             parents = [random.Random(draw).choice(parents)]
             allowed = self.steering.violation(parents[0].plan)
 
-        def fits(child: Mapping[str, Any]) -> bool:
-            plan = plan_of(self.variables, child)
-            return self.steering.violation(plan) <= allowed and self.steering.effect(plan) not in self._effects
-
-        return self._promising([given(each.number) for each in parents], fits, draw)
+        return self._promising([given(each.number) for each in parents], self._new(allowed), draw)
 
     def _promising(
         self, start: list[dict[str, Any]], fits: Callable[[Mapping[str, Any]], bool], draw: str
@@ -113,7 +132,7 @@ class Screening:
         for step in range(_MOVES):
             children = (exchanged(self.variables, start, fits, f"{draw} {step} {each}") for each in range(_CHILDREN))
             found += [child for child in children if child is not None]
-            order = self.surrogate.order([plan_of(self.variables, each) for each in found])
+            order = self.surrogate.order([self.steering.effective(plan_of(self.variables, each)) for each in found])
             found = [found[place] for place in order]
             start = found[:_PARENTS] or start
         return found[0] if found else None
@@ -126,7 +145,7 @@ class Screening:
                 self._effects.add(self.steering.effect(each.plan))
                 self.steering.observe(each.plan, each.score)
                 if each.stage == "screened" and each.score.loss is not None:
-                    self.surrogate.observe(each.plan, each.score.loss)
+                    self.surrogate.observe(self.steering.effective(each.plan), each.score.loss)
 
     def fitting(self, candidates: list[Candidate]) -> bool:
         """Whether there is a plan to train."""

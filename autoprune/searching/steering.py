@@ -22,7 +22,7 @@ from autoprune.measuring.predictor import Predictor
 from autoprune.plan import Plan
 from autoprune.pruning.importance import Importance
 from autoprune.pruning.masks import Masks
-from autoprune.pruning.pruned import Pruned, apply, kept_units
+from autoprune.pruning.pruned import Pruned, apply, effective, kept_units
 from autoprune.run import Run
 from autoprune.score import Score
 from autoprune.searching.preparation import Prepared
@@ -36,6 +36,7 @@ MARGIN = 0.02  # of the budget: a plan at its very edge falls outside when measu
 _SHARES, _LEVELS = (1.0, 0.95, 0.9), (0.8, 0.6, 0.4, 0.25)
 _STEPS, _RANGE = 11, 1e4  # of bisection, on a logarithmic scale
 _LEARNT = 160  # plans are enough to learn from: it takes longer for each
+_REMEMBERED = 256  # plans, by the units that they keep
 _TIMED = ("latency", "throughput")
 _UNFORESEEN = ("metric_drop", "memory", "energy")  # what is not known of a plan before it has run
 _PROFILE_S, _PLANS = 60.0, 40  # of a profile, at most
@@ -53,6 +54,7 @@ class Steering:
     whole: bool = False  # no cost is limited, so the whole front is wanted
     predictors: Mapping[str, Predictor] = field(default_factory=dict)  # by target, "" the study's own
     _known: dict[Any, Score] = field(default_factory=dict)
+    _kept: dict[Plan, Mapping[str, Tensor]] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -86,7 +88,7 @@ class Steering:
 
     def violation(self, plan: Plan) -> float:
         """The worst of used / limit - 1 that is to be expected, at most 0 where the plan keeps the budget."""
-        keep = kept_units(self.prepared.coupling, plan, self.importance)
+        keep = self._keeps(plan)
         counted = any(limit.quantity not in _TIMED for limit in self.budget.limits)
         score = self._counted(plan, keep) if counted else Score()
         elsewhere = {target: self._foreseen(target, keep, score.on(target)) for target in self.predictors}
@@ -99,7 +101,7 @@ class Steering:
         """The ratio to dense that is predicted; None where nothing is known of it, as of zeros on sparse kernels."""
         if target not in self.predictors or self._teaches_nothing(plan, target):
             return None
-        keep = kept_units(self.prepared.coupling, plan, self.importance)
+        keep = self._keeps(plan)
         return self.predictors[target].predict(keep).ratio
 
     def fits(self, plan: Plan, share: float = 1.0) -> bool:
@@ -133,15 +135,19 @@ class Steering:
                 low, high = (low, middle) if self.fits(plan_of(variables, scaled(middle)), share) else (middle, high)
         return scaled(high)
 
+    def effective(self, plan: Plan) -> Plan:
+        """The plan without what it says of blocks that go."""
+        return effective(self.prepared.coupling, plan, self.importance)
+
     def effect(self, plan: Plan) -> Hashable:
         """What a plan comes to: plans that keep the same units and mask alike are one, whatever ranked them."""
-        keep = kept_units(self.prepared.coupling, plan, self.importance)
+        keep = self._keeps(plan)
         kept = [(key, bytes(each.to(torch.uint8).tolist())) for key, each in keep.items() if not bool(each.all())]
-        return (*kept, *((key, choice) for key, choice in plan if key not in keep))
+        return (*kept, *((key, choice) for key, choice in self.effective(plan) if key not in keep))
 
     def observe(self, plan: Plan, score: Score) -> None:
         """Learn from a measured plan, while there is much to learn."""
-        keep = kept_units(self.prepared.coupling, plan, self.importance)
+        keep = self._keeps(plan)
         for target, predictor in self.predictors.items():
             found = score.on(target)
             if predictor.measured >= _LEARNT or self._teaches_nothing(plan, target):
@@ -150,6 +156,14 @@ class Steering:
                 low, high = found.latency_ms_low or found.latency_ms, found.latency_ms_high or found.latency_ms
                 ratios = (found.latency_ratio, found.latency_ratio_low, found.latency_ratio_high)
                 predictor.observe(keep, Latency(found.latency_ms, low, high, *ratios, 1, True))
+
+    def _keeps(self, plan: Plan) -> Mapping[str, Tensor]:
+        """`kept_units` of a plan, remembered: neighbours are looked at by what they cost and by what they come to."""
+        if plan not in self._kept:
+            if len(self._kept) >= _REMEMBERED:
+                self._kept.clear()
+            self._kept[plan] = kept_units(self.prepared.coupling, plan, self.importance)
+        return self._kept[plan]
 
     def _teaches_nothing(self, plan: Plan, target: str) -> bool:
         """Whether there are zeros that run on sparse kernels, whose latency says nothing of widths."""
