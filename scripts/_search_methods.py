@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from _search_cell import TARGET, Cell, Refused, largest, space
-from _search_tasks import WIDTHS
+from _search_tasks import TECHNIQUES, WIDTHS
 from benchmark_repair import copied
 from torch import nn
 
@@ -43,10 +43,10 @@ def measured(cell: Cell, plan: Plan) -> float:
     return ratio
 
 
-def variables(cell: Cell, multiple_of: int = 1) -> list[Variable]:
-    """A decision for each group of units."""
+def variables(cell: Cell, multiple_of: int = 1, techniques: tuple[str, ...] = WIDTHS) -> list[Variable]:
+    """A decision for each group of units, or for all that the techniques cut."""
     criteria = ("l1", "l2", "taylor")
-    chosen = space(cell.case, techniques=WIDTHS, ratio=(0.0, 0.95), criteria=criteria)
+    chosen = space(cell.case, techniques=techniques, ratio=(0.0, 0.95), criteria=criteria)
     return chosen.resolve(cell.dense.prepared.coupling.groups, multiple_of)
 
 
@@ -88,8 +88,9 @@ def _drawn(cell: Cell, decisions: list[Variable], draw: random.Random) -> Plan:
 
 
 def random_search(cell: Cell) -> nn.Module:
-    """Random plans inside the budget, trained alike; the best by validation."""
-    draw, decisions, best = random.Random(cell.dense.seed), variables(cell), (-1.0, nn.Module())
+    """Random plans inside the budget, of the space that autoprune searches, trained alike; the best by validation."""
+    decisions = variables(cell, techniques=TECHNIQUES)
+    draw, best = random.Random(cell.dense.seed), (-1.0, nn.Module())
     scores = importance(_study(cell, {}), cell.dense.model, cell.dense.prepared.coupling)
     while cell.spent.epochs + cell.case.trial <= cell.epochs:
         plan = _drawn(cell, decisions, draw)
@@ -195,8 +196,8 @@ def ours_widths(cell: Cell) -> nn.Module:
 
 
 def tpe(cell: Cell) -> nn.Module:
-    """Plain TPE: every trial inside the budget is trained alike, until the epochs are spent."""
-    settings = {"trials": 150, "finalists": None, "epochs": cell.case.trial, "techniques": WIDTHS}
+    """Plain TPE in the space that autoprune searches: every trial inside the budget is trained alike."""
+    settings = {"trials": 150, "finalists": None, "epochs": cell.case.trial}
     return _searched(cell, settings, stop=True)
 
 

@@ -47,51 +47,54 @@ def test_slow_functions_get_the_fewest_calls_even_over_the_budget():
     assert 12 <= result.calls <= 40
 
 
-def test_settled_means_the_interval_is_within_one_percent(monkeypatch):
-    # a clock that only the functions move: what is timed is exact
+@pytest.fixture
+def lasting(monkeypatch):
+    """Makes functions that last so many nanoseconds, on a clock that only they move: what is timed is exact."""
     now = [0]
     monkeypatch.setattr(time, "perf_counter_ns", lambda: now[0])
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0] / 1e9)
 
     def lasting(nanoseconds):
         def call():
-            now[0] += nanoseconds
+            now[0] += nanoseconds() if callable(nanoseconds) else nanoseconds
 
         return call
 
+    return lasting
+
+
+def test_settled_means_the_interval_is_within_one_percent(lasting):
     result = compare(lasting(300), lasting(1000))
     assert result.settled
     assert result.ratio == result.ratio_low == result.ratio_high == 0.3
     draws = np.random.default_rng(0)
-
-    def noisy():
-        now[0] += int(draws.uniform(100, 2000))
-
+    noisy = lasting(lambda: int(draws.uniform(100, 2000)))
     result = compare(noisy, lasting(1000), budget_s=0.0)
     assert not result.settled
     assert result.ratio_high - result.ratio_low > 0.02 * result.ratio
 
 
-def test_models_are_prepared_several_times_and_their_figures_merged():
+def test_models_are_prepared_several_times_and_their_figures_merged(lasting):
     prepared = []
 
     def prepare():
-        prepared.append(0.2 if len(prepared) % 2 else 0.1)  # as where it lies in memory has it
-        return [spin(prepared[-1]), spin(0.2)]
+        prepared.append(200_000 if len(prepared) % 2 else 100_000)  # as where it lies in memory has it
+        return [lasting(prepared[-1]), lasting(200_000)]
 
     result = compare_anew(prepare, budget_s=0.8)
     assert len(prepared) == 4 and result.processes == 1
-    assert result.ratio == pytest.approx(0.75, rel=0.1)
+    assert result.ratio == pytest.approx(0.75)
     assert result.ratio_high - result.ratio_low > 0.4  # so far are they apart, which no calls of one would show
 
 
 @pytest.mark.parametrize("slow", ["prepare", "call"])
-def test_models_are_prepared_once_where_that_or_a_few_calls_take_the_time(slow):
+def test_models_are_prepared_once_where_that_or_a_few_calls_take_the_time(lasting, slow):
     prepared = []
 
     def prepare():
         prepared.append(1)
-        time.sleep(0.2 if slow == "prepare" else 0.0)
-        return [lambda: time.sleep(0.01 if slow == "call" else 0.0)] * 2
+        lasting(200_000_000 if slow == "prepare" else 0)()
+        return [lasting(10_000_000 if slow == "call" else 100_000)] * 2
 
     compare_anew(prepare, budget_s=0.2 if slow == "prepare" else 0.05)
     assert len(prepared) == 1
