@@ -17,15 +17,15 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Choice:
-    """One decision: `technique` removes the share `ratio`, least important by `criterion` first."""
+    """One decision: `technique` removes the share `ratio`, least important by `criterion` first; 1 is a whole block."""
 
     technique: str
     ratio: float
     criterion: str = "l1"
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.ratio < 1.0:
-            raise PlanError(f"ratio is the share removed, in [0, 1); got {self.ratio}")
+        if not 0.0 <= self.ratio <= 1.0:
+            raise PlanError(f"ratio is the share removed, in [0, 1]; got {self.ratio}")
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,14 @@ class Plan:
 
     def __post_init__(self) -> None:
         kept = {key: self.choices[key] for key in sorted(self.choices) if self.choices[key].ratio > 0}
+        for key, choice in kept.items():
+            if key.endswith(":blocks") != (choice.ratio == 1):
+                what = (
+                    "a block goes whole, at a ratio of 1"
+                    if choice.ratio < 1
+                    else "something must stay of all but blocks"
+                )
+                raise PlanError(f"{choice.technique} cannot remove the share {choice.ratio:g} of {key!r}: {what}")
         object.__setattr__(self, "choices", kept)
 
     def __hash__(self) -> int:

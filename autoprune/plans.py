@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from numbers import Real
 from typing import Any
 
@@ -107,11 +107,17 @@ def _by_patterns(
         choice = _choice(pattern, wanted, criterion)
         step = wanted.get("multiple_of", multiple_of)
         fresh = _chosen(pattern, choice, found, importance, step)
+        wished = dict.fromkeys(fresh, choice)
+        if plugins.create("technique", choice.technique).level == "blocks":
+            fresh = wished = _blocks(fresh, choice, found, importance)
+            left |= {} if any(each.ratio for each in fresh.values()) else dict.fromkeys(fresh, _too_few(choice, fresh))
+        elif choice.ratio == 1:
+            raise PlanError(f"{pattern!r}: the ratio is the share removed, in [0, 1); got 1")
         taken = set(fresh) & set(choices)
         if taken:
             raise PlanError(f"{pattern!r} and an earlier pattern both decide {', '.join(sorted(taken))}")
         choices |= fresh
-        asked |= dict.fromkeys(fresh, choice)
+        asked |= wished
         named = (group for group in found if any(matches(pattern, layer) for layer in group.layers))
         fitting = (group for group in named if not (group.refusal or fits(choice.technique, group)))
         left |= {group.key: why for group in fitting if (why := importance.refuses(choice.criterion, group))}
@@ -127,7 +133,7 @@ def _choice(pattern: Any, wanted: Any, criterion: str) -> Choice:
             f"{pattern!r} needs technique and ratio, and may have criterion and multiple_of; got {wanted!r}"
         )
     ratio = wanted["ratio"]
-    if isinstance(ratio, bool) or not isinstance(ratio, Real) or not 0 <= ratio < 1:  # type: ignore[operator]
+    if isinstance(ratio, bool) or not isinstance(ratio, Real) or not 0 <= ratio <= 1:  # type: ignore[operator]
         raise PlanError(f"{pattern!r}: the ratio is the share removed, in [0, 1); got {ratio!r}")
     try:
         arguments.whole(wanted.get("multiple_of", 1), "multiple_of")
@@ -152,6 +158,18 @@ def _chosen(
         for variable in variables
         for key, each in variable.choices(choice.technique, choice.ratio, choice.criterion).items()
     }
+
+
+def _blocks(keys: Collection[str], choice: Choice, found: Sequence[Group], importance: Importance) -> dict[str, Choice]:
+    """Of all blocks that a pattern names the least important go, as many as the ratio says."""
+    groups = [group for group in found if group.key in keys]
+    scores = [float(importance.blocks(group, choice.criterion)) for group in groups]
+    gone = sorted(range(len(groups)), key=scores.__getitem__)[: round(choice.ratio * len(groups))]
+    return {group.key: replace(choice, ratio=float(place in gone)) for place, group in enumerate(groups)}
+
+
+def _too_few(choice: Choice, blocks: Collection[str]) -> str:
+    return f"{choice.ratio:g} of {len(blocks)} blocks is less than half a block"
 
 
 def _removed(

@@ -26,6 +26,7 @@ __all__ = [
     "Variable",
     "distributions",
     "fits",
+    "highest_ratio",
     "matches",
     "parameters",
     "plan_of",
@@ -55,12 +56,20 @@ class Options:
 
 @dataclass(frozen=True)
 class Variable:
-    """One decision of the search: options filtered to what fits, for one group or, shared, for several."""
+    """One decision of the search: options filtered to what fits, for one group or, shared, for several.
+
+    A block goes at a ratio of 0.5 and more, and stays below.
+    """
 
     name: str
     groups: tuple[Group, ...]
     options: Options
     multiple_of: int = 1
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is all or nothing: a block."""
+        return self.groups[0].level == "blocks"
 
     def choices(self, technique: str, ratio: float, criterion: str) -> dict[str, Choice]:
         """The same choice for each group, its ratio moved to one that the group and the technique can come to."""
@@ -78,13 +87,15 @@ class Variable:
         return min(max(fewest, round(ratio * steps)), most) / steps
 
     def rounded(self, group: Group, ratio: float) -> float:
-        """The ratio nearest to `ratio`, and in its range, that keeps a multiple of `multiple_of` units."""
+        """The nearest ratio, in its range, that keeps a multiple of `multiple_of` units; of a block 0 or 1."""
+        if self.whole:
+            return float(ratio >= 0.5)
         step, (low, high) = self.multiple_of, self.options.ratio
         fewest, most = (
             math.ceil(group.size * (1 - high) / step - 1e-9),
             math.floor(group.size * (1 - low) / step + 1e-9),
         )
-        counted = group.level != "units" or "attention" in group.kinds  # weights, blocks and heads are no widths
+        counted = group.level != "units" or "attention" in group.kinds  # weights and heads are no widths
         if counted or step == 1 or group.size < 2 * step or not ratio or max(1, fewest) > most:
             return ratio
         kept = min(max(1, fewest, round(group.size * (1 - ratio) / step)), most) * step
@@ -95,7 +106,8 @@ class Variable:
 class Space:
     """Options by pattern on layer names; the first pattern that matches wins, `default` takes the rest.
 
-    `share="stage"` makes one decision for all groups of a level under the same top-level block of the model.
+    `share="stage"` makes one decision for all groups of a level under the same top-level module of the model, but for
+    blocks: each goes or stays, whatever the range of ratios.
     """
 
     default: Options = Options()
@@ -189,14 +201,16 @@ class Space:
                     raise _misfit("criterion", name, pattern, why)
 
     def _variable(self, group: Group) -> str:
-        return f"{group.name.split('.')[0]}:{group.level}" if self.share == "stage" else group.key
+        shared = self.share == "stage" and group.level != "blocks"
+        return f"{group.name.split('.')[0]}:{group.level}" if shared else group.key
 
 
 def _fitting(options: Options, group: Group, refuses: Refuses) -> Options:
     """What fits a group of what may be chosen; a technique needs a criterion to rank by, and a criterion its use."""
     techniques = tuple(name for name in options.techniques if fits(name, group) is None)
     criteria = tuple(name for name in options.criteria if refuses(name, group) is None) if techniques else ()
-    return replace(options, techniques=techniques if criteria else (), criteria=criteria)
+    ratio = (0.0, 1.0) if group.level == "blocks" and options.ratio[1] > 0 else options.ratio
+    return replace(options, techniques=techniques if criteria else (), criteria=criteria, ratio=ratio)
 
 
 def _no_criterion(options: Options, group: Group, refuses: Refuses) -> str:
@@ -284,6 +298,12 @@ def uniform(variables: Sequence[Variable], techniques: Sequence[str], ratio: flo
             low, high = variable.options.ratio
             choices |= variable.choices(technique, min(max(ratio, low), high), variable.options.criteria[0])
     return Plan(choices)
+
+
+def highest_ratio(variables: Sequence[Variable], techniques: Sequence[str]) -> float:
+    """The highest that a variable with one of `techniques` may be removed; 0 where none has one."""
+    offering = (each for each in variables if set(techniques) & set(each.options.techniques))
+    return max((each.options.ratio[1] for each in offering), default=0.0)
 
 
 def matches(pattern: str, layer: str) -> bool:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import autoprune
 from autoprune.errors import PlanError
+from autoprune.group import Group
 from autoprune.plan import Choice, Plan
 from autoprune.pruning.forward import outputs_of
 from autoprune.pruning.importance import Importance
@@ -63,18 +64,23 @@ def net() -> nn.Module:
     return Net().eval()
 
 
-def test_the_blocks_that_can_go_are_one_group() -> None:
-    groups = [group for group in discover(net(), INPUTS).groups if group.level == "blocks"]
-    assert len(groups) == 1
-    group = groups[0]
-    assert (group.key, group.layers) == ("residual:blocks", ("stage.0", "stage.1", "stage.2"))
+def blocks(model: nn.Module, inputs: Inputs) -> list[Group]:
+    return [group for group in discover(model, inputs).groups if group.level == "blocks"]
+
+
+def test_each_block_that_can_go_is_a_group() -> None:
+    found = blocks(net(), INPUTS)
+    assert [group.key for group in found] == ["stage.0:blocks", "stage.1:blocks", "stage.2:blocks"]
+    assert all(group.layers == (group.name,) and group.shape == (1,) for group in found)
+    alone = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), Residual(8)).eval()
+    assert [group.key for group in blocks(alone, INPUTS)] == ["2:blocks"]
 
 
 def test_a_removed_block_is_the_dense_one_with_its_branch_at_zero() -> None:
     model = net()
     coupling = discover(model, INPUTS)
-    pruned = apply(model, coupling, Plan({"residual:blocks": Choice("depth", 0.34, "l1")}), Importance(model, coupling))
-    assert pruned.removed == ["stage.1"]  # the weakest
+    pruned = apply(model, coupling, Plan({"stage.1:blocks": Choice("depth", 1.0)}), Importance(model, coupling))
+    assert pruned.removed == ["stage.1"]
     for parameter in model.stage[1].parameters():
         parameter.data.zero_()
     assert relative_error(outputs_of(pruned.model, INPUTS), outputs_of(model, INPUTS)) == 0.0
@@ -85,7 +91,7 @@ def test_depth_width_and_masks_go_together_and_an_outline_builds_it_again() -> N
     model = net()
     coupling = discover(model, INPUTS)
     choices = {
-        "residual:blocks": Choice("depth", 0.34, "l1"),
+        "stage.1:blocks": Choice("depth", 1.0),
         "stem.0:units": Choice("structured", 0.5, "l1"),
         "stage.0.one:units": Choice("structured", 0.5, "l1"),
         "stage.1.one:weights": Choice("weight", 0.5, "l1"),
@@ -105,7 +111,7 @@ def test_what_a_plan_says_of_blocks_that_go_is_of_no_effect() -> None:
     model = net()
     coupling = discover(model, INPUTS)
     importance = Importance(model, coupling)
-    depth, width = {"residual:blocks": Choice("depth", 0.34, "l1")}, Choice("structured", 0.5, "l1")
+    depth, width = {"stage.1:blocks": Choice("depth", 1.0)}, Choice("structured", 0.5, "l1")
     inside = {"stage.1.one:units": width, "stage.1.two:weights": Choice("weight", 0.5, "l1")}
     stays = {"stem.0:units": width, "stage.0.one:units": width}  # the stream runs through the block, and stays
     assert effective(coupling, Plan(depth | inside | stays), importance) == Plan(depth | stays)
@@ -116,12 +122,34 @@ def test_what_a_plan_says_of_blocks_that_go_is_of_no_effect() -> None:
         autoprune.prune(model, INPUTS.args[0], Plan(depth | inside))
 
 
-def test_one_block_stays_and_unknown_blocks_are_refused() -> None:
+@pytest.mark.parametrize(
+    ("pattern", "ratio", "gone"),
+    [
+        ("stage", 0.34, ["stage.1"]),  # the weakest
+        ("stage.2", 1.0, ["stage.2"]),
+        ("stage*", 1, ["stage.0", "stage.1", "stage.2"]),
+        ("*", 0.67, ["stage.0", "stage.1"]),
+    ],
+)
+def test_of_the_blocks_that_a_pattern_names_the_weakest_go(pattern: str, ratio: float, gone: list[str]) -> None:
     model = net()
-    pruned = autoprune.prune(model, INPUTS.args[0], {"stage": {"technique": "depth", "ratio": 0.99}})
-    assert (
-        len([name for name, _ in pruned.named_modules() if name in ("stage.0.one", "stage.1.one", "stage.2.one")]) == 1
-    )
+    with torch.no_grad():
+        model.stage[0].two.weight.mul_(0.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pruned = autoprune.prune(model, INPUTS.args[0], {pattern: {"technique": "depth", "ratio": ratio}})
+    left = {name.removesuffix(".one") for name, _ in pruned.named_modules() if name.endswith(".one")}
+    assert left == {"stage.0", "stage.1", "stage.2"} - set(gone)
+
+
+def test_less_than_half_a_block_is_told_and_shares_of_a_block_and_unknown_blocks_are_refused() -> None:
+    model = net()
+    with pytest.warns(UserWarning, match="stage.0:blocks is left uncut: 0.1 of 3 blocks is less than half a block"):
+        autoprune.prune(model, INPUTS.args[0], {"stage": {"technique": "depth", "ratio": 0.1}})
+    with pytest.raises(PlanError, match="a block goes whole"):
+        Plan({"stage.0:blocks": Choice("depth", 0.5)})
+    with pytest.raises(PlanError, match="must stay"):
+        Plan({"stem.0:units": Choice("structured", 1.0)})
     with pytest.raises(PlanError, match="not in the dense model"):
         Outline(removed=["nowhere"]).build(model)
 
@@ -143,16 +171,14 @@ class InPlace(nn.Module):
 @pytest.mark.parametrize("gate", [False, True])
 def test_a_block_that_writes_into_its_argument_is_no_identity(gate: bool) -> None:
     model = nn.Sequential(nn.Linear(6, 6), InPlace(gate), InPlace(gate), nn.Linear(6, 2)).eval()
-    groups = discover(model, Inputs.of(torch.randn(4, 6))).groups
-    assert not [group for group in groups if group.level == "blocks"]
+    assert not blocks(model, Inputs.of(torch.randn(4, 6)))
 
 
 def test_a_block_that_shares_a_parameter_with_the_rest_stays() -> None:
     model = net()
     model.stage.append(Residual(8))
     model.stage[1].two.weight = model.post[0].weight
-    group = next(group for group in discover(model, INPUTS).groups if group.level == "blocks")
-    assert group.layers == ("stage.0", "stage.2", "stage.3")
+    assert [group.name for group in blocks(model, INPUTS)] == ["stage.0", "stage.2", "stage.3"]
 
 
 def test_a_finished_model_is_measured_as_its_plan_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,7 +193,7 @@ def test_a_finished_model_is_measured_as_its_plan_is(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(costs.measure, "timed", lambda candidate, *_, **__: graphs.append(candidate) or took)
     monkeypatch.setattr(costs.measure, "artefact", lambda *_, **__: pytest.fail("exported anew"))
     found = costs.Costs(replace(study(), target=Target()), model, coupling, INPUTS)
-    plan = apply(model, coupling, Plan({"residual:blocks": Choice("depth", 0.34, "l1")}), Importance(model, coupling))
+    plan = apply(model, coupling, Plan({"stage.1:blocks": Choice("depth", 1.0)}), Importance(model, coupling))
     found.latency(plan, found.score(plan))
     found.of_finished(plan.finish(), plan, found.score(plan), 0)
     nodes = [[node.op_type for node in onnx.load_from_string(graph).graph.node] for graph in (*graphs, found.dense)]

@@ -45,13 +45,13 @@ def test_a_block_that_goes_takes_its_work_along():
     model = nn.Sequential(nn.Conv2d(3, 16, 3), Residual(), Residual(), nn.Conv2d(16, 4, 1)).eval()
     coupling = discover(model, INPUTS)
     layout = Layout.of(coupling, model, INPUTS)
-    ((key, names),) = layout.blocks.items()
-    row = layout.row({key: torch.tensor([name != "1" for name in names])})
+    assert layout.blocks == {"1:blocks": ("1",), "2:blocks": ("2",)}
+    row = layout.row({"1:blocks": torch.tensor([False])})
     work = layout.features([layout.dense, row])[0][:, TERMS.index("work")]
     tensors = [each.tensor for each in layout.operations]
     assert work[1, tensors.index("1.body.weight")] == 0 < work[0, tensors.index("1.body.weight")]
     assert work[1, tensors.index("2.body.weight")] == work[0, tensors.index("2.body.weight")]
-    assert layout.keep(row)[key].tolist() == [name != "1" for name in names]
+    assert layout.keep(row)["1:blocks"].tolist() == [False] and "2:blocks" not in layout.keep(row)
 
 
 def test_a_model_without_units_is_refused():

@@ -43,7 +43,7 @@ def test_json_round_trip() -> None:
     assert Plan.from_json(Plan().to_json()) == Plan()
 
 
-@pytest.mark.parametrize("ratio", [-0.1, 1.0, 1.5, float("nan")])
+@pytest.mark.parametrize("ratio", [-0.1, 1.01, 1.5, float("nan")])
 def test_ratios_outside_are_refused(ratio: float) -> None:
     with pytest.raises(PlanError, match="ratio"):
         Choice("weight", ratio)

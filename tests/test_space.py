@@ -10,7 +10,7 @@ import pytest
 from autoprune.errors import StudyError
 from autoprune.group import Group
 from autoprune.plan import Choice, Plan
-from autoprune.space import Options, Space, Variable, parameters, suggest, uniform, unscored
+from autoprune.space import Options, Space, Variable, parameters, plan_of, suggest, uniform, unscored
 
 CONV = Group("layer1.0.conv", "units", ("layer1.0.conv", "layer1.1.conv"), ("conv", "conv"), (32,))
 SECOND = Group("layer2.conv", "units", ("layer2.conv",), ("conv",), (24,))
@@ -280,9 +280,19 @@ def test_a_pattern_may_have_a_multiple_of_its_own() -> None:
     assert variables["layer2.conv:units"].multiple_of == 4
 
 
-def test_heads_and_blocks_are_counted_as_they_are() -> None:
+def test_heads_are_counted_as_they_are() -> None:
     heads = Group("attention", "units", ("attention",), ("attention",), (32,))
-    blocks = Group("residual", "blocks", ("a", "b"), ("block", "block"), (32,))
-    for group, technique in ((heads, "heads"), (blocks, "depth")):
-        (variable,) = Space(Options((technique,))).resolve([group], 8)
-        assert variable.rounded(group, 0.1) == 0.1
+    (variable,) = Space(Options(("heads",))).resolve([heads], 8)
+    assert variable.rounded(heads, 0.1) == 0.1
+
+
+def test_blocks_are_decided_one_by_one_and_go_whole() -> None:
+    found = [Group(f"stage.{name}", "blocks", (f"stage.{name}",), ("block",), (1,)) for name in "ab"]
+    variables = Space(Options(("depth",), (0.1, 0.4)), share="stage").resolve(found)
+    assert [variable.name for variable in variables] == ["stage.a:blocks", "stage.b:blocks"]
+    assert all(variable.options.ratio == (0.0, 1.0) for variable in variables)  # whatever the range of widths
+    a, b = variables
+    assert a.choices("depth", 0.5, "l1") == {"stage.a:blocks": Choice("depth", 1.0)}
+    assert b.choices("depth", 0.49, "l1") == {"stage.b:blocks": Choice("depth", 0.0)}
+    plan = Plan(a.choices("depth", 0.7, "l1"))
+    assert plan_of(variables, parameters(variables, plan)) == plan

@@ -14,14 +14,13 @@ from autoprune.pruning.forward import plain_forward
 from autoprune.pruning.shrink import Skipped, named_tensors, replace_tensors
 from autoprune.task import Inputs
 
-__all__ = ["blocks_group", "removed"]
+__all__ = ["blocks_groups", "removed"]
 
 
-def blocks_group(model: nn.Module, inputs: Inputs) -> Iterable[Group]:
-    """The group of a model's removable residual blocks, in order of execution; none where it has no two."""
-    found = list(_removable(model, inputs))
-    if len(found) > 1:
-        yield Group("residual", "blocks", tuple(found), ("block",) * len(found), (len(found),))
+def blocks_groups(model: nn.Module, inputs: Inputs) -> Iterable[Group]:
+    """A group for each of a model's removable residual blocks, in order of execution."""
+    for name in _removable(model, inputs):
+        yield Group(name, "blocks", (name,), ("block",), (1,))
 
 
 def removed(model: nn.Module) -> list[str]:

@@ -44,6 +44,7 @@ class Importance:
         self._places = [place for place in _places(coupling) if place.tensor in self._parameters]
         self._scales = _batch_norm_scales(model)
         self._units: dict[str, Tensor] = {}  # criterion -> importance of every unit
+        self._blocks: dict[tuple[str, str], Tensor] = {}  # group, criterion -> importance of its block
         self._scored: dict[str, Tensor] = {}  # criterion -> which units it scores
         self._refusals: dict[tuple[str, str], str | None] = {}
 
@@ -63,8 +64,8 @@ class Importance:
             return f"{name} finds no {what} for the weight of {group.name}" if lacks else None
         if group.level == "blocks":
             scored = [part for part in self._parameters if self.needed(criterion, part) is not None]
-            without = [block for block in group.layers if not any(part.startswith(f"{block}.") for part in scored)]
-            return f"{name} finds no {what} in {', '.join(without)}" if without else None
+            inside = any(part.startswith(f"{group.name}.") for part in scored)
+            return None if inside else f"{name} finds no {what} in {group.name}"
         if name not in self._scored:
             self._scored[name] = torch.zeros(self._coupling.total, dtype=torch.bool)
             for place in self._places_for(criterion):
@@ -103,21 +104,14 @@ class Importance:
         return plugin
 
     def blocks(self, group: Group, criterion: str) -> Tensor:
-        """Importance of each residual block of a group, (blocks,), summed over its parameters."""
-        plugin = self._fitting(criterion, group)
-        return torch.stack(
-            [
-                sum(
-                    (
-                        self._elements(plugin, name).double().sum().cpu()
-                        for name in self._parameters
-                        if name.startswith(f"{block}.") and self.needed(plugin, name) is not None
-                    ),
-                    torch.zeros((), dtype=torch.float64),
-                )
-                for block in group.layers
-            ]
-        )
+        """Importance of the residual block of a group, (1,), summed over its parameters."""
+        key = (group.key, criterion)
+        if key not in self._blocks:
+            plugin, (block,) = self._fitting(criterion, group), group.layers
+            inside = (name for name in self._parameters if name.startswith(f"{block}."))
+            seen = (name for name in inside if self.needed(plugin, name) is not None)
+            self._blocks[key] = torch.stack([self._elements(plugin, name).double().sum().cpu() for name in seen]).sum(0)
+        return self._blocks[key].view(1)
 
     def _places_for(self, criterion: Criterion) -> Iterator[_Place]:
         """The places whose entries a criterion adds to their units."""

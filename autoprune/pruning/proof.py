@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from autoprune.group import Group
-from autoprune.pruning.blocks import blocks_group
+from autoprune.pruning.blocks import blocks_groups
 from autoprune.pruning.coupling import Coupling, trace
 from autoprune.pruning.forward import outputs_of
 from autoprune.pruning.literals import Bindings
@@ -33,7 +33,7 @@ def discover(model: nn.Module, inputs: Inputs) -> Coupling:
     """
     coupling = trace(model, inputs)
     refusals, needed = prove(model, inputs, coupling)
-    return coupling.without(refusals).binding(needed).joined_by(blocks_group(model, inputs.rows(2)))
+    return coupling.without(refusals).binding(needed).joined_by(blocks_groups(model, inputs.rows(2)))
 
 
 def prove(model: nn.Module, inputs: Inputs, coupling: Coupling) -> tuple[dict[str, str], set[tuple[str, int]]]:

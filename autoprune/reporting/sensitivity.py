@@ -95,7 +95,9 @@ def table(found: Map) -> Table:
         cells = [
             f"{words.metric(row.metric)} {row.loss - found.dense.loss:+.4f}"
             + ("" if row.latency is None else f" {row.latency:.0%}")
-            for row in (here[ratio] for ratio in ratios)
+            if row
+            else ""
+            for row in map(here.get, ratios)
         ]
         made.add_row(variable, technique, *cells)
     return made

@@ -83,14 +83,15 @@ def _changed(variables: Sequence[Variable], parent: Parameters, draw: random.Ran
 
 def _ratio(variable: Variable, parameters: Parameters) -> float:
     removed = parameters[f"{variable.name}.technique"] != NONE
-    return float(parameters[f"{variable.name}.ratio"]) if removed else 0.0
+    ratio = float(parameters[f"{variable.name}.ratio"]) if removed else 0.0
+    return variable.rounded(variable.groups[0], ratio) if variable.whole else ratio
 
 
 def _step(variable: Variable) -> float:
     """The share of a group that one step of width is; of a wide group no less than a sixteenth."""
     group = variable.groups[0]
-    if group.level == "blocks":
-        return 1 / max(1, len(group.layers))
+    if variable.whole:
+        return 1.0
     if group.level != "units":
         return _SHARE
     least = 1 if "attention" in group.kinds else variable.multiple_of

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from autoprune.score import Score, direction
 from autoprune.searching.preparation import Prepared
-from autoprune.space import uniform
+from autoprune.space import highest_ratio, uniform
 from autoprune.study import Study
 
 __all__ = ["useful"]
@@ -21,23 +21,21 @@ def useful(study: Study, prepared: Prepared) -> tuple[Prepared, list[str]]:
     no use; where only one is left at all, everything stays.
     """
     offered = dict.fromkeys(name for variable in prepared.variables for name in variable.options.techniques)
-    highest = max(variable.options.ratio[1] for variable in prepared.variables)
+    highest = {name: highest_ratio(prepared.variables, (name,)) for name in offered}
     wanted = dict.fromkeys(
         [limit.quantity for limit in study.budget.limits if limit.quantity != "metric_drop" and not limit.target]
         + [name for name in study.search.objectives if name not in ("metric", "loss")]
     )
     if not wanted or any(limit.target for limit in study.budget.limits):
         return prepared, []
-    shown = {
-        name: _moves(prepared.cost(uniform(prepared.variables, (name,), highest)), prepared.dense, list(wanted), study)
-        for name in offered
-    }
+    alone = {name: prepared.cost(uniform(prepared.variables, (name,), highest[name])) for name in offered}
+    shown = {name: _moves(score, prepared.dense, list(wanted), study) for name, score in alone.items()}
     idle = [name for name, moved in shown.items() if not any(change for change, _ in moved.values())]
     kept = [each for each in prepared.variables if not set(each.options.techniques) <= set(idle)]
     if not idle or not kept:
         return prepared, []
     notes = [
-        f"{name}: no gain on {study.target.name} at a ratio of {highest:g} everywhere "
+        f"{name}: no gain on {study.target.name} at a ratio of {highest[name]:g} everywhere "
         f"({', '.join(f'{quantity} {text}' for quantity, (_, text) in shown[name].items())}), so it is not searched"
         for name in idle
         if not any(name in each.options.techniques for each in kept)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 
 import torch
@@ -9,18 +11,20 @@ import torch
 from autoprune.plan import Plan
 from autoprune.searching.preparation import Prepared
 from autoprune.searching.steering import Steering
-from autoprune.space import NONE, Variable, parameters, plan_of, uniform
+from autoprune.space import NONE, Variable, highest_ratio, parameters, plan_of, uniform
 
-__all__ = ["proposals", "ranked_globally"]
+__all__ = ["by_importance", "proposals", "ranked_globally", "shallower"]
 
 _UNITS = ("structured", "neuron", "heads")
 _LEVELS = 40  # of the global threshold
+_DEPTHS = (0.25, 0.5, 0.75)  # of all blocks, that go beside uniform widths
 
 
 def proposals(prepared: Prepared, steering: Steering, solved: Sequence[Callable[[float], Plan]] = ()) -> list[Plan]:
     """Dense first; then one plan for each single technique, and uniform cuts of all units.
 
-    With `solved`, functions of the share of the budget to spend, their plans and the uniform ones for several shares.
+    That of a technique which takes blocks takes the least important ones. With `solved`, functions of the share of the
+    budget to spend, their plans and the uniform ones for several shares.
     """
     variables = prepared.variables
     offered = [name for variable in variables for name in variable.options.techniques]
@@ -37,11 +41,38 @@ def proposals(prepared: Prepared, steering: Steering, solved: Sequence[Callable[
 
 def _to_budget(variables: Sequence[Variable], steering: Steering, techniques: Sequence[str], share: float) -> Plan:
     """The least uniform ratio of `techniques` that keeps a share of the budget; the highest where none does."""
-    highest = max(variable.options.ratio[1] for variable in variables)
+    highest = highest_ratio(variables, techniques)
     if not steering.budget.limits:  # nothing is known beforehand of what is limited: at several ratios
-        return uniform(variables, techniques, highest * share)
+        highest *= share
     start = parameters(variables, uniform(variables, techniques, highest))
+    for place, block in enumerate(order := by_importance(variables, steering)):
+        start[f"{block.name}.ratio"] = highest * (1 - place / len(order))  # scaled, they go one after the other
     return plan_of(variables, steering.fitted(start, share))
+
+
+def by_importance(variables: Sequence[Variable], steering: Steering) -> list[Variable]:
+    """The blocks, the least important by its first criterion first."""
+
+    def importance(block: Variable) -> float:
+        return float(steering.importance.blocks(block.groups[0], block.options.criteria[0]))
+
+    return sorted((each for each in variables if each.whole), key=importance)
+
+
+def shallower(
+    variables: Sequence[Variable], steering: Steering, order: Sequence[Variable]
+) -> list[Callable[[float], Plan]]:
+    """Plans of a share of the budget, in which some of the blocks go, in `order`, and all widths are cut alike."""
+
+    def solve(count: int, share: float) -> Plan:
+        highest = highest_ratio(variables, _UNITS)
+        start = parameters(variables, uniform(variables, _UNITS, highest))
+        for block in order[:count]:
+            start |= {f"{block.name}.technique": block.options.techniques[0], f"{block.name}.ratio": 1.0}
+        return plan_of(variables, steering.fitted(start, share))
+
+    counts = sorted({math.ceil(share * len(order)) for share in _DEPTHS} - {0})
+    return [functools.partial(solve, count) for count in counts]
 
 
 def ranked_globally(prepared: Prepared, steering: Steering, share: float) -> Plan:

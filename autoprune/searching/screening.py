@@ -17,7 +17,7 @@ from autoprune.score import Candidate
 from autoprune.searching.evaluate import Evaluator
 from autoprune.searching.exchange import exchanged
 from autoprune.searching.promotion import best
-from autoprune.searching.proposals import proposals, ranked_globally
+from autoprune.searching.proposals import by_importance, proposals, ranked_globally, shallower
 from autoprune.searching.sensitivity import RATIOS, knapsack, sensitivities
 from autoprune.searching.steering import MARGIN, Steering
 from autoprune.searching.surrogate import Surrogate
@@ -60,20 +60,23 @@ class Screening:
         def ranked(share: float) -> Plan:
             return ranked_globally(prepared, self.steering, share)
 
-        decisions = len(RATIOS) * sum(len(variable.options.techniques) for variable in self.variables)
-        if decisions > settings.trials or not self.steering.budget.limits:
-            return proposals(prepared, self.steering, [ranked])
-        self.evaluate.listener.started(0, f"judging {decisions} single decisions")
+        alone = shallower(self.variables, self.steering, by_importance(self.variables, self.steering))
+        levels = sum(len(each.options.techniques) * (1 if each.whole else len(RATIOS)) for each in self.variables)
+        if levels > settings.trials or not self.steering.budget.limits:
+            return proposals(prepared, self.steering, [ranked, *alone])
+        self.evaluate.listener.started(0, f"judging {levels} single decisions")
         judge, report = self.evaluate.untrained, self.evaluate.listener.progress
         rows = sensitivities(self.variables, judge, self.steering, self.run, self.mark, report=report, late=self.late)
         if not rows:
-            return proposals(prepared, self.steering, [ranked])
-        dense = judge(Plan())
+            return proposals(prepared, self.steering, [ranked, *alone])
+        dense, losses = judge(Plan()), {row.variable: row.loss for row in rows}
+        blocks = [each for each in self.variables if each.name in losses and each.whole]
+        shallow = shallower(self.variables, self.steering, sorted(blocks, key=lambda each: losses[each.name]))
 
         def solved(share: float) -> Plan:
             return knapsack(self.variables, rows, dense, self.steering, share)
 
-        return proposals(prepared, self.steering, [ranked, solved])
+        return proposals(prepared, self.steering, [ranked, solved, *shallow])
 
     def steered(self, draw: str) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
         """How a sample is moved: scaled to the budget, or where the whole front is wanted to one of its levels.

@@ -54,14 +54,14 @@ def sensitivities(
 ) -> list[Sensitivity]:
     """Every technique of every variable at some ratios, by its first criterion; kept in the run, none is judged twice.
 
-    `mark` names what they depend on beside the plan: model, data, seed. Ratios are moved into each variable's range.
-    None where it is `late()` before all are judged; a decision that breaks the model's outputs down has no row.
+    `mark` names what they depend on beside the plan: model, data, seed. Ratios are moved into each variable's range; a
+    block has one, 1. None where it is `late()` before all are judged; what breaks the model's outputs down has no row.
     """
     found: list[Sensitivity] = []
     alone = [(variable, technique) for variable in variables for technique in variable.options.techniques]
     for place, (variable, technique) in enumerate(alone):
         low, high = variable.options.ratio
-        asked = dict.fromkeys(min(max(ratio, low), high) for ratio in ratios)
+        asked = [1.0] if variable.whole else dict.fromkeys(min(max(ratio, low), high) for ratio in ratios)
         plans = {Plan(variable.choices(technique, ratio, variable.options.criteria[0])): ratio for ratio in asked}
         for plan, ratio in plans.items():
             kept = run.cached("sensitivity", key := f"{mark}-{plan.digest}")
@@ -92,7 +92,7 @@ def knapsack(
     options: dict[str, list[tuple[dict[str, object], float, float]]] = {}
     for (name, technique), losses in _curves(rows, dense).items():
         variable = by_name[name]
-        for level in range(_LEVELS):
+        for level in range(0, _LEVELS, _LEVELS - 1 if variable.whole else 1):
             ratio = variable.options.ratio[1] * level / (_LEVELS - 1)
             whole = ratio < max(variable.options.ratio[0], 1e-9)
             chosen: dict[str, object] = {f"{name}.technique": NONE if whole else technique}

@@ -109,13 +109,18 @@ class Steering:
         return self.violation(plan) <= share * (1 - MARGIN) - 1
 
     def fitted(self, parameters: Mapping[str, Any], share: float = 1.0) -> dict[str, Any]:
-        """A trial's parameters with all ratios scaled by the least factor at which the plan fits; the most if none."""
+        """A trial's parameters with all ratios scaled by the least factor at which the plan fits; the most if none.
+
+        Blocks stay or go as they did, unless there is nothing else to scale.
+        """
         variables = self.prepared.variables
-        ratios = {
-            each.name: float(parameters[f"{each.name}.ratio"])
+        cut = [
+            each
             for each in variables
             if parameters[f"{each.name}.technique"] != NONE and parameters[f"{each.name}.ratio"] > 0
-        }
+        ]
+        scalable = [each for each in cut if not each.whole] or cut
+        ratios = {each.name: float(parameters[f"{each.name}.ratio"]) for each in scalable}
         if not self.budget.limits or not ratios:
             return dict(parameters)
         highest = {each.name: each.options.ratio for each in variables}

@@ -25,7 +25,10 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
 class Surrogate:
-    """Bayesian ridge regression (MacKay 1992) on the logarithms of kept shares, by technique, and their squares."""
+    """Bayesian ridge regression (MacKay 1992) on the logarithms of kept shares, by technique, and their squares.
+
+    Of blocks on whether they go.
+    """
 
     def __init__(self, variables: Sequence[Variable]) -> None:
         self.variables = variables
@@ -69,6 +72,9 @@ class Surrogate:
         found: list[float] = []
         for each in self.variables:
             choice = plan.choices.get(each.groups[0].key)
+            if each.whole:
+                found.append(float(choice is not None))
+                continue
             gone = -math.log(1 - min(choice.ratio, 0.999)) if choice else 0.0
             for name in each.options.techniques:
                 taken = choice is not None and choice.technique == name

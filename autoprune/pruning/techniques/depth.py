@@ -12,15 +12,15 @@ __all__ = ["Depth"]
 
 @dataclass(frozen=True)
 class Depth:
-    """Removes the least important residual blocks: the network becomes less deep."""
+    """Removes residual blocks whole: the network becomes less deep."""
 
     level = "blocks"
     gradual = False
 
     def fits(self, group: Group) -> str | None:
-        """Fits every group of blocks."""
+        """Fits every block."""
         return None
 
     def keep(self, importance: Tensor, ratio: float) -> Tensor:
-        """Boolean, shaped like `importance` (blocks,)."""
-        return keep_most_important(importance, ratio)
+        """Boolean, shaped like `importance` (blocks,); at a ratio of 1 none stays."""
+        return keep_most_important(importance, ratio) & (ratio < 1)
