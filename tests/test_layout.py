@@ -52,6 +52,14 @@ def test_a_block_that_goes_takes_its_work_along():
     assert work[1, tensors.index("1.body.weight")] == 0 < work[0, tensors.index("1.body.weight")]
     assert work[1, tensors.index("2.body.weight")] == work[0, tensors.index("2.body.weight")]
     assert layout.keep(row)["1:blocks"].tolist() == [False] and "2:blocks" not in layout.keep(row)
+    random = np.random.default_rng(0)
+    assert {gone for _, gone in (layout.drawn(random, blocks=True) for _ in range(40))} == {
+        (),
+        ("1",),
+        ("2",),
+        ("1", "2"),
+    }
+    assert {gone for _, gone in (layout.drawn(random) for _ in range(40))} == {()}
 
 
 def test_a_model_without_units_is_refused():

@@ -27,7 +27,7 @@ from autoprune.run import Run
 from autoprune.score import Candidate, Score
 from autoprune.searching import results
 from autoprune.searching.evaluate import Evaluator, decided
-from autoprune.searching.exchange import exchanged
+from autoprune.searching.exchange import exchanged, narrowed
 from autoprune.searching.listener import Quiet
 from autoprune.searching.preparation import Prepared, importance, prepare
 from autoprune.searching.probes import useful
@@ -314,6 +314,23 @@ def test_a_sample_that_comes_to_a_net_judged_before_is_moved_on(prepared: Prepar
         assert found.steering.fits(plan)
         found.learn([Candidate(number, plan, Score(flops=1), False, "screened")])
     assert nets[0] == found.steering.fitted(sample) and len(effects) == 8
+
+
+def test_a_sample_that_leaves_too_much_as_it_is_loses_more_until_it_fits(prepared: Prepared, tmp_path: Path) -> None:
+    found = steering(prepared, tmp_path, flops="8%")
+    sample = parameters(prepared.variables, Plan())
+    sample |= {"0:units.technique": "structured", "0:units.ratio": 0.1}
+
+    def fits(given: Mapping[str, Any]) -> bool:
+        return found.fits(plan_of(prepared.variables, given))
+
+    scaled = found.fitted(sample)
+    assert not fits(scaled)
+    nets = [narrowed(prepared.variables, scaled, fits, str(draw)) for draw in range(10)]
+    assert all(fits(net) for net in nets) and len({tuple(net.items()) for net in nets}) > 1
+    assert narrowed(prepared.variables, nets[0], fits, "0") == nets[0]
+    least = narrowed(prepared.variables, scaled, lambda given: False, "0")
+    assert all(least[f"{each.name}.ratio"] == each.options.ratio[1] for each in prepared.variables)
 
 
 def test_an_exchange_gives_width_to_one_group_and_takes_it_from_another(prepared: Prepared, tmp_path: Path) -> None:

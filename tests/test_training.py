@@ -291,6 +291,18 @@ def test_evaluate_averages_the_loss_over_samples_and_gives_the_mode_back():
     assert quality.loss == pytest.approx(functional.cross_entropy(model(x), y).item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("loss", [functional.cross_entropy, nn.CrossEntropyLoss(), "cross_entropy"])
+def test_a_tempered_loss_does_not_count_how_confident_a_model_is(loss):
+    task, model = make_task(loss=losses.resolve(loss)), net()
+    plain, tempered = (loop.evaluate(model, task, "validation", "cpu", tempered=each).loss for each in (False, True))
+    model[4].weight.data *= 4
+    model[4].bias.data *= 4
+    confident, again = (loop.evaluate(model, task, "validation", "cpu", tempered=each).loss for each in (False, True))
+    assert again == pytest.approx(tempered, rel=1e-5) and tempered < plain and abs(confident - plain) > 1e-3
+    distance = make_task(loss=lambda output, target: functional.cross_entropy(output, target))  # who knows of logits?
+    assert loop.evaluate(model, distance, "validation", "cpu", tempered=True).loss == pytest.approx(confident)
+
+
 def test_evaluate_refuses_what_is_not_finite_and_what_is_no_number():
     task = make_task()
     model = net()

@@ -98,14 +98,19 @@ class Layout:
                 kept[key] = torch.tensor([name not in gone for name in names], device="cpu")
         return kept
 
-    def drawn(self, random: np.random.Generator) -> Row:
-        """A plan whose groups lose random shares; widths are multiples of one step, of several or none; blocks stay."""
+    def drawn(self, random: np.random.Generator, blocks: bool = False) -> Row:
+        """A plan whose groups lose random shares; widths are multiples of one step, of several or none.
+
+        With `blocks` every other plan loses a random share of these as well.
+        """
         low, high = random.choice([0.0, 0.0, 0.3]), random.choice([0.4, 0.7, 0.9])
         common, widths = random.choice([1, 8, 16, 0, 0]), []
         for key in self.groups:
             step = 1 if key in self.counted else int(common or random.choice(_STEPS))
             widths.append(self.width(key, random.uniform(low, high), step))
-        return tuple(widths), ()
+        share = random.uniform() if blocks and random.uniform() < 0.5 else 0.0
+        names = [name for names in self.blocks.values() for name in names]
+        return tuple(widths), tuple(name for name in names if random.uniform() < share)
 
     def width(self, key: str, ratio: float, step: int = 1) -> int:
         """What is left of a group that loses `ratio`: the same of each cell, a multiple of `step` where it is wide."""

@@ -72,18 +72,19 @@ class Predictor:
         budget_s: float = 60.0,
         seed: int = 0,
         plans: int = _MOST,
+        blocks: bool = False,
     ) -> Predictor:
         """Measure random plans for `budget_s` seconds, or `plans` of them; at least 6.
 
         `measure(keep)` gives the latency of a plan with its ratio to dense; `inputs` are those of one call. Which plans
         are measured depends on `seed` alone, how many on the time as well: many rough figures teach more than few exact
-        ones. Blocks stay, since a plan without them takes an export; their work is known, and `observe` corrects it.
+        ones. Without `blocks` these stay, as where a plan without them takes an export; their work is known even so.
         Raises ModelError where no units can be cut.
         """
         layout, random, begin = Layout.of(coupling, model, inputs), np.random.default_rng(seed), time.perf_counter()
         seen: list[_Observation] = []
         while len(seen) < _FEWEST or (len(seen) < plans and time.perf_counter() - begin < budget_s):
-            row = layout.drawn(random)
+            row = layout.drawn(random, blocks)
             seen.append(_observation(row, measure(layout.keep(row)), seen))
         return cls(layout, seen)
 

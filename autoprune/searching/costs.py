@@ -50,11 +50,11 @@ class Costs:
         self._asked = asked(study)
         self.note: str | None = None
         self._slicer: Slicer | None = None
-        self._leaves_out = False  # whether blocks that go are left out of the dense graph
+        self.leaves_out = True  # whether a plan without some blocks takes no export
         if runtime.artefact == "onnx":
             self._slicer = Slicer(model, inputs.rows(2))
             self.note = self._why_not_sliced(model, coupling)
-            self._leaves_out = self.note is None and self._proves_blocks(model, coupling)
+            self.leaves_out = self.note is None and self._proves_blocks(model, coupling)
         self.dense: Any = (
             self._shipped(self._slicer.dense)
             if self._slicer
@@ -162,7 +162,7 @@ class Costs:
             return replace_tensors(
                 pruned.model, lambda name, tensor: tensor * zeros[name].to(tensor) if name in zeros else tensor.clone()
             )
-        sliced = self.note is None and (self._leaves_out or not pruned.removed)
+        sliced = self.note is None and (self.leaves_out or not pruned.removed)
         if sliced and self._slicer.refuses(pruned.cuts, pruned.removed) is None:
             return self._shipped(self._slicer.cut(pruned.cuts, zeros, pruned.removed))
         return measure.artefact(pruned.model, self.inputs, self.target)

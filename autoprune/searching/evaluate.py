@@ -102,7 +102,8 @@ class Evaluator:
         """Judge a plan without training it: its costs, a first look at its latency, and its quality when repaired.
 
         Among plans of equal latency the quality after a least-squares repair ranks as training does, for a second each.
-        The loss is the mean over training and validation data, which tells plans apart that a metric does not.
+        The loss is the mean over training and validation data, each at its best temperature: it tells plans apart that
+        a metric does not, and a confidence that the repair has put off does not count.
         """
         listener = self.listener
         pruned = apply(self.prepared.model, self.prepared.coupling, plan, self.importance)
@@ -127,7 +128,8 @@ class Evaluator:
             model = self._reference.repair(model, pruned.cuts)
         else:
             recalibrate(model, self.study.task)
-        seen, unseen = (evaluate(model, task, "validation", self.study.recovery.device) for task in self._samples)
+        device = self.study.recovery.device
+        seen, unseen = (evaluate(model, task, "validation", device, tempered=True) for task in self._samples)
         return Quality(unseen.metric, (seen.loss + unseen.loss) / 2)
 
     @functools.cached_property

@@ -8,7 +8,7 @@ from typing import Any
 
 from autoprune.space import NONE, Parameters, Variable
 
-__all__ = ["exchanged"]
+__all__ = ["exchanged", "narrowed"]
 
 _TRIES = 30
 _STEPS = (1, 1, 2, 4)  # of width, that a group is given at once
@@ -34,6 +34,19 @@ def exchanged(
         if found is not None:
             return found
     return None
+
+
+def narrowed(
+    variables: Sequence[Variable], parameters: Parameters, fits: Callable[[Parameters], bool], seed: str
+) -> dict[str, Any]:
+    """`parameters` with one group after another, drawn at random, narrowed until they fit; all, where they never do."""
+    draw, found = random.Random(seed), dict(parameters)
+    for variable in draw.sample(variables, len(variables)):
+        if fits(found):
+            break
+        paid = _paid([variable], found, fits, draw, None)
+        found = paid or _moved(variable, found, 1.0)
+    return found
 
 
 def _widened(

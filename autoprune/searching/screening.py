@@ -15,7 +15,7 @@ from autoprune.plan import Plan
 from autoprune.run import Run
 from autoprune.score import Candidate
 from autoprune.searching.evaluate import Evaluator
-from autoprune.searching.exchange import exchanged
+from autoprune.searching.exchange import exchanged, narrowed
 from autoprune.searching.promotion import best
 from autoprune.searching.proposals import by_importance, proposals, ranked_globally, shallower
 from autoprune.searching.sensitivity import RATIOS, knapsack, sensitivities
@@ -81,12 +81,16 @@ class Screening:
     def steered(self, draw: str) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
         """How a sample is moved: scaled to the budget, or where the whole front is wanted to one of its levels.
 
-        What comes to a net that was judged already is moved on, to a neighbour that was not.
+        What leaves so much as it is that it cannot be scaled to the budget loses more, group by group. What comes to a
+        net that was judged already is moved on, to a neighbour that was not.
         """
         share = self.steering.share(draw)
 
+        def fits(sample: Mapping[str, Any]) -> bool:
+            return self.steering.fits(plan_of(self.variables, sample), share)
+
         def moved(sample: Mapping[str, Any]) -> dict[str, Any]:
-            found = self.steering.fitted(sample, share)
+            found = narrowed(self.variables, self.steering.fitted(sample, share), fits, draw)
             plan = plan_of(self.variables, found)
             if self.steering.effect(plan) not in self._effects:
                 return found

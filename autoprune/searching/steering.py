@@ -210,7 +210,14 @@ class Steering:
 
         try:
             found = Predictor.profile(
-                coupling, model, costs.inputs, measure, budget_s=_PROFILE_S, plans=_PLANS, seed=self.study.search.seed
+                coupling,
+                model,
+                costs.inputs,
+                measure,
+                budget_s=_PROFILE_S,
+                plans=_PLANS,
+                seed=self.study.search.seed,
+                blocks=costs.leaves_out,
             )
         except ModelError:
             return None

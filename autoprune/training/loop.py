@@ -80,17 +80,19 @@ def train(
         )
 
 
-def evaluate(model: nn.Module, task: Task, split: Split, device: str = "auto") -> Quality:
+def evaluate(model: nn.Module, task: Task, split: Split, device: str = "auto", *, tempered: bool = False) -> Quality:
     """Metric and loss of `model` over a whole split, in eval mode; the model's own mode and device are given back.
 
-    Outputs and targets of all batches are concatenated (tensors, in any nesting; anything else, and tensors that do not
-    fit together, are gathered in lists) and the metric's function is called on them once.
+    The loss of logits is, where it is asked for `tempered`, that at their best temperature. Outputs and targets of all
+    batches are concatenated (tensors, in any nesting; anything else, and tensors that do not fit together, are gathered
+    in lists) and the metric's function is called on them once.
     Raises ModelError for an empty split, TrainingError where metric or loss is not finite.
     """
     where = placement.device(device)
     outputs: list[Any] = []
     targets: list[Any] = []
-    total, count = 0.0, 0
+    criteria = losses.tempered(task.loss) if tempered else [task.loss]
+    totals, count = [0.0] * len(criteria), 0
     losses.placed(task.loss, where)
     # not inference_mode: a tensor that a model caches there could not be trained with afterwards
     with placed(model, where), seeded(0, where), torch.no_grad():
@@ -98,17 +100,18 @@ def evaluate(model: nn.Module, task: Task, split: Split, device: str = "auto") -
             args, kwargs, target = moved(batch, where)
             output = model(*args, **kwargs)
             size = Inputs(args, kwargs).batch_size
-            total += float(task.loss(output, target)) * size
+            totals = [total + float(each(output, target)) * size for total, each in zip(totals, criteria, strict=True)]
             count += size
             outputs.append(moved(output, "cpu"))
             targets.append(moved(target, "cpu"))
         if not count:
             raise ModelError(f"the {split} data is empty; give at least one batch")
         metric = _number(task.metric.function(joined(outputs), joined(targets)), task.metric.name)
-    for name, value in ((task.metric.name, metric), ("loss", total / count)):
+    loss = min(totals) / count
+    for name, value in ((task.metric.name, metric), ("loss", loss)):
         if not math.isfinite(value):
             raise TrainingError(f"{name} on the {split} data is {value}: the model's outputs have broken down")
-    return Quality(metric, total / count)
+    return Quality(metric, loss)
 
 
 def recalibrate(model: nn.Module, task: Task, batches: int = 32, device: str = "auto") -> None:

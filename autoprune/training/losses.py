@@ -16,9 +16,11 @@ from autoprune import plugins
 from autoprune.errors import InputError, nearest
 from autoprune.task import main_output
 
-__all__ = ["BuiltinLoss", "distillation", "placed", "resolve"]
+__all__ = ["BuiltinLoss", "distillation", "placed", "resolve", "tempered"]
 
 Loss = Callable[[Any, Any], Tensor]
+
+_TEMPERATURES = tuple(2 ** (step / 4) for step in range(-12, 13))
 
 
 @dataclass(frozen=True)
@@ -80,8 +82,28 @@ def distillation(loss: Loss, temperature: float) -> Callable[[Any, Any], Tensor]
     def squared(output: Any, teacher: Any) -> Tensor:
         return functional.mse_loss(main_output(output), main_output(teacher))
 
+    return divergence if _is(loss, functional.cross_entropy, nn.CrossEntropyLoss) else squared
+
+
+def tempered(loss: Loss) -> list[Loss]:
+    """Where `loss` is a cross entropy of logits, the same at temperatures from 1/8 to 8; elsewhere itself alone.
+
+    The least of them says how well the classes are told apart, whatever the confidence (Guo et al. 2017,
+    arXiv:1706.04599), which training puts right at once.
+    """
+    binary = _is(loss, functional.binary_cross_entropy_with_logits, nn.BCEWithLogitsLoss)
+    if not (binary or _is(loss, functional.cross_entropy, nn.CrossEntropyLoss)):
+        return [loss]
+
+    def at(temperature: float, output: Any, target: Any) -> Tensor:
+        return loss(main_output(output) / temperature, target)
+
+    return [partial(at, temperature) for temperature in _TEMPERATURES]
+
+
+def _is(loss: Any, function: Callable[..., Tensor], module: type[nn.Module]) -> bool:
     bare = _bare(loss)
-    return divergence if bare is functional.cross_entropy or isinstance(bare, nn.CrossEntropyLoss) else squared
+    return bare is function or isinstance(bare, module)
 
 
 def _bare(loss: Any) -> Any:
