@@ -128,7 +128,6 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         return result
 
     monkeypatch.setitem(vars(sys.modules["autoprune.searching.search"]), "verify_in_fresh_process", passed)
-    monkeypatch.setattr("gc.collect", lambda: 0)
     monkeypatch.setattr(results, "verify_in_fresh_process", passed)
 
 

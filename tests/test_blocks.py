@@ -1,0 +1,182 @@
+"""Residual blocks in a search: each is a decision of its own, taken or not, beside the widths."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_search import TASK, Listens, quick, study
+from torch import Tensor, nn
+
+from autoprune.plan import Choice, Plan
+from autoprune.run import Run
+from autoprune.searching.evaluate import Evaluator
+from autoprune.searching.exchange import exchanged, narrowed
+from autoprune.searching.listener import Quiet
+from autoprune.searching.preparation import Prepared, importance, prepare
+from autoprune.searching.proposals import by_importance, proposals, shallower
+from autoprune.searching.screening import Screening
+from autoprune.searching.search import search as run_search
+from autoprune.searching.sensitivity import knapsack, sensitivities
+from autoprune.searching.steering import Steering
+from autoprune.searching.surrogate import Surrogate
+from autoprune.space import Options, Space, parameters, plan_of
+from autoprune.study import Study
+from autoprune.training.loop import Quality, evaluate
+
+pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+__all__ = ["quick"]  # a fixture that every test here uses
+
+
+class Block(nn.Module):
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Conv2d(8, 16, 3, padding=1), nn.Conv2d(16, 8, 3, padding=1)
+        self.outer.weight.data.mul_(scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.outer(self.inner(x).relu())
+
+
+def build() -> nn.Module:
+    """Four blocks, the second the weakest, then the last, the first, the third."""
+    blocks = (Block(scale) for scale in (0.5, 0.1, 1.0, 0.2))
+    return nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
+
+
+BLOCKS = ["2:blocks", "3:blocks", "4:blocks", "5:blocks"]
+WEAKEST = ["3:blocks", "5:blocks", "2:blocks", "4:blocks"]
+
+
+def deep(budget: Mapping[str, Any] | None = None, **settings: Any) -> Study:
+    given = study(dict(budget or {"flops": "55%"}), **{"trials": 40, "finalists": 1, **settings})
+    space = Space(Options(("structured", "depth"), (0.0, 0.9), ("l1",)), {"8": Options((), (0.0, 0.9), ())})
+    return replace(given, task=replace(TASK, build=build), space=space)
+
+
+@pytest.fixture(scope="module")
+def prepared() -> Prepared:
+    return prepare(deep())
+
+
+def steering(prepared: Prepared, folder: Path, **budget: str) -> Steering:
+    given = deep(budget)
+    return Steering.of(
+        given, prepared, prepared.dense, importance(given, prepared.model, prepared.coupling), Run(folder)
+    )
+
+
+def gone(plan: Plan) -> set[str]:
+    return {key for key, _ in plan if key.endswith(":blocks")}
+
+
+def widths(plan: Plan) -> set[str]:
+    return {key for key, _ in plan if key.endswith(":units")}
+
+
+def test_the_weakest_blocks_go_first(prepared: Prepared, tmp_path: Path) -> None:
+    found = steering(prepared, tmp_path, flops="60%")
+    assert [each.name for each in by_importance(prepared.variables, found)] == WEAKEST
+    alone = next(plan for plan in proposals(prepared, found) if gone(plan))
+    assert not widths(alone) and found.fits(alone)
+    count = len(gone(alone))
+    assert gone(alone) == set(WEAKEST[:count]) and 1 <= count < 4
+    fewer = Plan({key: Choice("depth", 1.0) for key in WEAKEST[: count - 1]})
+    assert not found.fits(fewer)  # no more of them than the budget asks
+
+
+def test_some_blocks_go_beside_even_widths(prepared: Prepared, tmp_path: Path) -> None:
+    found = steering(prepared, tmp_path, flops="40%")
+    order = by_importance(prepared.variables, found)
+    plans = [solve(1.0) for solve in shallower(prepared.variables, found, order)]
+    assert [gone(plan) for plan in plans] == [set(WEAKEST[:count]) for count in (1, 2, 3)]
+    assert all(found.fits(plan) for plan in plans)
+    assert shallower(prepared.variables, found, []) == []
+
+
+def test_scaling_leaves_blocks_as_they_are_unless_there_is_nothing_else(prepared: Prepared, tmp_path: Path) -> None:
+    found = steering(prepared, tmp_path, flops="50%")
+    given = parameters(
+        prepared.variables, Plan({"2:blocks": Choice("depth", 1.0), "0:units": Choice("structured", 0.1)})
+    )
+    scaled = found.fitted(given)
+    assert scaled["2:blocks.ratio"] == 1.0 and scaled["0:units.ratio"] != 0.1
+    blocks = {f"{key}.{name}": value for key in BLOCKS for name, value in (("technique", "depth"), ("ratio", 0.2))}
+    alone = plan_of(prepared.variables, found.fitted(parameters(prepared.variables, Plan()) | blocks))
+    assert gone(alone) == set(BLOCKS) and not widths(alone)
+
+
+def test_a_block_is_exchanged_whole(prepared: Prepared, tmp_path: Path) -> None:
+    found = steering(prepared, tmp_path, flops="60%")
+
+    def fits(given: Mapping[str, Any]) -> bool:
+        return found.fits(plan_of(prepared.variables, given))
+
+    start = parameters(prepared.variables, Plan())
+    parent = narrowed([each for each in prepared.variables if each.whole], start, fits, "0")
+    taken = gone(plan_of(prepared.variables, parent))
+    assert fits(parent) and 1 <= len(taken) < 4
+    children = [exchanged(prepared.variables, [parent], fits, str(draw)) for draw in range(40)]
+    plans = [plan_of(prepared.variables, child) for child in children if child is not None]
+    assert len(plans) > 30 and all(found.fits(plan) for plan in plans)
+    assert any(len(gone(plan)) == len(taken) and gone(plan) != taken for plan in plans)  # one for another
+    assert any(len(gone(plan)) < len(taken) and widths(plan) for plan in plans)  # one for some widths
+
+
+def test_a_knapsack_takes_the_block_that_costs_least(prepared: Prepared, tmp_path: Path) -> None:
+    found = steering(prepared, tmp_path, flops="80%")
+    cheap, seen = "4:blocks", list[Plan]()
+
+    def judge(plan: Plan) -> Quality:
+        seen.append(plan)
+        return Quality(0.9, 0.0 if not plan else 0.01 if set(plan.choices) == {cheap} else 1.0)
+
+    rows = sensitivities(prepared.variables, judge, found, Run(tmp_path), "")
+    of_blocks = [row for row in rows if row.variable in BLOCKS]
+    assert [(row.variable, row.ratio) for row in of_blocks] == [(key, 1.0) for key in BLOCKS]
+    assert sum(len(plan) == 1 and gone(plan) != set() for plan in seen) == len(BLOCKS)  # each judged once
+    solved = knapsack(prepared.variables, rows, Quality(0.9, 0.0), found, 1.0)
+    assert cheap in gone(solved) and found.fits(solved)
+
+
+def test_what_a_block_costs_is_foreseen(prepared: Prepared) -> None:
+    surrogate = Surrogate(prepared.variables)
+    losses = dict(zip(BLOCKS, (0.5, 0.1, 2.0, 0.2), strict=True))
+    subsets = [[key for place, key in enumerate(BLOCKS) if number >> place & 1] for number in range(16)]
+    for width in (0.2, 0.4):
+        for taken in subsets:
+            choices = {key: Choice("depth", 1.0) for key in taken} | {"0:units": Choice("structured", width)}
+            surrogate.observe(Plan(choices), sum(losses[key] for key in taken) + width)
+    singles = [Plan({key: Choice("depth", 1.0), "0:units": Choice("structured", 0.3)}) for key in BLOCKS]
+    assert [BLOCKS[place] for place in surrogate.order(singles)] == WEAKEST
+
+
+def evaluator(given: Study, prepared: Prepared) -> Evaluator:
+    return Evaluator(given, prepared, prepared.dense, importance(given, prepared.model, prepared.coupling), Quiet())
+
+
+def test_a_sample_that_keeps_too_much_is_steered_inside(prepared: Prepared, tmp_path: Path) -> None:
+    found = Screening(evaluator(deep({"flops": "20%"}), prepared), Run(tmp_path), "", lambda: False)
+    sample = parameters(prepared.variables, Plan({"2:blocks": Choice("depth", 1.0)}))
+    nets = [found.steered(str(draw))(sample) for draw in range(5)]
+    assert all(found.steering.fits(plan_of(prepared.variables, net)) for net in nets)
+    assert all(net["2:blocks.ratio"] == 1.0 for net in nets) and nets[0] != nets[1]
+
+
+def test_how_confident_a_model_is_does_not_count_untrained(prepared: Prepared) -> None:
+    given, confident = deep(), copy.deepcopy(prepared.model)
+    confident[8].weight.data.mul_(100)
+    judged = evaluator(given, replace(prepared, model=confident)).untrained(Plan())
+    assert judged.loss < 0.7 * evaluate(confident, given.task, "validation", "cpu").loss
+
+
+def test_blocks_go_in_a_search_of_their_own(tmp_path: Path) -> None:
+    listener = Listens()
+    result = run_search(deep({"flops": "35%"}, trials=25), Run(tmp_path), listener)
+    assert result.best is not None and (result.best.score.flops or 0) <= 0.35 * (result.dense.flops or 1)
+    judged = [each.plan for each in listener.ended if each.stage == "screened"]
+    assert len({frozenset(gone(plan)) for plan in judged}) > 4 and any(gone(plan) and widths(plan) for plan in judged)
