@@ -125,6 +125,10 @@ def test_a_block_is_exchanged_whole(prepared: Prepared, tmp_path: Path) -> None:
     assert len(plans) > 30 and all(found.fits(plan) for plan in plans)
     assert any(len(gone(plan)) == len(taken) and gone(plan) != taken for plan in plans)  # one for another
     assert any(len(gone(plan)) < len(taken) and widths(plan) for plan in plans)  # one for some widths
+    stays = start | {
+        f"{key}.{name}": value for key in BLOCKS for name, value in (("technique", "depth"), ("ratio", 0.3))
+    }
+    assert exchanged(prepared.variables, [stays], lambda given: True, "0") is None  # there is nothing to give back
 
 
 def test_a_knapsack_takes_the_block_that_costs_least(prepared: Prepared, tmp_path: Path) -> None:
