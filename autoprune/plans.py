@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -110,7 +111,8 @@ def _by_patterns(
         wished = dict.fromkeys(fresh, choice)
         if plugins.create("technique", choice.technique).level == "blocks":
             fresh = wished = _blocks(fresh, choice, found, importance)
-            left |= {} if any(each.ratio for each in fresh.values()) else dict.fromkeys(fresh, _too_few(choice, fresh))
+            if choice.ratio and not any(each.ratio for each in fresh.values()):
+                left |= dict.fromkeys(fresh, f"{choice.ratio:g} of {len(fresh)} blocks is less than half a block")
         elif choice.ratio == 1:
             raise PlanError(f"{pattern!r}: the ratio is the share removed, in [0, 1); got 1")
         taken = set(fresh) & set(choices)
@@ -134,7 +136,7 @@ def _choice(pattern: Any, wanted: Any, criterion: str) -> Choice:
         )
     ratio = wanted["ratio"]
     if isinstance(ratio, bool) or not isinstance(ratio, Real) or not 0 <= ratio <= 1:  # type: ignore[operator]
-        raise PlanError(f"{pattern!r}: the ratio is the share removed, in [0, 1); got {ratio!r}")
+        raise PlanError(f"{pattern!r}: the ratio is the share removed, in [0, 1), of blocks [0, 1]; got {ratio!r}")
     try:
         arguments.whole(wanted.get("multiple_of", 1), "multiple_of")
     except InputError as error:
@@ -164,12 +166,8 @@ def _blocks(keys: Collection[str], choice: Choice, found: Sequence[Group], impor
     """Of all blocks that a pattern names the least important go, as many as the ratio says."""
     groups = [group for group in found if group.key in keys]
     scores = [float(importance.blocks(group, choice.criterion)) for group in groups]
-    gone = sorted(range(len(groups)), key=scores.__getitem__)[: round(choice.ratio * len(groups))]
+    gone = sorted(range(len(groups)), key=scores.__getitem__)[: math.floor(choice.ratio * len(groups) + 0.5)]
     return {group.key: replace(choice, ratio=float(place in gone)) for place, group in enumerate(groups)}
-
-
-def _too_few(choice: Choice, blocks: Collection[str]) -> str:
-    return f"{choice.ratio:g} of {len(blocks)} blocks is less than half a block"
 
 
 def _removed(

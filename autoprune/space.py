@@ -134,6 +134,8 @@ class Space:
                 selected[pattern].append((group, fitting))
             if group.refusal or not fitting.techniques or options.ratio[1] <= 0:
                 continue
+            if group.level == "blocks":  # nothing in it is ranked
+                fitting = replace(fitting, ratio=(0.0, 1.0), criteria=fitting.criteria[:1])
             name = self._variable(group)
             members = (*variables[name].groups, group) if name in variables else (group,)
             if name in variables and variables[name].options != fitting:
@@ -209,8 +211,7 @@ def _fitting(options: Options, group: Group, refuses: Refuses) -> Options:
     """What fits a group of what may be chosen; a technique needs a criterion to rank by, and a criterion its use."""
     techniques = tuple(name for name in options.techniques if fits(name, group) is None)
     criteria = tuple(name for name in options.criteria if refuses(name, group) is None) if techniques else ()
-    ratio = (0.0, 1.0) if group.level == "blocks" and options.ratio[1] > 0 else options.ratio
-    return replace(options, techniques=techniques if criteria else (), criteria=criteria, ratio=ratio)
+    return replace(options, techniques=techniques if criteria else (), criteria=criteria)
 
 
 def _no_criterion(options: Options, group: Group, refuses: Refuses) -> str:

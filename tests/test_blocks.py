@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from test_search import TASK, Listens, quick, study
 from torch import Tensor, nn
 
 from autoprune.plan import Choice, Plan
+from autoprune.pruning.proof import discover
 from autoprune.run import Run
 from autoprune.searching.evaluate import Evaluator
 from autoprune.searching.exchange import exchanged, narrowed
@@ -26,6 +28,7 @@ from autoprune.searching.steering import Steering
 from autoprune.searching.surrogate import Surrogate
 from autoprune.space import Options, Space, parameters, plan_of
 from autoprune.study import Study
+from autoprune.task import Inputs
 from autoprune.training.loop import Quality, evaluate
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
@@ -157,6 +160,38 @@ def test_what_a_block_costs_is_foreseen(prepared: Prepared) -> None:
             surrogate.observe(Plan(choices), sum(losses[key] for key in taken) + width)
     singles = [Plan({key: Choice("depth", 1.0), "0:units": Choice("structured", 0.3)}) for key in BLOCKS]
     assert [BLOCKS[place] for place in surrogate.order(singles)] == WEAKEST
+
+
+def test_of_a_stage_what_its_blocks_that_stay_lose_is_seen() -> None:
+    stage = nn.Sequential(*(Block(1.0) for _ in range(3)))
+    model = nn.Sequential(nn.Conv2d(1, 8, 3), stage, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)).eval()
+    groups = discover(model, Inputs.of(torch.randn(2, 1, 8, 8))).groups
+    variables = Space(Options(("structured", "depth"), (0.0, 0.9), ("l1",)), share="stage").resolve(groups)
+    surrogate, first = Surrogate(variables), {"1.0:blocks": Choice("depth", 1.0)}
+    kept = [f"1.{place}.inner:units" for place in (1, 2)]
+    for number in range(30):
+        ratio = 0.1 + 0.02 * number
+        surrogate.observe(Plan(first | dict.fromkeys(kept, Choice("structured", ratio))), ratio)
+    wide, narrow = (Plan(first | dict.fromkeys(kept, Choice("structured", ratio))) for ratio in (0.2, 0.6))
+    assert surrogate.order([narrow, wide]) == [1, 0]
+
+
+def test_what_lies_in_a_block_that_goes_is_not_counted_again(prepared: Prepared, tmp_path: Path) -> None:
+    found = steering(prepared, tmp_path, flops="60%")
+    for ratio in (0.2, 0.4, 0.6, 0.8):
+        found.violation(Plan({"2:blocks": Choice("depth", 1.0), "2.inner:units": Choice("structured", ratio)}))
+    assert len(found._known) == 1
+
+
+def test_where_all_blocks_go_and_nothing_else_learns_nothing_is_trained(prepared: Prepared) -> None:
+    model = copy.deepcopy(prepared.model)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.split(".")[0] in "2345")
+    judged = evaluator(deep({"flops": "100%"}), replace(prepared, model=model))
+    plan = Plan(dict.fromkeys(BLOCKS, Choice("depth", 1.0)))
+    found = judged(plan, 1)
+    assert found.candidate.stage == "trained" and found.candidate.score.metric is not None
+    assert found.model is not None and not any(name[0] in "2345" for name, _ in found.model.named_parameters())
 
 
 def evaluator(given: Study, prepared: Prepared) -> Evaluator:

@@ -129,6 +129,8 @@ def test_what_a_plan_says_of_blocks_that_go_is_of_no_effect() -> None:
         ("stage.2", 1.0, ["stage.2"]),
         ("stage*", 1, ["stage.0", "stage.1", "stage.2"]),
         ("*", 0.67, ["stage.0", "stage.1"]),
+        ("stage.2", 0.5, ["stage.2"]),
+        ("stage", 0, []),
     ],
 )
 def test_of_the_blocks_that_a_pattern_names_the_weakest_go(pattern: str, ratio: float, gone: list[str]) -> None:

@@ -20,7 +20,7 @@ from scipy.stats import spearmanr
 from test_search import TASK, Listens, crash_at, figures, quick, study
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from autoprune.errors import BudgetError, MissingPackage
+from autoprune.errors import BudgetError, InputError, MissingPackage
 from autoprune.plan import Choice, Plan
 from autoprune.reporting.sensitivity import plot, record, table
 from autoprune.run import Run
@@ -38,6 +38,7 @@ from autoprune.searching.search import Result
 from autoprune.searching.search import search as run_search
 from autoprune.searching.sensitivity import Sensitivity, knapsack
 from autoprune.searching.steering import Steering
+from autoprune.searching.study import Journal
 from autoprune.searching.surrogate import Surrogate
 from autoprune.space import NONE, parameters, plan_of
 from autoprune.study import Study
@@ -130,6 +131,22 @@ def test_another_budget_is_searched_at_its_own_edge_and_judges_nothing_twice(tmp
     back = Listens()
     searched(tmp_path, back)  # that budget has had its trials
     assert not back.trained() and not any(what.startswith("judging") for _, what in back.began)
+
+
+def test_a_run_of_another_version_is_not_gone_on_with(tmp_path: Path) -> None:
+    import optuna
+
+    searched(tmp_path)
+    storage = optuna.storages.JournalStorage(
+        optuna.storages.journal.JournalFileBackend(str(tmp_path / "study.journal"))
+    )
+    (name,) = optuna.get_all_study_names(storage)
+    optuna.load_study(study_name=name, storage=storage).set_user_attr("version", 1)
+    for budget in ({"flops": "55%"}, {"flops": "40%"}):
+        with pytest.raises(InputError, match="start anew with --fresh"):
+            searched(tmp_path, budget=budget)
+    with pytest.raises(InputError, match="start anew with --fresh"):
+        Journal.read(screening(), Run(tmp_path), Score())
 
 
 def _promotions(folder: Path) -> dict[int, int]:

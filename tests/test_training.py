@@ -299,6 +299,16 @@ def test_a_tempered_loss_does_not_count_how_confident_a_model_is(loss):
     model[4].bias.data *= 4
     confident, again = (loop.evaluate(model, task, "validation", "cpu", tempered=each).loss for each in (False, True))
     assert again == pytest.approx(tempered, rel=1e-5) and tempered < plain and abs(confident - plain) > 1e-3
+
+    class Own(nn.CrossEntropyLoss):
+        def forward(self, output, target):
+            logits, _ = output.unbind(1)  # of more than logits
+            return logits.square().mean()
+
+    own = make_task(loss=losses.resolve(Own()))
+    assert loop.evaluate(model, own, "validation", "cpu", tempered=True) == loop.evaluate(
+        model, own, "validation", "cpu"
+    )
     distance = make_task(loss=lambda output, target: functional.cross_entropy(output, target))  # who knows of logits?
     assert loop.evaluate(model, distance, "validation", "cpu", tempered=True).loss == pytest.approx(confident)
 

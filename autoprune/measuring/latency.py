@@ -44,7 +44,8 @@ class Latency:
 
     With 95 % intervals. `calls` is the number of calls in all `processes` that the figures rest on, `set_aside` that of
     those made while other processes needed the same cores; `crowded` whether there was too little quiet to do without
-    these. `settled`: whether the interval of the ratio came within 1 % in each process before the time ran out.
+    these. `settled`: whether the interval of the ratio came within 1 % in each process, over its calls and over where
+    models lay in memory, before the time ran out.
     `p90_ms` and `p99_ms` are what 90 % and 99 % of the calls stay under.
     """
 
@@ -69,7 +70,9 @@ class Latency:
         calls = f"{self.calls} interleaved calls" if self.ratio is not None else f"{self.calls} calls"
         aside = f", {self.set_aside} set aside (the cores were busy)" if self.set_aside else ""
         beside = ", beside other jobs" if self.crowded else ""
-        return f"{calls} in {where}, {'within 1 %' if self.settled else 'time limit reached'}{aside}{beside}"
+        return (
+            f"{calls} in {where}, {'within 1 %' if self.settled else 'not within 1 % in the time limit'}{aside}{beside}"
+        )
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object with every field."""
@@ -138,16 +141,18 @@ def compare_anew(
     merged; fewer times in less than 0.4 s, where preparing takes as long as measuring, or a few calls fill the time.
     """
     layouts = max(1, min(_LAYOUTS, round(budget_s / STRETCH_S)))
+    each_s = budget_s if layouts == 1 else max(STRETCH_S, budget_s / layouts)  # shorter ones would not see other jobs
     begin, measured_s = time.perf_counter(), 0.0
     kept, parts = list[Sequence[Callable[[], object]]](), list[Latency]()
     while True:
         kept.append(prepare())
         prepared = time.perf_counter()
-        parts.append(compare(*kept[-1], budget_s=budget_s / layouts, threads=threads))
+        parts.append(compare(*kept[-1], budget_s=each_s, threads=threads))
         now = time.perf_counter()
         measured_s += now - prepared
         if len(parts) == layouts or measured_s >= 2 * budget_s or now - begin - measured_s >= budget_s:
-            return replace(Latency.merge(parts), processes=1)
+            merged = Latency.merge(parts)
+            return replace(merged, processes=1, settled=merged.settled and _precise(merged))
 
 
 def median_interval(times: Calls) -> tuple[float, float]:
@@ -177,11 +182,19 @@ def _summary(times: Calls, quiet: np.ndarray[Any, np.dtype[np.bool_]]) -> Latenc
     p90, p99 = (float(each) for each in np.percentile(used[0], [90, 99]))
     count = used.shape[1]
     if len(used) == 1:
-        return Latency(ms, low, high, None, None, None, count, (high - low) / 2 <= PRECISION * ms, p90, p99, **aside)
+        found = Latency(ms, low, high, None, None, None, count, False, p90, p99, **aside)
+        return replace(found, settled=_precise(found))
     ratios = used[0] / used[1]
     ratio, (ratio_low, ratio_high) = float(np.median(ratios)), median_interval(ratios)
-    settled = (ratio_high - ratio_low) / 2 <= PRECISION * ratio
-    return Latency(ms, low, high, ratio, ratio_low, ratio_high, count, settled, p90, p99, **aside)
+    found = Latency(ms, low, high, ratio, ratio_low, ratio_high, count, False, p90, p99, **aside)
+    return replace(found, settled=_precise(found))
+
+
+def _precise(found: Latency) -> bool:
+    """Whether the interval of the ratio, or of the median where there is no dense model, is within 1 %."""
+    if found.ratio is None or found.ratio_low is None or found.ratio_high is None:
+        return (found.ms_high - found.ms_low) / 2 <= PRECISION * found.ms
+    return (found.ratio_high - found.ratio_low) / 2 <= PRECISION * found.ratio
 
 
 def _rounds(functions: Sequence[Callable[[], object]], pairs: int, before: int) -> Calls:

@@ -185,9 +185,10 @@ class Costs:
         return f"every candidate is exported anew, which takes seconds each: {reason}" if reason else None
 
     def _proves_blocks(self, model: nn.Module, coupling: Coupling) -> bool:
-        """Prove the same of blocks that go, on every other one; where it fails, plans without some are exported."""
+        """Prove the same of blocks that go, on every other one that the graph shows."""
         assert self._slicer is not None
-        blocks = [group.key for group in coupling.prunable() if group.level == "blocks"]
+        groups = [group for group in coupling.prunable() if group.level == "blocks"]
+        blocks = [group.key for group in groups if self._slicer.refuses([], group.layers) is None]
         keep = {key: torch.zeros(1, dtype=torch.bool) for key in blocks[::2]}
         removed = coupling.removed(keep)
         return bool(removed) and self._slicer.proved(coupling.apply(model, keep), [], removed=removed)

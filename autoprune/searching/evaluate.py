@@ -73,15 +73,18 @@ class Evaluator:
             return self._untrained(plan, number, pruned, score, stage, "; ".join(reasons))
         listener.started(number, f"training {study.recovery.epochs} epochs")
         try:
-            train(
-                pruned.model,
-                study.task,
-                study.recovery,
-                seed=study.search.seed,
-                teacher=self.prepared.model,
-                masks=pruned.masks,
-                report=listener.progress,
-            )
+            if _trainable(pruned.model) or not _trainable(
+                self.prepared.model
+            ):  # else all that could be trained is gone
+                train(
+                    pruned.model,
+                    study.task,
+                    study.recovery,
+                    seed=study.search.seed,
+                    teacher=self.prepared.model,
+                    masks=pruned.masks,
+                    report=listener.progress,
+                )
             model = self.finish(pruned)
             quality = judge(model, study.task, study.target, "validation", study.recovery.device)
         except TrainingError as error:
@@ -197,3 +200,7 @@ class Evaluator:
             0, Plan(), self.dense.updated(test_metric=None), not broken, "dense", "; ".join(broken) or None
         )
         return Evaluated(candidate, copy.deepcopy(self.prepared.model))
+
+
+def _trainable(model: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in model.parameters())

@@ -44,8 +44,8 @@ def narrowed(
     for variable in draw.sample(variables, len(variables)):
         if fits(found):
             break
-        paid = _paid([variable], found, fits, draw, None)
-        found = paid or _moved(variable, found, 1.0)
+        least = _moved(variable, found, 1.0)
+        found = (_paid([variable], found, fits, draw, None) if fits(least) else None) or least
     return found
 
 

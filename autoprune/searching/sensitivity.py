@@ -20,6 +20,7 @@ from autoprune.training.loop import Quality
 __all__ = ["RATIOS", "Sensitivity", "knapsack", "sensitivities"]
 
 RATIOS = (0.25, 0.5, 0.75)
+_VERSION = 2  # of what is kept
 _LEVELS = 9  # of ratio that a knapsack chooses from, from 0 to the highest
 _STEPS = 30  # of bisection, on a logarithmic scale
 _PRICES = (1e-6, 1e6)
@@ -64,7 +65,7 @@ def sensitivities(
         asked = [1.0] if variable.whole else dict.fromkeys(min(max(ratio, low), high) for ratio in ratios)
         plans = {Plan(variable.choices(technique, ratio, variable.options.criteria[0])): ratio for ratio in asked}
         for plan, ratio in plans.items():
-            kept = run.cached("sensitivity", key := f"{mark}-{plan.digest}")
+            kept = run.cached("sensitivity", key := f"{_VERSION}-{mark}-{plan.digest}")
             if kept is None:
                 if late():
                     return []

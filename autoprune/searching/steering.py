@@ -172,7 +172,7 @@ class Steering:
 
     def _teaches_nothing(self, plan: Plan, target: str) -> bool:
         """Whether there are zeros that run on sparse kernels, whose latency says nothing of widths."""
-        masked = any(key.endswith(":weights") for key, _ in plan)
+        masked = any(key.endswith(":weights") for key, _ in self.effective(plan))
         return masked and lowering.lowers(self.prepared.costs.on(target).target)
 
     def _counted(self, plan: Plan, keep: Mapping[str, Tensor]) -> Score:
@@ -180,7 +180,7 @@ class Steering:
         widths = [
             (key, tuple(kept.tolist()) if key.endswith(":blocks") else int(kept.sum())) for key, kept in keep.items()
         ]
-        key = (*widths, *((key, choice) for key, choice in plan if key not in keep))
+        key = (*widths, *((key, choice) for key, choice in self.effective(plan) if key not in keep))
         if key not in self._known:
             pruned = apply(self.prepared.model, self.prepared.coupling, plan, self.importance)
             self._known[key] = self.prepared.costs.score(pruned)
@@ -200,7 +200,9 @@ class Steering:
     def _profiled(self, target: str, run: Run) -> Predictor | None:
         """None where the model has no widths to learn about."""
         costs, model, coupling = self.prepared.costs.on(target), self.prepared.model, self.prepared.coupling
-        if (kept := run.cached("profile", costs.architecture)) is not None:
+        blocks = costs.leaves_out and any(each.whole for each in self.prepared.variables)
+        key = costs.architecture + "-blocks" * blocks
+        if (kept := run.cached("profile", key)) is not None:
             return Predictor.from_json(kept)
 
         def measure(keep: Mapping[str, Tensor]) -> Latency:
@@ -217,9 +219,9 @@ class Steering:
                 budget_s=_PROFILE_S,
                 plans=_PLANS,
                 seed=self.study.search.seed,
-                blocks=costs.leaves_out,
+                blocks=blocks,
             )
         except ModelError:
             return None
-        run.cache("profile", costs.architecture, found.to_json())
+        run.cache("profile", key, found.to_json())
         return found

@@ -10,6 +10,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from autoprune.errors import InputError
 from autoprune.plan import Plan
 from autoprune.run import Run
 from autoprune.score import Candidate, Score, direction
@@ -21,6 +22,9 @@ from autoprune.study import Study
 __all__ = ["Journal"]
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+_VERSION = 2  # of what trials hold: plans, and the loss that they are judged by
 
 
 class Journal:
@@ -44,6 +48,9 @@ class Journal:
             )
             others = [other for other in known if other.startswith(begins) and other != name]
             self._others = [optuna.load_study(storage=storage, study_name=other) for other in others]
+            for each in (self.optuna, *self._others):
+                _check_version(each, run)
+            self.optuna.set_user_attr("version", _VERSION)
 
     @classmethod
     def read(cls, study: Study, run: Run, dense: Score) -> list[Candidate]:
@@ -56,6 +63,8 @@ class Journal:
         journal._study, journal._seen = study, {}
         if not studies:
             return []
+        for each in studies:
+            _check_version(each, run)
         journal.optuna = max(studies, key=lambda found: len(found.trials))
         return journal.candidates(dense)
 
@@ -227,6 +236,14 @@ class Journal:
                     constraints=(limits if complete else None) or None,
                 )
             )
+
+
+def _check_version(found: optuna.Study, run: Run) -> None:
+    if found.trials and found.user_attrs.get("version") != _VERSION:
+        raise InputError(
+            f"{run.folder} was searched by another version of autoprune, whose plans and figures do not compare with "
+            "this one's; start anew with --fresh, which keeps the old folder"
+        )
 
 
 def _ended(trial: FrozenTrial) -> bool:

@@ -71,7 +71,10 @@ class Surrogate:
     def _features(self, plan: Plan) -> Array:
         found: list[float] = []
         for each in self.variables:
-            choice = plan.choices.get(each.groups[0].key)
+            choices = (
+                plan.choices.get(group.key) for group in each.groups
+            )  # of one in a block that goes there is none
+            choice = next((found for found in choices if found is not None), None)
             if each.whole:
                 found.append(float(choice is not None))
                 continue

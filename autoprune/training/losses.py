@@ -82,7 +82,8 @@ def distillation(loss: Loss, temperature: float) -> Callable[[Any, Any], Tensor]
     def squared(output: Any, teacher: Any) -> Tensor:
         return functional.mse_loss(main_output(output), main_output(teacher))
 
-    return divergence if _is(loss, functional.cross_entropy, nn.CrossEntropyLoss) else squared
+    bare = _bare(loss)
+    return divergence if bare is functional.cross_entropy or isinstance(bare, nn.CrossEntropyLoss) else squared
 
 
 def tempered(loss: Loss) -> list[Loss]:
@@ -91,19 +92,15 @@ def tempered(loss: Loss) -> list[Loss]:
     The least of them says how well the classes are told apart, whatever the confidence (Guo et al. 2017,
     arXiv:1706.04599), which training puts right at once.
     """
-    binary = _is(loss, functional.binary_cross_entropy_with_logits, nn.BCEWithLogitsLoss)
-    if not (binary or _is(loss, functional.cross_entropy, nn.CrossEntropyLoss)):
-        return [loss]
+    bare = _bare(loss)
+    known = bare in (functional.cross_entropy, functional.binary_cross_entropy_with_logits)
+    if not known and type(bare) not in (nn.CrossEntropyLoss, nn.BCEWithLogitsLoss):
+        return [loss]  # a class derived from these may read anything of the output
 
     def at(temperature: float, output: Any, target: Any) -> Tensor:
         return loss(main_output(output) / temperature, target)
 
     return [partial(at, temperature) for temperature in _TEMPERATURES]
-
-
-def _is(loss: Any, function: Callable[..., Tensor], module: type[nn.Module]) -> bool:
-    bare = _bare(loss)
-    return bare is function or isinstance(bare, module)
 
 
 def _bare(loss: Any) -> Any:
