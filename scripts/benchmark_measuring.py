@@ -37,10 +37,10 @@ from autoprune.target import Target
 RATIO = 0.5
 # name of a row -> runtime, threads, fresh processes that a figure takes, seconds in each
 ROWS = {
-    "onnxruntime, 1 thread": ("onnxruntime", 1, 4, 4.0),
-    "openvino, 1 thread": ("openvino", 1, 5, 5.0),
-    "onnxruntime, 2 threads": ("onnxruntime", 2, 5, 5.0),
-    "openvino, 2 threads": ("openvino", 2, 5, 5.0),
+    "onnxruntime, 1 thread": ("onnxruntime", 1, 12, 1.5),
+    "openvino, 1 thread": ("openvino", 1, 12, 1.5),
+    "onnxruntime, 2 threads": ("onnxruntime", 2, 12, 1.5),
+    "openvino, 2 threads": ("openvino", 2, 12, 1.5),
     "eager, 1 thread": ("eager", 1, 4, 5.0),
     "compiled, 1 thread": ("compiled", 1, 3, 5.0),
 }
