@@ -211,6 +211,13 @@ def test_without_quiet_every_call_counts_and_that_is_said(monkeypatch):
     assert 5 * 0.2 <= machine.now < 5 * 0.2 + 0.2  # patience has an end
 
 
+@pytest.mark.parametrize("budget_s", [0.15, 0.3, 0.4, 1.5])
+def test_each_layout_is_looked_at_for_long_enough_to_see_other_jobs(monkeypatch, budget_s):
+    machine = Machine(monkeypatch, 1.0, 1e9)
+    prepare = [machine.call(1.0, 1.0), machine.call(2.0, 2.0)]
+    assert compare_anew(lambda: prepare, budget_s=budget_s, threads=2).crowded
+
+
 def part(ms, ratio, reach=0.0):
     return Latency(ms, ms - reach, ms + reach, ratio, ratio - reach, ratio + reach, 10, True)
 
