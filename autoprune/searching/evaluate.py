@@ -73,9 +73,8 @@ class Evaluator:
             return self._untrained(plan, number, pruned, score, stage, "; ".join(reasons))
         listener.started(number, f"training {study.recovery.epochs} epochs")
         try:
-            if _trainable(pruned.model) or not _trainable(
-                self.prepared.model
-            ):  # else all that could be trained is gone
+            # else all that could be trained is gone
+            if _trainable(pruned.model) or not _trainable(self.prepared.model):
                 train(
                     pruned.model,
                     study.task,

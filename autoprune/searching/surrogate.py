@@ -71,9 +71,8 @@ class Surrogate:
     def _features(self, plan: Plan) -> Array:
         found: list[float] = []
         for each in self.variables:
-            choices = (
-                plan.choices.get(group.key) for group in each.groups
-            )  # of one in a block that goes there is none
+            # of a group in a block that goes there is none
+            choices = (plan.choices.get(group.key) for group in each.groups)
             choice = next((found for found in choices if found is not None), None)
             if each.whole:
                 found.append(float(choice is not None))
