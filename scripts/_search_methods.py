@@ -140,10 +140,10 @@ class _Counting(Quiet):
 
     def started(self, trial: int, what: str) -> None:
         """The share of a piece of work begins at zero."""
-        self._ended()
+        self.ended()
         self.what = what
 
-    def _ended(self) -> None:
+    def ended(self) -> None:
         """A piece of work ended."""
         now = time.monotonic()
         spent, seconds = self.cell.spent, now - self.last[1]
@@ -155,7 +155,7 @@ class _Counting(Quiet):
 
     def finished(self, candidate: Candidate, best: Candidate | None) -> None:
         """A trial ended."""
-        self._ended()
+        self.ended()
         if self.stop and self.cell.spent.epochs + self.cell.case.trial > self.cell.epochs + 0.01:
             raise KeyboardInterrupt
 
@@ -166,11 +166,13 @@ def _searched(cell: Cell, settings: dict[str, Any], stop: bool) -> nn.Module:
     for path in sorted(run.folder.glob("spent-*.json")):
         before = json.loads(path.read_text())
         cell.spent.epochs, cell.spent.training = before["epochs"], before["training"]
+    counting = _Counting(cell, stop)
     try:
         with contextlib.suppress(VerificationError):  # the net is measured again here, as all others are
-            result = search(_study(cell, settings), run, _Counting(cell, stop))
+            result = search(_study(cell, settings), run, counting)
             number = result.best.number if result.best is not None else None
     finally:
+        counting.ended()
         run.write_json(run.folder / f"spent-{time.time():.0f}.json", vars(cell.spent))
     if number is None and run.front.exists():
         number = json.loads(run.front.read_text())["best"]
