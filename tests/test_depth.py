@@ -10,6 +10,7 @@ import onnx
 import pytest
 import torch
 import torch.nn.functional as F
+from rich.console import Console
 from torch import Tensor, nn
 
 import autoprune
@@ -21,6 +22,9 @@ from autoprune.pruning.importance import Importance
 from autoprune.pruning.outline import Outline
 from autoprune.pruning.proof import discover, relative_error
 from autoprune.pruning.pruned import apply, effective, kept_units
+from autoprune.reporting import tables
+from autoprune.score import Candidate, Score
+from autoprune.space import Options, Space
 from autoprune.target import Target
 from autoprune.task import Inputs
 
@@ -201,3 +205,16 @@ def test_a_finished_model_is_measured_as_its_plan_is(monkeypatch: pytest.MonkeyP
     nodes = [[node.op_type for node in onnx.load_from_string(graph).graph.node] for graph in (*graphs, found.dense)]
     assert nodes[0] == nodes[1]
     assert nodes[1].count("Conv") == nodes[2].count("Conv") - 2  # the block is gone in both
+
+
+def test_tables_show_blocks_as_blocks() -> None:
+    groups = discover(net(), INPUTS).groups
+    variables = Space(Options(("structured", "depth"))).resolve(groups)
+    candidate = Candidate(7, Plan({"stage.1:blocks": Choice("depth", 1.0)}), Score(), True, "trained")
+    console = Console(width=200)
+    with console.capture() as capture:
+        console.print(tables.groups(groups, variables), *tables.treatment(groups, [candidate]))
+    lines = [" ".join(line.split()) for line in capture.get().splitlines()]
+    assert "stage.1 stage.1 a block depth all or nothing" in lines and "stage.1 a block depth: gone" in lines
+    (whole,) = (line for line in lines if line.startswith("left whole"))
+    assert "stage.0.one" in whole and "stage.0," not in whole

@@ -95,7 +95,8 @@ def treatment(groups: Sequence[Group], candidates: Sequence[Candidate]) -> list[
     """Per layer what each candidate does to it; several tables where there are many candidates."""
     touched = [group for group in groups if any(group.key in each.plan.choices for each in candidates)]
     layers = {layer for group in touched for layer in group.layers}
-    whole = list(dict.fromkeys(layer for group in groups for layer in group.layers if layer not in layers))
+    listed = (layer for group in groups if group.level != "blocks" for layer in group.layers)
+    whole = list(dict.fromkeys(layer for layer in listed if layer not in layers))
     tables = []
     for start in range(0, len(candidates), _COLUMNS):
         part = candidates[start : start + _COLUMNS]
@@ -123,7 +124,8 @@ def groups(found: Sequence[Group], variables: Sequence[Variable]) -> Table:
     for group in found:
         if group.key in options:
             low, high = options[group.key].ratio
-            cells = (", ".join(options[group.key].techniques), f"{low:g} to {high:g}")
+            share = "all or nothing" if group.level == "blocks" else f"{low:g} to {high:g}"
+            cells = (", ".join(options[group.key].techniques), share)
         else:
             cells = (f"refused: {group.refusal}" if group.refusal else "left whole by the space", "")
         table.add_row(group.name, ", ".join(group.layers), _unit(group), *cells)
@@ -187,7 +189,7 @@ def plain(title: str, caption: str | None = None) -> Table:
 def _unit(group: Group) -> str:
     if group.level == "units":
         return f"{group.size} units" + (f" in {group.cells} cells" if group.cells > 1 else "")
-    return f"{'x'.join(str(length) for length in group.shape)} weights"
+    return "a block" if group.level == "blocks" else f"{'x'.join(str(length) for length in group.shape)} weights"
 
 
 def _caption(scores: Mapping[str, Score]) -> str | None:

@@ -80,8 +80,10 @@ def span(seconds: float) -> str:
 
 
 def choice(given: Choice | None) -> str:
-    """`structured -45 % (l1)`."""
-    return MISSING if given is None else f"{given.technique} -{given.ratio * 100:.0f} % ({given.criterion})"
+    """`structured -45 % (l1)`, or of a block that goes whole `depth: gone`."""
+    if given is None or given.ratio == 1:
+        return MISSING if given is None else f"{given.technique}: gone"
+    return f"{given.technique} -{given.ratio * 100:.0f} % ({given.criterion})"
 
 
 def outcome(candidate: Candidate) -> str:
