@@ -44,7 +44,7 @@ class Plan:
                 what = (
                     "a block goes whole, at a ratio of 1"
                     if choice.ratio < 1
-                    else "something must stay of all but blocks"
+                    else "of units and weights something must stay"
                 )
                 raise PlanError(f"{choice.technique} cannot remove the share {choice.ratio:g} of {key!r}: {what}")
         object.__setattr__(self, "choices", kept)

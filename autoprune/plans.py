@@ -36,16 +36,21 @@ class Request:
     plan: Plan
     asked: Mapping[str, Choice]
     left: Mapping[str, str] = field(default_factory=dict)
+    told: Sequence[str] = ()  # of patterns, what their blocks cannot come to
 
     def tell(self, model: nn.Module, smaller: nn.Module, coupling: Coupling, importance: Importance) -> None:
         """Warn of the groups left uncut, and of those whose share removed is far from the ratio asked for."""
         uncut = [f"{key} is left uncut: {reason}" for key, reason in self.left.items()]
         got = _removed(self.plan, model, smaller, coupling, importance)
-        lines = uncut + [
-            f"{key}: asked {asked.ratio:.2f}, removed {got[key]:.2f} ({_steps(coupling.group(key), asked.technique)})"
-            for key, asked in self.asked.items()
-            if key in got and _differs(coupling.group(key), asked.ratio, got[key])
-        ]
+        lines = (
+            uncut
+            + [*self.told]
+            + [
+                f"{key}: asked {asked.ratio:.2f}, removed {got[key]:.2f} ({_steps(coupling.group(key), asked.technique)})"
+                for key, asked in self.asked.items()
+                if key in got and _differs(coupling.group(key), asked.ratio, got[key])
+            ]
+        )
         if lines:
             more = [f"and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
             text = "autoprune.prune did not remove what was asked everywhere:\n  " + "\n  ".join(lines[:_SHOWN] + more)
@@ -64,7 +69,7 @@ def requested(given: Any, found: Sequence[Group], importance: Importance, criter
             f"{{pattern: {{technique, ratio}}}}; got {given!r:.60} ({type(given).__name__})"
         )
     if not 0 < given < 1:  # type: ignore[operator]
-        raise PlanError(f"the ratio is the share removed, between 0 and 1; got {given!r}")
+        raise PlanError(f"the ratio is the share removed, between 0 and 1, neither included; got {given!r}")
     return _by_ratio(float(given), found, importance, criterion, multiple_of)
 
 
@@ -104,6 +109,7 @@ def _by_patterns(
     choices: dict[str, Choice] = {}
     asked: dict[str, Choice] = {}
     left: dict[str, str] = {}
+    told: list[str] = []
     for pattern, wanted in given.items():
         choice = _choice(pattern, wanted, criterion)
         step = wanted.get("multiple_of", multiple_of)
@@ -111,8 +117,10 @@ def _by_patterns(
         wished = dict.fromkeys(fresh, choice)
         if plugins.create("technique", choice.technique).level == "blocks":
             fresh = wished = _blocks(fresh, choice, found, importance)
-            if choice.ratio and not any(each.ratio for each in fresh.values()):
-                left |= dict.fromkeys(fresh, f"{choice.ratio:g} of {len(fresh)} blocks is less than half a block")
+            gone = sum(each.ratio == 1 for each in fresh.values())
+            if abs(choice.ratio - gone / len(fresh)) > _OFF or (choice.ratio and not gone):
+                what = f"{len(fresh)} block" + "s" * (len(fresh) > 1)
+                told.append(f"{pattern}: asked {choice.ratio:.2f} of {what}, {gone} go{'es' * (gone == 1)}")
         elif choice.ratio == 1:
             raise PlanError(f"{pattern!r}: the ratio is the share removed, in [0, 1); got 1")
         taken = set(fresh) & set(choices)
@@ -123,7 +131,7 @@ def _by_patterns(
         named = (group for group in found if any(matches(pattern, layer) for layer in group.layers))
         fitting = (group for group in named if not (group.refusal or fits(choice.technique, group)))
         left |= {group.key: why for group in fitting if (why := importance.refuses(choice.criterion, group))}
-    return Request(Plan(choices), asked, left)
+    return Request(Plan(choices), asked, left, tuple(told))
 
 
 def _choice(pattern: Any, wanted: Any, criterion: str) -> Choice:

@@ -193,6 +193,12 @@ class Space:
             given = self.layers[pattern]
             named = given.techniques if given.techniques != self.default.techniques else ()
             for name in named:
+                level = plugins.create("technique", name).level
+                if level == "blocks" and not any(group.level == level for group, _ in found):
+                    raise StudyError(
+                        f"{name} acts on blocks, and there is none that can go in what {pattern!r} selects",
+                        key=f"space.layers.{pattern}.techniques",
+                    )
                 if not any(name in fitting.techniques for _, fitting in found):
                     why = {group: fits(name, group) or _no_criterion(given, group, refuses) for group, _ in found}
                     raise _misfit("technique", name, pattern, why)

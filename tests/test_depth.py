@@ -133,7 +133,6 @@ def test_what_a_plan_says_of_blocks_that_go_is_of_no_effect() -> None:
         ("stage.2", 1.0, ["stage.2"]),
         ("stage*", 1, ["stage.0", "stage.1", "stage.2"]),
         ("*", 0.67, ["stage.0", "stage.1"]),
-        ("stage.2", 0.5, ["stage.2"]),
         ("stage", 0, []),
     ],
 )
@@ -148,9 +147,28 @@ def test_of_the_blocks_that_a_pattern_names_the_weakest_go(pattern: str, ratio: 
     assert left == {"stage.0", "stage.1", "stage.2"} - set(gone)
 
 
+def test_a_share_that_blocks_cannot_come_to_is_told() -> None:
+    model = net()
+    for pattern, ratio, told in (
+        ("stage.2", 0.5, "asked 0.50 of 1 block, 1 goes"),
+        ("stage", 0.5, "of 3 blocks, 2 go"),
+    ):
+        with pytest.warns(UserWarning, match=told):
+            autoprune.prune(model, INPUTS.args[0], {pattern: {"technique": "depth", "ratio": ratio}})
+
+
+def test_a_net_without_blocks_says_so() -> None:
+    with pytest.raises(PlanError, match=r"depth acts on blocks, and there is none that can go in what '\*' selects"):
+        autoprune.prune(
+            nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2)),
+            torch.randn(2, 4),
+            {"*": {"technique": "depth", "ratio": 0.5}},
+        )
+
+
 def test_less_than_half_a_block_is_told_and_shares_of_a_block_and_unknown_blocks_are_refused() -> None:
     model = net()
-    with pytest.warns(UserWarning, match="stage.0:blocks is left uncut: 0.1 of 3 blocks is less than half a block"):
+    with pytest.warns(UserWarning, match="asked 0.10 of 3 blocks, 0 go"):
         autoprune.prune(model, INPUTS.args[0], {"stage": {"technique": "depth", "ratio": 0.1}})
     with pytest.raises(PlanError, match="a block goes whole"):
         Plan({"stage.0:blocks": Choice("depth", 0.5)})
@@ -216,5 +234,5 @@ def test_tables_show_blocks_as_blocks() -> None:
         console.print(tables.groups(groups, variables), *tables.treatment(groups, [candidate]))
     lines = [" ".join(line.split()) for line in capture.get().splitlines()]
     assert "stage.1 stage.1 a block depth all or nothing" in lines and "stage.1 a block depth: gone" in lines
-    (whole,) = (line for line in lines if line.startswith("left whole"))
+    _, whole = " ".join(lines).split("left whole:")
     assert "stage.0.one" in whole and "stage.0," not in whole
