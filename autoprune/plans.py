@@ -42,15 +42,12 @@ class Request:
         """Warn of the groups left uncut, and of those whose share removed is far from the ratio asked for."""
         uncut = [f"{key} is left uncut: {reason}" for key, reason in self.left.items()]
         got = _removed(self.plan, model, smaller, coupling, importance)
-        lines = (
-            uncut
-            + [*self.told]
-            + [
-                f"{key}: asked {asked.ratio:.2f}, removed {got[key]:.2f} ({_steps(coupling.group(key), asked.technique)})"
-                for key, asked in self.asked.items()
-                if key in got and _differs(coupling.group(key), asked.ratio, got[key])
-            ]
-        )
+        lines = [*uncut, *self.told]
+        lines += [
+            f"{key}: asked {asked.ratio:.2f}, removed {got[key]:.2f} ({_steps(coupling.group(key), asked.technique)})"
+            for key, asked in self.asked.items()
+            if key in got and _differs(coupling.group(key), asked.ratio, got[key])
+        ]
         if lines:
             more = [f"and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
             text = "autoprune.prune did not remove what was asked everywhere:\n  " + "\n  ".join(lines[:_SHOWN] + more)
