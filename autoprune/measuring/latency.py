@@ -181,12 +181,11 @@ def _summary(times: Calls, quiet: np.ndarray[Any, np.dtype[np.bool_]]) -> Latenc
     low, high = median_interval(used[0])
     p90, p99 = (float(each) for each in np.percentile(used[0], [90, 99]))
     count = used.shape[1]
-    if len(used) == 1:
-        found = Latency(ms, low, high, None, None, None, count, False, p90, p99, **aside)
-        return replace(found, settled=_precise(found))
-    ratios = used[0] / used[1]
-    ratio, (ratio_low, ratio_high) = float(np.median(ratios)), median_interval(ratios)
-    found = Latency(ms, low, high, ratio, ratio_low, ratio_high, count, False, p90, p99, **aside)
+    found = Latency(ms, low, high, None, None, None, count, False, p90, p99, **aside)
+    if len(used) > 1:
+        ratios = used[0] / used[1]
+        low, high = median_interval(ratios)
+        found = replace(found, ratio=float(np.median(ratios)), ratio_low=low, ratio_high=high)
     return replace(found, settled=_precise(found))
 
 

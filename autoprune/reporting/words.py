@@ -81,8 +81,10 @@ def span(seconds: float) -> str:
 
 def choice(given: Choice | None) -> str:
     """`structured -45 % (l1)`, or of a block that goes whole `depth: gone`."""
-    if given is None or given.ratio == 1:
-        return MISSING if given is None else f"{given.technique}: gone"
+    if given is None:
+        return MISSING
+    if given.ratio == 1:
+        return f"{given.technique}: gone"
     return f"{given.technique} -{given.ratio * 100:.0f} % ({given.criterion})"
 
 
