@@ -8,6 +8,7 @@ from autoprune.errors import ModelError
 from autoprune.measuring.loosening import BATCH, loose_shape
 from autoprune.measuring.measure import timed
 from autoprune.measuring.slicing import Slicer, export
+from autoprune.pruning.proof import discover
 from autoprune.pruning.shrink import Cut, shrink
 from autoprune.target import Target
 from autoprune.task import Inputs
@@ -186,20 +187,106 @@ def test_a_tied_parameter_is_cut_by_either_name():
     assert [tuple(tensor.dims) for tensor in stored if tensor.name.endswith("weight")] == [(3, 4)]
 
 
-def test_recurrent_cells_are_refused_by_name():
-    class Recurrent(nn.Module):
+class Recurrent(nn.Module):
+    """`cells` one after the other; the last one's sequence and last state, classified."""
+
+    def __init__(self, *cells):
+        super().__init__()
+        self.cells = nn.ModuleList(cells)
+        size = cells[-1].hidden_size
+        self.fc, self.second = nn.Linear(size * (1 + cells[-1].bidirectional), 2), nn.Linear(size, 2)
+
+    def forward(self, x):
+        for cell in self.cells:
+            x, last = cell(x)
+        last = last[0] if isinstance(last, tuple) else last
+        return self.fc(x.mean(1)), self.second(last[-1])
+
+
+class Attention(nn.Module):
+    """Images in patches, encoders, and attention in the manner of timm: queries, keys and values from one layer."""
+
+    def __init__(self, width=16, heads=4):
+        super().__init__()
+        self.patches, self.heads = nn.Conv2d(3, width, 4, 4), heads
+        self.place = nn.Parameter(torch.randn(1, 4, width))
+        self.encoders = nn.Sequential(
+            *(nn.TransformerEncoderLayer(width, heads, 32, batch_first=True) for _ in range(2))
+        )
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.fc = nn.Linear(width, 5)
+
+    def forward(self, x):
+        x = self.encoders(self.patches(x).flatten(2).transpose(1, 2) + self.place)
+        count, tokens, _ = x.shape
+        qkv = self.qkv(x).reshape(count, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        inside = F.scaled_dot_product_attention(*qkv.unbind(0))
+        return self.fc((x + self.out(inside.transpose(1, 2).reshape(count, tokens, -1))).mean(1))
+
+
+SEQUENCE = Inputs.of(torch.randn(2, 6, 4))
+DISCOVERED = {
+    "lstm": (lambda: Recurrent(nn.LSTM(4, 6, batch_first=True)), SEQUENCE),
+    "lstm, two layers, both ways": (
+        lambda: Recurrent(nn.LSTM(4, 6, 2, batch_first=True, bidirectional=True)),
+        SEQUENCE,
+    ),
+    "two lstms of one size": (
+        lambda: Recurrent(nn.LSTM(4, 6, batch_first=True), nn.LSTM(6, 6, batch_first=True)),
+        SEQUENCE,
+    ),
+    "gru after lstm": (lambda: Recurrent(nn.LSTM(4, 6, batch_first=True), nn.GRU(6, 8, batch_first=True)), SEQUENCE),
+    "gru without biases, both ways": (
+        lambda: Recurrent(nn.GRU(4, 6, batch_first=True, bias=False, bidirectional=True)),
+        SEQUENCE,
+    ),
+    "attention": (Attention, IMAGES),
+}
+
+
+@pytest.mark.parametrize("name", DISCOVERED)
+def test_groups_that_are_found_are_cut_one_by_one_and_together(name):
+    build, inputs = DISCOVERED[name]
+    model = randomised(build())
+    coupling, slicer = discover(model, inputs), Slicer(model, inputs, batch=5)
+    assert slicer.proved(model, [])
+    units = [group.key for group in coupling.prunable() if group.level == "units"]
+    assert units
+    keep = {key: torch.arange(coupling.members[key].shape[1]) % 2 == 0 for key in units}
+    for chosen in (*([key] for key in units), units):
+        kept = {key: keep[key].repeat(len(coupling.members[key])) for key in chosen}
+        cuts, smaller = coupling.cuts(kept), coupling.apply(model, kept)
+        assert slicer.refuses(cuts) is None and slicer.proved(smaller, cuts)
+        content, five = slicer.cut(cuts), inputs.rows(5)  # the batch that it was made for
+        onnx.checker.check_model(onnx.load_from_string(content))
+        with torch.no_grad():
+            expected = five.call(smaller)
+        expected = expected if isinstance(expected, tuple) else (expected,)
+        assert all(error(a, b) <= 1e-4 for a, b in zip(run(content, five), expected, strict=True))
+
+
+def test_unrolled_cells_are_not_proved():
+    """torch's plain RNN is unrolled by the exporter, its first state has the hidden size written down."""
+    model = Recurrent(nn.RNN(4, 6, batch_first=True)).eval()
+    coupling, slicer = discover(model, SEQUENCE), Slicer(model, SEQUENCE)
+    kept = {key: torch.arange(6) < 3 for key in coupling.members}
+    assert not slicer.proved(coupling.apply(model, kept), coupling.cuts(kept))
+
+
+def test_uneven_slices_of_a_parameter_are_refused_by_name():
+    class Uneven(nn.Module):
         def __init__(self):
             super().__init__()
-            self.rnn = nn.GRU(4, 6, batch_first=True)
-            self.fc = nn.Linear(6, 2)
+            self.both, self.fc = nn.Linear(4, 6), nn.Linear(6, 2)
 
         def forward(self, x):
-            return self.fc(self.rnn(x)[0][:, -1])
+            small, large = F.linear(x, self.both.weight[:2]), F.linear(x, self.both.weight[2:])
+            return self.fc(torch.cat([small, large], 1))
 
-    slicer = Slicer(Recurrent().eval(), Inputs.of(torch.randn(2, 3, 4)))
+    slicer = Slicer(Uneven().eval(), Inputs.of(torch.randn(2, 4)))
     assert slicer.reason is None
-    cuts = [Cut("rnn.weight_hh_l0", 1, drop(6, 0))]
-    assert "rnn.weight_hh_l0" in str(slicer.refuses(cuts))
+    cuts = [Cut("both.weight", 0, drop(6, 0))]
+    assert "both.weight is read by Slice" in str(slicer.refuses(cuts))
     with pytest.raises(ModelError, match="export the model instead"):
         slicer.cut(cuts)
 
@@ -310,21 +397,29 @@ def test_a_block_whose_ends_do_not_show_is_refused():
 
 
 @pytest.mark.parametrize(
-    "before, shape, loose",
+    "before, shape, width, loose",
     [
-        ([BATCH, 8, 4, 4], [-1, 128], [0, -1]),
-        ([BATCH, 8, 1, 1], [-1, 8], [0, 0]),
-        ([BATCH, 12, 4, 4], [-1, 2, 6, 4, 4], [0, 2, -1, 4, 4]),
-        ([BATCH, 6, 2, 4, 4], [-1, 12, 4, 4], [0, -1, 4, 4]),
-        ([BATCH, 2, 96], [-1, 12, 4, 4], [0, -1, 4, 4]),
-        ([BATCH, 8, 4, 4], [-1, 8, 16], [0, 0, -1]),
-        ([5, BATCH, 64], [5, -1, 16], [0, -1, 16]),
-        ([BATCH, 8], [0, 2, 4], [0, 2, -1]),
-        ([BATCH, 8], [3, 5], None),
+        ([BATCH, 8, 4, 4], [-1, 128], None, [0, -1]),
+        ([BATCH, 8, 1, 1], [-1, 8], None, [0, 0]),
+        ([BATCH, 12, 4, 4], [-1, 2, 6, 4, 4], None, [0, 2, -1, 4, 4]),
+        ([BATCH, 6, 2, 4, 4], [-1, 12, 4, 4], None, [0, -1, 4, 4]),
+        ([BATCH, 2, 96], [-1, 12, 4, 4], None, [0, -1, 4, 4]),
+        ([BATCH, 8, 4, 4], [-1, 8, 16], None, [0, 0, -1]),
+        ([5, BATCH, 64], [5, -1, 16], None, [0, -1, 16]),
+        ([BATCH, 8], [0, 2, 4], None, [0, 2, -1]),
+        ([BATCH, 8], [3, 5], None, None),
+        ([16, BATCH, 4, 8], [-1, 32], None, [16 * BATCH, -1]),
+        ([16 * BATCH, 32], [16, -1, 32], 1, [16, BATCH, -1]),
+        ([8 * BATCH, 16, 4], [-1, 8, 16, 4], None, [BATCH, -1, 16, 4]),
+        ([16, BATCH, 32], [16, -1, 4], None, [0, -1, 4]),
+        ([BATCH, 16, 32], [-1, 4, 4, 32], 2, [0, 4, 4, -1]),
+        ([BATCH, 16, 96], [-1, 16, 3, 4, 8], 2, [0, 0, 3, -1, 8]),
+        ([BATCH, 16, 96], [-1, 16, 12, 8], 2, [0, 0, -1, 8]),
+        ([BATCH, 16, 96], [-1, 16, 3, 32], 2, [0, 0, 3, -1]),
     ],
 )
-def test_reshapes_follow_a_cut(before, shape, loose):
-    assert loose_shape(before, shape) == loose
+def test_reshapes_follow_a_cut(before, shape, width, loose):
+    assert loose_shape(before, shape, width) == loose
 
 
 def test_a_slice_takes_milliseconds():

@@ -46,6 +46,8 @@ def fresh(
 ) -> Latency:
     """Latency of `candidate`, interleaved with `dense`, merged over fresh processes that run one after the other.
 
+    The ratio's interval makes room for its drift over minutes (`Latency.at_any_time`).
+
     An artefact is what the target's runtime takes: an ONNX file (path or bytes), or a module. A module that cannot be
     pickled is measured in this process, and a warning says so. `inputs` are cut or repeated to the target's batch.
     Raises ModelError where a process fails.
@@ -66,7 +68,7 @@ def fresh(
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             return _here(runtime, candidate, dense, batch, target, processes, budget_s, error)
         (folder / "job.json").write_text(json.dumps(job))
-        return Latency.merge([_process(folder) for _ in range(processes)])
+        return Latency.merge([_process(folder) for _ in range(processes)]).at_any_time()
 
 
 def _stored(artefact: Artefact, path: Path) -> Path:
@@ -108,9 +110,8 @@ def _here(
     def prepare() -> list[Any]:
         return [runtime.prepare(artefact, inputs, target) for artefact in artefacts]
 
-    return Latency.merge(
-        [latency.compare_anew(prepare, budget_s=budget_s, threads=target.threads) for _ in range(processes)]
-    )
+    parts = [latency.compare_anew(prepare, budget_s=budget_s, threads=target.threads) for _ in range(processes)]
+    return Latency.merge(parts).at_any_time()
 
 
 def _process(folder: Path) -> Latency:

@@ -7,7 +7,8 @@ which whatever lasts longer than a pair cancels (a ratio of medians varied twice
 calls do not move; calls made while other processes needed the same cores are set aside, and made up for (see
 `crowding`); and calls go on until the ratio's own 95 % interval is within 1 % of it, or the time is over. Where models
 lie in memory alone moves a ratio by 1 to 2 %, which no number of calls shows: they are prepared several times, and what
-still differs between processes shows in several of these; `Latency.merge` takes the interval over all.
+still differs between processes shows in several of these; `Latency.merge` takes the interval over all. What drifts over
+minutes shows in none of these: `Latency.at_any_time` makes room for it.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ __all__ = ["Latency", "compare", "compare_anew", "median_interval"]
 PRECISION = 0.01  # of the ratio (or of the median, where there is no dense model): half-width of the 95 % interval
 _WARM = 0.02  # warm-up ends when the medians of two consecutive blocks agree to this
 _FEWEST, _ENOUGH = 12, 40  # calls that are made of slow models even over the time budget: always, and while not settled
+# standard deviation of the ratio between figures of twelve processes, minutes apart, as a share of it: on a shared
+# machine neighbours slow a large model down more than a small one (scripts/benchmark_measuring.py, ONNX Runtime)
+_DRIFT = 0.0045
 _LAYOUTS = 4  # times that models are prepared, at most, so that they lie elsewhere in memory
 _PATIENCE = 4.0  # how much longer than its time budget a measurement may last for lack of quiet
 # Student's t, 97.5 %, by degrees of freedom
@@ -98,6 +102,14 @@ class Latency:
         processes, aside = sum(part.processes for part in parts), sum(part.set_aside for part in parts)
         crowded = any(part.crowded for part in parts)
         return Latency(*ms, ratio[0], ratio[1], ratio[2], calls, settled, p90, p99, processes, aside, crowded)
+
+    def at_any_time(self) -> Latency:
+        """With the ratio's interval as wide as it has to be to hold for another hour too, not only for this minute."""
+        if self.ratio is None or self.ratio_low is None or self.ratio_high is None:
+            return self
+        drift = 1.96 * _DRIFT * self.ratio
+        low = self.ratio - math.hypot(self.ratio - self.ratio_low, drift)
+        return replace(self, ratio_low=low, ratio_high=self.ratio + math.hypot(self.ratio_high - self.ratio, drift))
 
 
 def compare(

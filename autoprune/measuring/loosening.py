@@ -15,53 +15,85 @@ BATCH = 1000003  # a prime stands for the batch where shapes are compared: no ot
 Array = np.ndarray[Any, Any]
 
 
-def loosen(proto: Any, values: Mapping[str, Array], parameters: Collection[str]) -> None:
-    """Free the widths of reshapes, even splits and zero biases in `proto`, whose initializers are `values`."""
+def loosen(proto: Any, values: Mapping[str, Array], parameters: Collection[str]) -> dict[str, list[int]]:
+    """Free the widths of reshapes, even splits and zero biases in `proto`, whose initializers are `values`.
+
+    Returns the shapes, by name of their initializers, that hold multiples of `BATCH`: a cut writes its batch for it.
+    """
     from onnx import helper, numpy_helper
 
-    shapes = _shapes(proto)
+    shapes, batched = _shapes(proto), {}
+    made = {name: node for node in proto.graph.node for name in node.output}
     for index, node in enumerate(proto.graph.node):
         given = {attribute.name: attribute for attribute in node.attribute}
         second = values.get(node.input[1]) if len(node.input) > 1 else None
         if node.op_type == "Reshape" and second is not None and shapes.get(node.input[0]):
+            before = shapes[node.input[0]]
             zero_is_zero = "allowzero" in given and given["allowzero"].i
-            loose = None if zero_is_zero and 0 in second else loose_shape(shapes[node.input[0]], second.tolist())
+            width = _width(made, node.input[0], parameters, len(before))
+            loose = None if zero_is_zero and 0 in second else loose_shape(before, second.tolist(), width)
             if loose is not None:
                 node.input[1] = f"{node.input[1]}.{index}"
                 proto.graph.initializer.append(numpy_helper.from_array(np.array(loose, np.int64), node.input[1]))
                 del node.attribute[:]  # `allowzero` is the only one
+                if max(loose) >= BATCH:
+                    batched[node.input[1]] = loose
         elif node.op_type in ("Conv", "ConvTranspose") and len(node.input) > 2:
             if node.input[2] not in parameters and not values.get(node.input[2], np.ones(1)).any():
                 del node.input[2:]
         elif node.op_type == "Split" and second is not None and len(set(second.tolist())) == 1:
             del node.input[1:]
             node.attribute.append(helper.make_attribute("num_outputs", len(second)))
+    return batched
 
 
-def loose_shape(before: Sequence[int], shape: Sequence[int]) -> list[int] | None:
+def loose_shape(before: Sequence[int], shape: Sequence[int], width: int | None = None) -> list[int] | None:
     """The shape of a Reshape, freed of widths: 0 copies a dimension, -1 takes what is left; None where it is no view.
 
-    `before` is the dense input's shape with `BATCH` in place of the batch. Dimensions that stay in their place are
-    copied. Of those that are split or merged, the first are freed: (C) -> (g, C/g) in the last, (g, N) -> (C, H, W) in
-    the first of what they become. A wrong guess shows in `Slicer.proved`.
+    `before` is the dense input's shape with `BATCH` in place of the batch, `width` the dimension of it that a layer
+    before made, where that is known. Dimensions that stay in their place are copied. Of those that move, are split or
+    merged, one is freed: that with `width`, else the first, else what a batch is split into. Of a dimension that is
+    split it is the last part, (C, H, W) -> (g, C/g, H, W); of the last dimension of three or more it is that which
+    counts heads, (N, T, C) -> (N, T, heads, C/heads) or (N, T, 3C) -> (N, T, 3, heads, C/heads), while up to three
+    parts are queries, keys and values or gates, (N, T, 3C) -> (N, T, 3, C). Where batch and width both are open, the
+    batch remains, in multiples of `BATCH`. A wrong guess shows in `Slicer.proved`.
     """
     after = [before[place] if length == 0 else length for place, length in enumerate(shape)]
     if -1 in after:
         after[after.index(-1)] = math.prod(before) // -math.prod(after)
-    new, free, batch = list(after), [], []
-    for ins, outs in _blocks(before, after):
-        if len(ins) == len(outs) == 1 and ins == outs:
-            new[outs[0]] = 0
-            continue
-        place = outs[-1] if len(ins) == 1 else outs[0]
-        mixed = [out for out in outs if after[out] % BATCH == 0]
-        batch += mixed
-        free += [place] if not (len(ins) == len(outs) == 1) else []
-    if math.prod(before) != math.prod(after) or len(batch) > 1:
+    if math.prod(before) != math.prod(after):
         return None
-    for place in (batch or free)[:1]:
-        new[place] = -1
+    new, batch = list(after), []
+    free: list[tuple[int, int]] = []  # (rank, place)
+    for ins, outs in _blocks(before, after):
+        mixed = [out for out in outs if after[out] % BATCH == 0]
+        if ins == outs and len(ins) == 1:
+            new[outs[0]] = 0
+        elif mixed:
+            batch += mixed
+            free += [(2, out) for out in outs if len(ins) == 1 and out not in mixed]
+        elif width in ins or len(ins) > 1 or len(outs) > 1:
+            heads = len(ins) == 1 < len(outs) and ins[0] == len(before) - 1 >= 2 and after[outs[-2]] > 3
+            place = outs[-2] if heads else outs[-1] if len(ins) == 1 else outs[0]
+            free.append((0 if width in ins else 1, place))
+    if len(batch) > 1:
+        return None
+    if free or batch:
+        new[min(free)[1] if free else batch[0]] = -1
     return new
+
+
+def _width(made: Mapping[str, Any], name: str, parameters: Collection[str], rank: int) -> int | None:
+    """The dimension of a value that a parameter decides, where the node that made it reads one, as it is or transposed.
+
+    `made`: the node that made each value.
+    """
+    node = made.get(name)
+    inputs = node.input if node is not None else ()
+    read = [made[each].input[0] if each in made and made[each].op_type == "Transpose" else each for each in inputs]
+    if node is None or not set(read).intersection(parameters):
+        return None
+    return 1 if node.op_type in ("Conv", "ConvTranspose", "BatchNormalization") else rank - 1
 
 
 def _blocks(before: Sequence[int], after: Sequence[int]) -> Iterator[tuple[list[int], list[int]]]:
@@ -81,7 +113,7 @@ def _blocks(before: Sequence[int], after: Sequence[int]) -> Iterator[tuple[list[
 
 
 def _shapes(proto: Any) -> dict[str, list[int]]:
-    """Shapes of the graph's values, as far as they are numbers and the batch (`BATCH`)."""
+    """Shapes of the graph's values, as far as they are numbers and multiples of the batch (`BATCH`)."""
     dims = {
         value.name: value.type.tensor_type.shape.dim
         for value in (*proto.graph.input, *proto.graph.value_info, *proto.graph.output)
@@ -89,7 +121,13 @@ def _shapes(proto: Any) -> dict[str, list[int]]:
     symbols = [dim.dim_param for value in proto.graph.input for dim in dims[value.name] if dim.dim_param]
     found = {}
     for name, shape in dims.items():
-        known = [BATCH if dim.dim_param and dim.dim_param in symbols else dim.dim_value for dim in shape]
+        known = [_length(dim.dim_param, symbols) if dim.dim_param else dim.dim_value for dim in shape]
         if known and all(known):
             found[name] = known
     return found
+
+
+def _length(term: str, symbols: Collection[str]) -> int:
+    """`s77` -> BATCH, `16*s77` -> 16 * BATCH; 0 for what is neither."""
+    factors = [BATCH if each in symbols else int(each) if each.isdecimal() else 0 for each in term.split("*")]
+    return math.prod(factors) if factors.count(BATCH) == 1 else 0

@@ -1,9 +1,9 @@
 """A plan's ONNX graph, cut out of the dense one in milliseconds, without building and exporting the model.
 
 The dense model is exported once, every parameter an initializer of its own. A cut then compresses initializers, adapts
-the few places where a width is written down (`group` of a depthwise convolution, shapes of Reshape), and nothing else;
-blocks that go are left out (`bypass.py`).
-What a graph writes down beyond that (Slice bounds, Split sizes, recurrent cells) is refused or shows in `proved`.
+the few places where a width is written down (`group` of a depthwise convolution, shapes of Reshape in `loosening.py`,
+recurrent cells in `cells.py`), and nothing else; blocks that go are left out (`bypass.py`).
+What a graph writes down beyond that (Slice bounds, uneven Split sizes, unrolled cells) is refused or shows in `proved`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from autoprune.errors import ModelError
 from autoprune.formats._tracing import eval_mode, onnx_model, outputs_of, stripped, tensor_aliases
 from autoprune.measuring.bypass import Spans
-from autoprune.measuring.loosening import loosen
+from autoprune.measuring.cells import RECURRENT, Cells
+from autoprune.measuring.loosening import BATCH, loosen
 from autoprune.pruning.shrink import Cut
 from autoprune.task import Inputs
 
@@ -32,7 +33,7 @@ _FREE_NAMES = """
     InstanceNormalization Mul Add Sub Div Gather PRelu Unsqueeze Cast CastLike Identity Concat Sqrt Reciprocal Neg
     Abs Exp Softplus Sigmoid Tanh
 """
-_FREE = frozenset(_FREE_NAMES.split())
+_FREE = frozenset((*_FREE_NAMES.split(), *RECURRENT))
 
 
 def export(model: nn.Module, inputs: Inputs) -> bytes:
@@ -48,12 +49,13 @@ class Slicer:
     """The dense model's ONNX graph, and cuts of it.
 
     `reason` says why this model cannot be sliced, or is None; `refuses` the same for given cuts and removed blocks.
-    `dense` is the dense model's ONNX file, the same work as `export`'s. Raises ModelError where the dense model cannot
-    be exported.
+    `dense` is the dense model's ONNX file, the same work as `export`'s. A graph that splits batch and width in one
+    Reshape runs with `batch` inputs, others with any number. Raises ModelError where the dense model cannot be
+    exported.
     """
 
-    def __init__(self, model: nn.Module, inputs: Inputs) -> None:
-        """Export `model`, on the CPU; 1-5 s."""
+    def __init__(self, model: nn.Module, inputs: Inputs, batch: int = 1) -> None:
+        """Export `model`, on the CPU; 1-5 s. `inputs` are at least two, so that their number is not written down."""
         from onnx import numpy_helper
 
         proto = onnx_model(model, inputs, shapes=True)
@@ -62,14 +64,15 @@ class Slicer:
         values = {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
         self._names = {aliases[name]: name for name in values if name in aliases}
         self._values = {name: values[name] for name in self._names.values()}
-        self._inputs = inputs
+        self._inputs, self._batch = inputs, batch
         shapes = {name: tuple(tensor.shape) for name, tensor in (*model.named_parameters(), *model.named_buffers())}
         other = [name for name, stored in self._names.items() if self._values[stored].shape != shapes[name]]
         if other:
             self.reason = f"the exporter changed the shapes of {', '.join(other[:5])}"
             self.dense: bytes = stripped(proto).SerializeToString()
         self._spans = Spans(proto)
-        loosen(proto, values, self._values)
+        self._batched = loosen(proto, values, self._values)
+        self._cells = Cells(proto, values, self._values)
         for tensor in proto.graph.initializer:  # without values, the skeleton is cheap to copy
             if tensor.name in self._values:
                 tensor.ClearField("raw_data")
@@ -86,16 +89,25 @@ class Slicer:
         cut_names = {self._names[cut.tensor] for cut in cuts if cut.tensor in self._names and not bool(cut.keep.all())}
         for node in self._skeleton.graph.node:
             touched = cut_names.intersection(node.input)
-            if touched and node.op_type not in _FREE:
+            even = node.op_type == "Split" and len(node.input) == 1
+            if touched and not even and node.op_type not in _FREE:
                 return f"{min(touched)} is read by {node.op_type}, whose widths are written into the graph"
         return None
 
-    def cut(self, cuts: Sequence[Cut], zeros: Mapping[str, Tensor] | None = None, removed: Sequence[str] = ()) -> bytes:
+    def cut(
+        self,
+        cuts: Sequence[Cut],
+        zeros: Mapping[str, Tensor] | None = None,
+        removed: Sequence[str] = (),
+        batch: int | None = None,
+    ) -> bytes:
         """The ONNX file of the model with `cuts` applied, then `zeros` multiplied in (True keeps; in the cut shapes).
 
-        Without the blocks that are `removed`. Parameters that the graph does not read are passed over. Raises
-        ModelError where `refuses(cuts, removed)`.
+        Without the blocks that are `removed`; for another `batch` than the slicer's, where given. Parameters that the
+        graph does not read are passed over. Raises ModelError where `refuses(cuts, removed)`.
         """
+        from onnx import numpy_helper
+
         if (refusal := self.refuses(cuts, removed)) is not None:
             raise ModelError(f"this plan's graph cannot be sliced: {refusal}; export the model instead")
         by_name: dict[str, list[Cut]] = {}
@@ -107,6 +119,10 @@ class Slicer:
         if removed:
             self._spans.bypass(proto, removed)
         for tensor in proto.graph.initializer:
+            if tensor.name in self._batched:
+                count = batch or self._batch
+                shape = [each // BATCH * count if each >= BATCH else each for each in self._batched[tensor.name]]
+                tensor.CopyFrom(numpy_helper.from_array(np.array(shape, np.int64), tensor.name))
             if tensor.name not in self._values:
                 continue
             value = self._values[tensor.name]
@@ -117,6 +133,7 @@ class Slicer:
             tensor.dims[:] = value.shape
             tensor.raw_data = value.tobytes()
         self._follow_groups(proto)
+        self._cells.resize(proto)
         content: bytes = proto.SerializeToString()
         return content
 
@@ -135,7 +152,7 @@ class Slicer:
             return False
         inputs = self._inputs.rows(max(2, self._inputs.batch_size) + 1)
         try:
-            found = _run(self.cut(cuts, zeros, removed), inputs)
+            found = _run(self.cut(cuts, zeros, removed, inputs.batch_size), inputs)
         except Exception:  # ONNX Runtime's own kinds; a graph that does not run is a graph that is not proved
             return False
         with eval_mode(model), torch.no_grad():

@@ -46,13 +46,13 @@ class Costs:
     ) -> None:
         self.target, self.inputs, self._run = study.target, inputs.rows(study.target.batch), run
         runtime = plugins.load("runtime", study.target.runtime, (study.folder,))()
-        self._runtime, self._sample, self._converted = runtime, inputs, (b"", b"")
+        self._runtime, self._converted = runtime, (b"", b"")
         self._asked = asked(study)
         self.note: str | None = None
         self._slicer: Slicer | None = None
         self.leaves_out = True  # whether a plan without some blocks takes no export
         if runtime.artefact == "onnx":
-            self._slicer = Slicer(model, inputs.rows(2))
+            self._slicer = Slicer(model, inputs.rows(2), study.target.batch)
             self.note = self._why_not_sliced(model, coupling)
             self.leaves_out = self.note is None and self._proves_blocks(model, coupling)
         self.dense: Any = (
@@ -170,7 +170,7 @@ class Costs:
     def _shipped(self, content: bytes) -> bytes:
         """The graph in the target's dtype; the last one is kept, because several figures are taken of the same."""
         if self._converted[0] != content:
-            fitted = precision.fitted(content, self._runtime, self.target, [self._sample])
+            fitted = precision.fitted(content, self._runtime, self.target, [self.inputs])
             self._converted = (content, fitted)
         return self._converted[1]
 

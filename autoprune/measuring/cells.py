@@ -1,0 +1,156 @@
+"""Recurrent cells in an exported ONNX graph, freed of the hidden size that is written into it.
+
+The exporter slices the gates out of each of torch's parameters to put them into ONNX's order, and makes the first
+state of zeros: bounds, shape and attribute hold the hidden size as a number. Here even slices become a split, and the
+rest is noted together with the parameter that shows the size, to be written anew for each cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+__all__ = ["RECURRENT", "Cells"]
+
+RECURRENT = ("LSTM", "GRU", "RNN")
+_STATES = (5, 6)  # places of the first hidden state and of the first cell state among a cell's inputs
+
+Array = np.ndarray[Any, Any]
+
+
+class Cells:
+    """The recurrent cells of `proto`, whose initializers are `values`, those of the model's `parameters` among them."""
+
+    def __init__(self, proto: Any, values: Mapping[str, Array], parameters: Collection[str]) -> None:
+        """Change `proto` so that `resize` is all that a cut needs."""
+        self._values, self._parameters = values, parameters
+        _split_gates(proto, values, parameters)
+        self._made = {name: node for node in proto.graph.node for name in node.output if name}
+        self._hidden: dict[str, str] = {}  # name of an initializer, or of a cell's output -> parameter (gates, hidden)
+        nodes = []
+        for node in proto.graph.node:
+            recurrence = self._parameter(node.input[2]) if node.op_type in RECURRENT else None
+            if recurrence is not None:
+                self._hidden[_output(node)] = recurrence
+                nodes += self._own_states(proto, node, recurrence)
+            nodes.append(node)
+        if self._hidden:
+            _replace(proto, nodes)
+
+    def resize(self, proto: Any) -> None:
+        """Write the hidden sizes of the parameters that `proto`, a copy of the graph after a cut, has."""
+        from onnx import numpy_helper
+
+        if not self._hidden:
+            return
+        shapes = {tensor.name: tuple(tensor.dims) for tensor in proto.graph.initializer}
+        for tensor in proto.graph.initializer:
+            if tensor.name in self._hidden:
+                size = np.array([shapes[self._hidden[tensor.name]][1]], np.int64)
+                tensor.CopyFrom(numpy_helper.from_array(size, tensor.name))
+        for node in proto.graph.node:
+            if node.op_type in RECURRENT and _output(node) in self._hidden:
+                size = shapes[self._hidden[_output(node)]][1]
+                for attribute in (each for each in node.attribute if each.name == "hidden_size"):
+                    attribute.i = size
+
+    def _parameter(self, name: str) -> str | None:
+        """The parameter from which a cell's input is put together, the first of them; None where another node is."""
+        while name not in self._parameters:
+            node = self._made.get(name)
+            if node is None or node.op_type not in ("Unsqueeze", "Concat", "Split", "Slice"):
+                return None
+            name = node.input[0]
+        return name
+
+    def _own_states(self, proto: Any, cell: Any, recurrence: str) -> list[Any]:
+        """Give a cell first states of its own, where they are made with its hidden size; the nodes that make them.
+
+        In the exported graph cells of one hidden size share them. Runtimes drop what is left over, and find again what
+        is equal.
+        """
+        from onnx import numpy_helper
+
+        copies: dict[str, Any] = {}
+        for place in (place for place in _STATES if place < len(cell.input)):
+            chain = self._chain(cell.input[place])
+            for node in (node for node in chain if node.output[0] not in copies):
+                copy = type(node).FromString(node.SerializeToString())
+                copy.name, copy.output[0] = "", f"{node.output[0]}.{_output(cell)}"
+                copy.input[:] = [copies[name].output[0] if name in copies else name for name in node.input]
+                if node.op_type == "Concat":
+                    copy.input[-1] = f"{copy.output[0]}.hidden"
+                    stored = numpy_helper.from_array(self._values[node.input[-1]], copy.input[-1])
+                    proto.graph.initializer.append(stored)
+                    self._hidden[copy.input[-1]] = recurrence
+                copies[node.output[0]] = copy
+            if chain:
+                cell.input[place] = copies[cell.input[place]].output[0]
+        return list(copies.values())
+
+    def _chain(self, name: str) -> list[Any]:
+        """The nodes that make a first state of a constant, its shape ends in a number: Concat, Expand, Slices."""
+        nodes = []
+        while name in self._made and self._made[name].op_type == "Slice":
+            nodes.append(self._made[name])
+            name = self._made[name].input[0]
+        expand = self._made.get(name)
+        shape = self._made.get(expand.input[1]) if expand is not None and expand.op_type == "Expand" else None
+        if shape is None or shape.op_type != "Concat" or shape.input[-1] not in self._values:
+            return []
+        return [shape, expand, *reversed(nodes)]
+
+
+def _split_gates(proto: Any, values: Mapping[str, Array], parameters: Collection[str]) -> None:
+    """Slices that together are all of a parameter, in even parts along its first dimension, become a split of it."""
+    from onnx import helper
+
+    slices: dict[str, dict[int, Any]] = {}
+    for node in proto.graph.node:
+        if node.op_type == "Slice" and node.input[0] in parameters:
+            slices.setdefault(node.input[0], {})[_begin(node, values)] = node
+    splits = {}
+    for name, by_begin in slices.items():
+        begins = sorted(by_begin)
+        length, parts = values[name].shape[0], len(begins)
+        bounds = [(_begin(node, values), _end(node, values)) for node in (by_begin[begin] for begin in begins)]
+        if bounds == [(length * part // parts, length * (part + 1) // parts) for part in range(parts)]:
+            outputs = [by_begin[begin].output[0] for begin in begins]
+            splits[name] = helper.make_node("Split", [name], outputs, axis=0, num_outputs=parts)
+    if splits:
+        _replace(proto, list(_with_splits(proto.graph.node, splits)))
+
+
+def _with_splits(nodes: Iterable[Any], splits: Mapping[str, Any]) -> Iterator[Any]:
+    """A split stands where the first of its slices stood."""
+    left = dict(splits)
+    for node in nodes:
+        if node.op_type != "Slice" or node.input[0] not in splits:
+            yield node
+        elif node.input[0] in left:
+            yield left.pop(node.input[0])
+
+
+def _replace(proto: Any, nodes: Iterable[Any]) -> None:
+    """The nodes of `proto`, some of them its present ones."""
+    copies = [type(node).FromString(node.SerializeToString()) for node in nodes]  # deleting empties those it has
+    del proto.graph.node[:]
+    proto.graph.node.extend(copies)
+
+
+def _begin(node: Any, values: Mapping[str, Array]) -> int:
+    """Where a slice of one dimension, the first, in steps of one, begins; -1 for any other."""
+    given = [values.get(name) for name in node.input[1:]]
+    if any(each is None or each.size != 1 for each in given) or len(given) < 3 or int(given[2].item()) != 0:
+        return -1
+    return int(given[0].item()) if len(given) == 3 or int(given[3].item()) == 1 else -1
+
+
+def _end(node: Any, values: Mapping[str, Array]) -> int:
+    return int(values[node.input[2]].item()) if node.input[2] in values else -1
+
+
+def _output(node: Any) -> str:
+    return next(name for name in node.output if name)
