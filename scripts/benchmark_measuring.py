@@ -39,10 +39,10 @@ RATIO = 0.5
 ROWS = {
     "onnxruntime, 1 thread": ("onnxruntime", 1, 12, 1.5),
     "openvino, 1 thread": ("openvino", 1, 12, 1.5),
-    "onnxruntime, 2 threads": ("onnxruntime", 2, 12, 1.5),
-    "openvino, 2 threads": ("openvino", 2, 12, 1.5),
-    "eager, 1 thread": ("eager", 1, 4, 5.0),
-    "compiled, 1 thread": ("compiled", 1, 3, 5.0),
+    "onnxruntime, 2 threads": ("onnxruntime", 2, 6, 1.5),
+    "openvino, 2 threads": ("openvino", 2, 6, 1.5),
+    "eager, 1 thread": ("eager", 1, 4, 3.0),
+    "compiled, 1 thread": ("compiled", 1, 3, 3.0),
 }
 
 

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -292,6 +293,26 @@ def test_fresh_processes_agree_with_this_one(tmp_path):
     assert apart.ratio == pytest.approx(here.ratio, rel=0.25)
     for one in (hosts.fresh(small, small, IMAGES, Target(), processes=1, budget_s=1.0), apart):
         assert one.ratio_high - one.ratio_low >= 0.017 * one.ratio  # it may drift
+
+
+@pytest.mark.parametrize(
+    "crowded, ran, used, aside",
+    [
+        ("....", 4, 4, 0),
+        ("#.#...", 6, 4, 20),  # made up for
+        ("###.#.", 6, 2, 40),  # half of those asked for are left
+        ("####.#", 6, 6, 0),  # less than that: all of them
+    ],
+)
+def test_processes_that_find_no_quiet_are_made_up_for(monkeypatch, crowded, ran, used, aside):
+    found = [replace(part(1.0, 0.4 if each == "#" else 0.3), crowded=each == "#") for each in crowded]
+    left = list(found)
+    monkeypatch.setattr(hosts, "_process", lambda _: left.pop(0))
+    result = hosts.fresh(b"", None, IMAGES, Target(), processes=4)
+    assert (len(found) - len(left), result.processes, result.set_aside) == (ran, used, aside)
+    assert result.crowded == (used == 6)
+    if not result.crowded:
+        assert result.ratio == pytest.approx(0.3)
 
 
 def test_a_fresh_process_measures_a_module():

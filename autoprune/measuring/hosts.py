@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import pickle
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["fresh"]
 
+_MORE = 0.5  # of the processes, beyond those asked for, where some find no quiet
 _LIMIT_S = 600.0  # a process that takes longer than this, beside its time budget, hangs
 
 
@@ -68,7 +72,24 @@ def fresh(
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             return _here(runtime, candidate, dense, batch, target, processes, budget_s, error)
         (folder / "job.json").write_text(json.dumps(job))
-        return Latency.merge([_process(folder) for _ in range(processes)]).at_any_time()
+        return _merged(lambda: _process(folder), processes)
+
+
+def _merged(measured: Callable[[], Latency], processes: int) -> Latency:
+    """The latency over so many processes; those that found no quiet are made up for by half as many more, at most.
+
+    They are set aside where half of what was asked for is left without them: two threads on two cores, one of them
+    busy, come to another ratio altogether.
+    """
+    found: list[Latency] = []
+    quiet: list[Latency] = []
+    while len(quiet) < processes and len(found) < processes + math.ceil(processes * _MORE):
+        found.append(measured())
+        quiet += [each for each in found[-1:] if not each.crowded]
+    if len(quiet) * 2 < processes:
+        return Latency.merge(found).at_any_time()
+    merged, aside = Latency.merge(quiet), sum(each.calls for each in found if each.crowded)
+    return replace(merged, set_aside=merged.set_aside + aside).at_any_time()
 
 
 def _stored(artefact: Artefact, path: Path) -> Path:
@@ -110,8 +131,7 @@ def _here(
     def prepare() -> list[Any]:
         return [runtime.prepare(artefact, inputs, target) for artefact in artefacts]
 
-    parts = [latency.compare_anew(prepare, budget_s=budget_s, threads=target.threads) for _ in range(processes)]
-    return Latency.merge(parts).at_any_time()
+    return _merged(lambda: latency.compare_anew(prepare, budget_s=budget_s, threads=target.threads), processes)
 
 
 def _process(folder: Path) -> Latency:
