@@ -305,14 +305,22 @@ def test_fresh_processes_agree_with_this_one(tmp_path):
     ],
 )
 def test_processes_that_find_no_quiet_are_made_up_for(monkeypatch, crowded, ran, used, aside):
-    found = [replace(part(1.0, 0.4 if each == "#" else 0.3), crowded=each == "#") for each in crowded]
+    found = [replace(part(1.0, 0.4 if each == "#" else 0.3), crowded=each == "#", set_aside=1) for each in crowded]
     left = list(found)
     monkeypatch.setattr(hosts, "_process", lambda _: left.pop(0))
     result = hosts.fresh(b"", None, IMAGES, Target(), processes=4)
-    assert (len(found) - len(left), result.processes, result.set_aside) == (ran, used, aside)
+    assert (len(found) - len(left), result.processes, result.set_aside - ran) == (ran, used, aside)
     assert result.crowded == (used == 6)
     if not result.crowded:
         assert result.ratio == pytest.approx(0.3)
+        assert result.ratio_high == pytest.approx(0.3 * (1 + 1.96 * 0.0045))  # they agree, but it may drift
+
+
+def test_one_quiet_process_of_two_is_not_the_answer(monkeypatch):
+    left = [replace(part(1.0, 0.4 if each == "#" else 0.3), crowded=each == "#") for each in "#.#"]
+    monkeypatch.setattr(hosts, "_process", lambda _: left.pop(0))
+    result = hosts.fresh(b"", None, IMAGES, Target(), processes=2)
+    assert result.processes == 3 and result.crowded
 
 
 def test_a_fresh_process_measures_a_module():

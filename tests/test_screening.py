@@ -27,7 +27,7 @@ from autoprune.run import Run
 from autoprune.score import Candidate, Score
 from autoprune.searching import results
 from autoprune.searching.evaluate import Evaluator, decided
-from autoprune.searching.exchange import exchanged, narrowed
+from autoprune.searching.exchange import exchanged, filled, narrowed
 from autoprune.searching.listener import Quiet
 from autoprune.searching.preparation import Prepared, importance, prepare
 from autoprune.searching.probes import useful
@@ -350,6 +350,57 @@ def test_a_sample_that_leaves_too_much_as_it_is_loses_more_until_it_fits(prepare
     assert all(least[f"{each.name}.ratio"] == each.options.ratio[1] for each in prepared.variables)
 
 
+def test_what_is_left_of_the_budget_is_given_back_to_units(prepared: Prepared, tmp_path: Path) -> None:
+    found = steering(prepared, tmp_path, flops="50%")
+    keys = ("0:units", "3:units")
+    start = {
+        **parameters(prepared.variables, Plan()),
+        **{f"{key}.technique": "structured" for key in keys},
+        **{f"{key}.ratio": 0.7 for key in keys},
+    }
+
+    def fits(given: Mapping[str, Any]) -> bool:
+        return found.fits(plan_of(prepared.variables, given))
+
+    nets = [filled(prepared.variables, start, fits, str(draw)) for draw in range(4)]
+    assert nets[0] == filled(prepared.variables, start, fits, "0")
+    for net in nets:
+        assert fits(net) and all(net[f"{key}.ratio"] < 0.7 for key in keys)
+        assert {key: value for key, value in net.items() if key.endswith("technique")} == {
+            key: value for key, value in start.items() if key.endswith("technique")
+        }
+        for variable in (each for each in prepared.variables if each.name in keys):
+            step = variable.multiple_of / variable.groups[0].size
+            assert not fits({**net, f"{variable.name}.ratio": net[f"{variable.name}.ratio"] - step})
+
+
+def test_samples_spend_the_budget(prepared: Prepared, tmp_path: Path) -> None:
+    """Not only by one factor for all: after that no single step of any group fits any more."""
+    given = screening({"flops": "50%"})
+    scores = importance(given, prepared.model, prepared.coupling)
+    found = Screening(Evaluator(given, prepared, prepared.dense, scores, Quiet()), Run(tmp_path), "", lambda: False)
+    keys = ("0:units", "3:units")
+    sample = parameters(prepared.variables, Plan()) | {f"{key}.technique": "structured" for key in keys}
+    for number, ratios in enumerate(((0.3, 0.9), (0.9, 0.3), (0.5, 0.6))):
+        net = found.steered(str(number))(
+            sample | {f"{key}.ratio": each for key, each in zip(keys, ratios, strict=True)}
+        )
+        assert found.steering.fits(plan_of(prepared.variables, net))
+        for variable in (each for each in prepared.variables if each.name in keys):
+            step = variable.multiple_of / variable.groups[0].size
+            wider = net | {f"{variable.name}.ratio": net[f"{variable.name}.ratio"] - step}
+            assert not found.steering.fits(plan_of(prepared.variables, wider))
+
+
+def test_nothing_is_given_back_where_no_limit_is_foreseen(prepared: Prepared, tmp_path: Path) -> None:
+    given = screening({"memory": "50%"})
+    scores = importance(given, prepared.model, prepared.coupling)
+    found = Screening(Evaluator(given, prepared, prepared.dense, scores, Quiet()), Run(tmp_path), "", lambda: False)
+    assert not found.steering.budget.limits
+    sample = parameters(prepared.variables, Plan()) | {"0:units.technique": "structured", "0:units.ratio": 0.5}
+    assert found.steered("0")(sample) == sample
+
+
 def test_an_exchange_gives_width_to_one_group_and_takes_it_from_another(prepared: Prepared, tmp_path: Path) -> None:
     found = steering(prepared, tmp_path, flops="50%")
     start = {
@@ -418,10 +469,20 @@ def test_the_neighbour_that_is_judged_is_the_most_promising_of_many(prepared: Pr
         score = prepared.dense.updated(loss=late_groups_matter(plan), flops=flops)
         candidates.append(Candidate(number, plan, score, False, "screened"))
 
+    def tight(given: dict[str, Any]) -> bool:
+        """Whether the budget is spent: no group can be given a step of width back."""
+        for each in (each for each in prepared.variables if each.groups[0].level == "units"):
+            wider = max(0.0, given[f"{each.name}.ratio"] - each.multiple_of / each.groups[0].size)
+            cut = wider < given[f"{each.name}.ratio"] and given[f"{each.name}.technique"] != NONE
+            if cut and steered.fits(plan_of(prepared.variables, given | {f"{each.name}.ratio": wider})):
+                return False
+        return True
+
     def neighbours() -> list[float]:
         found = [loops.neighbour(candidates, given.__getitem__, str(each)) for each in range(10)]
         plans = [plan_of(prepared.variables, each) for each in found if each is not None]
         assert len(plans) == 10 and all(steered.fits(plan) for plan in plans)
+        assert sum(tight(each) for each in found if each is not None) >= 8  # others would come to nets judged before
         return [late_groups_matter(plan) for plan in plans]
 
     any_one = neighbours()
@@ -435,14 +496,14 @@ def test_promotion_goes_by_quality_inside_the_budget() -> None:
     candidates = [
         _screened(1, 0.9, 0.6),  # outside
         _screened(2, 0.7, 0.45),
-        _screened(3, 0.8, 0.485),
-        _screened(7, 0.85, 0.495),  # at the very edge
+        _screened(3, 0.8, 0.4915),
+        _screened(7, 0.85, 0.4935),  # at the very edge
         _screened(4, 0.69, 0.48),  # dominated by 2
         _screened(5, 0.3, 0.2),
     ]
     dense = Score(metric=0.95, latency_ratio=1.0)
     assert [each.number for each in best(given, dense, candidates)] == [3, 2, 5, 4]
-    twin = _screened(6, 0.8, 0.486)  # another plan that comes to the same net as 3
+    twin = _screened(6, 0.8, 0.492)  # another plan that comes to the same net as 3
     assert [each.number for each in best(given, dense, [*candidates, twin])] == [3, 2, 5, 4]
     first = promoted(given, dense, candidates, {}, 2)
     assert first is not None and first.number == 3

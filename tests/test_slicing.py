@@ -1,3 +1,6 @@
+import copy
+from dataclasses import replace
+
 import onnx
 import pytest
 import torch
@@ -8,8 +11,12 @@ from autoprune.errors import ModelError
 from autoprune.measuring.loosening import BATCH, loose_shape
 from autoprune.measuring.measure import timed
 from autoprune.measuring.slicing import Slicer, export
+from autoprune.plan import Choice, Plan
+from autoprune.pruning.importance import Importance
 from autoprune.pruning.proof import discover
+from autoprune.pruning.pruned import apply
 from autoprune.pruning.shrink import Cut, shrink
+from autoprune.space import fits
 from autoprune.target import Target
 from autoprune.task import Inputs
 
@@ -265,6 +272,55 @@ def test_groups_that_are_found_are_cut_one_by_one_and_together(name):
         assert all(error(a, b) <= 1e-4 for a, b in zip(run(content, five), expected, strict=True))
 
 
+@pytest.mark.parametrize("dtype", ["fp32", "int8"])
+@pytest.mark.parametrize("name", ["attention", "two lstms of one size"])
+def test_a_search_slices_for_the_batch_and_the_dtype_of_its_target(name, dtype):
+    from test_search import study
+
+    from autoprune.searching.costs import Costs
+
+    build, inputs = DISCOVERED[name]
+    model = randomised(build())
+    coupling = discover(model, inputs)
+    found = Costs(replace(study(), target=Target(batch=4, dtype=dtype)), model, coupling, inputs)
+    assert found.note is None  # no candidate is exported anew
+    units = [group for group in coupling.prunable() if group.level == "units"]
+    offered = {
+        group.key: [each for each in ("structured", "heads", "neuron") if not fits(each, group)] for group in units
+    }
+    plan = Plan({key: Choice(techniques[0], 0.5) for key, techniques in offered.items()})
+    pruned = apply(model, coupling, plan, Importance(model, coupling))
+    score = found.latency(pruned, found.score(pruned), brief=True)
+    assert score.latency_ms is not None and score.latency_ms > 0
+    assert score.size_bytes < len(found.dense)
+
+
+def test_the_proof_sees_through_zeros():
+    """Another model's values tell what the model's own zeros hide."""
+
+    class Two(nn.Module):
+        def __init__(self, heads):
+            super().__init__()
+            self.qkv, self.heads, self.last = nn.Linear(8, 24), heads, nn.Linear(8, 2)
+
+        def forward(self, x):
+            count, tokens, _ = x.shape
+            qkv = self.qkv(x).reshape(count, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+            inside = F.scaled_dot_product_attention(*qkv.unbind(0))
+            return self.last(inside.transpose(1, 2).reshape(count, tokens, -1))
+
+    inputs, zero = Inputs.of(torch.randn(2, 5, 8)), Two(4).eval()
+    other = copy.deepcopy(zero)
+    for tensor in (zero.last.weight, zero.last.bias):
+        nn.init.zeros_(tensor)
+    wrong = Two(2).eval()
+    for model in (zero, other):
+        wrong.load_state_dict(model.state_dict())
+        slicer = Slicer(zero, inputs)
+        slicer.fill(model)
+        assert slicer.proved(model, []) and slicer.proved(wrong, []) == (model is zero)
+
+
 def test_unrolled_cells_are_not_proved():
     """torch's plain RNN is unrolled by the exporter, its first state has the hidden size written down."""
     model = Recurrent(nn.RNN(4, 6, batch_first=True)).eval()
@@ -289,6 +345,23 @@ def test_uneven_slices_of_a_parameter_are_refused_by_name():
     assert "both.weight is read by Slice" in str(slicer.refuses(cuts))
     with pytest.raises(ModelError, match="export the model instead"):
         slicer.cut(cuts)
+
+
+def test_channels_scaled_before_they_are_shuffled_are_followed():
+    class Shuffled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.scale = nn.Conv2d(3, 8, 1), nn.Parameter(torch.rand(8, 1, 1))
+            self.last = nn.Conv2d(8, 4, 1)
+
+        def forward(self, x):
+            x = self.first(x) * self.scale
+            n, c, h, w = x.shape
+            return self.last(x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)).mean((2, 3))
+
+    model, keep = randomised(Shuffled()), drop(8, 1, 5)
+    cuts = [*out("first", keep), Cut("scale", 0, keep), Cut("last.weight", 1, keep.view(2, 4).T.flatten())]
+    assert Slicer(model, IMAGES).proved(shrink(model, cuts), cuts)
 
 
 def test_a_literal_slice_over_channels_is_not_proved():
@@ -414,6 +487,7 @@ def test_a_block_whose_ends_do_not_show_is_refused():
         ([16, BATCH, 32], [16, -1, 4], None, [0, -1, 4]),
         ([BATCH, 16, 32], [-1, 4, 4, 32], 2, [0, 4, 4, -1]),
         ([BATCH, 16, 96], [-1, 16, 3, 4, 8], 2, [0, 0, 3, -1, 8]),
+        ([BATCH, 16, 96], [-1, 16, 3, 2, 16], 2, [0, 0, 3, -1, 16]),
         ([BATCH, 16, 96], [-1, 16, 12, 8], 2, [0, 0, -1, 8]),
         ([BATCH, 16, 96], [-1, 16, 3, 32], 2, [0, 0, 3, -1]),
     ],

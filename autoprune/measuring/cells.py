@@ -107,17 +107,17 @@ def _split_gates(proto: Any, values: Mapping[str, Array], parameters: Collection
     """Slices that together are all of a parameter, in even parts along its first dimension, become a split of it."""
     from onnx import helper
 
-    slices: dict[str, dict[int, Any]] = {}
+    slices: dict[str, list[Any]] = {}
     for node in proto.graph.node:
         if node.op_type == "Slice" and node.input[0] in parameters:
-            slices.setdefault(node.input[0], {})[_begin(node, values)] = node
+            slices.setdefault(node.input[0], []).append(node)
     splits = {}
-    for name, by_begin in slices.items():
-        begins = sorted(by_begin)
-        length, parts = values[name].shape[0], len(begins)
-        bounds = [(_begin(node, values), _end(node, values)) for node in (by_begin[begin] for begin in begins)]
-        if bounds == [(length * part // parts, length * (part + 1) // parts) for part in range(parts)]:
-            outputs = [by_begin[begin].output[0] for begin in begins]
+    for name, nodes in slices.items():
+        length, parts = values[name].shape[0], len(nodes)
+        by_bounds = {_bounds(node, values): node for node in nodes}
+        even = [(length * part // parts, length * (part + 1) // parts) for part in range(parts)]
+        if length % parts == 0 and set(by_bounds) == set(even):
+            outputs = [by_bounds[each].output[0] for each in even]
             splits[name] = helper.make_node("Split", [name], outputs, axis=0, num_outputs=parts)
     if splits:
         _replace(proto, list(_with_splits(proto.graph.node, splits)))
@@ -140,17 +140,13 @@ def _replace(proto: Any, nodes: Iterable[Any]) -> None:
     proto.graph.node.extend(copies)
 
 
-def _begin(node: Any, values: Mapping[str, Array]) -> int:
-    """Where a slice of one dimension, the first, in steps of one, begins; -1 for any other."""
-    given = [values.get(name) for name in node.input[1:]]
-    if any(each is None or each.size != 1 for each in given) or len(given) < 3 or int(given[2].item()) != 0:
-        return -1
-    return int(given[0].item()) if len(given) == 3 or int(given[3].item()) == 1 else -1
-
-
-def _end(node: Any, values: Mapping[str, Array]) -> int:
-    return int(values[node.input[2]].item()) if node.input[2] in values else -1
+def _bounds(node: Any, values: Mapping[str, Array]) -> tuple[int, int] | None:
+    """First row and the one after the last of a slice of the first dimension in steps of one; None for any other."""
+    given = [int(values[name].item()) for name in node.input[1:] if name in values and values[name].size == 1]
+    if len(given) != len(node.input) - 1 or given[2:] not in ([0], [0, 1]):
+        return None
+    return given[0], min(given[1], values[node.input[0]].shape[0])
 
 
 def _output(node: Any) -> str:
-    return next(name for name in node.output if name)
+    return str(next(name for name in node.output if name))

@@ -108,7 +108,7 @@ class Latency:
         if self.ratio is None or self.ratio_low is None or self.ratio_high is None:
             return self
         drift = 1.96 * _DRIFT * self.ratio
-        low = self.ratio - math.hypot(self.ratio - self.ratio_low, drift)
+        low = max(self.ratio - math.hypot(self.ratio - self.ratio_low, drift), 0.0)
         return replace(self, ratio_low=low, ratio_high=self.ratio + math.hypot(self.ratio_high - self.ratio, drift))
 
 

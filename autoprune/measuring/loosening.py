@@ -8,11 +8,14 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["BATCH", "loose_shape", "loosen"]
+__all__ = ["BATCH", "loose_shape", "loosen", "multiple"]
 
 BATCH = 1000003  # a prime stands for the batch where shapes are compared: no other length divides it
 
 Array = np.ndarray[Any, Any]
+# Operators that read a parameter of a width: that is their output's second dimension, or where the parameter's stands.
+_CHANNELS = ("Conv", "ConvTranspose", "BatchNormalization", "InstanceNormalization")
+_ELEMENTWISE = ("Add", "Sub", "Mul", "Div", "PRelu")
 
 
 def loosen(proto: Any, values: Mapping[str, Array], parameters: Collection[str]) -> dict[str, list[int]]:
@@ -30,13 +33,13 @@ def loosen(proto: Any, values: Mapping[str, Array], parameters: Collection[str])
         if node.op_type == "Reshape" and second is not None and shapes.get(node.input[0]):
             before = shapes[node.input[0]]
             zero_is_zero = "allowzero" in given and given["allowzero"].i
-            width = _width(made, node.input[0], parameters, len(before))
+            width = _width(made, node.input[0], {name: values[name].shape for name in parameters}, len(before))
             loose = None if zero_is_zero and 0 in second else loose_shape(before, second.tolist(), width)
             if loose is not None:
                 node.input[1] = f"{node.input[1]}.{index}"
                 proto.graph.initializer.append(numpy_helper.from_array(np.array(loose, np.int64), node.input[1]))
                 del node.attribute[:]  # `allowzero` is the only one
-                if max(loose) >= BATCH:
+                if any(multiple(each) for each in loose):
                     batched[node.input[1]] = loose
         elif node.op_type in ("Conv", "ConvTranspose") and len(node.input) > 2:
             if node.input[2] not in parameters and not values.get(node.input[2], np.ones(1)).any():
@@ -66,14 +69,16 @@ def loose_shape(before: Sequence[int], shape: Sequence[int], width: int | None =
     new, batch = list(after), []
     free: list[tuple[int, int]] = []  # (rank, place)
     for ins, outs in _blocks(before, after):
-        mixed = [out for out in outs if after[out] % BATCH == 0]
+        mixed = [out for out in outs if multiple(after[out])]
         if ins == outs and len(ins) == 1:
             new[outs[0]] = 0
         elif mixed:
             batch += mixed
             free += [(2, out) for out in outs if len(ins) == 1 and out not in mixed]
         elif width in ins or len(ins) > 1 or len(outs) > 1:
-            heads = len(ins) == 1 < len(outs) and ins[0] == len(before) - 1 >= 2 and after[outs[-2]] > 3
+            heads = (
+                len(ins) == 1 < len(outs) and ins[0] == len(before) - 1 >= 2 and (len(outs) > 2 or after[outs[0]] > 3)
+            )
             place = outs[-2] if heads else outs[-1] if len(ins) == 1 else outs[0]
             free.append((0 if width in ins else 1, place))
     if len(batch) > 1:
@@ -83,17 +88,28 @@ def loose_shape(before: Sequence[int], shape: Sequence[int], width: int | None =
     return new
 
 
-def _width(made: Mapping[str, Any], name: str, parameters: Collection[str], rank: int) -> int | None:
+def multiple(length: int) -> bool:
+    """Whether a length of a shape is so many times the batch."""
+    return length > 0 and length % BATCH == 0
+
+
+def _width(made: Mapping[str, Any], name: str, parameters: Mapping[str, Sequence[int]], rank: int) -> int | None:
     """The dimension of a value that a parameter decides, where the node that made it reads one, as it is or transposed.
 
-    `made`: the node that made each value.
+    `made`: the node that made each value; `parameters`: their shapes.
     """
     node = made.get(name)
     inputs = node.input if node is not None else ()
     read = [made[each].input[0] if each in made and made[each].op_type == "Transpose" else each for each in inputs]
-    if node is None or not set(read).intersection(parameters):
+    known = [each for each in read if each in parameters]
+    if node is None or not known:
         return None
-    return 1 if node.op_type in ("Conv", "ConvTranspose", "BatchNormalization") else rank - 1
+    if node.op_type in _CHANNELS:
+        return 1
+    if node.op_type not in _ELEMENTWISE:
+        return rank - 1 if read[0] not in parameters else None
+    long = [place for place, length in enumerate(parameters[known[0]]) if length > 1]
+    return rank - len(parameters[known[0]]) + long[-1] if long else None
 
 
 def _blocks(before: Sequence[int], after: Sequence[int]) -> Iterator[tuple[list[int], list[int]]]:

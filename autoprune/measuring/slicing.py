@@ -20,7 +20,7 @@ from autoprune.errors import ModelError
 from autoprune.formats._tracing import eval_mode, onnx_model, outputs_of, stripped, tensor_aliases
 from autoprune.measuring.bypass import Spans
 from autoprune.measuring.cells import RECURRENT, Cells
-from autoprune.measuring.loosening import BATCH, loosen
+from autoprune.measuring.loosening import BATCH, loosen, multiple
 from autoprune.pruning.shrink import Cut
 from autoprune.task import Inputs
 
@@ -80,6 +80,17 @@ class Slicer:
         if not self.reason:
             self.dense = self.cut([])
 
+    def fill(self, model: nn.Module) -> None:
+        """Take the values of another model of the same shapes: random ones prove more than zeros do."""
+        if self.reason:
+            return
+        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+            if (stored := self._names.get(name)) is not None:
+                value = tensor.detach().cpu()
+                value = value.float() if value.dtype == torch.bfloat16 else value  # numpy has none
+                self._values[stored] = np.array(value.numpy(), dtype=self._values[stored].dtype)
+        self.dense = self.cut([])
+
     def refuses(self, cuts: Sequence[Cut], removed: Sequence[str] = ()) -> str | None:
         """Why these cuts cannot be made in the graph, or these blocks not left out, or None."""
         if self.reason:
@@ -121,7 +132,7 @@ class Slicer:
         for tensor in proto.graph.initializer:
             if tensor.name in self._batched:
                 count = batch or self._batch
-                shape = [each // BATCH * count if each >= BATCH else each for each in self._batched[tensor.name]]
+                shape = [each // BATCH * count if multiple(each) else each for each in self._batched[tensor.name]]
                 tensor.CopyFrom(numpy_helper.from_array(np.array(shape, np.int64), tensor.name))
             if tensor.name not in self._values:
                 continue
@@ -153,10 +164,10 @@ class Slicer:
         inputs = self._inputs.rows(max(2, self._inputs.batch_size) + 1)
         try:
             found = _run(self.cut(cuts, zeros, removed, inputs.batch_size), inputs)
-        except Exception:  # ONNX Runtime's own kinds; a graph that does not run is a graph that is not proved
+            with eval_mode(model), torch.no_grad():
+                expected = [tensor.numpy() for tensor in outputs_of(inputs.call(model))]
+        except Exception:  # the runtime's own kinds, the model's; what does not run is not proved
             return False
-        with eval_mode(model), torch.no_grad():
-            expected = [tensor.numpy() for tensor in outputs_of(inputs.call(model))]
         return len(found) == len(expected) and all(_close(a, b) for a, b in zip(expected, found, strict=True))
 
     def _follow_groups(self, proto: Any) -> None:

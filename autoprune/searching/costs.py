@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,7 +18,7 @@ from autoprune.measuring.latency import Latency
 from autoprune.measuring.slicing import Slicer
 from autoprune.pruning.coupling import Coupling
 from autoprune.pruning.masks import Masks
-from autoprune.pruning.proof import random_keep
+from autoprune.pruning.proof import random_keep, randomised
 from autoprune.pruning.pruned import Pruned
 from autoprune.pruning.shrink import replace_tensors
 from autoprune.run import Run
@@ -52,9 +53,12 @@ class Costs:
         self._slicer: Slicer | None = None
         self.leaves_out = True  # whether a plan without some blocks takes no export
         if runtime.artefact == "onnx":
+            probe = randomised(model)  # zeros, and branches with a tiny scale, would hide an error
             self._slicer = Slicer(model, inputs.rows(2), study.target.batch)
-            self.note = self._why_not_sliced(model, coupling)
-            self.leaves_out = self.note is None and self._proves_blocks(model, coupling)
+            self._slicer.fill(probe)
+            self.note = self._why_not_sliced(probe, coupling)
+            self.leaves_out = self.note is None and self._proves_blocks(probe, coupling)
+            self._slicer.fill(model)
         self.dense: Any = (
             self._shipped(self._slicer.dense)
             if self._slicer
@@ -175,9 +179,11 @@ class Costs:
         return self._converted[1]
 
     def _why_not_sliced(self, model: nn.Module, coupling: Coupling) -> str | None:
-        """Prove slicing once, on a random third of all units: the sliced graph must compute what the cut model does."""
+        """Prove slicing once, on random units of all groups: the sliced graph must compute what the cut model does."""
         assert self._slicer is not None
-        keep = {key: random_keep(coupling, key) for key in coupling.members}
+        units = [group.key for group in coupling.prunable() if group.level == "units"]
+        draws = {key: zlib.crc32(key.encode()) for key in units}  # groups of one size must not lose the same units
+        keep = {key: random_keep(coupling, key, (1 / 4, 1 / 3, 2 / 5)[draw % 3], draw) for key, draw in draws.items()}
         cuts = coupling.cuts(keep)
         reason = self._slicer.refuses(cuts)
         if reason is None and cuts and not self._slicer.proved(coupling.apply(model, keep), cuts):

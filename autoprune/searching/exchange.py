@@ -8,7 +8,7 @@ from typing import Any
 
 from autoprune.space import NONE, Parameters, Variable
 
-__all__ = ["exchanged", "narrowed"]
+__all__ = ["exchanged", "filled", "narrowed"]
 
 _TRIES = 30
 _STEPS = (1, 1, 2, 4)  # of width, that a group is given at once
@@ -46,6 +46,23 @@ def narrowed(
             break
         least = _moved(variable, found, 1.0)
         found = (_paid([variable], found, fits, draw, None) if fits(least) else None) or least
+    return found
+
+
+def filled(
+    variables: Sequence[Variable], parameters: Parameters, fits: Callable[[Parameters], bool], seed: str
+) -> dict[str, Any]:
+    """`parameters` that fit, with units given back a step each in turn, in an order drawn at random, while they fit."""
+    found = dict(parameters)
+    given = [each for each in variables if each.groups[0].level == "units"]
+    wide = random.Random(seed).sample(given, len(given))
+    while wide:
+        for variable in tuple(wide):
+            wider = _moved(variable, found, -_least(variable))
+            if _ratio(variable, wider) < _ratio(variable, found) and fits(wider):
+                found = wider
+            else:
+                wide.remove(variable)
     return found
 
 
@@ -107,8 +124,14 @@ def _step(variable: Variable) -> float:
         return 1.0
     if group.level != "units":
         return _SHARE
-    least = 1 if "attention" in group.kinds else variable.multiple_of
-    return least * max(1, round(group.size / 16 / least)) / group.size
+    least = _least(variable)
+    return least * max(1, round(1 / 16 / least))
+
+
+def _least(variable: Variable) -> float:
+    """The share of a group of units that the least step of width is."""
+    group = variable.groups[0]
+    return (1 if "attention" in group.kinds else variable.multiple_of) / group.size
 
 
 def _moved(variable: Variable, parameters: Parameters, by: float) -> dict[str, Any]:

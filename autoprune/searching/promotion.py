@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from autoprune.score import NEED_A_RUN, Candidate, Score, costs_of, dominates
-from autoprune.searching.steering import MARGIN
 from autoprune.study import Study
 
 __all__ = ["best", "least_cost_wanted", "promoted"]
+
+_EDGE = 0.015  # of the budget: what a first look puts closer to it hardly keeps it once its interval counts
 
 
 def promoted(
@@ -71,7 +72,7 @@ def best(study: Study, dense: Score, candidates: Sequence[Candidate]) -> list[Ca
     goal = study.task.metric.goal
     objectives = ["loss", *(name for name in study.search.objectives if name not in ("metric", "loss"))]
     screened = [each for each in candidates if each.stage == "screened"]
-    fitting = [each for each in screened if _inside(study, dense, each.score, MARGIN)]
+    fitting = [each for each in screened if _inside(study, dense, each.score, _EDGE)]
     fitting = fitting or [each for each in screened if _inside(study, dense, each.score, 0.0)]
     unique = list({_net(each): each for each in reversed(fitting)}.values())
     points = {each.number: costs_of(each.score, objectives, goal) for each in unique}

@@ -15,7 +15,7 @@ from autoprune.plan import Plan
 from autoprune.run import Run
 from autoprune.score import Candidate
 from autoprune.searching.evaluate import Evaluator
-from autoprune.searching.exchange import exchanged, narrowed
+from autoprune.searching.exchange import exchanged, filled, narrowed
 from autoprune.searching.promotion import best
 from autoprune.searching.proposals import by_importance, proposals, ranked_globally, shallower
 from autoprune.searching.sensitivity import RATIOS, knapsack, sensitivities
@@ -81,8 +81,9 @@ class Screening:
     def steered(self, draw: str) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
         """How a sample is moved: scaled to the budget, or where the whole front is wanted to one of its levels.
 
-        What leaves so much as it is that it cannot be scaled to the budget loses more, group by group. What comes to a
-        net that was judged already is moved on, to a neighbour that was not.
+        What leaves so much as it is that it cannot be scaled to the budget loses more, group by group; what leaves
+        something of the budget is given units back. What comes to a net that was judged already is moved on, to a
+        neighbour that was not.
         """
         share = self.steering.share(draw)
 
@@ -91,6 +92,7 @@ class Screening:
 
         def moved(sample: Mapping[str, Any]) -> dict[str, Any]:
             found = narrowed(self.variables, self.steering.fitted(sample, share), fits, draw)
+            found = self._filled(found, fits, draw)
             plan = plan_of(self.variables, found)
             if self.steering.effect(plan) not in self._effects:
                 return found
@@ -126,8 +128,20 @@ class Screening:
         if self.steering.whole:  # one of the front, at its own level
             parents = [random.Random(draw).choice(parents)]
             allowed = self.steering.violation(parents[0].plan)
+        new = self._new(allowed)
+        found = self._promising([given(each.number) for each in parents], new, draw)
+        if found is None:
+            return None
 
-        return self._promising([given(each.number) for each in parents], self._new(allowed), draw)
+        def fits(child: Mapping[str, Any]) -> bool:
+            return self.steering.violation(plan_of(self.variables, child)) <= allowed
+
+        full = self._filled(found, fits, draw)
+        return full if new(full) else found
+
+    def _filled(self, given: dict[str, Any], fits: Callable[[Mapping[str, Any]], bool], draw: str) -> dict[str, Any]:
+        """With what is left of the budget given back to units, where anything of it is foreseen."""
+        return filled(self.variables, given, fits, draw) if self.steering.budget.limits and fits(given) else given
 
     def _promising(
         self, start: list[dict[str, Any]], fits: Callable[[Mapping[str, Any]], bool], draw: str
