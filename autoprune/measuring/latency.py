@@ -34,7 +34,7 @@ _FEWEST, _ENOUGH = 12, 40  # calls that are made of slow models even over the ti
 # standard deviation of the ratio between figures of twelve processes, minutes apart, as a share of it: on a shared
 # machine neighbours slow a large model down more than a small one (scripts/benchmark_measuring.py, ONNX Runtime)
 _DRIFT = 0.0045
-_LAYOUTS = 4  # times that models are prepared, at most, so that they lie elsewhere in memory
+_LAYOUTS = 10  # times that models are prepared, at most: on OpenVINO where they lie moves a ratio by 2 %
 _PATIENCE = 4.0  # how much longer than its time budget a measurement may last for lack of quiet
 # Student's t, 97.5 %, by degrees of freedom
 _T95 = (math.nan, 12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
@@ -149,7 +149,7 @@ def compare_anew(
 ) -> Latency:
     """As `compare` what `prepare` gives: the candidate, and the dense model where there is one.
 
-    They are prepared up to four times, each time elsewhere in memory because the earlier ones are kept, and the figures
+    They are prepared up to ten times, each time elsewhere in memory because the earlier ones are kept, and the figures
     merged; fewer times in less than 0.4 s, where preparing takes as long as measuring, or a few calls fill the time.
     """
     layouts = max(1, min(_LAYOUTS, round(budget_s / STRETCH_S)))
