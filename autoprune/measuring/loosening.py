@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["BATCH", "loose_shape", "loosen", "multiple"]
+__all__ = ["BATCH", "loose_shape", "loosen", "tighten"]
 
 BATCH = 1000003  # a prime stands for the batch where shapes are compared: no other length divides it
 
@@ -21,11 +21,11 @@ _ELEMENTWISE = ("Add", "Sub", "Mul", "Div", "PRelu")
 def loosen(proto: Any, values: Mapping[str, Array], parameters: Collection[str]) -> dict[str, list[int]]:
     """Free the widths of reshapes, even splits and zero biases in `proto`, whose initializers are `values`.
 
-    Returns the shapes, by name of their initializers, that hold multiples of `BATCH`: a cut writes its batch for it.
+    Returns the shapes that were freed, by name of their initializers; see `tighten`.
     """
     from onnx import helper, numpy_helper
 
-    shapes, batched = _shapes(proto), {}
+    shapes, loosened = _shapes(proto), {}
     made = {name: node for node in proto.graph.node for name in node.output}
     for index, node in enumerate(proto.graph.node):
         given = {attribute.name: attribute for attribute in node.attribute}
@@ -39,15 +39,45 @@ def loosen(proto: Any, values: Mapping[str, Array], parameters: Collection[str])
                 node.input[1] = f"{node.input[1]}.{index}"
                 proto.graph.initializer.append(numpy_helper.from_array(np.array(loose, np.int64), node.input[1]))
                 del node.attribute[:]  # `allowzero` is the only one
-                if any(multiple(each) for each in loose):
-                    batched[node.input[1]] = loose
+                loosened[node.input[1]] = loose
         elif node.op_type in ("Conv", "ConvTranspose") and len(node.input) > 2:
             if node.input[2] not in parameters and not values.get(node.input[2], np.ones(1)).any():
                 del node.input[2:]
         elif node.op_type == "Split" and second is not None and len(set(second.tolist())) == 1:
             del node.input[1:]
             node.attribute.append(helper.make_attribute("num_outputs", len(second)))
-    return batched
+    return loosened
+
+
+def tighten(proto: Any, loosened: Mapping[str, Sequence[int]], batch: int) -> None:
+    """Write numbers into freed shapes of a cut graph, as the exporter would: runtimes make more of these.
+
+    The parameters' lengths are those after the cut; their values are not read. Where a shape does not follow from them,
+    it stays free, and the batch in it, where it has one, is `batch`.
+    """
+    from onnx import numpy_helper, shape_inference
+
+    light = type(proto).FromString(proto.SerializeToString())
+    for value in light.graph.input:
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param:
+                dim.dim_value = BATCH
+    try:
+        inferred = shape_inference.infer_shapes(light, data_prop=True).graph
+    except Exception:  # onnx's own kinds, of operators that it cannot follow
+        inferred = light.graph
+    shapes = {
+        value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in (*inferred.value_info, *inferred.output)
+    }
+    tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
+    for node in proto.graph.node:
+        if node.op_type == "Reshape" and node.input[1] in loosened:
+            shape = shapes.get(node.output[0], [0])
+            if 0 in shape or sum(map(_multiple, shape)) > 1:
+                shape = [each // BATCH * batch if _multiple(each) else each for each in loosened[node.input[1]]]
+            numbers = [-1 if _multiple(each) else each for each in shape]
+            tensors[node.input[1]].CopyFrom(numpy_helper.from_array(np.array(numbers, np.int64), node.input[1]))
 
 
 def loose_shape(before: Sequence[int], shape: Sequence[int], width: int | None = None) -> list[int] | None:
@@ -69,7 +99,7 @@ def loose_shape(before: Sequence[int], shape: Sequence[int], width: int | None =
     new, batch = list(after), []
     free: list[tuple[int, int]] = []  # (rank, place)
     for ins, outs in _blocks(before, after):
-        mixed = [out for out in outs if multiple(after[out])]
+        mixed = [out for out in outs if _multiple(after[out])]
         if ins == outs and len(ins) == 1:
             new[outs[0]] = 0
         elif mixed:
@@ -88,7 +118,7 @@ def loose_shape(before: Sequence[int], shape: Sequence[int], width: int | None =
     return new
 
 
-def multiple(length: int) -> bool:
+def _multiple(length: int) -> bool:
     """Whether a length of a shape is so many times the batch."""
     return length > 0 and length % BATCH == 0
 

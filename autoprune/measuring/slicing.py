@@ -3,7 +3,8 @@
 The dense model is exported once, every parameter an initializer of its own. A cut then compresses initializers, adapts
 the few places where a width is written down (`group` of a depthwise convolution, shapes of Reshape in `loosening.py`,
 recurrent cells in `cells.py`), and nothing else; blocks that go are left out (`bypass.py`).
-What a graph writes down beyond that (Slice bounds, uneven Split sizes, unrolled cells) is refused or shows in `proved`.
+What a graph writes down beyond that (Slice bounds, uneven Split sizes, unrolled cells) is refused or shows in `proved`;
+so is torch's MultiheadAttention, whose cut form is another graph than its dense one.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from autoprune.errors import ModelError
 from autoprune.formats._tracing import eval_mode, onnx_model, outputs_of, stripped, tensor_aliases
 from autoprune.measuring.bypass import Spans
 from autoprune.measuring.cells import RECURRENT, Cells
-from autoprune.measuring.loosening import BATCH, loosen, multiple
+from autoprune.measuring.loosening import loosen, tighten
 from autoprune.pruning.shrink import Cut
 from autoprune.task import Inputs
 
@@ -65,13 +66,19 @@ class Slicer:
         self._names = {aliases[name]: name for name in values if name in aliases}
         self._values = {name: values[name] for name in self._names.values()}
         self._inputs, self._batch = inputs, batch
+        self._attention = {
+            f"{name}.{own}".removeprefix("."): name or "the model"
+            for name, module in model.named_modules()
+            if isinstance(module, nn.MultiheadAttention)
+            for own, _ in module.named_parameters()
+        }
         shapes = {name: tuple(tensor.shape) for name, tensor in (*model.named_parameters(), *model.named_buffers())}
         other = [name for name, stored in self._names.items() if self._values[stored].shape != shapes[name]]
         if other:
             self.reason = f"the exporter changed the shapes of {', '.join(other[:5])}"
             self.dense: bytes = stripped(proto).SerializeToString()
         self._spans = Spans(proto)
-        self._batched = loosen(proto, values, self._values)
+        self._loosened = loosen(proto, values, self._values)
         self._cells = Cells(proto, values, self._values)
         for tensor in proto.graph.initializer:  # without values, the skeleton is cheap to copy
             if tensor.name in self._values:
@@ -97,7 +104,10 @@ class Slicer:
             return self.reason
         if lost := [block for block in removed if self._spans.of(block) is None]:
             return f"where {', '.join(lost)} begins and ends does not show in the graph"
-        cut_names = {self._names[cut.tensor] for cut in cuts if cut.tensor in self._names and not bool(cut.keep.all())}
+        changed = {cut.tensor for cut in cuts if not bool(cut.keep.all())}
+        if rewritten := sorted(self._attention[name] for name in changed if name in self._attention):
+            return f"{rewritten[0]} is a MultiheadAttention, which is written anew, as another graph, when it is cut"
+        cut_names = {self._names[name] for name in changed if name in self._names}
         for node in self._skeleton.graph.node:
             touched = cut_names.intersection(node.input)
             even = node.op_type == "Split" and len(node.input) == 1
@@ -117,8 +127,6 @@ class Slicer:
         Without the blocks that are `removed`; for another `batch` than the slicer's, where given. Parameters that the
         graph does not read are passed over. Raises ModelError where `refuses(cuts, removed)`.
         """
-        from onnx import numpy_helper
-
         if (refusal := self.refuses(cuts, removed)) is not None:
             raise ModelError(f"this plan's graph cannot be sliced: {refusal}; export the model instead")
         by_name: dict[str, list[Cut]] = {}
@@ -129,11 +137,8 @@ class Slicer:
         proto = copy.deepcopy(self._skeleton)
         if removed:
             self._spans.bypass(proto, removed)
+        cut_values: dict[str, Array] = {}
         for tensor in proto.graph.initializer:
-            if tensor.name in self._batched:
-                count = batch or self._batch
-                shape = [each // BATCH * count if multiple(each) else each for each in self._batched[tensor.name]]
-                tensor.CopyFrom(numpy_helper.from_array(np.array(shape, np.int64), tensor.name))
             if tensor.name not in self._values:
                 continue
             value = self._values[tensor.name]
@@ -142,9 +147,13 @@ class Slicer:
             if tensor.name in keeps:
                 value = value * keeps[tensor.name].astype(value.dtype)
             tensor.dims[:] = value.shape
-            tensor.raw_data = value.tobytes()
+            cut_values[tensor.name] = value
         self._follow_groups(proto)
         self._cells.resize(proto)
+        tighten(proto, self._loosened, batch or self._batch)
+        for tensor in proto.graph.initializer:
+            if tensor.name in cut_values:
+                tensor.raw_data = cut_values[tensor.name].tobytes()
         content: bytes = proto.SerializeToString()
         return content
 
