@@ -210,7 +210,7 @@ def test_a_layer_that_was_measured_is_not_measured_again(always_faster: list[int
     measured = len(always_faster)
     stored = json.loads(json.dumps(decisions))
     second = lower(model, IMAGES, EAGER, stored)
-    assert len(always_faster) - measured <= 4 < measured  # the whole model alone, prepared up to four times
+    assert len(always_faster) - measured <= 10 < measured  # the whole model alone, prepared up to ten times
     assert second.kernels == first.kernels and len(decisions) == 3
     lower(model, IMAGES, replace(EAGER, batch=2), stored)
     assert len(stored) == 6  # other inputs are other decisions
