@@ -57,6 +57,8 @@ def tighten(proto: Any, loosened: Mapping[str, Sequence[int]], batch: int) -> No
     """
     from onnx import numpy_helper, shape_inference
 
+    if not loosened:
+        return
     light = type(proto).FromString(proto.SerializeToString())
     for value in light.graph.input:
         for dim in value.type.tensor_type.shape.dim:

@@ -102,14 +102,14 @@ class Screening:
 
         return moved
 
+    def _within(self, allowed: float) -> Callable[[Mapping[str, Any]], bool]:
+        """Whether parameters come to a net that costs no more than is `allowed`."""
+        return lambda child: self.steering.violation(plan_of(self.variables, child)) <= allowed
+
     def _new(self, allowed: float) -> Callable[[Mapping[str, Any]], bool]:
         """Whether parameters come to a net that costs no more than is `allowed` and was not judged yet."""
-
-        def fits(child: Mapping[str, Any]) -> bool:
-            plan = plan_of(self.variables, child)
-            return self.steering.violation(plan) <= allowed and self.steering.effect(plan) not in self._effects
-
-        return fits
+        within = self._within(allowed)
+        return lambda child: within(child) and self.steering.effect(plan_of(self.variables, child)) not in self._effects
 
     def neighbour(
         self, candidates: list[Candidate], given: Callable[[int], dict[str, Any]], draw: str
@@ -132,11 +132,7 @@ class Screening:
         found = self._promising([given(each.number) for each in parents], new, draw)
         if found is None:
             return None
-
-        def fits(child: Mapping[str, Any]) -> bool:
-            return self.steering.violation(plan_of(self.variables, child)) <= allowed
-
-        full = self._filled(found, fits, draw)
+        full = self._filled(found, self._within(allowed), draw)
         return full if new(full) else found
 
     def _filled(self, given: dict[str, Any], fits: Callable[[Mapping[str, Any]], bool], draw: str) -> dict[str, Any]:
