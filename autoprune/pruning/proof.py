@@ -20,7 +20,7 @@ from autoprune.pruning.rebinding import bind
 from autoprune.pruning.shrink import replace_tensors
 from autoprune.task import Inputs
 
-__all__ = ["TOLERANCE", "discover", "prove", "random_keep", "randomised", "relative_error"]
+__all__ = ["TOLERANCE", "discover", "prove", "random_keep", "randomised", "relative_error", "telling_keep"]
 
 TOLERANCE = 1e-5
 
@@ -127,9 +127,7 @@ class _Trial:
         )
 
     def _keep(self, key: str) -> Tensor:
-        """Other channels for every group, and other shares, so that a mix-up of two groups shows."""
-        draw = zlib.crc32(key.encode())
-        keep = random_keep(self.coupling, key, (1 / 4, 1 / 3, 2 / 5)[draw % 3], draw)
+        keep = telling_keep(self.coupling, key)
         if self.lopsided:
             cells = keep.view(self.coupling.members[key].shape).sort(1).values
             cells[1::2] = cells[1::2].flip(1)
@@ -138,6 +136,12 @@ class _Trial:
 
     def _cut(self, keep: dict[str, Tensor]) -> nn.Module:
         return self.coupling.apply(self.probe, keep, noted=self.needed)
+
+
+def telling_keep(coupling: Coupling, key: str) -> Tensor:
+    """`random_keep` with other channels for every group, and other shares, so that a mix-up of two groups shows."""
+    draw = zlib.crc32(key.encode())
+    return random_keep(coupling, key, (1 / 4, 1 / 3, 2 / 5)[draw % 3], draw)
 
 
 def random_keep(coupling: Coupling, key: str, share: float = 1 / 3, seed: int = 0) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,7 +17,7 @@ from autoprune.measuring.latency import Latency
 from autoprune.measuring.slicing import Slicer
 from autoprune.pruning.coupling import Coupling
 from autoprune.pruning.masks import Masks
-from autoprune.pruning.proof import random_keep, randomised
+from autoprune.pruning.proof import randomised, telling_keep
 from autoprune.pruning.pruned import Pruned
 from autoprune.pruning.shrink import replace_tensors
 from autoprune.run import Run
@@ -182,8 +181,7 @@ class Costs:
         """Prove slicing once, on random units of all groups: the sliced graph must compute what the cut model does."""
         assert self._slicer is not None
         units = [group.key for group in coupling.prunable() if group.level == "units"]
-        draws = {key: zlib.crc32(key.encode()) for key in units}  # groups of one size must not lose the same units
-        keep = {key: random_keep(coupling, key, (1 / 4, 1 / 3, 2 / 5)[draw % 3], draw) for key, draw in draws.items()}
+        keep = {key: telling_keep(coupling, key) for key in units}
         cuts = coupling.cuts(keep)
         reason = self._slicer.refuses(cuts)
         if reason is None and cuts and not self._slicer.proved(coupling.apply(model, keep), cuts):
