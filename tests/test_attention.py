@@ -80,6 +80,17 @@ def test_masks_mean_what_they_did(need_weights: bool) -> None:
         compare(module, *given, need_weights=need_weights, **masks)
 
 
+def test_learned_key_and_value_tokens_are_exported_for_any_batch() -> None:
+    torch.manual_seed(0)
+    module = nn.MultiheadAttention(8, 4, batch_first=True, add_bias_kv=True, add_zero_attn=True).eval()
+    Attention.take_over(module)
+    batch = torch.export.Dim("batch")
+    given = (torch.randn(2, 5, 8),) * 3
+    program = torch.export.export(module, given, dynamic_shapes=({0: batch},) * 3)
+    more = (torch.randn(3, 5, 8),) * 3
+    torch.testing.assert_close(program.module()(*more)[0], module(*more)[0])
+
+
 @pytest.mark.parametrize("batch_first", [True, False])
 def test_an_encoder_loses_heads_and_keeps_what_masking_gives(batch_first: bool) -> None:
     torch.manual_seed(0)

@@ -12,6 +12,7 @@ from autoprune.measuring.loosening import BATCH, loose_shape
 from autoprune.measuring.measure import timed
 from autoprune.measuring.slicing import Slicer, export
 from autoprune.plan import Choice, Plan
+from autoprune.pruning.attention import Attention as CutAttention
 from autoprune.pruning.importance import Importance
 from autoprune.pruning.proof import discover
 from autoprune.pruning.pruned import apply
@@ -331,15 +332,34 @@ def test_the_proof_sees_through_zeros():
         assert slicer.proved(model, []) and slicer.proved(wrong, []) == (model is zero)
 
 
-def test_attention_that_is_written_anew_when_it_is_cut_is_refused():
-    model = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True).eval()
-    inputs = Inputs.of(torch.randn(2, 5, 16))
-    coupling, slicer = discover(model, inputs), Slicer(model, inputs)
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_torchs_attention_is_sliced_in_the_form_that_is_exported(batch_first):
+    """Cut, it is another graph than dense: as soon as one is cut, and not where only other layers are."""
+    from test_search import study
+
+    from autoprune.searching.costs import Costs
+
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 4, 24, batch_first=batch_first)
+    model = nn.Sequential(
+        nn.Linear(5, 16), nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), nn.Linear(16, 3)
+    )
+    model, inputs = randomised(model), Inputs.of(torch.randn(2, 7, 5))
+    coupling = discover(model, inputs)
+    found = Costs(replace(study(), target=Target()), model, coupling, inputs)
+    assert found.note is None
+    seen = set()
     for group in (each for each in coupling.prunable() if each.level == "units"):
-        keep = {group.key: torch.arange(coupling.members[group.key].shape[1]) > 0}
-        keep[group.key] = keep[group.key].repeat(len(coupling.members[group.key]))
-        reason = slicer.refuses(coupling.cuts(keep))
-        assert ("self_attn is a MultiheadAttention" in str(reason)) == ("attention" in group.kinds)
+        technique = next(each for each in ("structured", "heads", "neuron") if not fits(each, group))
+        pruned = apply(model, coupling, Plan({group.key: Choice(technique, 0.5)}), Importance(model, coupling))
+        forms = {type(module) for module in pruned.model.modules() if isinstance(module, nn.MultiheadAttention)}
+        assert len(forms) == 1
+        seen |= forms
+        sliced, exported = found._artefact(pruned, {}), export(pruned.model, inputs)
+        one, two = (onnx.load_from_string(each) for each in (sliced, exported))
+        assert [node.op_type for node in one.graph.node] == [node.op_type for node in two.graph.node]
+        assert error(run(sliced, inputs)[0], inputs.call(pruned.model).detach()) <= 1e-4
+    assert seen == {nn.MultiheadAttention, CutAttention}
 
 
 def test_unrolled_cells_are_not_proved():

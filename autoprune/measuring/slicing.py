@@ -3,8 +3,7 @@
 The dense model is exported once, every parameter an initializer of its own. A cut then compresses initializers, adapts
 the few places where a width is written down (`group` of a depthwise convolution, shapes of Reshape in `loosening.py`,
 recurrent cells in `cells.py`), and nothing else; blocks that go are left out (`bypass.py`).
-What a graph writes down beyond that (Slice bounds, uneven Split sizes, unrolled cells) is refused or shows in `proved`;
-so is torch's MultiheadAttention, whose cut form is another graph than its dense one.
+What a graph writes down beyond that (Slice bounds, uneven Split sizes, unrolled cells) is refused or shows in `proved`.
 """
 
 from __future__ import annotations
@@ -66,12 +65,6 @@ class Slicer:
         self._names = {aliases[name]: name for name in values if name in aliases}
         self._values = {name: values[name] for name in self._names.values()}
         self._inputs, self._batch = inputs, batch
-        self._attention = {
-            f"{name}.{own}".removeprefix("."): name or "the model"
-            for name, module in model.named_modules()
-            if isinstance(module, nn.MultiheadAttention)
-            for own, _ in module.named_parameters()
-        }
         shapes = {name: tuple(tensor.shape) for name, tensor in (*model.named_parameters(), *model.named_buffers())}
         other = [name for name, stored in self._names.items() if self._values[stored].shape != shapes[name]]
         if other:
@@ -105,8 +98,6 @@ class Slicer:
         if lost := [block for block in removed if self._spans.of(block) is None]:
             return f"where {', '.join(lost)} begins and ends does not show in the graph"
         changed = {cut.tensor for cut in cuts if not bool(cut.keep.all())}
-        if rewritten := sorted(self._attention[name] for name in changed if name in self._attention):
-            return f"{rewritten[0]} is a MultiheadAttention, which is written anew, as another graph, when it is cut"
         cut_names = {self._names[name] for name in changed if name in self._names}
         for node in self._skeleton.graph.node:
             touched = cut_names.intersection(node.input)

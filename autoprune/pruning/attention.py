@@ -24,9 +24,13 @@ class Attention(nn.MultiheadAttention):
     @classmethod
     def take_over_all(cls, model: nn.Module) -> None:
         """The same for every plain one in a model, in place: its own forward hides the projections."""
-        for module in model.modules():
-            if type(module) is nn.MultiheadAttention:
-                cls.take_over(module)
+        for module in cls.plain(model):
+            cls.take_over(module)
+
+    @staticmethod
+    def plain(model: nn.Module) -> list[nn.MultiheadAttention]:
+        """The modules that are `nn.MultiheadAttention` itself."""
+        return [module for module in model.modules() if type(module) is nn.MultiheadAttention]
 
     def follow_shapes(self) -> None:
         """Set the attributes that say how wide it is."""
@@ -88,8 +92,8 @@ class Attention(nn.MultiheadAttention):
             F.linear(each, weight, own) for each, weight, own in zip((query, key, value), weights, biases, strict=True)
         )
         if self.bias_k is not None and self.bias_v is not None:
-            k = torch.cat([k, self.bias_k.expand(len(k), -1, -1)], 1)
-            v = torch.cat([v, self.bias_v.expand(len(v), -1, -1)], 1)
+            k = torch.cat([k, self.bias_k.expand(k.shape[0], -1, -1)], 1)
+            v = torch.cat([v, self.bias_v.expand(v.shape[0], -1, -1)], 1)
         return q, k, v
 
     def _mask(

@@ -113,6 +113,8 @@ def replace_tensors(model: nn.Module, new: Callable[[str, Tensor], Tensor], remo
         tensors = [*before[name].parameters(recurse=inside), *before[name].buffers(recurse=False)]
         if any(id(tensor) in changed for tensor in tensors):
             _follow_shapes(name, module, before[name])
+    if any(isinstance(module, Attention) for module in smaller.modules()):
+        Attention.take_over_all(smaller)  # where one is, all are: a cut model has one of two forms, not any mixture
     for name, module in smaller.named_modules():
         module.training = before[name].training
     return smaller

@@ -13,11 +13,10 @@ from torch import Tensor, nn
 
 from autoprune import plugins
 from autoprune.measuring import lowering, measure, precision, resources
+from autoprune.measuring.graphs import Graphs
 from autoprune.measuring.latency import Latency
-from autoprune.measuring.slicing import Slicer
 from autoprune.pruning.coupling import Coupling
 from autoprune.pruning.masks import Masks
-from autoprune.pruning.proof import randomised, telling_keep
 from autoprune.pruning.pruned import Pruned
 from autoprune.pruning.shrink import replace_tensors
 from autoprune.run import Run
@@ -38,7 +37,8 @@ class Costs:
     """Measures plans for one dense model on the study's target; figures are kept in the run, none is taken twice.
 
     Costs do not depend on the values of the weights, only on what was cut and what is zero: the dense model may be
-    trained after this was made. `note` says where graphs cannot be sliced and are exported anew instead.
+    trained after this was made. `note` says where graphs cannot be sliced and are exported anew instead; `leaves_out`:
+    whether a plan without some blocks takes no export.
     """
 
     def __init__(
@@ -48,19 +48,14 @@ class Costs:
         runtime = plugins.load("runtime", study.target.runtime, (study.folder,))()
         self._runtime, self._converted = runtime, (b"", b"")
         self._asked = asked(study)
-        self.note: str | None = None
-        self._slicer: Slicer | None = None
-        self.leaves_out = True  # whether a plan without some blocks takes no export
-        if runtime.artefact == "onnx":
-            probe = randomised(model)  # zeros, and branches with a tiny scale, would hide an error
-            self._slicer = Slicer(model, inputs.rows(2), study.target.batch)
-            self._slicer.fill(probe)
-            self.note = self._why_not_sliced(probe, coupling)
-            self.leaves_out = self.note is None and self._proves_blocks(probe, coupling)
-            self._slicer.fill(model)
+        self._graphs = (
+            Graphs(model, coupling, inputs.rows(2), study.target.batch) if runtime.artefact == "onnx" else None
+        )
+        self.note = self._graphs.note if self._graphs else None
+        self.leaves_out = self._graphs.leaves_out if self._graphs else True
         self.dense: Any = (
-            self._shipped(self._slicer.dense)
-            if self._slicer
+            self._shipped(self._graphs.dense)
+            if self._graphs
             else replace_tensors(model, lambda _, tensor: tensor.clone())
         )
         shapes = {name: list(tensor.shape) for name, tensor in model.named_parameters()}
@@ -156,19 +151,17 @@ class Costs:
     def _timed(self, pruned: Pruned, zeros: Mapping[str, Tensor]) -> Any:
         """The artefact as the target runs it: on torch's eager runtime, layers with zeros on their fastest kernels."""
         artefact = self._artefact(pruned, zeros)
-        if self._slicer is not None or not zeros or not lowering.lowers(self.target):
+        if self._graphs is not None or not zeros or not lowering.lowers(self.target):
             return artefact
         return lowering.lower(artefact, self.inputs, self.target, _Decisions(self)).model
 
     def _artefact(self, pruned: Pruned, zeros: Mapping[str, Tensor]) -> Any:
-        if self._slicer is None:
+        if self._graphs is None:
             return replace_tensors(
                 pruned.model, lambda name, tensor: tensor * zeros[name].to(tensor) if name in zeros else tensor.clone()
             )
-        sliced = self.note is None and (self.leaves_out or not pruned.removed)
-        if sliced and self._slicer.refuses(pruned.cuts, pruned.removed) is None:
-            return self._shipped(self._slicer.cut(pruned.cuts, zeros, pruned.removed))
-        return measure.artefact(pruned.model, self.inputs, self.target)
+        content = self._graphs.cut(pruned, zeros)
+        return measure.artefact(pruned.model, self.inputs, self.target) if content is None else self._shipped(content)
 
     def _shipped(self, content: bytes) -> bytes:
         """The graph in the target's dtype; the last one is kept, because several figures are taken of the same."""
@@ -177,30 +170,10 @@ class Costs:
             self._converted = (content, fitted)
         return self._converted[1]
 
-    def _why_not_sliced(self, model: nn.Module, coupling: Coupling) -> str | None:
-        """Prove slicing once, on random units of all groups: the sliced graph must compute what the cut model does."""
-        assert self._slicer is not None
-        units = [group.key for group in coupling.prunable() if group.level == "units"]
-        keep = {key: telling_keep(coupling, key) for key in units}
-        cuts = coupling.cuts(keep)
-        reason = self._slicer.refuses(cuts)
-        if reason is None and cuts and not self._slicer.proved(coupling.apply(model, keep), cuts):
-            reason = "a graph cut out of the dense one did not compute what the cut model does"
-        return f"every candidate is exported anew, which takes seconds each: {reason}" if reason else None
-
-    def _proves_blocks(self, model: nn.Module, coupling: Coupling) -> bool:
-        """Prove the same of blocks that go, on every other one that the graph shows."""
-        assert self._slicer is not None
-        groups = [group for group in coupling.prunable() if group.level == "blocks"]
-        blocks = [group.key for group in groups if self._slicer.refuses([], group.layers) is None]
-        keep = {key: torch.zeros(1, dtype=torch.bool) for key in blocks[::2]}
-        removed = coupling.removed(keep)
-        return bool(removed) and self._slicer.proved(coupling.apply(model, keep), [], removed=removed)
-
     def _key(self, pruned: Pruned, zeros: Mapping[str, Tensor]) -> str:
         shapes = {name: list(parameter.shape) for name, parameter in pruned.model.named_parameters()}
         masks: dict[str, Any] = {name: int(keep.sum()) for name, keep in zeros.items()}
-        if self._slicer is None and lowering.lowers(self.target):  # there the latency depends on where zeros lie
+        if self._graphs is None and lowering.lowers(self.target):  # there the latency depends on where zeros lie
             masks = {name: [count, *lowering.patterns(zeros[name])] for name, count in masks.items()}
         return _digest([self.architecture, shapes, masks])
 

@@ -1,0 +1,89 @@
+"""The ONNX graphs that plans are cut out of, proved once for a model; what cannot be cut out is exported anew."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from autoprune.measuring.slicing import Slicer
+from autoprune.pruning.attention import Attention
+from autoprune.pruning.coupling import Coupling
+from autoprune.pruning.proof import randomised, telling_keep
+from autoprune.pruning.pruned import Pruned
+from autoprune.task import Inputs
+
+__all__ = ["Graphs"]
+
+
+class Graphs:
+    """The graph of a dense model, and beside it that of its attention as it is once some of it is cut.
+
+    `note` says why no plan is cut out of them, or is None; `leaves_out`: whether plans without some blocks are.
+    """
+
+    def __init__(self, model: nn.Module, coupling: Coupling, inputs: Inputs, batch: int) -> None:
+        """Export what plans are cut out of, for `batch` inputs, and prove it on `inputs`, two at least.
+
+        On random weights: zeros, and branches with a tiny scale, would hide an error.
+        """
+        forms, probe = [model], randomised(model)
+        if Attention.plain(model):
+            forms.append(copy.deepcopy(model))
+            Attention.take_over_all(forms[1])
+        self._slicers = [Slicer(form, inputs, batch) for form in forms]
+        for slicer in self._slicers:
+            slicer.fill(probe)
+        self.note = self._why_not(probe, coupling)
+        self.leaves_out = self.note is None and self._proves_blocks(probe, coupling)
+        for slicer in self._slicers:
+            slicer.fill(model)
+
+    @property
+    def dense(self) -> bytes:
+        """The dense model's ONNX file."""
+        return self._slicers[0].dense
+
+    def cut(self, pruned: Pruned, zeros: Mapping[str, Tensor]) -> bytes | None:
+        """The ONNX file of a pruned model, or None where it has to be exported."""
+        slicer = self._slicer(pruned.model)
+        if self.note is not None or (pruned.removed and not self.leaves_out):
+            return None
+        if slicer.refuses(pruned.cuts, pruned.removed) is not None:
+            return None
+        return slicer.cut(pruned.cuts, zeros, pruned.removed)
+
+    def _slicer(self, cut: nn.Module) -> Slicer:
+        """The one whose graph a cut model is a part of."""
+        return self._slicers[0 if Attention.plain(cut) else -1]
+
+    def _why_not(self, model: nn.Module, coupling: Coupling) -> str | None:
+        """Prove slicing once, on random units of all groups: the sliced graph must compute what the cut model does.
+
+        Where some groups leave attention as it is, of these alone as well.
+        """
+        units = [group.key for group in coupling.prunable() if group.level == "units"]
+        keep = {key: telling_keep(coupling, key) for key in units}
+        apart = {key: kept for key, kept in keep.items() if Attention.plain(coupling.apply(model, {key: kept}))}
+        reason = None
+        for kept in (keep, apart) if apart else (keep,):
+            cuts, smaller = coupling.cuts(kept), coupling.apply(model, kept)
+            slicer = self._slicer(smaller)
+            reason = reason or slicer.refuses(cuts)
+            if reason is None and cuts and not slicer.proved(smaller, cuts):
+                reason = "a graph cut out of the dense one did not compute what the cut model does"
+        return f"every candidate is exported anew, which takes seconds each: {reason}" if reason else None
+
+    def _proves_blocks(self, model: nn.Module, coupling: Coupling) -> bool:
+        """Prove the same of blocks that go, on every other one that the graphs show."""
+        groups = [group for group in coupling.prunable() if group.level == "blocks"]
+
+        def proved(slicer: Slicer) -> bool:
+            blocks = [group.key for group in groups if slicer.refuses([], group.layers) is None]
+            keep = {key: torch.zeros(1, dtype=torch.bool) for key in blocks[::2]}
+            removed = coupling.removed(keep)
+            return bool(removed) and slicer.proved(coupling.apply(model, keep), [], removed=removed)
+
+        return all(proved(slicer) for slicer in self._slicers)
