@@ -64,17 +64,27 @@ class Graphs:
 
         Where some groups leave attention as it is, of these alone as well.
         """
+        attention = {id(each) for module in Attention.plain(model) for each in module.parameters()}
+        inside = {name for name, parameter in model.named_parameters() if id(parameter) in attention}
         units = [group.key for group in coupling.prunable() if group.level == "units"]
         keep = {key: telling_keep(coupling, key) for key in units}
-        apart = {key: kept for key, kept in keep.items() if Attention.plain(coupling.apply(model, {key: kept}))}
-        reason = None
-        for kept in (keep, apart) if apart else (keep,):
-            cuts, smaller = coupling.cuts(kept), coupling.apply(model, kept)
-            slicer = self._slicer(smaller)
-            reason = reason or slicer.refuses(cuts)
-            if reason is None and cuts and not slicer.proved(smaller, cuts):
-                reason = "a graph cut out of the dense one did not compute what the cut model does"
+        apart = {
+            key: kept
+            for key, kept in keep.items()
+            if inside and inside.isdisjoint(cut.tensor for cut in coupling.cuts({key: kept}))
+        }
+        reason = self._disproved(model, coupling, keep) or (self._disproved(model, coupling, apart) if apart else None)
         return f"every candidate is exported anew, which takes seconds each: {reason}" if reason else None
+
+    def _disproved(self, model: nn.Module, coupling: Coupling, keep: Mapping[str, Tensor]) -> str | None:
+        """Why this cut is not to be made in the graph, or None."""
+        cuts, smaller = coupling.cuts(keep), coupling.apply(model, keep)
+        slicer = self._slicer(smaller)
+        if (refusal := slicer.refuses(cuts)) is not None:
+            return refusal
+        if cuts and not slicer.proved(smaller, cuts):
+            return "a graph cut out of the dense one did not compute what the cut model does"
+        return None
 
     def _proves_blocks(self, model: nn.Module, coupling: Coupling) -> bool:
         """Prove the same of blocks that go, on every other one that the graphs show."""
