@@ -49,7 +49,7 @@ class Slicer:
     """The dense model's ONNX graph, and cuts of it.
 
     `reason` says why this model cannot be sliced, or is None; `refuses` the same for given cuts and removed blocks.
-    `dense` is the dense model's ONNX file, the same work as `export`'s. A graph that splits batch and width in one
+    `dense` is the same work as `export`'s. A graph that splits batch and width in one
     Reshape runs with `batch` inputs, others with any number. Raises ModelError where the dense model cannot be
     exported.
     """
@@ -69,7 +69,7 @@ class Slicer:
         other = [name for name, stored in self._names.items() if self._values[stored].shape != shapes[name]]
         if other:
             self.reason = f"the exporter changed the shapes of {', '.join(other[:5])}"
-            self.dense: bytes = stripped(proto).SerializeToString()
+            self._exported: bytes = stripped(proto).SerializeToString()
         self._spans = Spans(proto)
         self._loosened = loosen(proto, values, self._values)
         self._cells = Cells(proto, values, self._values)
@@ -77,8 +77,11 @@ class Slicer:
             if tensor.name in self._values:
                 tensor.ClearField("raw_data")
         self._skeleton = stripped(proto)
-        if not self.reason:
-            self.dense = self.cut([])
+
+    @property
+    def dense(self) -> bytes:
+        """The dense model's ONNX file, with the values that were filled in last."""
+        return self._exported if self.reason else self.cut([])
 
     def fill(self, model: nn.Module) -> None:
         """Take the values of another model of the same shapes: random ones prove more than zeros do."""
@@ -89,7 +92,6 @@ class Slicer:
                 value = tensor.detach().cpu()
                 value = value.float() if value.dtype == torch.bfloat16 else value  # numpy has none
                 self._values[stored] = np.array(value.numpy(), dtype=self._values[stored].dtype)
-        self.dense = self.cut([])
 
     def refuses(self, cuts: Sequence[Cut], removed: Sequence[str] = ()) -> str | None:
         """Why these cuts cannot be made in the graph, or these blocks not left out, or None."""
