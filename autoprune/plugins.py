@@ -7,6 +7,7 @@ Where a plug-in has settings, its name may carry them: `n_of_m(m=8)`, `block(row
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import inspect
 import pkgutil
@@ -145,8 +146,11 @@ def load(kind: Kind, name: str, folders: Sequence[Path] = ()) -> Any:
 
     Raises InputError for an unknown name, MissingPackage where its optional package is not installed.
     """
-    if ":" in name:
-        return import_reference(name, folders)
+    return import_reference(name, folders) if ":" in name else _bundled(kind, name)
+
+
+@functools.cache
+def _bundled(kind: Kind, name: str) -> Any:
     if not name.isidentifier() or name.startswith("_") or not path(kind, name).is_file():
         known = names(kind)
         raise InputError(f"unknown {kind} {name!r}{nearest(name, known)}; known: {', '.join(known)}")

@@ -103,6 +103,13 @@ def test_the_interval_covers_measurements_and_is_not_wide(staircase):
     assert np.median([(each.high - each.low) / each.ratio for each in found]) <= 0.12
 
 
+def test_the_ratio_alone_is_that_of_the_whole_prediction(staircase):
+    _, predictor = staircase
+    plans = unseen(20)
+    for plan, each in zip(plans, predictor.predict_all(plans), strict=True):
+        assert predictor.ratio(plan) == pytest.approx(each.ratio, rel=1e-9)
+
+
 def test_milliseconds_are_the_ratio_of_the_dense_models(staircase):
     device, predictor = staircase
     assert predictor.dense_ms == pytest.approx(device.ms(48, 64, 96), rel=1e-6)

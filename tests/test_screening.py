@@ -583,7 +583,7 @@ def test_a_technique_that_moves_no_figure_leaves_the_space(
     prepared: Prepared, budget: dict[str, str], weights: bool
 ) -> None:
     objectives = ("metric",) if "metric_drop" in budget else ("metric", next(iter(budget)))
-    found, notes = useful(screening(budget, objectives=objectives), prepared)
+    found, notes = useful(screening(budget, objectives=objectives), prepared, Quiet())
     assert any(each.name.endswith(":weights") for each in found.variables) == weights
     assert any(note.startswith("weight: no gain") and "100.0% of dense" in note for note in notes) != weights
     assert any(each.name.endswith(":units") for each in found.variables)

@@ -89,14 +89,15 @@ class Listens:
 
     at: Callable[[int, str], None] = lambda trial, what: None
     notes: list[str] = field(default_factory=list)
-    began: list[tuple[int, str]] = field(default_factory=list)
+    began: list[tuple[int, str]] = field(default_factory=list)  # after the preparation
     ended: list[Candidate] = field(default_factory=list)
 
     def planned(self, seconds: float | None, trials: int) -> None:
         assert seconds is not None and seconds > 0
 
     def started(self, trial: int, what: str) -> None:
-        self.began.append((trial, what))
+        if not what.startswith(("proving", "measuring the dense")):  # what every start begins with
+            self.began.append((trial, what))
         self.at(trial, what)
 
     def progress(self, share: float) -> None:

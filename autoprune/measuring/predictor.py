@@ -59,6 +59,7 @@ class Predictor:
         self.layout = layout
         self._observations = list(observations)
         self._fitted = 0
+        self._spread: float | None = None  # how much wider intervals are; found out when one is asked for
         self._prior = prior(len(TERMS), len(SMOOTH_TERMS))
         self._fit()
 
@@ -107,12 +108,16 @@ class Predictor:
 
     def predict_all(self, plans: Sequence[Plan]) -> list[Prediction]:
         """As `predict`, many at once; some 0.1 ms each."""
-        ratios, reach = self._ratios([self.layout.row(plan) for plan in plans])
-        dense = self.dense_ms
+        rows = [self.layout.row(plan) for plan in plans]
+        ratios, reach, dense = self._ratios(rows), self._reach(rows), self.dense_ms
         return [
             Prediction(ratio, max(0.0, ratio - each), ratio + each, ratio * dense)
             for ratio, each in zip(ratios.tolist(), reach.tolist(), strict=True)
         ]
+
+    def ratio(self, plan: Plan) -> float:
+        """That of `predict` alone: how sure it is takes five more fits to know, after all that is learnt."""
+        return float(self._ratios([self.layout.row(plan)])[0])
 
     def observe(self, plan: Plan, latency: Latency) -> None:
         """Learn from a measured plan. Raises InputError as `predict`, or for a latency that is no positive number."""
@@ -120,7 +125,7 @@ class Predictor:
         if len(self._observations) >= _AGAIN * self._fitted:
             self._fit()
         else:
-            self._posterior = Posterior(self._measured(), self.layout.kinds, self._logs, self._spread)
+            self._posterior = Posterior(self._measured(), self.layout.kinds, self._logs)
 
     def liked(self, key: str) -> list[int]:
         """The widths of a group that the target likes, all else dense: the last ones before a step of the staircase.
@@ -133,7 +138,7 @@ class Predictor:
             raise InputError(f"unknown group {key!r}{nearest(key, known)}; groups: {', '.join(known)}")
         size, cells = self.layout.groups[key], self.layout.cells[key]
         widths = np.arange(cells, size + 1, cells)
-        ratios, _ = self._ratios([self.layout.row({key: int(width)}) for width in widths])
+        ratios = self._ratios([self.layout.row({key: int(width)}) for width in widths])
         if len(widths) == 1:
             return [size]
         slope = max(0.0, float(ratios[-1] - ratios[0])) / float(widths[-1] - widths[0])
@@ -165,12 +170,13 @@ class Predictor:
             }
             for factor in factors.tolist()
         ]
-        predicted, reach = self._ratios([self.layout.row(plan) for plan in plans])
-        fits = predicted + reach * sure <= budget
+        rows = [self.layout.row(plan) for plan in plans]
+        predicted = self._ratios(rows) + self._reach(rows) if sure else self._ratios(rows)
+        fits = predicted <= budget
         if not fits.any():
             raise BudgetError(
                 f"no scaling of these ratios is predicted to come to {budget:.1%} of the dense latency; the lowest is "
-                f"{float((predicted + reach * sure).min()):.1%}: cut more groups, or raise the budget"
+                f"{float(predicted.min()):.1%}: cut more groups, or raise the budget"
             )
         chosen = plans[int(fits.argmax())]
         return {key: 1 - width / self.layout.groups[key] for key, width in chosen.items()}
@@ -200,10 +206,9 @@ class Predictor:
         return 1 if key in self.layout.counted else multiple_of
 
     def _fit(self) -> None:
-        measured = self._measured()
+        measured, self._spread = self._measured(), None
         self._logs = fitted(measured, self.layout.kinds, self._prior)
-        self._spread = spread(measured, self.layout.kinds, self._prior)
-        self._posterior = Posterior(measured, self.layout.kinds, self._logs, self._spread)
+        self._posterior = Posterior(measured, self.layout.kinds, self._logs)
         self._fitted = len(self._observations)
 
     def _measured(self) -> Measured:
@@ -212,10 +217,16 @@ class Predictor:
         ratios = np.array([1.0, *(each.ratio for each in self._observations)])
         return Measured(features, shares, ratios, np.array([1e-3, *(each.error for each in self._observations)]))
 
-    def _ratios(self, rows: Sequence[Row]) -> tuple[Array, Array]:
-        """Ratio to dense of each plan, and half of its 95 % interval."""
-        mean, deviation = self._posterior.predict(*self.layout.features(rows))
-        return mean, 1.96 * deviation
+    def _ratios(self, rows: Sequence[Row]) -> Array:
+        """Ratio to dense of each plan."""
+        return self._posterior.mean(*self.layout.features(rows))
+
+    def _reach(self, rows: Sequence[Row]) -> Array:
+        """Half of the 95 % interval of each plan's ratio."""
+        if self._spread is None:
+            fitted_to = self._measured().only(slice(self._fitted + 1))
+            self._spread = spread(fitted_to, self.layout.kinds, self._prior)
+        return 1.96 * self._spread * self._posterior.deviation(*self.layout.features(rows))
 
 
 def _observation(row: Row, latency: Latency, before: Sequence[_Observation]) -> _Observation:

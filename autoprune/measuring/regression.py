@@ -93,15 +93,15 @@ def spread(measured: Measured, kinds: Sequence[int], start: Array) -> float:
     for fold in range(_FOLDS):
         out = np.array([row > 0 and row % _FOLDS == fold for row in range(count)])
         seen, left = measured.only(~out), measured.only(out)
-        mean, deviation = Posterior(seen, kinds, fitted(seen, kinds, start)).predict(left.features, left.shares)
-        off.append(np.abs(left.ratios - mean) / deviation)
+        posterior, asked = Posterior(seen, kinds, fitted(seen, kinds, start)), (left.features, left.shares)
+        off.append(np.abs(left.ratios - posterior.mean(*asked)) / posterior.deviation(*asked))
     return max(_LEAST, float(np.quantile(np.concatenate(off), 0.95)) / 1.96)
 
 
 class Posterior:
-    """What the measurements say of plans that were not measured; `spread` widens its intervals."""
+    """What the measurements say of plans that were not measured."""
 
-    def __init__(self, measured: Measured, kinds: Sequence[int], logs: Array, spread: float = 1.0) -> None:
+    def __init__(self, measured: Measured, kinds: Sequence[int], logs: Array) -> None:
         from scipy.linalg import cho_factor, cho_solve  # type: ignore[import-untyped]
 
         terms, self._kinds, self._logs, self._shares = len(logs) - 6, kinds, logs, measured.shares
@@ -113,17 +113,20 @@ class Posterior:
         covariance[np.diag_indices_from(covariance)] += np.exp(2 * logs[-1]) + (measured.errors * found) ** 2
         self._inverse = np.asarray(cho_solve(cho_factor(covariance, lower=True), np.eye(len(covariance))))
         self._weights = self._inverse @ found
-        self._spread = spread
 
-    def predict(self, features: Array, shares: Array) -> tuple[Array, Array]:
-        """(plans, terms, operations), (plans, groups) -> ratio to dense, standard deviation of a measurement of it."""
-        given = self._scaled(features)
-        rough = _rough(features)
-        cross = given @ self._known.T + rough[:, None] * self._alike(shares)
-        mean = np.maximum(cross @ self._weights, _FLOOR)
-        own = (given**2).sum(1) + rough**2 * np.exp(2 * self._logs[-3])
+    def mean(self, features: Array, shares: Array) -> Array:
+        """(plans, terms, operations), (plans, groups) -> ratio to dense."""
+        return np.maximum(self._cross(features, shares) @ self._weights, _FLOOR)
+
+    def deviation(self, features: Array, shares: Array) -> Array:
+        """(plans, terms, operations), (plans, groups) -> standard deviation of a measurement of the ratio."""
+        cross, rough = self._cross(features, shares), _rough(features)
+        own = (self._scaled(features) ** 2).sum(1) + rough**2 * np.exp(2 * self._logs[-3])
         left = np.maximum(own - np.einsum("pn,nm,pm->p", cross, self._inverse, cross, optimize=True), 0.0)
-        return mean, self._spread * np.sqrt(left + np.exp(2 * self._logs[-1]) * rough**2)
+        return np.asarray(np.sqrt(left + np.exp(2 * self._logs[-1]) * rough**2))
+
+    def _cross(self, features: Array, shares: Array) -> Array:
+        return np.asarray(self._scaled(features) @ self._known.T + _rough(features)[:, None] * self._alike(shares))
 
     def _scaled(self, features: Array) -> Array:
         levels = zip(_levels(features, self._kinds), self._scales, strict=True)

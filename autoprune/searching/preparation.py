@@ -21,6 +21,7 @@ from autoprune.pruning.pruned import Pruned, apply
 from autoprune.run import Run
 from autoprune.score import Score
 from autoprune.searching.costs import Costs
+from autoprune.searching.listener import Listener, Quiet
 from autoprune.space import Variable, uniform
 from autoprune.study import Study
 from autoprune.target import Budget
@@ -73,7 +74,7 @@ class Prepared:
         return whole if study.search.timeout_s is None else min(whole, max(baseline, study.search.timeout_s) + 25.0)
 
 
-def prepare(study: Study, run: Run | None = None) -> Prepared:
+def prepare(study: Study, run: Run | None = None, listener: Listener | None = None) -> Prepared:
     """Build the dense model, find and prove its groups, resolve the space, measure the dense and the most-pruned cost.
 
     Raises ModelError, StudyError where model and study do not fit; nothing is trained.
@@ -90,6 +91,8 @@ def prepare(study: Study, run: Run | None = None) -> Prepared:
             except ModelError as error:
                 raise StudyError(str(error), key="task.weights") from error
     model.to("cpu").eval()
+    listener = listener or Quiet()
+    listener.started(0, "proving the groups of units")
     inputs = study.task.calibration(max(2, study.target.batch))
     coupling = discover(model, inputs)
     refuses = importance(study, model, coupling).refuses
@@ -100,6 +103,7 @@ def prepare(study: Study, run: Run | None = None) -> Prepared:
         model, trained, inputs, coupling, variables, costs, Score(), Score(), _epoch_seconds(study, model)
     )
     offered = [name for variable in variables for name in variable.options.techniques]
+    listener.started(0, f"measuring the dense and the smallest model on {study.target.name}")
     smallest = uniform(variables, ("structured", "neuron", "heads", "weight", "sparse", *offered), 1.0)
     return Prepared(**vars(prepared) | {"dense": prepared.cost(Plan()), "smallest": prepared.cost(smallest)})
 

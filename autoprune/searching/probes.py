@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from autoprune.score import Score, direction
+from autoprune.searching.listener import Listener
 from autoprune.searching.preparation import Prepared
 from autoprune.space import highest_ratio, uniform
 from autoprune.study import Study
@@ -14,7 +15,7 @@ __all__ = ["useful"]
 _MOVED = 0.02  # of dense, at least: less is noise
 
 
-def useful(study: Study, prepared: Prepared) -> tuple[Prepared, list[str]]:
+def useful(study: Study, prepared: Prepared, listener: Listener) -> tuple[Prepared, list[str]]:
     """`prepared` without the decisions that change nothing, and a line for each technique that is of no use.
 
     Each technique is measured alone, everywhere at its highest ratio. A decision goes where all its techniques are of
@@ -28,6 +29,7 @@ def useful(study: Study, prepared: Prepared) -> tuple[Prepared, list[str]]:
     )
     if not wanted or any(limit.target for limit in study.budget.limits):
         return prepared, []
+    listener.started(0, f"measuring each technique alone on {study.target.name}")
     alone = {name: prepared.cost(uniform(prepared.variables, (name,), highest[name])) for name in offered}
     shown = {name: _moves(score, prepared.dense, list(wanted), study) for name, score in alone.items()}
     idle = [name for name, moved in shown.items() if not any(change for change, _ in moved.values())]

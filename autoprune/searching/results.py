@@ -59,7 +59,7 @@ def sensitivity(study: Study, run: Run, ratios: Sequence[float] = RATIOS, listen
     """Every technique of every decision at some ratios, judged untrained; what `run` has is not judged again."""
     listener = listener or Quiet()
     with run.locked():
-        prepared = prepare(study, run)
+        prepared = prepare(study, run, listener)
         dense = baseline.establish(study, prepared, run, listener)
         scores = importance(study, prepared.model, prepared.coupling)
         evaluate = Evaluator(study, prepared, dense, scores, listener)
@@ -101,7 +101,7 @@ def apply_plan(study: Study, plan: Plan, out: Path, listener: Listener | None = 
         plugins.create("criterion", choice.criterion, (study.folder,))
     run = Run(out.parent / f".{out.name}.run")
     with run.locked():
-        prepared = prepare(study, run)
+        prepared = prepare(study, run, listener)
         checked(prepared.coupling, plan, importance(study, prepared.model, prepared.coupling))
         listener.planned(None, 1)
         dense = baseline.establish(study, prepared, run, listener)
@@ -136,7 +136,7 @@ def export_from(
     """
     listener = listener or Quiet()
     with run.locked():
-        prepared = prepare(study, run)
+        prepared = prepare(study, run, listener)
         dense = baseline.establish(study, prepared, run, listener)
         candidates = Journal.read(study, run, dense)
         front = pareto_front(candidates, study.search.objectives, study.task.metric.goal)

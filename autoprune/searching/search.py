@@ -63,11 +63,11 @@ def search(study: Study, run: Run, listener: Listener | None = None) -> Result:
 
 def _searched(study: Study, run: Run, listener: Listener) -> Result:
     """The straight line: prepare, baseline, trials, finalists, export."""
-    prepared = prepare(study, run)
+    prepared = prepare(study, run, listener)
     require_reachable(study, prepared, study.budget)
     idle: list[str] = []
     if study.search.finalists is not None:
-        prepared, idle = useful(study, prepared)
+        prepared, idle = useful(study, prepared, listener)
     for text in (*idle, *warnings_of(study, prepared)):
         listener.note(text)
     interrupted = False

@@ -101,8 +101,7 @@ class Steering:
         """The ratio to dense that is predicted; None where nothing is known of it, as of zeros on sparse kernels."""
         if target not in self.predictors or self._teaches_nothing(plan, target):
             return None
-        keep = self._keeps(plan)
-        return self.predictors[target].predict(keep).ratio
+        return self.predictors[target].ratio(self._keeps(plan))
 
     def fits(self, plan: Plan, share: float = 1.0) -> bool:
         """Whether a plan is expected to spend at most `share` of the budget, less the margin."""
@@ -187,14 +186,15 @@ class Steering:
         return self._known[key]
 
     def _foreseen(self, target: str, keep: Mapping[str, Tensor], score: Score) -> Score:
-        found = self.predictors[target].predict(keep)
-        batch = self.prepared.costs.on(target).target.batch
+        predictor, batch = self.predictors[target], self.prepared.costs.on(target).target.batch
+        ratio = predictor.ratio(keep)
+        ms = ratio * predictor.dense_ms
         return score.updated(
-            latency_ratio=found.ratio,
-            latency_ratio_high=found.ratio,
-            latency_ms=found.ms,
-            latency_ms_high=found.ms,
-            throughput_low=batch * 1e3 / found.ms,
+            latency_ratio=ratio,
+            latency_ratio_high=ratio,
+            latency_ms=ms,
+            latency_ms_high=ms,
+            throughput_low=batch * 1e3 / ms,
         )
 
     def _profiled(self, target: str, run: Run) -> Predictor | None:
