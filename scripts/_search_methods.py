@@ -17,7 +17,7 @@ from _search_tasks import TECHNIQUES, WIDTHS
 from benchmark_repair import copied
 from torch import nn
 
-from autoprune.errors import VerificationError
+from autoprune.errors import BudgetError, VerificationError
 from autoprune.plan import Choice, Plan
 from autoprune.pruning.importance import Importance
 from autoprune.pruning.proof import discover
@@ -27,12 +27,14 @@ from autoprune.score import Candidate
 from autoprune.searching.listener import Quiet
 from autoprune.searching.preparation import importance
 from autoprune.searching.records import kept_model
+from autoprune.searching.results import export_from
 from autoprune.searching.search import search
 from autoprune.space import Variable, uniform
 from autoprune.study import Settings, Study
 from autoprune.target import Budget
 
 Method = Callable[[Cell], nn.Module]
+FRONT = 8  # plans that are trained for a whole front: as many epochs as four cells have
 
 
 def measured(cell: Cell, plan: Plan) -> float:
@@ -162,23 +164,29 @@ class _Counting(Quiet):
 
 def _searched(cell: Cell, settings: dict[str, Any], stop: bool) -> nn.Module:
     """What autoprune's search finds; a search that was cut off goes on, with what it had spent."""
-    run, number = Run(cell.work), None
+    run = Run(cell.work)
+    number = _ran(cell, _study(cell, settings), run, stop)
+    if number is None and run.front.exists():
+        number = json.loads(run.front.read_text())["best"]
+    if number is None:
+        raise Refused("no plan inside the budget")
+    return kept_model(run, number, cell.dense.model)
+
+
+def _ran(cell: Cell, study: Study, run: Run, stop: bool) -> int | None:
+    """The best trial of a search in `run`, with what it spent in `cell`."""
     for path in sorted(run.folder.glob("spent-*.json")):
         before = json.loads(path.read_text())
         cell.spent.epochs, cell.spent.training = before["epochs"], before["training"]
     counting = _Counting(cell, stop)
     try:
         with contextlib.suppress(VerificationError):  # the net is measured again here, as all others are
-            result = search(_study(cell, settings), run, counting)
-            number = result.best.number if result.best is not None else None
+            result = search(study, run, counting)
+            return result.best.number if result.best is not None else None
     finally:
         counting.ended()
         run.write_json(run.folder / f"spent-{time.time():.0f}.json", vars(cell.spent))
-    if number is None and run.front.exists():
-        number = json.loads(run.front.read_text())["best"]
-    if number is None:
-        raise Refused("no plan inside the budget")
-    return kept_model(run, number, cell.dense.model)
+    return None
 
 
 def ours(cell: Cell) -> nn.Module:
@@ -195,6 +203,23 @@ def ours4(cell: Cell) -> nn.Module:
 def ours_widths(cell: Cell) -> nn.Module:
     """autoprune's search without whole blocks among its techniques."""
     return _searched(cell, {"techniques": WIDTHS}, stop=False)
+
+
+def front(cell: Cell) -> nn.Module:
+    """The best inside the budget out of one run of autoprune's search without any, read as `autoprune export` does.
+
+    That run is the same for all budgets; it trains `FRONT` plans with half of the epochs of a cell each.
+    """
+    run = Run(cell.work.parent / f"{cell.case.name}-{cell.dense.seed}-front")
+    settings = {"finalists": FRONT, "epochs": math.ceil(cell.epochs / 2)}
+    study = _study(cell, settings)
+    _ran(cell, replace(study, budget=Budget()), run, stop=False)
+    try:
+        best = export_from(study, run, cell.work / "exported").best
+    except BudgetError as error:
+        raise Refused(str(error)) from error
+    assert best is not None
+    return kept_model(run, best.number, cell.dense.model)
 
 
 def tpe(cell: Cell) -> nn.Module:
@@ -268,5 +293,6 @@ METHODS: dict[str, Method] = {
     "tpe": tpe,
     "ours_widths": ours_widths,
     "ours4": ours4,
+    "front": front,
     "ours": ours,
 }

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 Row = dict[str, Any]
-OURS, QUARTER = "ours", "ours4"
-VARIANTS = (QUARTER, "ours_widths")  # of ours: no rivals
+OURS, QUARTER, FRONT = "ours", "ours4", "front"
+VARIANTS = (QUARTER, "ours_widths", FRONT)  # of ours: no rivals
 RESAMPLES = 10_000
 REFERENCE = (0.10, 1.0)  # error added over dense, latency ratio: what hypervolumes are taken to
 TIGHT = 0.3
@@ -134,6 +134,28 @@ def verdicts(rows: list[Row]) -> None:
         print(f" ({shown}; less than one test example counts as one)")
 
 
+def front(rows: list[Row]) -> None:
+    """What one run without a budget holds at each level, against the best of the others run for that level alone."""
+    lines = []
+    for task, budget in dict.fromkeys((row["task"], row["budget"]) for row in rows):
+        found = by_method([row for row in rows if (row["task"], row["budget"]) == (task, budget)])
+        mine = found.pop(FRONT, None)
+        errors = {
+            name: statistics.fmean(row["error"] for row in each)
+            for name, each in found.items()
+            if name not in (OURS, *VARIANTS)
+        }
+        if mine is None or not errors:
+            continue
+        best = min(errors, key=lambda name: errors[name])
+        difference, low, high = (100 * each for each in paired(mine, found[best]))
+        error, word = statistics.fmean(row["error"] for row in mine), "worse" if low > 0 else "no worse"
+        lines.append(f"{task} at {budget:.0%}: {error:.2%} against {errors[best]:.2%} ({best}), {word}: ")
+        lines[-1] += f"{difference:+.2f} [{low:+.2f}, {high:+.2f}]"
+    if lines:
+        print("\none run's front, against runs of the others for each level:\n" + "\n".join(lines))
+
+
 def savings(rows: list[Row]) -> None:
     """How few epochs it takes: to beat uniform narrowing significantly, and to come as far as plain TPE comes."""
     lines = []
@@ -205,6 +227,7 @@ def report(out: Path, methods: Sequence[str], keys: Sequence[tuple[str, float, i
     print(f"\n{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}\n")
     cells(rows)
     verdicts(rows)
+    front(rows)
     savings(rows)
     summary(rows, methods)
 

@@ -14,8 +14,10 @@ against the dense one in 5 fresh processes on ONNX Runtime, one thread, batch 1;
   netadapt  NetAdapt's greedy rounds (Yang et al. 2018, arXiv:1804.03230)
   random    random plans inside the budget
   tpe       Optuna's TPE, every plan inside the budget trained alike
-  ours_widths  autoprune's search without whole blocks among its techniques
+  ours_widths  autoprune's search without whole blocks among its techniques; where it is named
   ours4     autoprune's search with a quarter of the epochs
+  front     one run of autoprune's search without a budget, with the epochs of four cells, read at each budget;
+            where it is named
   ours      autoprune's search as it comes
 
 The peers need `pip install torch-pruning==1.6.1 nvidia-modelopt torchprofile==0.0.4 requests omegaconf pulp`, the plot
@@ -45,7 +47,8 @@ from autoprune.run import Run, write_whole
 
 METHODS = {
     name: (OWN | PEERS)[name] for name in ("scratch", "tp_l1", "tp_group", "uniform8", "fastnas", "netadapt")
-} | {name: OWN[name] for name in ("random", "tpe", "ours_widths", "ours4", "ours")}
+} | {name: OWN[name] for name in ("random", "tpe", "ours_widths", "ours4", "front", "ours")}
+DEFAULT = [name for name in METHODS if name not in ("ours_widths", "front")]
 Key = tuple[str, float, int]  # task, budget, seed
 STANDARD: list[Key] = [
     *itertools.product(("digits", "fashion_mobilenet"), (0.5, 0.3), (0, 1, 2)),
@@ -114,7 +117,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="digits, 50 % and 30 %, one seed")
     parser.add_argument("--standard", action="store_true", help="all tasks")
     parser.add_argument("--tasks", nargs="+", choices=CASES, help="of those, or with --budgets and --seeds")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=DEFAULT)
     parser.add_argument("--budgets", nargs="+", type=float, help="shares of dense latency")
     parser.add_argument("--seeds", nargs="+", type=int)
     parser.add_argument("--data", type=Path, help="folder with CIFAR10, FashionMNIST, FSDD and weights")
