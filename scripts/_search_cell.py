@@ -48,6 +48,7 @@ class Spent:
     training: float = 0.0
     measuring: float = 0.0
     judging: float = 0.0  # plans untrained
+    earlier: float = 0.0  # the whole of what was cut off, and went on
 
     @contextlib.contextmanager
     def on(self, what: str) -> Iterator[None]:

@@ -12,7 +12,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 import torch
-from _search_cell import TARGET, Cell, Refused, largest, space
+from _search_cell import TARGET, Cell, Refused, Spent, largest, space
 from _search_tasks import TECHNIQUES, WIDTHS
 from benchmark_repair import copied
 from torch import nn
@@ -176,16 +176,16 @@ def _searched(cell: Cell, settings: dict[str, Any], stop: bool) -> nn.Module:
 def _ran(cell: Cell, study: Study, run: Run, stop: bool) -> int | None:
     """The best trial of a search in `run`, with what it spent in `cell`."""
     for path in sorted(run.folder.glob("spent-*.json")):
-        before = json.loads(path.read_text())
-        cell.spent.epochs, cell.spent.training = before["epochs"], before["training"]
-    counting = _Counting(cell, stop)
+        cell.spent = Spent(**json.loads(path.read_text()))
+    began, counting = time.monotonic(), _Counting(cell, stop)
     try:
         with contextlib.suppress(VerificationError):  # the net is measured again here, as all others are
             result = search(study, run, counting)
             return result.best.number if result.best is not None else None
     finally:
         counting.ended()
-        run.write_json(run.folder / f"spent-{time.time():.0f}.json", vars(cell.spent))
+        whole = cell.spent.earlier + time.monotonic() - began
+        run.write_json(run.folder / f"spent-{time.time():.0f}.json", vars(cell.spent) | {"earlier": whole})
     return None
 
 

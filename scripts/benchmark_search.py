@@ -13,7 +13,7 @@ against the dense one in 5 fresh processes on ONNX Runtime, one thread, batch 1;
   uniform8  the same share of every group by L1, widths in eights
   netadapt  NetAdapt's greedy rounds (Yang et al. 2018, arXiv:1804.03230)
   random    random plans inside the budget
-  tpe       Optuna's TPE, every plan inside the budget trained alike
+  tpe       Optuna's TPE after autoprune's first proposals, every plan inside the budget trained alike
   ours_widths  autoprune's search without whole blocks among its techniques; where it is named
   ours4     autoprune's search with a quarter of the epochs
   front     one run of autoprune's search without a budget, with the epochs of four cells, read at each budget;
@@ -80,7 +80,7 @@ def one(cell: Cell, method: str, path: Path) -> None:
     began = time.monotonic()
     try:
         model = METHODS[method](cell)
-        record |= {"seconds": time.monotonic() - began}
+        record |= {"seconds": cell.spent.earlier + time.monotonic() - began}
         found, right = figures(cell, model)
         write_whole(path.with_suffix(".npz"), lambda temporary: np.savez_compressed(temporary, correct=right))
         record |= {"status": "done", **found}
