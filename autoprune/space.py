@@ -15,7 +15,6 @@ from autoprune.group import Group
 from autoprune.plan import Choice, Plan
 
 if TYPE_CHECKING:
-    import optuna
     from optuna.distributions import CategoricalDistribution, FloatDistribution
 
 __all__ = [
@@ -30,7 +29,6 @@ __all__ = [
     "matches",
     "parameters",
     "plan_of",
-    "suggest",
     "uniform",
     "unscored",
 ]
@@ -71,6 +69,11 @@ class Variable:
         """Whether it is all or nothing: a block."""
         return self.groups[0].level == "blocks"
 
+    @property
+    def step(self) -> int:
+        """What the widths of its first group are a multiple of."""
+        return _step(self.groups[0], self.multiple_of)
+
     def choices(self, technique: str, ratio: float, criterion: str) -> dict[str, Choice]:
         """The same choice for each group, its ratio moved to one that the group and the technique can come to."""
         return {
@@ -90,16 +93,21 @@ class Variable:
         """The nearest ratio, in its range, that keeps a multiple of `multiple_of` units; of a block 0 or 1."""
         if self.whole:
             return float(ratio >= 0.5)
-        step, (low, high) = self.multiple_of, self.options.ratio
+        step, (low, high) = _step(group, self.multiple_of), self.options.ratio
         fewest, most = (
             math.ceil(group.size * (1 - high) / step - 1e-9),
             math.floor(group.size * (1 - low) / step + 1e-9),
         )
-        counted = group.level != "units" or "attention" in group.kinds  # weights and heads are no widths
-        if counted or step == 1 or group.size < 2 * step or not ratio or max(1, fewest) > most:
+        if step == 1 or not ratio or max(1, fewest) > most:
             return ratio
         kept = min(max(1, fewest, round(group.size * (1 - ratio) / step)), most) * step
         return max(0.0, 1 - kept / group.size)
+
+
+def _step(group: Group, multiple_of: int) -> int:
+    """What widths of a group are a multiple of: 1 of weights and heads, which are no widths, and of few units."""
+    counted = group.level != "units" or "attention" in group.kinds
+    return 1 if counted or group.size < 2 * multiple_of else multiple_of
 
 
 @dataclass(frozen=True)
@@ -246,19 +254,6 @@ def fits(technique: str, group: Group) -> str | None:
     return reason
 
 
-def suggest(variables: Sequence[Variable], trial: optuna.trial.BaseTrial) -> Plan:
-    """Ask `trial` for a plan. Every parameter is suggested always: a conditional one would leave TPE's joint space."""
-    from optuna.distributions import CategoricalDistribution
-
-    found: dict[str, object] = {}
-    for name, each in distributions(variables).items():
-        if isinstance(each, CategoricalDistribution):
-            found[name] = trial.suggest_categorical(name, each.choices)
-        else:
-            found[name] = trial.suggest_float(name, each.low, each.high)
-    return plan_of(variables, found)
-
-
 def distributions(variables: Sequence[Variable]) -> dict[str, CategoricalDistribution | FloatDistribution]:
     """What Optuna may choose from, by parameter: technique, ratio and criterion of every variable."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution
@@ -285,7 +280,7 @@ def plan_of(variables: Sequence[Variable], parameters: Mapping[str, object]) -> 
 
 
 def parameters(variables: Sequence[Variable], plan: Plan) -> dict[str, object]:
-    """The trial parameters under which `suggest` gives `plan`, for enqueueing it."""
+    """The trial parameters under which `plan_of` gives `plan`, for enqueueing it."""
     found: dict[str, object] = {}
     for variable in variables:
         choice = plan.choices.get(variable.groups[0].key)

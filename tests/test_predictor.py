@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from autoprune.errors import BudgetError, InputError
+from autoprune.errors import InputError
 from autoprune.measuring import latency
 from autoprune.measuring.latency import Latency
 from autoprune.measuring.operations import TERMS
@@ -183,25 +183,6 @@ def test_kept_units_and_widths_say_the_same(chain, staircase):
     kept = torch.zeros(64, dtype=torch.bool)
     kept[::2] = True
     assert predictor.predict({B: kept, "b:weights": torch.ones(4)}) == predictor.predict({B: 32})
-
-
-def test_scaling_is_the_largest_that_fits(staircase):
-    _, predictor = staircase
-    ratios = {A: 0.2, B: 0.4, D: 0.4}
-
-    def predicted(shares):
-        return predictor.predict({key: predictor.layout.width(key, share) for key, share in shares.items()})
-
-    scaled = predictor.scale_to(ratios, 0.5)
-    assert 0.4 <= predicted(scaled).ratio <= 0.5
-    assert scaled[D] / scaled[A] == pytest.approx(2.0, rel=0.1)
-    assert predicted({key: share * 0.9 for key, share in scaled.items()}).ratio > 0.5
-    assert predicted(predictor.scale_to(ratios, 0.5, sure=True)).high <= 0.5
-    eights = predictor.scale_to(ratios, 0.5, multiple_of=8)
-    assert all(round(predictor.layout.groups[key] * (1 - share)) % 8 == 0 for key, share in eights.items())
-    assert predictor.scale_to(ratios, 1.5) == {A: 0.0, B: 0.0, D: 0.0}
-    with pytest.raises(BudgetError, match=r"1\.0% of the dense latency; the lowest is"):
-        predictor.scale_to(ratios, 0.01)
 
 
 def test_wrong_plans_and_latencies_are_refused(staircase):

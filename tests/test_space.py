@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import optuna
 import pytest
 
 from autoprune.errors import StudyError
 from autoprune.group import Group
 from autoprune.plan import Choice, Plan
-from autoprune.space import Options, Space, Variable, parameters, plan_of, suggest, uniform, unscored
+from autoprune.space import Options, Space, Variable, distributions, parameters, plan_of, uniform, unscored
 
 CONV = Group("layer1.0.conv", "units", ("layer1.0.conv", "layer1.1.conv"), ("conv", "conv"), (32,))
 SECOND = Group("layer2.conv", "units", ("layer2.conv",), ("conv",), (24,))
@@ -131,26 +130,13 @@ def test_no_group_is_lost_or_decided_twice_when_options_differ_inside_a_stage() 
 
 
 @pytest.mark.parametrize("share", [None, "stage"])
-def test_suggest_gives_back_what_parameters_took(share: Any) -> None:
+def test_a_plan_comes_back_from_its_parameters(share: Any) -> None:
     variables = Space(share=share).resolve(GROUPS)
     plan = uniform(variables, ("structured", "sparse"), 0.37)
-    assert suggest(variables, optuna.trial.FixedTrial(parameters(variables, plan))) == plan
-    assert suggest(variables, optuna.trial.FixedTrial(parameters(variables, Plan()))) == Plan()
-
-
-def test_every_parameter_is_always_suggested() -> None:
-    variables = Space().resolve(GROUPS)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    seen = set()
-    for _ in range(5):
-        trial = study.ask()
-        plan = suggest(variables, trial)
-        seen.add(frozenset(trial.params))
-        assert all(choice.ratio <= 0.9 for _, choice in plan)
-        if len(plan):
-            assert suggest(variables, optuna.trial.FixedTrial(parameters(variables, plan))) == plan
-    assert len(seen) == 1 and len(next(iter(seen))) == 3 * len(variables)
+    for each in (plan, Plan()):
+        found = parameters(variables, each)
+        assert plan_of(variables, found) == each
+        assert set(found) == set(distributions(variables)) and len(found) == 3 * len(variables)
 
 
 def test_uniform_clips_to_the_range_and_takes_the_first_that_is_offered() -> None:
@@ -270,7 +256,7 @@ def test_a_plan_says_the_share_that_really_goes(technique: str, high: float, wan
     for ratio, share in wanted.items():
         assert variable.choices(technique, ratio, "l1")["layer2.conv:weights"].ratio == share
         plan = uniform([variable], (technique,), ratio)
-        assert suggest([variable], optuna.trial.FixedTrial(parameters([variable], plan))) == plan
+        assert plan_of([variable], parameters([variable], plan)) == plan
 
 
 def test_a_pattern_may_have_a_multiple_of_its_own() -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from autoprune.errors import InputError, ModelError, nearest
-from autoprune.measuring.operations import Array, Operation, cut_widths, features, operations
+from autoprune.measuring.operations import Array, Operation, features, operations
 from autoprune.pruning.coupling import Coupling
 from autoprune.task import Inputs
 
@@ -79,11 +79,6 @@ class Layout:
         widths = np.array([widths for widths, _ in rows], float)
         shares = widths / np.array(list(self.groups.values()), float)
         return features(self.operations, self.groups, widths, [gone for _, gone in rows]), shares
-
-    def widths(self, rows: Sequence[Row]) -> tuple[Array, Array]:
-        """Rows and columns of each operation, both (plans, operations)."""
-        given = np.array([widths for widths, _ in rows], float)
-        return cut_widths(self.operations, self.groups, given)
 
     def keep(self, row: Row) -> dict[str, Tensor]:
         """What is kept of each group, booleans (units,): the first ones of each cell; blocks only where some go."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -42,10 +42,6 @@ class Operation:
     row_shares: Mapping[str, float]
     column_shares: Mapping[str, float]
     block: str | None = None  # the removable residual block that it is in
-
-    def to_json(self) -> dict[str, Any]:
-        """A JSON object with every field."""
-        return asdict(self)
 
 
 def operations(coupling: Coupling, model: nn.Module, inputs: Inputs) -> list[Operation]:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from autoprune.errors import BudgetError, InputError, nearest
+from autoprune.errors import InputError, nearest
 from autoprune.measuring.latency import Latency
 from autoprune.measuring.layout import Layout, Row
 from autoprune.measuring.operations import SMOOTH_TERMS, TERMS, Array
@@ -146,41 +146,6 @@ class Predictor:
         wider = np.minimum.accumulate(level[::-1])[::-1][1:]
         return [int(width) for width, good in zip(widths, [*(level[:-1] < wider), True], strict=True) if good]
 
-    def scale_to(
-        self,
-        ratios: Mapping[str, float],
-        budget: float,
-        *,
-        multiple_of: int = 1,
-        most: float = 0.95,
-        sure: bool = False,
-    ) -> dict[str, float]:
-        """The shares removed, all scaled by the least factor that is predicted to come to `budget`, a ratio to dense.
-
-        A staircase is not monotone, so factors are tried in order. None removes more than `most` of a group; widths are
-        multiples of `multiple_of`; with `sure` the upper end of the interval must fit.
-        Raises BudgetError where no factor does.
-        """
-        largest = max(ratios.values(), default=0.0)
-        factors = np.linspace(0.0, most / largest, 201) if largest > 0 else np.zeros(1)
-        plans = [
-            {
-                key: self.layout.width(key, min(factor * share, most), self._step(key, multiple_of))
-                for key, share in ratios.items()
-            }
-            for factor in factors.tolist()
-        ]
-        rows = [self.layout.row(plan) for plan in plans]
-        predicted = self._ratios(rows) + self._reach(rows) if sure else self._ratios(rows)
-        fits = predicted <= budget
-        if not fits.any():
-            raise BudgetError(
-                f"no scaling of these ratios is predicted to come to {budget:.1%} of the dense latency; the lowest is "
-                f"{float(predicted.min()):.1%}: cut more groups, or raise the budget"
-            )
-        chosen = plans[int(fits.argmax())]
-        return {key: 1 - width / self.layout.groups[key] for key, width in chosen.items()}
-
     def to_json(self) -> dict[str, Any]:
         """A JSON object with the layout and every measurement."""
         seen = [
@@ -201,9 +166,6 @@ class Predictor:
             for widths, gone, ratio, error, dense_ms in data["observations"]
         ]
         return cls(Layout.from_json(data["layout"]), seen)
-
-    def _step(self, key: str, multiple_of: int) -> int:
-        return 1 if key in self.layout.counted else multiple_of
 
     def _fit(self) -> None:
         measured, self._spread = self._measured(), None

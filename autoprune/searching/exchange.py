@@ -130,8 +130,7 @@ def _step(variable: Variable) -> float:
 
 def _least(variable: Variable) -> float:
     """The share of a group of units that the least step of width is."""
-    group = variable.groups[0]
-    return (1 if "attention" in group.kinds else variable.multiple_of) / group.size
+    return variable.step / variable.groups[0].size
 
 
 def _moved(variable: Variable, parameters: Parameters, by: float) -> dict[str, Any]:

@@ -73,7 +73,7 @@ class Surrogate:
         for each in self.variables:
             # of a group in a block that goes there is none
             choices = (plan.choices.get(group.key) for group in each.groups)
-            choice = next((found for found in choices if found is not None), None)
+            choice = next((each for each in choices if each is not None), None)
             if each.whole:
                 found.append(float(choice is not None))
                 continue
