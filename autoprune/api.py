@@ -165,6 +165,12 @@ def search(
         return SearchResult(study, _search(study, config.open_run(read.resolved(), Path(out)), listener), kept)
 
 
+def _name(given: Any) -> str:
+    """What a function is known by: a run is not gone on with under another."""
+    module, name = getattr(given, "__module__", ""), getattr(given, "__qualname__", type(given).__qualname__)
+    return given if isinstance(given, str) else f"{module}.{name}"
+
+
 def _task(
     model: nn.Module,
     data: Data,
@@ -189,5 +195,7 @@ def _task(
         training=Recipe(**read.resolved()["recovery"]),
         adapter=arguments.callable_(adapter, "adapter"),
         given=model,
-        description={"model": "python"},
+        description={"model": "python"}
+        | {"metric": given if isinstance(given, str) else {**given, "function": _name(given.get("function"))}}
+        | {"loss": _name(loss), "adapter": _name(adapter)},
     )

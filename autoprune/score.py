@@ -113,8 +113,10 @@ class Score:
         return self.expected().updated(metric=None) if stage == "screened" else self
 
     def completed(self, other: Score) -> Score:
-        """A copy where the figures that are None are `other`'s."""
-        return replace(self, **{name: getattr(other, name) for name, value in vars(self).items() if value is None})
+        """A copy where the figures that are None are `other`'s; on further targets too."""
+        figures = {name: getattr(other, name) for name, value in vars(self).items() if value is None}
+        elsewhere = {name: score.completed(other.on(name)) for name, score in self.elsewhere.items()}
+        return replace(self, **figures, elsewhere={**other.elsewhere, **elsewhere})
 
 
 @dataclass(frozen=True)

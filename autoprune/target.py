@@ -192,6 +192,10 @@ class Budget:
                 broken.append(limit.exceeded(used))
         return broken
 
+    def unmeasured(self, score: Score, dense: Score, goal: str) -> list[str]:
+        """One phrase for each limit of which nothing is known: what cannot be told to be kept is not kept."""
+        return [f"{limit.key} was not measured" for limit in self.limits if limit.used(score, dense, goal) is None]
+
     def to_json(self) -> dict[str, str]:
         """`{"latency": "50%"}`, as in a study."""
         return {limit.key: str(limit) for limit in self.limits}

@@ -20,12 +20,13 @@ from scipy.stats import spearmanr
 from test_search import TASK, Listens, crash_at, figures, quick, study
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from autoprune.errors import BudgetError, InputError, MissingPackage
+from autoprune.errors import BudgetError, InputError, MissingPackage, TrainingError
+from autoprune.group import Group
 from autoprune.plan import Choice, Plan
 from autoprune.reporting.sensitivity import plot, record, table
 from autoprune.run import Run
 from autoprune.score import Candidate, Score
-from autoprune.searching import results
+from autoprune.searching import evaluate, results
 from autoprune.searching.evaluate import Evaluator, decided
 from autoprune.searching.exchange import exchanged, filled, narrowed
 from autoprune.searching.listener import Quiet
@@ -40,8 +41,9 @@ from autoprune.searching.sensitivity import Sensitivity, knapsack
 from autoprune.searching.steering import Steering
 from autoprune.searching.study import Journal
 from autoprune.searching.surrogate import Surrogate
-from autoprune.space import NONE, parameters, plan_of
+from autoprune.space import NONE, Options, Space, parameters, plan_of, uniform
 from autoprune.study import Study
+from autoprune.target import Target
 from autoprune.training.batches import sampled
 from autoprune.training.loop import Quality
 
@@ -263,9 +265,58 @@ def test_it_stops_by_itself_where_nothing_gets_better(tmp_path: Path, monkeypatc
 
 def test_a_budget_that_only_untrained_plans_keep_says_so(tmp_path: Path) -> None:
     recovery = replace(TASK.training, learning_rate=1e-30)
+    asked = study({"flops": "12%", "metric_drop": "0"}, recovery=recovery, trials=25, finalists=1)
     with pytest.raises(BudgetError, match="no plan meets the budget") as raised:
-        run_search(study({"flops": "12%", "metric_drop": "0"}, recovery=recovery, trials=8, finalists=1), Run(tmp_path))
+        run_search(asked, Run(tmp_path))
     assert "metric_drop" in str(raised.value)
+    stages = [row["stage"] for row in rows(tmp_path)]
+    assert stages.count("screened") > 5 and stages.count("trained") == 3  # times the finalists, and no more
+
+
+@pytest.mark.parametrize(("timeout", "most"), [(None, 10), (0.01, 1)])
+def test_so_many_plans_whose_training_breaks_down_are_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, timeout: float | None, most: int
+) -> None:
+    def breaks(*args: Any, **options: Any) -> None:
+        raise TrainingError("the loss is nan")
+
+    monkeypatch.setattr(evaluate, "train", breaks)
+    with pytest.raises(BudgetError):
+        searched(tmp_path, trials=30, finalists=1, timeout_s=timeout)
+    assert [row["stage"] for row in rows(tmp_path)].count("failed") == most
+
+
+def test_what_is_planned_under_another_budget_is_what_is_left_under_it(tmp_path: Path) -> None:
+    class Planned(Listens):
+        trials = 0
+
+        def planned(self, seconds: float | None, trials: int) -> None:
+            self.trials = trials
+
+    first, again, tighter = Planned(), Planned(), Planned()
+    searched(tmp_path, first)
+    ended = len(rows(tmp_path))
+    searched(tmp_path, again)
+    searched(tmp_path, tighter, budget={"flops": "35%"})
+    assert (first.trials, again.trials, tighter.trials) == (14, ended + 2, ended + 12 + 2)
+
+
+def test_a_counted_limit_on_a_further_target_is_foreseen(prepared: Prepared, tmp_path: Path) -> None:
+    given = replace(screening({"size on cpu_onnxruntime": "50%"}), further=(Target("cpu_onnxruntime"),))
+    ready = prepare(given)
+    scores = importance(given, ready.model, ready.coupling)
+    found = Steering.of(given, ready, ready.dense, scores, Run(tmp_path))
+    assert found.violation(Plan()) == pytest.approx(1.0)
+    assert found.violation(uniform(ready.variables, ("structured",), 0.9)) < 0
+
+
+def test_few_units_are_given_back_one_by_one() -> None:
+    group = Group("a", "units", ("a",), ("conv",), (12,))
+    few = Space(Options(("structured",), (0.0, 0.9), ("l1",))).resolve([group], 8)
+    assert few[0].step == 1
+    start = {"a:units.technique": "structured", "a:units.ratio": 0.75, "a:units.criterion": "l1"}
+    found = filled(few, start, lambda given: given["a:units.ratio"] >= 0.3, "0")
+    assert found["a:units.ratio"] == pytest.approx(4 / 12)
 
 
 @pytest.mark.parametrize("share", [1.0, 0.8])
@@ -370,7 +421,7 @@ def test_what_is_left_of_the_budget_is_given_back_to_units(prepared: Prepared, t
             key: value for key, value in start.items() if key.endswith("technique")
         }
         for variable in (each for each in prepared.variables if each.name in keys):
-            step = variable.multiple_of / variable.groups[0].size
+            step = variable.step / variable.groups[0].size
             assert not fits({**net, f"{variable.name}.ratio": net[f"{variable.name}.ratio"] - step})
 
 
@@ -387,7 +438,7 @@ def test_samples_spend_the_budget(prepared: Prepared, tmp_path: Path) -> None:
         )
         assert found.steering.fits(plan_of(prepared.variables, net))
         for variable in (each for each in prepared.variables if each.name in keys):
-            step = variable.multiple_of / variable.groups[0].size
+            step = variable.step / variable.groups[0].size
             wider = net | {f"{variable.name}.ratio": net[f"{variable.name}.ratio"] - step}
             assert not found.steering.fits(plan_of(prepared.variables, wider))
 

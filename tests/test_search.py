@@ -521,6 +521,26 @@ def test_a_dry_run_trains_nothing() -> None:
     assert report.seconds is not None and 25 < report.seconds < 600
 
 
+def test_a_search_killed_while_a_trial_is_told_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept, told = optuna.trial.Trial.set_user_attr, list[str]()
+
+    def killed(trial: optuna.trial.Trial, key: str, value: Any) -> None:
+        if trial.number == 1 and told and key not in ("plan", "budget"):
+            raise RuntimeError("killed")
+        kept(trial, key, value)
+        if trial.number == 1 and key not in ("plan", "budget"):
+            told.append(key)
+
+    broken = Recipe(epochs=1, batch_size=25, learning_rate=1e30)
+    monkeypatch.setattr(optuna.trial.Trial, "set_user_attr", killed)
+    with pytest.raises(RuntimeError, match="killed"):
+        searched(tmp_path, recovery=broken, trials=3)
+    monkeypatch.setattr(optuna.trial.Trial, "set_user_attr", kept)
+    with pytest.raises(BudgetError):
+        searched(tmp_path, recovery=broken, trials=3)
+    assert len(told) == 1 and [row["stage"] for row in rows(tmp_path)].count("failed") == 1
+
+
 def test_the_journal_counts_only_what_has_ended(tmp_path: Path) -> None:
     searched(tmp_path, trials=2)
     prepared = prepare(study(), Run(tmp_path))
@@ -547,6 +567,9 @@ def test_search_in_python_with_dictionaries_and_a_metric_to_minimise(tmp_path: P
 
     def wrong(outputs: Any, targets: torch.Tensor) -> float:
         return 1 - accuracy(outputs["logits"], targets)
+
+    def worse(outputs: Any, targets: torch.Tensor) -> float:
+        return 2 * wrong(outputs, targets)
 
     def batches(count: int, seed: int) -> list[dict[str, torch.Tensor]]:
         pixels, labels = images(count, seed).tensors
@@ -576,6 +599,13 @@ def test_search_in_python_with_dictionaries_and_a_metric_to_minimise(tmp_path: P
     assert json.loads((folder / "score.json").read_text())["budget"] == {"params": "40%"}
     with pytest.raises(InputError, match="given in Python"):
         autoprune.load(folder)
+    with pytest.raises(InputError, match="its loss or its metric"):
+        autoprune.search(
+            model, train=loaders[0], validation=loaders[1], metric=worse, goal="minimize", budget={"params": "40%"},
+            objectives=("metric", "params"), target={"device": "cpu", "runtime": "eager"}, trials=4,
+            out=tmp_path / "run", space={"default": {"techniques": ["structured"], "criteria": ["l1"]}},
+            formats=["safetensors"], recovery={"epochs": 2, "learning_rate": 0.01},
+        )  # fmt: skip
 
 
 def test_a_known_result_is_judged_by_the_budget_of_now() -> None:
@@ -606,3 +636,23 @@ def test_limits_on_a_further_target_are_measured_and_kept(tmp_path: Path) -> Non
     record = json.loads((tmp_path / "loose" / "best" / "score.json").read_text())
     assert [target["name"] for target in record["further"]] == ["cpu_onnxruntime"]
     assert record["elsewhere"]["cpu_onnxruntime"]["latency_ms"] > 0
+
+
+def test_a_target_that_is_named_later_is_measured_then(tmp_path: Path) -> None:
+    searched(tmp_path)
+    for limit, keeps in (("0.1%", False), ("100%", True)):
+        asked = replace(study({"size on cpu_onnxruntime": limit}), further=(Target("cpu_onnxruntime"),))
+        if keeps:
+            best = results.export_from(asked, Run(tmp_path), tmp_path / "exported").best
+            assert best is not None and best.score.on("cpu_onnxruntime").size_bytes
+        else:
+            with pytest.raises(BudgetError, match="size on cpu_onnxruntime"):
+                results.export_from(asked, Run(tmp_path), tmp_path / "exported")
+
+
+def test_figures_on_further_targets_are_completed_too() -> None:
+    kept = Score(0.9, elsewhere={"a": Score(latency_ms=1.0)})
+    fresh = Score(flops=5, elsewhere={"a": Score(latency_ms=2.0, size_bytes=7), "b": Score(size_bytes=9)})
+    found = kept.completed(fresh)
+    assert (found.metric, found.flops) == (0.9, 5)
+    assert found.on("a") == Score(latency_ms=1.0, size_bytes=7) and found.on("b") == Score(size_bytes=9)

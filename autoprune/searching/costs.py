@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -59,8 +60,9 @@ class Costs:
             else replace_tensors(model, lambda _, tensor: tensor.clone())
         )
         shapes = {name: list(tensor.shape) for name, tensor in model.named_parameters()}
+        code = [hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in study.task.sources]
         self.architecture = _digest(
-            [repr(model), shapes, study.target.to_json(), runtime.version(), _machine(), self._shapes()]
+            [repr(model), code, shapes, study.target.to_json(), runtime.version(), _machine(), self._shapes()]
         )
         self._memory: dict[str, Any] = {}
         self._further = {
@@ -137,7 +139,8 @@ class Costs:
         score = self.stored(model, pruned, measure.with_latency(score, found, self.target.batch))
         score = self._resources(finished, zeros, "", score, anew=True)
         elsewhere = {
-            name: costs.of_finished(model, pruned, score.on(name), processes) for name, costs in self._further.items()
+            name: costs.of_finished(model, pruned, score.on(name).completed(costs.score(finished)), processes)
+            for name, costs in self._further.items()
         }
         return score.updated(elsewhere=elsewhere)
 

@@ -53,6 +53,7 @@ def settle(
         )
         score = decided(finished, lambda score: study.budget.broken(score, dense, study.task.metric.goal))
         broken = study.budget.broken(score, dense, study.task.metric.goal)
+        broken += study.budget.unmeasured(score, dense, study.task.metric.goal)
         if broken:
             judged[candidate.number] = replace(candidate, score=score, feasible=False, reason="; ".join(broken))
             listener.note(f"trial {candidate.number} is out of the budget when measured again: {'; '.join(broken)}")

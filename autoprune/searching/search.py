@@ -30,6 +30,7 @@ __all__ = ["Result", "search"]
 
 _MORE = 10  # plans are judged beyond the trials asked for, while none keeps the budget
 _ROUNDS = 3  # times the finalists that are trained, at most, while none keeps the budget
+_TRIED = 10  # times the finalists that are promoted, at most: of some the latency, or the training, comes to nothing
 
 
 @dataclass(frozen=True)
@@ -117,8 +118,9 @@ class _Search:
         """The dense baseline, and the first plans in the queue."""
         trials, done = self.study.search.trials, self.journal.known()
         trained = baseline.kept(self.study, self.run)
-        whole = trials + (self.study.search.finalists or 0)
-        self.listener.planned(self.prepared.seconds(self.study, trials - done, trained), whole)
+        left = max(0, trials - (done if self.study.search.finalists is None else self.journal.finished()))
+        whole = done + left + (self.study.search.finalists or 0)
+        self.listener.planned(self.prepared.seconds(self.study, left, trained), whole)
         if done:
             self.listener.note(f"going on with {self.run.folder}: {done} trials are done")
         dense = baseline.establish(self.study, self.prepared, self.run, self.listener)
@@ -126,7 +128,7 @@ class _Search:
         scores = importance(self.study, self.prepared.model, self.prepared.coupling)
         evaluate = Evaluator(self.study, self.prepared, dense, scores, self.listener)
         self.dense, self.trials = dense, Trials(evaluate, self.journal, self.run, task)
-        self.screening = Screening(evaluate, self.run, f"{task}-{self.study.search.seed}", self._late)
+        self.screening = Screening(evaluate, self.run, f"{task}-{self.study.search.seed}", self._late_to_judge)
         self.journal.start(lambda: [Plan()] if self._suffices(dense) else self.screening.proposals(), dense)
 
     def _suffices(self, dense: Score) -> bool:
@@ -155,7 +157,7 @@ class _Search:
         if count is None:
             self._train_all()
         else:
-            self._screen(count)
+            self._screen()
             self._promote(count)
 
     def _train_all(self) -> None:
@@ -165,15 +167,14 @@ class _Search:
                 return
             self.trials.run_one(*self.journal.ask(), self.trials.trained)
 
-    def _screen(self, count: int) -> None:
+    def _screen(self) -> None:
         """Plans that wait, neighbours of the best ones and the sampler's, scaled to the budget; untrained."""
-        reserve = min(self.prepared.training_s(self.study) * count, (self.study.search.timeout_s or 0.0) / 2)
         trials = self.study.search.trials
         while (done := self.journal.finished()) < trials + _MORE:
             candidates = self.trials.candidates()
             if done >= trials and self.screening.fitting(candidates):
                 return
-            if self._late(reserve) and self.screening.started(candidates):
+            if self._late_to_judge() and self.screening.started(candidates):
                 self.listener.note(f"{done} plans are judged: what is left of the time limit is for training")
                 return
             if self.screening.enough(candidates, done):
@@ -189,21 +190,34 @@ class _Search:
             self.trials.run_one(trial, plan, self.trials.screened)
 
     def _promote(self, count: int) -> None:
-        """Train the best `count` of those judged untrained; up to three times as many while none keeps the budget."""
-        assert self.dense is not None
-        most = count * _ROUNDS
+        """Train the best `count` of those judged untrained; more, while none keeps the budget.
+
+        At most three times the finalists are trained. With the time over, none beyond the finalists is tried.
+        """
+        finalists = self.study.search.finalists
+        assert self.dense is not None and finalists is not None
+        most, count = finalists * _ROUNDS, min(count, finalists * _ROUNDS)
         while True:
-            candidates = self.trials.candidates()
-            chosen = promoted(self.study, self.dense, candidates, self.journal.promoted(), count)
+            candidates, tried = self.trials.candidates(), self.journal.promoted()
+            chosen = promoted(self.study, self.dense, candidates, tried, count)
             if chosen is None:
                 if ranked(self.study, candidates) or count >= most:
                     return
                 count += 1
                 continue
-            if self._late() and any(each.stage == "trained" for each in candidates):
+            trained = any(each.stage == "trained" for each in candidates)
+            if self._late() and (trained or len(tried) >= finalists):
                 self.listener.note("the time limit is reached before all of the best plans were trained")
                 return
+            if len(tried) >= finalists * _TRIED:
+                self.listener.note(f"{len(tried)} of the best plans were tried; no more are")
+                return
             self.trials.run_one(self.journal.promote(chosen), chosen.plan, self.trials.trained)
+
+    def _late_to_judge(self) -> bool:
+        """Whether what is left of the time limit is for training."""
+        timeout, count = self.study.search.timeout_s or 0.0, self.study.search.finalists or 0
+        return self._late(min(self.prepared.training_s(self.study) * count, timeout / 2))
 
     def _late(self, reserve_s: float = 0.0) -> bool:
         limit = self.study.search.timeout_s

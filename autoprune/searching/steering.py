@@ -7,6 +7,7 @@ corrected by every candidate that is measured.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, replace
@@ -39,7 +40,7 @@ _LEARNT = 160  # plans are enough to learn from: it takes longer for each
 _REMEMBERED = 256  # plans, by the units that they keep
 _TIMED = ("latency", "throughput")
 _UNFORESEEN = ("metric_drop", "memory", "energy")  # what is not known of a plan before it has run
-_PROFILE_S, _PLANS = 60.0, 40  # of a profile, at most
+_PROFILE_S, _PROFILE_SHARE, _PLANS = 60.0, 0.2, 40  # of a profile, at most: seconds, of the time limit, plans
 
 
 @dataclass
@@ -93,7 +94,7 @@ class Steering:
         score = self._counted(plan, keep) if counted else Score()
         elsewhere = {target: self._foreseen(target, keep, score.on(target)) for target in self.predictors}
         own = elsewhere.pop("", score)
-        score = own.updated(elsewhere=elsewhere)
+        score = own.updated(elsewhere={**score.elsewhere, **elsewhere})
         goal = self.study.task.metric.goal
         return max(self.budget.violations(score, self.dense, goal).values(), default=-1.0)
 
@@ -182,7 +183,10 @@ class Steering:
         key = (*widths, *((key, choice) for key, choice in self.effective(plan) if key not in keep))
         if key not in self._known:
             pruned = apply(self.prepared.model, self.prepared.coupling, plan, self.importance)
-            self._known[key] = self.prepared.costs.score(pruned)
+            costs = self.prepared.costs
+            further = {each.target for each in self.budget.limits if each.target and each.quantity not in _TIMED}
+            elsewhere = {target: costs.on(target).score(pruned) for target in further}
+            self._known[key] = costs.score(pruned).updated(elsewhere=elsewhere)
         return self._known[key]
 
     def _foreseen(self, target: str, keep: Mapping[str, Tensor], score: Score) -> Score:
@@ -216,7 +220,7 @@ class Steering:
                 model,
                 costs.inputs,
                 measure,
-                budget_s=_PROFILE_S,
+                budget_s=min(_PROFILE_S, _PROFILE_SHARE * (self.study.search.timeout_s or math.inf)),
                 plans=_PLANS,
                 seed=self.study.search.seed,
                 blocks=blocks,

@@ -145,10 +145,10 @@ class Journal:
     def tell(self, trial: Trial, candidate: Candidate, seconds: float) -> None:
         """Record a candidate: COMPLETE with what was really measured, or FAIL where its training broke down."""
         with _quiet():
-            trial.set_user_attr("stage", candidate.stage)
             trial.set_user_attr("reason", candidate.reason)
             trial.set_user_attr("score", candidate.score.to_json())
             trial.set_user_attr("seconds", round(seconds, 3))
+            trial.set_user_attr("stage", candidate.stage)  # last: what has a stage has ended
             if candidate.stage == "failed":
                 self.optuna.tell(trial, state=TrialState.FAIL)
                 return
