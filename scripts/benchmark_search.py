@@ -21,7 +21,7 @@ against the dense one in 5 fresh processes on ONNX Runtime, one thread, batch 1;
   ours      autoprune's search as it comes
 
 The peers need `pip install torch-pruning==1.6.1 nvidia-modelopt torchprofile==0.0.4 requests omegaconf pulp`, the plot
-plotly, CIFAR-10 Pillow with WebP; what is not there is said in its cells. --quick takes no data and 15 to 25 minutes,
+plotly, CIFAR-10 Pillow with WebP; what is not there is said in its cells. --quick takes no data and about 10 minutes,
 --standard about 6 hours on two cores. Resumable: what lies in --out is not computed again; `--table` only prints.
 """
 
@@ -54,7 +54,8 @@ STANDARD: list[Key] = [
     *itertools.product(("digits", "fashion_mobilenet"), (0.5, 0.3), (0, 1, 2)),
     *((name, 0.3, 0) for name in ("fsdd_lstm", "fashion_vit", "cifar10_resnet20", "cifar10_vgg")),
 ]
-QUICK: list[Key] = [("digits", 0.5, 0), ("digits", 0.3, 0)]
+QUICK: list[Key] = [("digits", 0.3, 0)]
+QUICK_METHODS = [name for name in DEFAULT if name not in ("scratch", "ours4")]
 PROCESSES, SECONDS = 5, 1.5  # of the last measurement
 
 
@@ -114,10 +115,10 @@ def compute(keys: list[Key], methods: list[str], data: Path | None, out: Path) -
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="digits, 50 % and 30 %, one seed")
+    parser.add_argument("--quick", action="store_true", help="digits, 30 %, one seed, without scratch and ours4")
     parser.add_argument("--standard", action="store_true", help="all tasks")
     parser.add_argument("--tasks", nargs="+", choices=CASES, help="of those, or with --budgets and --seeds")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=DEFAULT)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, help="all but ours_widths and front, unless named")
     parser.add_argument("--budgets", nargs="+", type=float, help="shares of dense latency")
     parser.add_argument("--seeds", nargs="+", type=int)
     parser.add_argument("--data", type=Path, help="folder with CIFAR10, FashionMNIST, FSDD and weights")
@@ -126,6 +127,7 @@ def arguments() -> argparse.Namespace:
     given = parser.parse_args()
     if not given.data and not given.table and any(key[0] != "digits" for key in chosen(given)):
         parser.error("these tasks need --data FOLDER")
+    given.methods = given.methods or (QUICK_METHODS if given.quick else DEFAULT)
     return given
 
 

@@ -69,19 +69,21 @@ class Costs:
             target.name: Costs(_on(study, target), model, coupling, inputs, run) for target in study.further
         }
 
-    def score(self, pruned: Pruned) -> Score:
+    def score(self, pruned: Pruned, *, sized: bool = True) -> Score:
         """FLOPs, parameters, nonzero parameters at the final ratio, size of the file that the target runs; no latency.
 
-        The nonzero count alone depends on the weights' values, and is counted anew.
+        The nonzero count alone depends on the weights' values, and is counted anew. Where it is not `sized`, there is
+        no file either, and nothing is kept: that is for plans which are only thought of.
         """
         zeros = pruned.masks.final()
         key = self._key(pruned, zeros)
         kept = self._recall("costs", key)
         if kept is None:
-            size = measure.size_bytes(self._artefact(pruned, zeros))
+            size = measure.size_bytes(self._artefact(pruned, zeros)) if sized else None
             kept = measure.costs(pruned.model, self.inputs).updated(nonzero_params=None, size_bytes=size).to_json()
-            self._keep("costs", key, kept)
-        if "size_compressed" in self._asked and kept.get("size_compressed_bytes") is None:
+            if sized:
+                self._keep("costs", key, kept)
+        if sized and "size_compressed" in self._asked and kept.get("size_compressed_bytes") is None:
             kept = compressed(self._artefact(pruned, zeros), None, Score.from_json(kept), self._asked).to_json()
             self._keep("costs", key, kept)
         nonzero = sum(

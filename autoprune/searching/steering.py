@@ -186,7 +186,8 @@ class Steering:
             costs = self.prepared.costs
             further = {each.target for each in self.budget.limits if each.target and each.quantity not in _TIMED}
             elsewhere = {target: costs.on(target).score(pruned) for target in further}
-            self._known[key] = costs.score(pruned).updated(elsewhere=elsewhere)
+            sized = any(each.quantity.startswith("size") and not each.target for each in self.budget.limits)
+            self._known[key] = costs.score(pruned, sized=sized).updated(elsewhere=elsewhere)
         return self._known[key]
 
     def _foreseen(self, target: str, keep: Mapping[str, Tensor], score: Score) -> Score:
