@@ -133,7 +133,11 @@ class Metric:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a model is trained; `distill` is the weight of the dense model's outputs in the loss, in [0, 1]."""
+    """How a model is trained; `distill` is the weight of the dense model's outputs in the loss, in [0, 1].
+
+    A pruned one is cut in so many `iterations`, with training between (Han et al. 2015, arXiv:1506.02626): each but the
+    last has one part of the `epochs`, the last two.
+    """
 
     epochs: int = 5
     batch_size: int = 64
@@ -145,6 +149,7 @@ class Recipe:
     weight_decay: float = 1e-2
     distill: float = 0.0
     temperature: float = 4.0
+    iterations: int = 1
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from autoprune.plan import Choice, Plan
 from autoprune.pruning.importance import Importance
 from autoprune.pruning.proof import discover
 from autoprune.pruning.pruned import apply
+from autoprune.reading.schema import Recovery
 from autoprune.run import Run
 from autoprune.score import Candidate
 from autoprune.searching.listener import Quiet
@@ -117,7 +118,7 @@ def _study(cell: Cell, settings: dict[str, Any]) -> Study:
         where,
         Budget.parse({"latency": f"{100 * cell.budget:g}%"}),
         Settings(**{name: given[name] for name in known & set(given)} | {"seed": cell.dense.seed}),
-        cell.case.recipe(given["epochs"]),
+        replace(cell.case.recipe(given["epochs"]), iterations=given.get("iterations", Recovery().iterations)),
         formats=("safetensors", "onnx"),
     )
 
@@ -224,7 +225,7 @@ def front(cell: Cell) -> nn.Module:
 
 def tpe(cell: Cell) -> nn.Module:
     """Plain TPE in the space that autoprune searches: every trial inside the budget is trained alike."""
-    settings = {"trials": 150, "finalists": None, "epochs": cell.case.trial}
+    settings = {"trials": 150, "finalists": None, "epochs": cell.case.trial, "iterations": 1}
     return _searched(cell, settings, stop=True)
 
 

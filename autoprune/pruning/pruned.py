@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +15,10 @@ from autoprune.plan import Choice, Plan
 from autoprune.pruning.coupling import Coupling, tensor_of
 from autoprune.pruning.importance import Importance
 from autoprune.pruning.masks import Mask, Masks
-from autoprune.pruning.shrink import Cut, take
+from autoprune.pruning.shrink import Cut, named_tensors, shrink, take
 from autoprune.space import fits
 
-__all__ = ["Pruned", "apply", "checked", "effective", "kept_units"]
+__all__ = ["Pruned", "apply", "checked", "effective", "kept_units", "partly"]
 
 
 @dataclass(frozen=True)
@@ -42,20 +42,46 @@ def apply(
     plan: Plan,
     importance: Importance,
     schedule: Callable[[float], float] = lambda progress: 1.0,
+    after: Pruned | None = None,
 ) -> Pruned:
     """Cut and mask a copy of `model` as `plan` says; `model` is untouched.
 
-    `schedule` maps training progress in [0, 1] to the share of the final ratio of gradual techniques.
+    `schedule` maps training progress in [0, 1] to the share of the final ratio of gradual techniques. With `after`, an
+    earlier cut of the same model that keeps all that `plan` keeps, the weights are those that it has by now.
     Raises PlanError for a group, technique or criterion that is not there, is refused or does not fit.
     """
     choices = _effective(checked(coupling, plan, importance), importance)
     keep = _kept(choices, importance)
     cuts = coupling.cuts(keep)
     smaller = coupling.apply(model, keep, cuts)
+    if after is not None:
+        _take_on(smaller, cuts, after)
     masks = [
         _mask(model, smaller, group, choice, cuts, importance) for group, choice in choices if group.level == "weights"
     ]
     return Pruned(smaller, Masks(smaller, masks, schedule), cuts, coupling.removed(keep))
+
+
+@torch.no_grad()
+def _take_on(smaller: nn.Module, cuts: Sequence[Cut], after: Pruned) -> None:
+    """Give a cut model the weights of an earlier cut of the same dense model, which keeps at least as much."""
+    places = {(cut.tensor, cut.dim, cut.groups): cut.keep for cut in after.cuts}
+    before = [places.get((cut.tensor, cut.dim, cut.groups)) for cut in cuts]
+    left = [cut if gone is None else replace(cut, keep=cut.keep[gone]) for cut, gone in zip(cuts, before, strict=True)]
+    tensors = dict(named_tensors(shrink(after.model, left)))
+    for name, tensor in named_tensors(smaller):
+        tensor.copy_(tensors[name])
+
+
+def partly(plan: Plan, share: float) -> Plan:
+    """The plan on its way: blocks as they go, of units a share of what goes, all weights still there."""
+    return Plan(
+        {
+            key: choice if key.endswith(":blocks") else replace(choice, ratio=share * choice.ratio)
+            for key, choice in plan
+            if not key.endswith(":weights")
+        }
+    )
 
 
 def effective(coupling: Coupling, plan: Plan, importance: Importance) -> Plan:

@@ -13,13 +13,13 @@ from torch import nn
 from autoprune.errors import InputError, TrainingError
 from autoprune.plan import Plan
 from autoprune.pruning.importance import Importance
-from autoprune.pruning.pruned import Pruned, apply
+from autoprune.pruning.pruned import Pruned, apply, partly
 from autoprune.pruning.repair import Reference
 from autoprune.score import NEED_A_RUN, Candidate, Score
 from autoprune.searching.listener import Listener
 from autoprune.searching.preparation import Prepared
 from autoprune.study import Study
-from autoprune.task import Task
+from autoprune.task import Recipe, Task
 from autoprune.training.batches import sampled
 from autoprune.training.judging import judge
 from autoprune.training.loop import Quality, evaluate, recalibrate, train
@@ -75,15 +75,7 @@ class Evaluator:
         try:
             # else all that could be trained is gone
             if _trainable(pruned.model) or not _trainable(self.prepared.model):
-                train(
-                    pruned.model,
-                    study.task,
-                    study.recovery,
-                    seed=study.search.seed,
-                    teacher=self.prepared.model,
-                    masks=pruned.masks,
-                    report=listener.progress,
-                )
+                pruned = self._recovered(plan, pruned)
             model = self.finish(pruned)
             quality = judge(model, study.task, study.target, "validation", study.recovery.device)
         except TrainingError as error:
@@ -92,6 +84,34 @@ class Evaluator:
         score = score.updated(metric=quality.metric, loss=quality.loss, nonzero_params=nonzero)
         score = self.prepared.costs.stored(model, pruned, score)
         return replace(self.known(plan, number, score), model=model)
+
+    def _recovered(self, plan: Plan, pruned: Pruned) -> Pruned:
+        """What is `pruned` by a plan, trained: cut at once, or in iterations where units go and epochs are enough."""
+        study, model, coupling = self.study, self.prepared.model, self.prepared.coupling
+        parts, epochs = study.recovery.iterations, study.recovery.epochs
+        if parts == 1 or epochs <= parts or not any(key.endswith(":units") for key, _ in plan):
+            self._train(pruned, study.recovery, 0)
+            return pruned
+        each, after = epochs // (parts + 1), None
+        for part in range(1, parts):
+            after = apply(model, coupling, partly(plan, part / parts), self.importance, after=after)
+            self._train(after, replace(study.recovery, epochs=each), (part - 1) * each)
+        pruned = apply(model, coupling, plan, self.importance, polynomial, after=after)
+        self._train(pruned, replace(study.recovery, epochs=epochs - (parts - 1) * each), (parts - 1) * each)
+        return pruned
+
+    def _train(self, pruned: Pruned, recipe: Recipe, before: int) -> None:
+        """Train by `recipe`, after so many epochs `before`."""
+        epochs = self.study.recovery.epochs
+        train(
+            pruned.model,
+            self.study.task,
+            recipe,
+            seed=self.study.search.seed + before,
+            teacher=self.prepared.model,
+            masks=pruned.masks,
+            report=lambda share: self.listener.progress((before + share * recipe.epochs) / epochs),
+        )
 
     def _measured(self, pruned: Pruned, score: Score) -> Score:
         """With the latency; a finalist's, which was chosen by a brief look at it, from fresh processes."""

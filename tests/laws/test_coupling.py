@@ -20,8 +20,9 @@ from autoprune.pruning.interception import propagate
 from autoprune.pruning.masking import masked_outputs
 from autoprune.pruning.outline import Outline
 from autoprune.pruning.proof import TOLERANCE, discover, relative_error
-from autoprune.pruning.pruned import apply
+from autoprune.pruning.pruned import apply, partly
 from autoprune.pruning.shrink import named_tensors, widths
+from autoprune.space import fits
 from autoprune.task import Inputs
 
 every_member = pytest.mark.parametrize("row", MEMBERS, ids=lambda row: row.name)
@@ -99,6 +100,30 @@ def test_cut_equals_masked(row: Member, share: float) -> None:
         outputs, masked = outputs_of(smaller, rows), masked_outputs(model, rows, coupling, keep)
         assert [tensor.shape for tensor in outputs] == [tensor.shape for tensor in outputs_of(model, rows)]
         assert relative_error(outputs, masked) <= TOLERANCE
+
+
+@every_member
+def test_a_cut_in_two_steps_is_the_cut_at_once_of_what_was_trained_between(row: Member) -> None:
+    model, inputs = row.make()
+    model = lively(model)
+    coupling = discover(model, inputs)
+    importance = Importance(model, coupling)
+    fitting = {
+        group.key: next(name for name in ("structured", "neuron", "heads") if fits(name, group) is None)
+        for group in units(coupling)
+    }
+    plan = Plan({key: Choice(name, 0.7) for key, name in fitting.items()})
+    half = apply(model, coupling, partly(plan, 0.5), importance)
+    dense = copy.deepcopy(model)
+    with torch.no_grad():
+        for trained in (half.model, dense):
+            for parameter in trained.parameters():
+                parameter.mul_(1.5)
+    twice = apply(model, coupling, plan, importance, after=half)
+    once = apply(dense, coupling, plan, importance)
+    assert twice.cuts and [cut.tensor for cut in twice.cuts] == [cut.tensor for cut in once.cuts]
+    assert relative_error(outputs_of(twice.model, inputs), outputs_of(once.model, inputs)) <= TOLERANCE
+    assert sum(p.numel() for p in half.model.parameters()) > sum(p.numel() for p in twice.model.parameters())
 
 
 @every_member
