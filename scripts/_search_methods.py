@@ -223,6 +223,11 @@ def front(cell: Cell) -> nn.Module:
     return kept_model(run, best.number, cell.dense.model)
 
 
+def ours_once(cell: Cell) -> nn.Module:
+    """autoprune's search with every plan cut at once, and not in two cuts with training between."""
+    return _searched(cell, {"iterations": 1}, stop=False)
+
+
 def tpe(cell: Cell) -> nn.Module:
     """Plain TPE in the space that autoprune searches: every trial inside the budget is trained alike."""
     settings = {"trials": 150, "finalists": None, "epochs": cell.case.trial, "iterations": 1}
@@ -293,6 +298,7 @@ METHODS: dict[str, Method] = {
     "random": random_search,
     "tpe": tpe,
     "ours_widths": ours_widths,
+    "ours_once": ours_once,
     "ours4": ours4,
     "front": front,
     "ours": ours,
