@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -167,8 +168,14 @@ def search(
 
 def _name(given: Any) -> str:
     """What a function is known by: a run is not gone on with under another."""
-    module, name = getattr(given, "__module__", ""), getattr(given, "__qualname__", type(given).__qualname__)
-    return given if isinstance(given, str) else f"{module}.{name}"
+    if isinstance(given, str):
+        return given
+    if isinstance(given, functools.partial):
+        return f"{_name(given.func)} {given.args} {given.keywords}"
+    if not hasattr(given, "__qualname__"):
+        plain = {key: value for key, value in sorted(vars(given).items()) if isinstance(value, (bool, int, float, str))}
+        return f"{_name(type(given))} {plain}" if given is not None else ""
+    return f"{given.__module__}.{given.__qualname__}"
 
 
 def _task(

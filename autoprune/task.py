@@ -135,8 +135,8 @@ class Metric:
 class Recipe:
     """How a model is trained; `distill` is the weight of the dense model's outputs in the loss, in [0, 1].
 
-    A pruned one is cut in so many `iterations`, with training between (Han et al. 2015, arXiv:1506.02626): each but the
-    last has one part of the `epochs`, the last two.
+    A pruned one is cut in so many `iterations`, with training between (Han et al. 2015, arXiv:1506.02626): of n, each
+    but the last has epochs // (n + 1), the last what is left; where that is none, it is cut at once.
     """
 
     epochs: int = 5

@@ -217,7 +217,7 @@ def front(cell: Cell) -> nn.Module:
     _ran(cell, replace(study, budget=Budget()), run, stop=False)
     try:
         best = export_from(study, run, cell.work / "exported").best
-    except BudgetError as error:
+    except (BudgetError, VerificationError) as error:
         raise Refused(str(error)) from error
     assert best is not None
     return kept_model(run, best.number, cell.dense.model)

@@ -13,7 +13,7 @@ against the dense one in 5 fresh processes on ONNX Runtime, one thread, batch 1;
   uniform8  the same share of every group by L1, widths in eights
   netadapt  NetAdapt's greedy rounds (Yang et al. 2018, arXiv:1804.03230)
   random    random plans inside the budget
-  tpe       Optuna's TPE after autoprune's first proposals, every plan inside the budget trained alike
+  tpe       Optuna's TPE after a few uniform proposals, every plan inside the budget trained alike
   ours_widths  autoprune's search without whole blocks among its techniques; where it is named
   ours_once  autoprune's search with every plan cut at once, not in two cuts; where it is named
   ours4     autoprune's search with a quarter of the epochs

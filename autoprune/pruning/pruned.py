@@ -18,7 +18,7 @@ from autoprune.pruning.masks import Mask, Masks
 from autoprune.pruning.shrink import Cut, named_tensors, shrink, take
 from autoprune.space import fits
 
-__all__ = ["Pruned", "apply", "checked", "effective", "kept_units", "partly"]
+__all__ = ["Pruned", "apply", "checked", "effective", "follows", "kept_units", "partly"]
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def apply(
     """Cut and mask a copy of `model` as `plan` says; `model` is untouched.
 
     `schedule` maps training progress in [0, 1] to the share of the final ratio of gradual techniques. With `after`, an
-    earlier cut of the same model that keeps all that `plan` keeps, the weights are those that it has by now.
+    earlier cut of the same model, the weights are those that it has by now; `follows` says whether it is one.
     Raises PlanError for a group, technique or criterion that is not there, is refused or does not fit.
     """
     choices = _effective(checked(coupling, plan, importance), importance)
@@ -60,6 +60,13 @@ def apply(
         _mask(model, smaller, group, choice, cuts, importance) for group, choice in choices if group.level == "weights"
     ]
     return Pruned(smaller, Masks(smaller, masks, schedule), cuts, coupling.removed(keep))
+
+
+def follows(pruned: Pruned, after: Pruned) -> bool:
+    """Whether `after` lost something, and nothing that `pruned` keeps: a unit may be kept for want of another."""
+    kept = {(cut.tensor, cut.dim, cut.groups): cut.keep for cut in pruned.cuts}
+    pairs = [(kept.get((cut.tensor, cut.dim, cut.groups)), cut.keep) for cut in after.cuts]
+    return bool(pairs) and all(last is not None and not bool((last & ~first).any()) for last, first in pairs)
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from torch import nn
 from autoprune.errors import InputError, TrainingError
 from autoprune.plan import Plan
 from autoprune.pruning.importance import Importance
-from autoprune.pruning.pruned import Pruned, apply, partly
+from autoprune.pruning.pruned import Pruned, apply, follows, partly
 from autoprune.pruning.repair import Reference
 from autoprune.score import NEED_A_RUN, Candidate, Score
 from autoprune.searching.listener import Listener
@@ -86,18 +86,21 @@ class Evaluator:
         return replace(self.known(plan, number, score), model=model)
 
     def _recovered(self, plan: Plan, pruned: Pruned) -> Pruned:
-        """What is `pruned` by a plan, trained: cut at once, or in iterations where units go and epochs are enough."""
+        """What is `pruned` by a plan, trained: cut in iterations, where units go and epochs are enough, or at once."""
         study, model, coupling = self.study, self.prepared.model, self.prepared.coupling
         parts, epochs = study.recovery.iterations, study.recovery.epochs
-        if parts == 1 or epochs <= parts or not any(key.endswith(":units") for key, _ in plan):
-            self._train(pruned, study.recovery, 0)
-            return pruned
-        each, after = epochs // (parts + 1), None
-        for part in range(1, parts):
-            after = apply(model, coupling, partly(plan, part / parts), self.importance, after=after)
-            self._train(after, replace(study.recovery, epochs=each), (part - 1) * each)
-        pruned = apply(model, coupling, plan, self.importance, polynomial, after=after)
-        self._train(pruned, replace(study.recovery, epochs=epochs - (parts - 1) * each), (parts - 1) * each)
+        each, done, after = epochs // (parts + 1), 0, None
+        for part in range(1, parts) if each else ():
+            made = apply(model, coupling, partly(plan, part / parts), self.importance)
+            if not follows(pruned, made) or (after is not None and not follows(made, after)):
+                continue
+            if after is not None:
+                made = apply(model, coupling, partly(plan, part / parts), self.importance, after=after)
+            self._train(made, replace(study.recovery, epochs=each), done)
+            done, after = done + each, made
+        if after is not None:
+            pruned = apply(model, coupling, plan, self.importance, polynomial, after=after)
+        self._train(pruned, replace(study.recovery, epochs=epochs - done), done)
         return pruned
 
     def _train(self, pruned: Pruned, recipe: Recipe, before: int) -> None:

@@ -30,7 +30,7 @@ __all__ = ["Result", "search"]
 
 _MORE = 10  # plans are judged beyond the trials asked for, while none keeps the budget
 _ROUNDS = 3  # times the finalists that are trained, at most, while none keeps the budget
-_TRIED = 10  # times the finalists that are promoted, at most: of some the latency, or the training, comes to nothing
+_TRIED = 10  # times the finalists that are promoted in one start, at most: of some latency or training is too bad
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,7 @@ class _Search:
         self.journal = Journal(study, run, prepared.variables)
         self.dense: Score | None = None
         self.started = time.monotonic()
+        self.tried = 0  # plans promoted since
 
     def begin(self) -> None:
         """The dense baseline, and the first plans in the queue."""
@@ -198,20 +199,21 @@ class _Search:
         assert self.dense is not None and finalists is not None
         most, count = finalists * _ROUNDS, min(count, finalists * _ROUNDS)
         while True:
-            candidates, tried = self.trials.candidates(), self.journal.promoted()
-            chosen = promoted(self.study, self.dense, candidates, tried, count)
+            candidates = self.trials.candidates()
+            chosen = promoted(self.study, self.dense, candidates, self.journal.promoted(), count)
             if chosen is None:
                 if ranked(self.study, candidates) or count >= most:
                     return
                 count += 1
                 continue
             trained = any(each.stage == "trained" for each in candidates)
-            if self._late() and (trained or len(tried) >= finalists):
+            if self._late() and (trained or self.tried >= finalists):
                 self.listener.note("the time limit is reached before all of the best plans were trained")
                 return
-            if len(tried) >= finalists * _TRIED:
-                self.listener.note(f"{len(tried)} of the best plans were tried; no more are")
+            if self.tried >= finalists * _TRIED:
+                self.listener.note(f"{self.tried} of the best plans were tried; no more are")
                 return
+            self.tried += 1
             self.trials.run_one(self.journal.promote(chosen), chosen.plan, self.trials.trained)
 
     def _late_to_judge(self) -> bool:

@@ -70,7 +70,8 @@ class Steering:
         steering = cls(study, prepared, dense, importance, Budget(tuple(foreseen)), whole)
         limited = [limit.target for limit in foreseen if limit.quantity in _TIMED]
         timed = dict.fromkeys([""] * own + limited)
-        found = {target: steering._profiled(target, run) for target in timed}
+        seconds = min(_PROFILE_S, _PROFILE_SHARE / max(1, len(timed)) * (study.search.timeout_s or math.inf))
+        found = {target: steering._profiled(target, run, seconds) for target in timed}
         known = {target: each for target, each in found.items() if each is not None}
         limits = (each for each in foreseen if each.quantity not in _TIMED or each.target in known)
         return replace(steering, budget=Budget(tuple(limits)), predictors=known)
@@ -202,8 +203,8 @@ class Steering:
             throughput_low=batch * 1e3 / ms,
         )
 
-    def _profiled(self, target: str, run: Run) -> Predictor | None:
-        """None where the model has no widths to learn about."""
+    def _profiled(self, target: str, run: Run, seconds: float) -> Predictor | None:
+        """None where the model has no widths to learn about. What a time limit has cut short is not kept."""
         costs, model, coupling = self.prepared.costs.on(target), self.prepared.model, self.prepared.coupling
         blocks = costs.leaves_out and any(each.whole for each in self.prepared.variables)
         key = costs.architecture + "-blocks" * blocks
@@ -221,12 +222,13 @@ class Steering:
                 model,
                 costs.inputs,
                 measure,
-                budget_s=min(_PROFILE_S, _PROFILE_SHARE * (self.study.search.timeout_s or math.inf)),
+                budget_s=seconds,
                 plans=_PLANS,
                 seed=self.study.search.seed,
                 blocks=blocks,
             )
         except ModelError:
             return None
-        run.cache("profile", key, found.to_json())
+        if seconds == _PROFILE_S or found.measured == _PLANS:
+            run.cache("profile", key, found.to_json())
         return found

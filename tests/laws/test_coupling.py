@@ -20,7 +20,7 @@ from autoprune.pruning.interception import propagate
 from autoprune.pruning.masking import masked_outputs
 from autoprune.pruning.outline import Outline
 from autoprune.pruning.proof import TOLERANCE, discover, relative_error
-from autoprune.pruning.pruned import apply, partly
+from autoprune.pruning.pruned import apply, follows, partly
 from autoprune.pruning.shrink import named_tensors, widths
 from autoprune.space import fits
 from autoprune.task import Inputs
@@ -124,6 +124,33 @@ def test_a_cut_in_two_steps_is_the_cut_at_once_of_what_was_trained_between(row: 
     assert twice.cuts and [cut.tensor for cut in twice.cuts] == [cut.tensor for cut in once.cuts]
     assert relative_error(outputs_of(twice.model, inputs), outputs_of(once.model, inputs)) <= TOLERANCE
     assert sum(p.numel() for p in half.model.parameters()) > sum(p.numel() for p in twice.model.parameters())
+
+
+def test_a_cut_that_keeps_a_unit_for_want_of_another_follows_no_earlier_one() -> None:
+    class Part(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.part, self.whole = nn.Linear(6, 16), nn.Linear(5, 3), nn.Linear(16, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.relu(self.first(x))
+            return self.part(x[:, 2:7]) + self.whole(x)
+
+    model, inputs = Part().eval(), Inputs.of(torch.randn(3, 6))
+    with torch.no_grad():
+        order = torch.tensor([9.0, 10.0, 1.0, 2.0, 3.0, 4.0, 5.0, *range(11, 20)])  # the part that is read goes first
+        model.first.weight.copy_(order[:, None].expand(16, 6))
+        model.first.bias.zero_()
+        model.part.weight.fill_(0.01)
+        model.whole.weight.fill_(0.01)
+    coupling = discover(model, inputs)
+    importance = Importance(model, coupling)
+    plan = Plan({"first:units": Choice("neuron", 0.8)})
+    once, half = (apply(model, coupling, each, importance) for each in (plan, partly(plan, 0.1)))
+    assert not follows(once, half) and follows(once, once)
+    gentle = Plan({"first:units": Choice("neuron", 0.2)})
+    assert follows(apply(model, coupling, gentle, importance), half)
+    assert not follows(once, apply(model, coupling, Plan(), importance))  # of which nothing went
 
 
 @every_member
