@@ -17,7 +17,7 @@ from _search_tasks import TECHNIQUES, WIDTHS
 from benchmark_repair import copied
 from torch import nn
 
-from autoprune.errors import BudgetError, VerificationError
+from autoprune.errors import VerificationError
 from autoprune.plan import Choice, Plan
 from autoprune.pruning.importance import Importance
 from autoprune.pruning.proof import discover
@@ -25,11 +25,13 @@ from autoprune.pruning.pruned import apply
 from autoprune.reading.schema import Recovery
 from autoprune.run import Run
 from autoprune.score import Candidate
+from autoprune.searching.baseline import establish
+from autoprune.searching.finalists import settle
 from autoprune.searching.listener import Quiet
-from autoprune.searching.preparation import importance
+from autoprune.searching.preparation import importance, prepare
 from autoprune.searching.records import kept_model
-from autoprune.searching.results import export_from
 from autoprune.searching.search import search
+from autoprune.searching.study import Journal
 from autoprune.space import Variable, uniform
 from autoprune.study import Settings, Study
 from autoprune.target import Budget
@@ -215,11 +217,12 @@ def front(cell: Cell) -> nn.Module:
     settings = {"finalists": FRONT, "epochs": math.ceil(cell.epochs / 2)}
     study = _study(cell, settings)
     _ran(cell, replace(study, budget=Budget()), run, stop=False)
-    try:
-        best = export_from(study, run, cell.work / "exported").best
-    except (BudgetError, VerificationError) as error:
-        raise Refused(str(error)) from error
-    assert best is not None
+    prepared = prepare(study, run)
+    dense = establish(study, prepared, run, Quiet())
+    kept = [each for each in Journal.read(study, run, dense) if (run.trial(each.number) / "score.json").exists()]
+    best, _ = settle(study, prepared, dense, run, kept, Quiet())
+    if best is None:
+        raise Refused("no plan that is trained keeps the budget")
     return kept_model(run, best.number, cell.dense.model)
 
 
