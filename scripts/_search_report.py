@@ -89,6 +89,13 @@ def by_method(rows: list[Row]) -> dict[str, list[Row]]:
     return {method: mine for method, mine in found.items() if {row["seed"] for row in mine} == seeds}
 
 
+def best_other(found: dict[str, list[Row]]) -> tuple[str, float] | None:
+    """The method with the least mean error of those that are not ours, and that error."""
+    others = {name: each for name, each in found.items() if name not in (OURS, *VARIANTS)}
+    errors = {name: statistics.fmean(row["error"] for row in each) for name, each in others.items()}
+    return min(errors.items(), key=lambda pair: pair[1]) if errors else None
+
+
 def verdicts(rows: list[Row]) -> None:
     """Ours against the best of the others, by task and budget."""
     print("\n| task | budget | seeds | best other | its error | ours | ours minus it, 95 % interval | ours is |")
@@ -98,14 +105,12 @@ def verdicts(rows: list[Row]) -> None:
     for task, budget in dict.fromkeys((row["task"], row["budget"]) for row in rows):
         here = [row for row in rows if (row["task"], row["budget"]) == (task, budget)]
         found = by_method(here)
-        mine = found.pop(OURS, None)
-        found = {name: each for name, each in found.items() if name not in VARIANTS}
-        if not found or (mine is None and not any(row["method"] == OURS for row in here)):
+        mine, other = found.get(OURS), best_other(found)
+        if other is None or (mine is None and not any(row["method"] == OURS for row in here)):
             continue
-        errors = {name: statistics.fmean(row["error"] for row in each) for name, each in found.items()}
-        best = min(errors, key=lambda name: errors[name])
+        best, least_error = other
         seeds, total = len({row["seed"] for row in here}), total + 1
-        head = f"| {task} | {budget:.0%} | {seeds} | {best} | {errors[best]:.2%} "
+        head = f"| {task} | {budget:.0%} | {seeds} | {best} | {least_error:.2%} "
         if mine is None:
             print(f"{head}| outside, or none | | worse |")
             continue
@@ -139,18 +144,13 @@ def front(rows: list[Row]) -> None:
     lines = []
     for task, budget in dict.fromkeys((row["task"], row["budget"]) for row in rows):
         found = by_method([row for row in rows if (row["task"], row["budget"]) == (task, budget)])
-        mine = found.pop(FRONT, None)
-        errors = {
-            name: statistics.fmean(row["error"] for row in each)
-            for name, each in found.items()
-            if name not in (OURS, *VARIANTS)
-        }
-        if mine is None or not errors:
+        mine, other = found.get(FRONT), best_other(found)
+        if mine is None or other is None:
             continue
-        best = min(errors, key=lambda name: errors[name])
+        best, least_error = other
         difference, low, high = (100 * each for each in paired(mine, found[best]))
         error, word = statistics.fmean(row["error"] for row in mine), "worse" if low > 0 else "no worse"
-        lines.append(f"{task} at {budget:.0%}: {error:.2%} against {errors[best]:.2%} ({best}), {word}: ")
+        lines.append(f"{task} at {budget:.0%}: {error:.2%} against {least_error:.2%} ({best}), {word}: ")
         lines[-1] += f"{difference:+.2f} [{low:+.2f}, {high:+.2f}]"
     if lines:
         print("\none run's front, against runs of the others for each level:\n" + "\n".join(lines))
