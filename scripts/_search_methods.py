@@ -29,7 +29,7 @@ from autoprune.searching.baseline import establish
 from autoprune.searching.finalists import settle
 from autoprune.searching.listener import Quiet
 from autoprune.searching.preparation import importance, prepare
-from autoprune.searching.records import kept_model
+from autoprune.searching.records import kept_model, with_models
 from autoprune.searching.search import search
 from autoprune.searching.study import Journal
 from autoprune.space import Variable, uniform
@@ -219,7 +219,7 @@ def front(cell: Cell) -> nn.Module:
     _ran(cell, replace(study, budget=Budget()), run, stop=False)
     prepared = prepare(study, run)
     dense = establish(study, prepared, run, Quiet())
-    kept = [each for each in Journal.read(study, run, dense) if (run.trial(each.number) / "score.json").exists()]
+    kept = with_models(run, Journal.read(study, run, dense))
     best, _ = settle(study, prepared, dense, run, kept, Quiet())
     if best is None:
         raise Refused("no plan that is trained keeps the budget")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ __all__ = [
     "keep_result",
     "kept_model",
     "kept_result",
+    "with_models",
     "worth_keeping",
     "write_front",
     "write_table",
@@ -74,6 +75,11 @@ def keep_model(run: Run, candidate: Candidate, model: nn.Module, dense: nn.Modul
     run.write_json(folder / "plan.json", candidate.plan.to_json() | Outline.of(dense, model).to_json())
     save_weights(model, folder / "model.safetensors")
     run.write_json(folder / "score.json", candidate.score.to_json())
+
+
+def with_models(run: Run, candidates: Iterable[Candidate]) -> list[Candidate]:
+    """Those whose trained model the run has kept."""
+    return [each for each in candidates if (run.trial(each.number) / "score.json").exists()]
 
 
 def kept_model(run: Run, number: int, dense: nn.Module) -> nn.Module:

@@ -140,7 +140,7 @@ def export_from(
         dense = baseline.establish(study, prepared, run, listener)
         candidates = Journal.read(study, run, dense)
         front = pareto_front(candidates, study.search.objectives, study.task.metric.goal)
-        kept = [each for each in candidates if (run.trial(each.number) / "score.json").exists()]
+        kept = records.with_models(run, candidates)
         if trial is None:
             found, judged = settle(study, prepared, dense, run, kept, listener)
             if found is None:

@@ -249,7 +249,7 @@ class _Search:
         count, judged = self.study.search.finalists, list[Candidate]()
         for extra in range(1, _ROUNDS + 1):
             seen, told = {each.number for each in judged}, self.trials.told
-            kept = [each for each in self.trials.candidates() if (self.run.trial(each.number) / "score.json").exists()]
+            kept = records.with_models(self.run, self.trials.candidates())
             fresh = [each for each in kept if each.number not in seen]
             best, found = settle(self.study, self.prepared, self.dense, self.run, fresh, self.listener)
             judged += found
