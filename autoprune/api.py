@@ -69,14 +69,14 @@ def prune(
 ) -> nn.Module:
     """A smaller copy of `model`; `model` is untouched.
 
-    `plan`: a ratio, the share of units removed from every group (structured, neuron and heads pruning; never depth or
-    masks); a Plan; or `{pattern on layer names: {"technique": ..., "ratio": ..., "criterion": ...}}`. Criteria that
-    need gradients take them from `batches` and `loss`, those that need activations from `batches`. Widths of at least
-    twice `multiple_of` are rounded to it. `repair` solves the cut layers anew by least squares on `batches` (He et al.
-    2017, arXiv:1707.06168) and keeps what a fifth of these, held out, speaks for. It wants some hundred inputs, and is
-    for a model that is not trained afterwards; one that is trains better from the weights as cut. Warns of groups left
-    uncut, and of shares more than 0.1 from what was asked. Raises PlanError, with the reasons, where nothing can be
-    cut; InputError for what does not fit.
+    `plan`: a ratio, the share of units removed from every group (structured, neuron and heads pruning; never depth
+    or masks); a Plan; or `{pattern on layer names: {"technique": ..., "ratio": ..., "criterion": ...}}`. Criteria
+    that need gradients take them from `batches` and `loss`, those that need activations from `batches`. Widths of
+    at least twice `multiple_of` are rounded to it. `repair` solves the cut layers anew by least squares on
+    `batches` (He et al. 2017, arXiv:1707.06168) and keeps what a fifth of these, held out, speaks for. It wants
+    some hundred inputs; training afterwards starts better from it than from the weights as cut. Warns of groups
+    left uncut, and of shares more than 0.1 from what was asked. Raises PlanError, with the reasons, where nothing
+    can be cut; InputError for what does not fit.
     """
     arguments.module(model, inputs)
     arguments.text(criterion, "criterion", "l1")

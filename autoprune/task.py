@@ -135,8 +135,9 @@ class Metric:
 class Recipe:
     """How a model is trained; `distill` is the weight of the dense model's outputs in the loss, in [0, 1].
 
-    A pruned one is cut in so many `iterations`, with training between (Han et al. 2015, arXiv:1506.02626): of n, each
-    but the last has epochs // (n + 1), the last what is left; where that is none, it is cut at once.
+    A pruned one starts, with `repair`, from layers solved anew by least squares (`pruning.repair`), else from the
+    weights as cut. It is cut in so many `iterations`, with training between (Han et al. 2015, arXiv:1506.02626): of n,
+    each but the last has epochs // (n + 1), the last what is left; where that is none, it is cut at once.
     """
 
     epochs: int = 5
@@ -149,6 +150,7 @@ class Recipe:
     weight_decay: float = 1e-2
     distill: float = 0.0
     temperature: float = 4.0
+    repair: bool = False
     iterations: int = 1
 
 

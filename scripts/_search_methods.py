@@ -120,7 +120,7 @@ def _study(cell: Cell, settings: dict[str, Any]) -> Study:
         where,
         Budget.parse({"latency": f"{100 * cell.budget:g}%"}),
         Settings(**{name: given[name] for name in known & set(given)} | {"seed": cell.dense.seed}),
-        replace(cell.case.recipe(given["epochs"]), iterations=given.get("iterations", Recovery().iterations)),
+        replace(cell.case.recipe(given["epochs"]), repair=given.get("repair", Recovery().repair)),
         formats=("safetensors", "onnx"),
     )
 
@@ -226,14 +226,14 @@ def front(cell: Cell) -> nn.Module:
     return kept_model(run, best.number, cell.dense.model)
 
 
-def ours_once(cell: Cell) -> nn.Module:
-    """autoprune's search with every plan cut at once, and not in two cuts with training between."""
-    return _searched(cell, {"iterations": 1}, stop=False)
+def ours_cut(cell: Cell) -> nn.Module:
+    """autoprune's search with every plan trained from the weights as cut, and not from repaired ones."""
+    return _searched(cell, {"repair": False}, stop=False)
 
 
 def tpe(cell: Cell) -> nn.Module:
     """Plain TPE in the space that autoprune searches: every trial inside the budget is trained alike."""
-    settings = {"trials": 150, "finalists": None, "epochs": cell.case.trial, "iterations": 1}
+    settings = {"trials": 150, "finalists": None, "epochs": cell.case.trial, "repair": False}
     return _searched(cell, settings, stop=True)
 
 
@@ -301,7 +301,7 @@ METHODS: dict[str, Method] = {
     "random": random_search,
     "tpe": tpe,
     "ours_widths": ours_widths,
-    "ours_once": ours_once,
+    "ours_cut": ours_cut,
     "ours4": ours4,
     "front": front,
     "ours": ours,

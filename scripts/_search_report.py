@@ -15,7 +15,7 @@ import torch
 
 Row = dict[str, Any]
 OURS, QUARTER, FRONT = "ours", "ours4", "front"
-VARIANTS = (QUARTER, "ours_widths", "ours_once", FRONT)  # of ours: no rivals
+VARIANTS = (QUARTER, "ours_widths", "ours_cut", FRONT)  # of ours: no rivals
 RESAMPLES = 10_000
 REFERENCE = (0.10, 1.0)  # error added over dense, latency ratio: what hypervolumes are taken to
 TIGHT = 0.3

@@ -15,7 +15,7 @@ against the dense one in 5 fresh processes on ONNX Runtime, one thread, batch 1;
   random    random plans inside the budget
   tpe       Optuna's TPE after a few uniform proposals, every plan inside the budget trained alike
   ours_widths  autoprune's search without whole blocks among its techniques; where it is named
-  ours_once  autoprune's search with every plan cut at once, not in two cuts; where it is named
+  ours_cut   autoprune's search, training from the weights as cut, not repaired; where it is named
   ours4     autoprune's search with a quarter of the epochs
   front     one run of autoprune's search without a budget, with the epochs of four cells, read at each budget;
             where it is named
@@ -48,8 +48,8 @@ from autoprune.run import Run, write_whole
 
 METHODS = {
     name: (OWN | PEERS)[name] for name in ("scratch", "tp_l1", "tp_group", "uniform8", "fastnas", "netadapt")
-} | {name: OWN[name] for name in ("random", "tpe", "ours_widths", "ours_once", "ours4", "front", "ours")}
-DEFAULT = [name for name in METHODS if name not in ("ours_widths", "ours_once", "front")]
+} | {name: OWN[name] for name in ("random", "tpe", "ours_widths", "ours_cut", "ours4", "front", "ours")}
+DEFAULT = [name for name in METHODS if name not in ("ours_widths", "ours_cut", "front")]
 Key = tuple[str, float, int]  # task, budget, seed
 STANDARD: list[Key] = [
     *itertools.product(("digits", "fashion_mobilenet"), (0.5, 0.3), (0, 1, 2)),
@@ -120,7 +120,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--standard", action="store_true", help="all tasks")
     parser.add_argument("--tasks", nargs="+", choices=CASES, help="of those, or with --budgets and --seeds")
     parser.add_argument(
-        "--methods", nargs="+", choices=METHODS, help="all but ours_widths, ours_once and front, unless named"
+        "--methods", nargs="+", choices=METHODS, help="all but ours_widths, ours_cut and front, unless named"
     )
     parser.add_argument("--budgets", nargs="+", type=float, help="shares of dense latency")
     parser.add_argument("--seeds", nargs="+", type=int)

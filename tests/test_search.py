@@ -25,7 +25,7 @@ from autoprune.run import Run
 from autoprune.score import Candidate, Score
 from autoprune.searching import evaluate, finalists, records, results
 from autoprune.searching.misses import nearest_miss
-from autoprune.searching.preparation import importance, prepare
+from autoprune.searching.preparation import prepare
 from autoprune.searching.search import Result
 from autoprune.searching.search import search as run_search
 from autoprune.searching.storage import mend
@@ -539,43 +539,6 @@ def test_a_search_killed_while_a_trial_is_told_goes_on(tmp_path: Path, monkeypat
     with pytest.raises(BudgetError):
         searched(tmp_path, recovery=broken, trials=3)
     assert len(told) == 1 and [row["stage"] for row in rows(tmp_path)].count("failed") == 1
-
-
-@pytest.mark.parametrize(
-    ("iterations", "epochs", "choices", "parts"),
-    [
-        (1, 6, {"0:units": "structured"}, [6]),
-        (2, 6, {"0:units": "structured"}, [2, 4]),
-        (3, 6, {"0:units": "structured", "3:weights": "sparse"}, [1, 1, 4]),
-        (2, 2, {"0:units": "structured"}, [2]),  # too few to part
-        (2, 6, {"3:weights": "weight"}, [6]),  # no units go
-    ],
-)
-def test_units_go_in_iterations_with_training_between(
-    monkeypatch: pytest.MonkeyPatch, iterations: int, epochs: int, choices: dict[str, str], parts: list[int]
-) -> None:
-    asked = study(recovery=Recipe(epochs=epochs, batch_size=25, learning_rate=0.01, iterations=iterations))
-    ready, train, seen, shares = prepare(asked), evaluate.train, list[tuple[int, int]](), list[float]()
-
-    def noted(model: nn.Module, task: Task, recipe: Recipe, **options: Any) -> None:
-        seen.append((recipe.epochs, model[0].out_channels))  # type: ignore[index, arg-type]
-        train(model, task, recipe, **options)
-
-    monkeypatch.setattr(evaluate, "train", noted)
-    listener = Listens()
-    monkeypatch.setattr(listener, "progress", shares.append)
-    scores = importance(asked, ready.model, ready.coupling)
-    evaluator = evaluate.Evaluator(asked, ready, Score(1.0, flops=10**9), scores, listener)
-    plan = Plan({key: Choice(name, 0.5) for key, name in choices.items()})
-    done = evaluator(plan, 1)
-    assert done.candidate.stage == "trained" and done.model is not None
-    assert [each for each, _ in seen] == parts
-    widths = [width for _, width in seen]
-    assert widths == sorted(widths, reverse=True) and len(set(widths)) == len(widths)
-    assert widths[-1] == (4 if "0:units" in choices else 8) == done.model[0].out_channels  # type: ignore[index]
-    assert shares == sorted(shares) and shares[-1] == 1.0 and len(shares) == 6 * epochs
-    if "3:weights" in choices:
-        assert int((done.model[3].weight == 0).sum()) == done.model[3].weight.numel() // 2  # type: ignore[index, union-attr, arg-type]
 
 
 def test_the_journal_counts_only_what_has_ended(tmp_path: Path) -> None:

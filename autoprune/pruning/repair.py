@@ -1,6 +1,6 @@
 """Repair: after a cut, the weights of each layer solved anew so that it gives what the dense layer gave.
 
-To rank plans, and to prune where nothing is trained; training starts better from the weights as cut.
+To rank plans, to start their training from, and to prune where nothing is trained.
 """
 
 from __future__ import annotations

@@ -91,7 +91,8 @@ class Recovery(_Section):
     weight_decay: float = Field(default=0.01, ge=0)
     distill: Share = 0.5
     temperature: Positive = 4.0
-    iterations: int = Field(default=2, ge=1)
+    repair: bool = True
+    iterations: int = Field(default=1, ge=1)
 
 
 class TaskSchema(_Section):

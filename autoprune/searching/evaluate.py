@@ -15,6 +15,7 @@ from autoprune.plan import Plan
 from autoprune.pruning.importance import Importance
 from autoprune.pruning.pruned import Pruned, apply, follows, partly
 from autoprune.pruning.repair import Reference
+from autoprune.pruning.shrink import named_tensors
 from autoprune.score import NEED_A_RUN, Candidate, Score
 from autoprune.searching.listener import Listener
 from autoprune.searching.preparation import Prepared
@@ -104,8 +105,10 @@ class Evaluator:
         return pruned
 
     def _train(self, pruned: Pruned, recipe: Recipe, before: int) -> None:
-        """Train by `recipe`, after so many epochs `before`."""
+        """Train by `recipe`, after so many epochs `before`; from layers that are solved anew, where it says so."""
         epochs = self.study.recovery.epochs
+        if recipe.repair and self._reference is not None:
+            _take(pruned.model, self._reference.repair(pruned.model, pruned.cuts))
         train(
             pruned.model,
             self.study.task,
@@ -159,14 +162,14 @@ class Evaluator:
 
     @functools.cached_property
     def _reference(self) -> Reference | None:
-        """None, with a note, where there is too little to repair on: then norms alone are taken anew."""
+        """None, with a note, where there is too little to repair on: plans are judged with norms alone taken anew."""
         batches, images = self.study.task.batches("train", seed=self.study.search.seed), self._fewer(_IMAGES)
         try:
             return Reference(
                 self.prepared.model, batches, images=images, positions=_POSITIONS * max(1, _IMAGES // images)
             )
         except InputError as error:
-            self.listener.note(f"plans are judged without a repair: {error}")
+            self.listener.note(f"layers are not repaired after a cut: {error}")
             return None
 
     def _fewer(self, count: int) -> int:
@@ -222,6 +225,15 @@ class Evaluator:
             0, Plan(), self.dense.updated(test_metric=None), not broken, "dense", "; ".join(broken) or None
         )
         return Evaluated(candidate, copy.deepcopy(self.prepared.model))
+
+
+@torch.no_grad()
+def _take(model: nn.Module, repaired: nn.Module) -> None:
+    """Give a model the tensors of its repaired copy; what is frozen stays."""
+    tensors = dict(named_tensors(repaired))
+    for name, tensor in named_tensors(model):
+        if tensor.requires_grad or not isinstance(tensor, nn.Parameter):
+            tensor.copy_(tensors[name])
 
 
 def _trainable(model: nn.Module) -> bool:
