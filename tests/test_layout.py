@@ -8,7 +8,7 @@ from torch import nn
 
 from autoprune.errors import ModelError
 from autoprune.measuring.layout import Layout
-from autoprune.measuring.operations import TERMS, cut_widths
+from autoprune.measuring.operations import TERMS, Features
 from autoprune.pruning.proof import discover
 from autoprune.task import Inputs
 
@@ -26,7 +26,7 @@ def test_widths_and_work_are_those_of_the_cut_model(member):
     row = layout.drawn(np.random.default_rng(0))
     smaller = coupling.apply(model, layout.keep(row))
     shapes = {name: parameter.shape for name, parameter in smaller.named_parameters()}
-    rows, columns = cut_widths(layout.operations, layout.groups, np.array([row[0]], float))
+    rows, columns = Features(layout.operations, layout.groups).widths(np.array([row[0]], float))
     for place, each in enumerate(layout.operations):
         # where a layer reads a slice of a group, it depends on which units stay: their mean is what is known of widths
         loose = 1 if member.name == "slice_middle" else 0

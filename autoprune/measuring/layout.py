@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from autoprune.errors import InputError, ModelError, nearest
-from autoprune.measuring.operations import Array, Operation, features, operations
+from autoprune.measuring.operations import Array, Features, Operation, operations
 from autoprune.pruning.coupling import Coupling
 from autoprune.task import Inputs
 
@@ -78,7 +79,11 @@ class Layout:
         """Features (plans, terms, operations), and the share left of each group (plans, groups)."""
         widths = np.array([widths for widths, _ in rows], float)
         shares = widths / np.array(list(self.groups.values()), float)
-        return features(self.operations, self.groups, widths, [gone for _, gone in rows]), shares
+        return self._features(widths, [gone for _, gone in rows]), shares
+
+    @functools.cached_property
+    def _features(self) -> Features:
+        return Features(self.operations, self.groups)
 
     def keep(self, row: Row) -> dict[str, Tensor]:
         """What is kept of each group, booleans (units,): the first ones of each cell; blocks only where some go."""

@@ -15,7 +15,7 @@ from autoprune.pruning.coupling import Coupling
 from autoprune.pruning.forward import output_tensors, plain_forward
 from autoprune.task import Inputs
 
-__all__ = ["SMOOTH_TERMS", "TERMS", "Array", "Operation", "cut_widths", "features", "operations"]
+__all__ = ["SMOOTH_TERMS", "TERMS", "Array", "Features", "Operation", "operations"]
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -77,44 +77,53 @@ def operations(coupling: Coupling, model: nn.Module, inputs: Inputs) -> list[Ope
     return found
 
 
-def features(
-    operations: Sequence[Operation], groups: Mapping[str, int], widths: Array, gone: Sequence[Sequence[str]]
-) -> Array:
-    """(plans, groups) widths, and the blocks that each plan removes -> (plans, terms, operations).
+class Features:
+    """What widths come to, as numbers that explain latency; what all plans have in common is worked out once.
 
-    `groups` are the dense widths by group, in the order of the columns. A term of the dense model adds up to 1 over the
-    operations wherever it is not about widths that are off a step.
+    `groups` are the dense widths by group, in the order of the columns of `widths` below.
     """
-    rows, columns = cut_widths(operations, groups, widths)
-    dense = [np.array([getattr(each, side) for each in operations], float) for side in ("rows", "columns")]
-    work, written, read = (
-        _normal([getattr(each, name) for each in operations]) for name in ("work", "written", "read")
-    )
-    a, b = rows / dense[0], columns / dense[1]
-    depthwise = np.array([each.kind.startswith("depthwise") for each in operations])
-    terms = [np.ones_like(a) / len(operations), work * a * b, work * a, work * b, work * np.sqrt(a * b)]
-    terms += [written * a, read * np.where(depthwise, a, b)]
-    for step in STEPS:
-        off_rows, off_columns = rows % step != 0, np.where(depthwise, False, columns % step != 0)
-        up = _steps(rows, step) / _steps(dense[0], step) * _steps(columns, step) / _steps(dense[1], step)
-        terms += [work * up, work * a * b * off_rows, work * a * b * off_columns]
-        terms += [(written * a + read * b) / 2 * (off_rows | off_columns)]
-    stays = np.array([[each.block not in blocks for each in operations] for blocks in gone], float)
-    return np.asarray(np.stack(terms, 1) * stays[:, None, :])
 
+    def __init__(self, operations: Sequence[Operation], groups: Mapping[str, int]) -> None:
+        self._sizes = np.array(list(groups.values()), float)
+        self._dense = [np.array([getattr(each, side) for each in operations], float) for side in ("rows", "columns")]
+        self._lost = [
+            np.array([[shares.get(key, 0.0) for shares in each] for key in groups]).reshape(len(groups), len(each))
+            for each in ([it.row_shares for it in operations], [it.column_shares for it in operations])
+        ]
+        self._work, self._written, self._read = (
+            _normal([getattr(each, name) for each in operations]) for name in ("work", "written", "read")
+        )
+        self._depthwise = np.array([each.kind.startswith("depthwise") for each in operations])
+        self._blocks = [each.block for each in operations]
 
-def cut_widths(operations: Sequence[Operation], groups: Mapping[str, int], widths: Array) -> tuple[Array, Array]:
-    """(plans, groups) -> rows and columns of each operation, both (plans, operations)."""
-    return _widths(operations, groups, widths, "rows"), _widths(operations, groups, widths, "columns")
+    def widths(self, widths: Array) -> tuple[Array, Array]:
+        """(plans, groups) -> rows and columns of each operation, both (plans, operations), at least 1."""
+        lost = self._sizes - widths
+        rows, columns = (
+            np.maximum(np.round(dense - lost @ each), 1.0) for dense, each in zip(self._dense, self._lost, strict=True)
+        )
+        return rows, columns
 
+    def __call__(self, widths: Array, gone: Sequence[Sequence[str]]) -> Array:
+        """(plans, groups) widths, and the blocks that each plan removes -> (plans, terms, operations).
 
-def _widths(operations: Sequence[Operation], groups: Mapping[str, int], widths: Array, side: str) -> Array:
-    """(plans, groups) -> (plans, operations): what is left of `rows` or `columns`, at least 1."""
-    shares = [each.row_shares if side == "rows" else each.column_shares for each in operations]
-    matrix = np.array([[share.get(key, 0.0) for key in groups] for share in shares]).reshape(len(shares), len(groups))
-    lost = np.array(list(groups.values()), float) - widths
-    dense = np.array([getattr(each, side) for each in operations], float)
-    return np.asarray(np.maximum(np.round(dense - lost @ matrix.T), 1.0))
+        A term of the dense model adds up to 1 over the operations wherever it is not about widths that are off a step.
+        """
+        (rows, columns), dense = self.widths(widths), self._dense
+        work, written, read = self._work, self._written, self._read
+        a, b = rows / dense[0], columns / dense[1]
+        terms = [np.ones_like(a) / len(work), work * a * b, work * a, work * b, work * np.sqrt(a * b)]
+        terms += [written * a, read * np.where(self._depthwise, a, b)]
+        for step in STEPS:
+            off_rows, off_columns = rows % step != 0, np.where(self._depthwise, False, columns % step != 0)
+            up = _steps(rows, step) / _steps(dense[0], step) * _steps(columns, step) / _steps(dense[1], step)
+            terms += [work * up, work * a * b * off_rows, work * a * b * off_columns]
+            terms += [(written * a + read * b) / 2 * (off_rows | off_columns)]
+        found = np.stack(terms, 1)
+        if any(gone):
+            stays = np.array([[block not in blocks for block in self._blocks] for blocks in gone], float)
+            found = found * stays[:, None, :]
+        return np.asarray(found)
 
 
 def _steps(width: Array, step: int) -> Array:
