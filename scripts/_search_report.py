@@ -22,8 +22,9 @@ TIGHT = 0.3
 
 
 def read(out: Path, methods: Sequence[str], keys: Sequence[tuple[str, float, int]] | None) -> list[Row]:
-    """The cells, in order of methods; those of `keys` alone, where they are given."""
+    """The cells of `methods`, in their order; those of `keys` alone, where they are given."""
     rows = [json.loads(path.read_text()) for path in sorted((out / "cells").glob("*.json"))]
+    rows = [row for row in rows if row["method"] in methods]
     wanted = [row for row in rows if keys is None or (row["task"], row["budget"], row["seed"]) in keys]
     for row in wanted:
         row["path"] = out / "cells" / f"{row['task']}-{round(100 * row['budget'])}-{row['seed']}-{row['method']}.npz"

@@ -220,7 +220,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--out", type=Path, default=Path("lowering.jsonl"))
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--quick", action="store_true", help="whole models, and layers at 90 % zeros alone")
+    parser.add_argument("--quick", action="store_true", help="whole models, and layers at 90 %% zeros alone")
     parser.add_argument("--table", action="store_true", help="print what there is, measure nothing")
     parser.add_argument("--figure", type=Path)
     given = parser.parse_args()

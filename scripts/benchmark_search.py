@@ -116,7 +116,7 @@ def compute(keys: list[Key], methods: list[str], data: Path | None, out: Path) -
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="digits, 30 %, one seed, without scratch and ours4")
+    parser.add_argument("--quick", action="store_true", help="digits, 30 %%, one seed, without scratch and ours4")
     parser.add_argument("--standard", action="store_true", help="all tasks")
     parser.add_argument("--tasks", nargs="+", choices=CASES, help="of those, or with --budgets and --seeds")
     parser.add_argument(
