@@ -135,9 +135,10 @@ class Metric:
 class Recipe:
     """How a model is trained; `distill` is the weight of the dense model's outputs in the loss, in [0, 1].
 
-    A pruned one starts, with `repair`, from layers solved anew by least squares (`pruning.repair`), else from the
-    weights as cut. It is cut in so many `iterations`, with training between (Han et al. 2015, arXiv:1506.02626): of n,
-    each but the last has epochs // (n + 1), the last what is left; where that is none, it is cut at once.
+    A pruned one starts, with `repair`, from layers solved anew by least squares (`pruning.repair`; what is frozen
+    stays), else from the weights as cut. It is cut in so many `iterations`, with training between (Han et al. 2015,
+    arXiv:1506.02626): of n, each but the last has epochs // (n + 1), the last what is left; where that is none, it
+    is cut at once. The repair is that of the first cut.
     """
 
     epochs: int = 5

@@ -112,7 +112,7 @@ def ways(reference: Reference, task: Task, given: argparse.Namespace) -> dict[st
         **{f"repaired, ridge {ridge:g}": repaired(ridge) for ridge in given.ridges},
         f"{given.epochs} epochs from the weights as cut": lambda pruned: trained(pruned.model, task, given.epochs),
         f"repaired, then {given.epochs} epochs": lambda pruned: trained(
-            repaired(given.ridges[0])(pruned), task, given.epochs
+            reference.repair(pruned.model, pruned.cuts), task, given.epochs
         ),
     }
 

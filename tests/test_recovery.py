@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from test_search import TASK, Listens, study
+from test_search import TASK, Listens, images, quick, study
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from autoprune.plan import Choice, Plan
 from autoprune.pruning.pruned import apply
@@ -18,9 +20,11 @@ from autoprune.searching.evaluate import Evaluator
 from autoprune.searching.preparation import importance, prepare
 from autoprune.task import Recipe, Task
 
+__all__ = ["quick"]  # a fixture that every test here uses
 
-def evaluator(recovery: Recipe, *, frozen: str = "", listener: Listens | None = None) -> Evaluator:
-    asked = study(recovery=recovery)
+
+def evaluator(recovery: Recipe, *, frozen: str = "", listener: Listens | None = None, task: Task = TASK) -> Evaluator:
+    asked = study(recovery=recovery, task=task)
     ready = prepare(asked)
     for name, parameter in ready.model.named_parameters():
         parameter.requires_grad_(name != frozen)
@@ -60,13 +64,14 @@ def test_training_starts_from_repaired_layers_or_as_cut(starts: list[dict[str, T
         assert not torch.allclose(begun["3.weight"], other["3.weight"])  # what the cut layer feeds
 
 
-def test_what_is_frozen_is_not_repaired(starts: list[dict[str, Tensor]]) -> None:
-    given = evaluator(Recipe(epochs=1, repair=True, **RECIPE), frozen="3.weight")
+@pytest.mark.parametrize("frozen", ["3.weight", "3.bias"])
+def test_a_layer_that_is_frozen_in_part_is_not_repaired(starts: list[dict[str, Tensor]], frozen: str) -> None:
+    given = evaluator(Recipe(epochs=1, repair=True, **RECIPE), frozen=frozen)
     done = given(CUT, 1)
     cut = apply(given.prepared.model, given.prepared.coupling, CUT, given.importance).model.state_dict()
-    assert done.model is not None and torch.equal(done.model.state_dict()["3.weight"], cut["3.weight"])
-    assert torch.equal(starts[-1]["3.weight"], cut["3.weight"])
-    assert not torch.equal(starts[-1]["3.bias"], cut["3.bias"])
+    assert done.model is not None and torch.equal(done.model.state_dict()[frozen], cut[frozen])
+    assert all(torch.equal(starts[-1][name], cut[name]) for name in ("3.weight", "3.bias"))
+    assert not torch.equal(starts[-1]["6.weight"], cut["6.weight"])
 
 
 def test_weights_that_are_masked_stay_zero_when_repaired(starts: list[dict[str, Tensor]]) -> None:
@@ -79,13 +84,57 @@ def test_weights_that_are_masked_stay_zero_when_repaired(starts: list[dict[str, 
     assert torch.equal(begun == 0, masked)
 
 
-def test_without_epochs_the_repaired_model_is_what_comes_out() -> None:
-    given = evaluator(Recipe(epochs=0, repair=True, **RECIPE))
-    done = given(CUT, 1)
+@pytest.mark.parametrize(
+    "plan", [CUT, Plan({"3:weights": Choice("sparse", 0.8)}), Plan({"3:weights": Choice("weight", 0.8)})]
+)
+def test_without_epochs_the_repaired_model_is_what_comes_out(plan: Plan) -> None:
+    done = evaluator(Recipe(epochs=0, repair=True, **RECIPE))(plan, 1)
+    given = evaluator(Recipe(epochs=0, **RECIPE))
+    model, coupling = given.prepared.model, given.prepared.coupling
+    pruned = apply(model, coupling, plan, given.importance)
+    wanted = Reference(model, TASK.batches("train", seed=0)).repair(pruned.finish(), pruned.cuts).state_dict()
     assert done.candidate.stage == "trained" and done.model is not None
-    bare = evaluator(Recipe(epochs=0, **RECIPE))(CUT, 1)
-    assert done.candidate.score.loss is not None and bare.candidate.score.loss is not None
-    assert done.candidate.score.loss != bare.candidate.score.loss
+    weights = {name: tensor for name, tensor in done.model.state_dict().items() if "weight" in name}
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in weights.items())
+    bare = given(plan, 1).model
+    assert bare is not None and not torch.equal(bare.state_dict()["3.weight"], weights["3.weight"])
+
+
+def test_too_little_data_to_repair_on_is_said_and_training_starts_as_cut(starts: list[dict[str, Tensor]]) -> None:
+    listener = Listens()
+    few = replace(TASK, data=replace(TASK.data, train=images(1, 0)))
+    given = evaluator(Recipe(epochs=2, repair=True, distill=0.5, **RECIPE), listener=listener, task=few)
+    plan = Plan({"3:weights": Choice("weight", 0.5)})
+    given(plan, 1), given(plan, 2)
+    assert [note for note in listener.notes if "repair" in note] == [
+        "layers are not repaired after a cut: "
+        "a repair needs at least 2 inputs, one of them to judge by, better some hundred; got 1"
+    ]
+    cut = apply(given.prepared.model, given.prepared.coupling, plan, given.importance).model.state_dict()
+    assert all(torch.equal(starts[-1][name], tensor) for name, tensor in cut.items())
+
+
+def test_a_loader_that_shuffles_by_the_global_state_repairs_alike() -> None:
+    shuffled = replace(TASK, data=replace(TASK.data, train=DataLoader(TASK.data.train, 25, shuffle=True)))
+    found = []
+    for seed in (1, 2):
+        given = evaluator(Recipe(epochs=0, repair=True, **RECIPE), task=shuffled)
+        torch.manual_seed(seed)
+        state = torch.get_rng_state()
+        done = given(Plan({"0:units": Choice("structured", 0.5, "taylor")}), 1)
+        assert done.model is not None and torch.equal(torch.get_rng_state(), state)
+        found.append(done.model.state_dict())
+    assert all(torch.equal(tensor, found[1][name]) for name, tensor in found[0].items())
+
+
+def test_only_the_first_of_several_cuts_is_repaired(
+    monkeypatch: pytest.MonkeyPatch, starts: list[dict[str, Tensor]]
+) -> None:
+    solved = list[int]()
+    monkeypatch.setattr(Evaluator, "_repair", lambda self, pruned, final: solved.append(len(starts)))
+    given = evaluator(Recipe(epochs=6, repair=True, iterations=2, **RECIPE))
+    assert given(CUT, 1).candidate.stage == "trained"
+    assert (solved, len(starts)) == ([0], 2)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ To rank plans, to start their training from, and to prune where nothing is train
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -68,7 +68,9 @@ class Reference:
         self.layers = seen.alone()
         self.norms = {name: found[0] for name, found in seen.norms.items() if len(found) == 1}
 
-    def repair(self, pruned: nn.Module, cuts: Sequence[Cut], *, ridge: float = 1.0) -> nn.Module:
+    def repair(
+        self, pruned: nn.Module, cuts: Sequence[Cut], *, ridge: float = 1.0, frozen: Container[str] = ()
+    ) -> nn.Module:
         """A copy of `pruned` whose layers give, as nearly as they can, the kept outputs of the dense layers.
 
         In one forward, just before a layer runs, its W = argmin |XW - Y|^2 + lambda |W - W0|^2 is solved: X is what the
@@ -77,7 +79,7 @@ class Reference:
         stay. Of `ridge`, ten and a hundred times as much, what is best on the images held out is taken when solved
         without them; then, where places are few, it is solved with all. Where none is clearly better than W0, W0 stays.
         Batch norms are moved so that what they give has the mean and variance it had. What receives the same as in the
-        dense model stays as it is, cut or not.
+        dense model stays as it is, cut or not; and so does a layer with a parameter that is named in `frozen`.
 
         Covered: linear layers, convolutions and transposed ones, grouped or not, and attention projections; not what
         is used more than once in a forward, is tied to something else or is computed (weight norm).
@@ -85,7 +87,7 @@ class Reference:
         if not ridge >= 0:
             raise InputError(f"ridge is a share of the inputs' mean square, at least 0; got {ridge}")
         copy = replace_tensors(pruned, lambda name, tensor: tensor.clone())
-        held, seen = dict(named_tensors(copy)), _Solved(copy, self, cuts, ridge)
+        held, seen = dict(named_tensors(copy)), _Solved(copy, self, cuts, ridge, frozen)
         _run(copy, self.inputs, seen)
         return replace_tensors(  # not the copy itself: its forward may have written into other buffers
             pruned, lambda name, tensor: held[name].detach() if name in seen.solved else tensor.clone()
@@ -158,9 +160,11 @@ class _Observed(Calls):
 class _Solved(Calls):
     """Repairs a cut model, layer by layer, while it runs."""
 
-    def __init__(self, model: nn.Module, reference: Reference, cuts: Sequence[Cut], ridge: float) -> None:
+    def __init__(
+        self, model: nn.Module, reference: Reference, cuts: Sequence[Cut], ridge: float, frozen: Container[str]
+    ) -> None:
         super().__init__(model)
-        self.reference, self.ridge = reference, ridge
+        self.reference, self.ridge, self.frozen = reference, ridge, frozen
         self.solved: set[str | None] = set()  # tensors set anew
         self.cuts: dict[str, list[Cut]] = {}
         for cut in cuts:
@@ -168,7 +172,8 @@ class _Solved(Calls):
 
     def layer(self, call: Contraction, name: str, first: int, run: Callable[[], Tensor]) -> Tensor:
         layers, number = self.reference.layers.get(name, []), self.counts[name] - 1
-        if number < len(layers) and layers[number].total == call.rows:
+        changeable = name not in self.frozen and self.name(call.bias) not in self.frozen
+        if changeable and number < len(layers) and layers[number].total == call.rows:
             wanted = self._kept(call, name, layers[number])
             if _solve(call, layers[number], wanted, self.ridge):
                 self.solved |= {name, self.name(call.bias)}

@@ -18,7 +18,7 @@ from autoprune.pruning.repair import Reference
 from autoprune.pruning.shrink import named_tensors
 from autoprune.score import NEED_A_RUN, Candidate, Score
 from autoprune.searching.listener import Listener
-from autoprune.searching.preparation import Prepared
+from autoprune.searching.preparation import Prepared, drawn
 from autoprune.study import Study
 from autoprune.task import Recipe, Task
 from autoprune.training.batches import sampled
@@ -105,10 +105,10 @@ class Evaluator:
         return pruned
 
     def _train(self, pruned: Pruned, recipe: Recipe, before: int) -> None:
-        """Train by `recipe`, after so many epochs `before`; from layers that are solved anew, where it says so."""
+        """Train by `recipe`, after so many epochs `before`; at first from repaired layers, where it says so."""
         epochs = self.study.recovery.epochs
-        if recipe.repair and self._reference is not None:
-            _take(pruned.model, self._reference.repair(pruned.model, pruned.cuts))
+        if recipe.repair and not before:
+            self._repair(pruned, final=not recipe.epochs)
         train(
             pruned.model,
             self.study.task,
@@ -118,6 +118,23 @@ class Evaluator:
             masks=pruned.masks,
             report=lambda share: self.listener.progress((before + share * recipe.epochs) / epochs),
         )
+
+    @torch.no_grad()
+    def _repair(self, pruned: Pruned, *, final: bool) -> None:
+        """Solve the layers anew, in place; with the `final` masks set before, where no training will set them."""
+        if self._reference is None:
+            return
+        if final:
+            pruned.masks.step(1.0)
+        repaired = dict(named_tensors(self._solved(pruned.model, pruned)))
+        for name, tensor in named_tensors(pruned.model):
+            tensor.copy_(repaired[name])
+
+    def _solved(self, model: nn.Module, pruned: Pruned) -> nn.Module:
+        """A repaired copy; what training would leave alone stays."""
+        assert self._reference is not None
+        frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+        return self._reference.repair(model, pruned.cuts, frozen=frozen)
 
     def _measured(self, pruned: Pruned, score: Score) -> Score:
         """With the latency; a finalist's, which was chosen by a brief look at it, from fresh processes."""
@@ -153,7 +170,7 @@ class Evaluator:
     def _repaired(self, pruned: Pruned) -> Quality:
         model = pruned.finish()
         if self._reference is not None:
-            model = self._reference.repair(model, pruned.cuts)
+            model = self._solved(model, pruned)
         else:
             recalibrate(model, self.study.task)
         device = self.study.recovery.device
@@ -163,11 +180,10 @@ class Evaluator:
     @functools.cached_property
     def _reference(self) -> Reference | None:
         """None, with a note, where there is too little to repair on: plans are judged with norms alone taken anew."""
-        batches, images = self.study.task.batches("train", seed=self.study.search.seed), self._fewer(_IMAGES)
+        images = self._fewer(_IMAGES)
+        positions = _POSITIONS * max(1, _IMAGES // images)
         try:
-            return Reference(
-                self.prepared.model, batches, images=images, positions=_POSITIONS * max(1, _IMAGES // images)
-            )
+            return Reference(self.prepared.model, drawn(self.study), images=images, positions=positions)
         except InputError as error:
             self.listener.note(f"layers are not repaired after a cut: {error}")
             return None
@@ -225,15 +241,6 @@ class Evaluator:
             0, Plan(), self.dense.updated(test_metric=None), not broken, "dense", "; ".join(broken) or None
         )
         return Evaluated(candidate, copy.deepcopy(self.prepared.model))
-
-
-@torch.no_grad()
-def _take(model: nn.Module, repaired: nn.Module) -> None:
-    """Give a model the tensors of its repaired copy; what is frozen stays."""
-    tensors = dict(named_tensors(repaired))
-    for name, tensor in named_tensors(model):
-        if tensor.requires_grad or not isinstance(tensor, nn.Parameter):
-            tensor.copy_(tensors[name])
 
 
 def _trainable(model: nn.Module) -> bool:

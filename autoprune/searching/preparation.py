@@ -6,6 +6,7 @@ import contextlib
 import copy
 import functools
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -25,11 +26,12 @@ from autoprune.searching.listener import Listener, Quiet
 from autoprune.space import Variable, uniform
 from autoprune.study import Study
 from autoprune.target import Budget
-from autoprune.task import Inputs
+from autoprune.task import Batch, Inputs
 from autoprune.training.loop import train
+from autoprune.training.placement import seeded
 from autoprune.training.weights import load_weights
 
-__all__ = ["Prepared", "importance", "out_of_reach", "prepare", "require_reachable"]
+__all__ = ["Prepared", "drawn", "importance", "out_of_reach", "prepare", "require_reachable"]
 
 
 @dataclass(frozen=True)
@@ -110,8 +112,13 @@ def prepare(study: Study, run: Run | None = None, listener: Listener | None = No
 
 def importance(study: Study, model: nn.Module, coupling: Coupling) -> Importance:
     """Importance on `model` as it is now; what criteria see of it on a few training batches is gathered when needed."""
-    batches = functools.partial(study.task.batches, "train", seed=study.search.seed)
-    return Importance(model, coupling, Evidence(model, batches, study.task.loss))
+    return Importance(model, coupling, Evidence(model, functools.partial(drawn, study), study.task.loss))
+
+
+def drawn(study: Study) -> Iterator[Batch]:
+    """Training batches, the same for the same seed, of a loader that shuffles by the global state too."""
+    with seeded(study.search.seed, torch.device("cpu")):
+        yield from study.task.batches("train", seed=study.search.seed)
 
 
 def require_reachable(study: Study, prepared: Prepared, budget: Budget) -> None:
