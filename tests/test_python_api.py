@@ -125,7 +125,7 @@ def test_any_kind_of_number_is_a_ratio() -> None:
         ({"criterion": None}, "criterion is a name, as in 'l1'; got None"),
         ({"criterion": "lamp"}, "a ratio cuts units, and lamp ranks single weights; give patterns"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else ", ".join(value),
 )
 def test_arguments_that_do_not_fit_are_refused(given: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
@@ -154,7 +154,7 @@ def test_the_pattern_that_the_lamp_message_gives_works() -> None:
         ({"train": (X, Y)}, r"^the train data is a tuple of tensors; give TensorDataset"),
         ({"model": Lazy}, "^model is the class Lazy"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else ", ".join(value),
 )
 def test_errors_of_a_search_name_the_argument(given: dict[str, Any], message: str, tmp_path: Any) -> None:
     data = TensorDataset(X, Y)
