@@ -22,8 +22,9 @@ against the dense one in 5 fresh processes on ONNX Runtime, one thread, batch 1;
   ours      autoprune's search as it comes
 
 The peers need `pip install torch-pruning==1.6.1 nvidia-modelopt torchprofile==0.0.4 requests omegaconf pulp`, the plot
-plotly, CIFAR-10 Pillow with WebP; what is not there is said in its cells. --quick takes no data and about 10 minutes,
---standard about 6 hours on two cores. Resumable: what lies in --out is not computed again; `--table` only prints.
+plotly, CIFAR-10 Pillow with WebP; what is not there is said in its cells. --quick takes no data and about 9 minutes,
+--standard about 6 hours on two cores. Resumable: what lies in --out is not computed again
+(after a change of autoprune take a new one); `--table` only prints.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ STANDARD: list[Key] = [
     *((name, 0.3, 0) for name in ("fsdd_lstm", "fashion_vit", "cifar10_resnet20", "cifar10_vgg")),
 ]
 QUICK: list[Key] = [("digits", 0.3, 0)]
-QUICK_METHODS = [name for name in DEFAULT if name not in ("scratch", "ours4")]
+QUICK_METHODS = [name for name in DEFAULT if name not in ("scratch", "netadapt", "ours4")]
 PROCESSES, SECONDS = 5, 1.5  # of the last measurement
 
 
@@ -116,7 +117,8 @@ def compute(keys: list[Key], methods: list[str], data: Path | None, out: Path) -
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="digits, 30 %%, one seed, without scratch and ours4")
+    without = "scratch, netadapt and ours4"
+    parser.add_argument("--quick", action="store_true", help=f"digits, 30 %%, one seed, without {without}")
     parser.add_argument("--standard", action="store_true", help="all tasks")
     parser.add_argument("--tasks", nargs="+", choices=CASES, help="of those, or with --budgets and --seeds")
     parser.add_argument(
