@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from autoprune.reporting import words
 from autoprune.score import Candidate
+from autoprune.searching.listener import CLOSING_S
 
 __all__ = ["Bar", "Clock", "Lines", "Silent", "shown"]
 
@@ -22,7 +23,7 @@ _REFRESH_S = 0.2
 
 @dataclass
 class Clock:
-    """Time left: the plan's before the first trial has ended, afterwards by the pace of the trials themselves."""
+    """Time left: the plan's before the first trial has ended, afterwards by the trials' own pace, and the closing."""
 
     now: Callable[[], float] = time.monotonic
     trials: int = 0
@@ -45,7 +46,8 @@ class Clock:
         """Seconds left, or None where nothing is known yet."""
         if self._first is not None and self.position - self._first[1] >= 1:
             since, begun = self._first
-            return (self.now() - since) / (self.position - begun) * max(0.0, self.trials - self.position)
+            trials = (self.now() - since) / (self.position - begun) * max(0.0, self.trials - self.position)
+            return trials + CLOSING_S
         if self.planned_s is None:
             return None
         return max(0.0, self.planned_s - (self.now() - self._start))

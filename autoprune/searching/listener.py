@@ -6,7 +6,9 @@ from typing import Protocol
 
 from autoprune.score import Candidate
 
-__all__ = ["Listener", "Quiet"]
+__all__ = ["CLOSING_S", "Listener", "Quiet"]
+
+CLOSING_S = 30.0  # about what follows the last trial: the best measured again, exported, verified in a fresh process
 
 
 class Listener(Protocol):

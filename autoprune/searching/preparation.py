@@ -22,7 +22,7 @@ from autoprune.pruning.pruned import Pruned, apply
 from autoprune.run import Run
 from autoprune.score import Score
 from autoprune.searching.costs import Costs
-from autoprune.searching.listener import Listener, Quiet
+from autoprune.searching.listener import CLOSING_S, Listener, Quiet
 from autoprune.space import Variable, uniform
 from autoprune.study import Study
 from autoprune.target import Budget
@@ -32,6 +32,8 @@ from autoprune.training.placement import seeded
 from autoprune.training.weights import load_weights
 
 __all__ = ["Prepared", "drawn", "importance", "out_of_reach", "prepare", "require_reachable"]
+
+_PROFILE_S = 30.0  # about what it takes to learn what widths cost on a target
 
 
 @dataclass(frozen=True)
@@ -67,13 +69,16 @@ class Prepared:
 
     def seconds(self, study: Study, trials: int | None = None, trained: bool = False) -> float:
         """Estimate of the search, or of the `trials` left: the dense model's training unless `trained`, a second or so
-        for each trial, the training of the finalists (without them of half of the trials) at half cost, the export.
+        for each trial, the training of the finalists (without them of half of the trials) at half cost, the profile of
+        the target, the export.
         """
         trials = max(0, study.search.trials if trials is None else trials)
         baseline = 0.0 if self.trained or trained else self.epoch_s * study.task.training.epochs
         finalists = trials if study.search.finalists is None else study.search.finalists
-        whole = baseline + 1.2 * trials + self.training_s(study) * finalists + 25.0
-        return whole if study.search.timeout_s is None else min(whole, max(baseline, study.search.timeout_s) + 25.0)
+        whole = baseline + 1.2 * trials + self.training_s(study) * finalists + _PROFILE_S + CLOSING_S
+        return (
+            whole if study.search.timeout_s is None else min(whole, max(baseline, study.search.timeout_s) + CLOSING_S)
+        )
 
 
 def prepare(study: Study, run: Run | None = None, listener: Listener | None = None) -> Prepared:
