@@ -152,10 +152,11 @@ class Limit:
         return used < self.value if self.lower else used > self.value
 
     def exceeded(self, used: float) -> str:
-        """`latency 62%, over the limit of 50%`; four digits where they tell the two apart."""
+        """`flops 62%, over the limit of 50%`; four digits where they tell the two apart; of a latency the upper end."""
         rounded = float(f"{used:.4g}")
         shown = Limit(self.quantity, rounded if self.broken(rounded) else used, self.relative)
-        return f"{self.key} {shown}, {'under' if self.lower else 'over'} the limit of {self}"
+        end = " up to" if self.quantity == "latency" else ""
+        return f"{self.key}{end} {shown}, {'under' if self.lower else 'over'} the limit of {self}"
 
     def violation(self, score: Score, dense: Score, goal: str) -> float | None:
         """`used / limit - 1` (throughput: `limit / used - 1`), at most 0 where it is kept; None while not measured."""
@@ -184,7 +185,7 @@ class Budget:
         return {key: value for key, value in found.items() if value is not None}
 
     def broken(self, score: Score, dense: Score, goal: str) -> list[str]:
-        """One phrase for each limit that is measured and not kept, as `latency 62%, over the limit of 50%`."""
+        """One phrase for each limit that is measured and not kept, as `latency up to 62%, over the limit of 50%`."""
         broken = []
         for limit in self.limits:
             used = limit.used(score, dense, goal)

@@ -244,4 +244,4 @@ def test_a_limit_on_a_further_target_is_judged_there() -> None:
     assert set(budget.violations(here, DENSE, "maximize")) == {"latency"}  # not measured there: not yet judged
     assert budget.violations(both, DENSE, "maximize")["latency on cpu_eager"] == pytest.approx(0.7 / 0.6 - 1)
     (said,) = budget.broken(both, DENSE, "maximize")
-    assert said == "latency on cpu_eager 70%, over the limit of 60%"
+    assert said == "latency on cpu_eager up to 70%, over the limit of 60%"
