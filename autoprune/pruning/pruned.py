@@ -15,7 +15,7 @@ from autoprune.plan import Choice, Plan
 from autoprune.pruning.coupling import Coupling, tensor_of
 from autoprune.pruning.importance import Importance
 from autoprune.pruning.masks import Mask, Masks
-from autoprune.pruning.shrink import Cut, named_tensors, shrink, take
+from autoprune.pruning.shrink import Cut, copy_tensors, shrink, take
 from autoprune.space import fits
 
 __all__ = ["Pruned", "apply", "checked", "effective", "follows", "kept_units", "partly"]
@@ -69,15 +69,12 @@ def follows(pruned: Pruned, after: Pruned) -> bool:
     return bool(pairs) and all(last is not None and not bool((last & ~first).any()) for last, first in pairs)
 
 
-@torch.no_grad()
 def _take_on(smaller: nn.Module, cuts: Sequence[Cut], after: Pruned) -> None:
     """Give a cut model the weights of an earlier cut of the same dense model, which keeps at least as much."""
     places = {(cut.tensor, cut.dim, cut.groups): cut.keep for cut in after.cuts}
     before = [places.get((cut.tensor, cut.dim, cut.groups)) for cut in cuts]
     left = [cut if gone is None else replace(cut, keep=cut.keep[gone]) for cut, gone in zip(cuts, before, strict=True)]
-    tensors = dict(named_tensors(shrink(after.model, left)))
-    for name, tensor in named_tensors(smaller):
-        tensor.copy_(tensors[name])
+    copy_tensors(smaller, shrink(after.model, left))
 
 
 def partly(plan: Plan, share: float) -> Plan:

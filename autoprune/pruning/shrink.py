@@ -15,7 +15,7 @@ from autoprune.errors import PlanError
 from autoprune.pruning.attention import Attention
 from autoprune.pruning.reparametrised import Reparametrised, kept_function
 
-__all__ = ["Cut", "Skipped", "named_tensors", "replace_tensors", "resize", "shrink", "take", "widths"]
+__all__ = ["Cut", "Skipped", "copy_tensors", "named_tensors", "replace_tensors", "resize", "shrink", "take", "widths"]
 
 _NORMS = (nn.modules.batchnorm._NormBase,)
 _CONVS = (nn.modules.conv._ConvNd,)
@@ -57,6 +57,14 @@ def named_tensors(model: nn.Module, every_name: bool = False) -> Iterator[tuple[
     """Every parameter and buffer with its first name, or with every name that it has."""
     yield from model.named_parameters(remove_duplicate=not every_name)
     yield from model.named_buffers(remove_duplicate=not every_name)
+
+
+@torch.no_grad()
+def copy_tensors(model: nn.Module, source: nn.Module) -> None:
+    """Give every parameter and buffer of `model` the values of its namesake in `source`, of the same shape."""
+    values = dict(named_tensors(source))
+    for name, tensor in named_tensors(model):
+        tensor.copy_(values[name])
 
 
 class Skipped(nn.Module):

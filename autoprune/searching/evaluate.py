@@ -15,7 +15,7 @@ from autoprune.plan import Plan
 from autoprune.pruning.importance import Importance
 from autoprune.pruning.pruned import Pruned, apply, follows, partly
 from autoprune.pruning.repair import Reference
-from autoprune.pruning.shrink import named_tensors
+from autoprune.pruning.shrink import copy_tensors
 from autoprune.score import NEED_A_RUN, Candidate, Score
 from autoprune.searching.listener import Listener
 from autoprune.searching.preparation import Prepared, drawn
@@ -119,22 +119,19 @@ class Evaluator:
             report=lambda share: self.listener.progress((before + share * recipe.epochs) / epochs),
         )
 
-    @torch.no_grad()
     def _repair(self, pruned: Pruned, *, final: bool) -> None:
         """Solve the layers anew, in place; with the `final` masks set before, where no training will set them."""
-        if self._reference is None:
-            return
         if final:
             pruned.masks.step(1.0)
-        repaired = dict(named_tensors(self._solved(pruned.model, pruned)))
-        for name, tensor in named_tensors(pruned.model):
-            tensor.copy_(repaired[name])
+        if (solved := self._solved(pruned)) is not None:
+            copy_tensors(pruned.model, solved)
 
-    def _solved(self, model: nn.Module, pruned: Pruned) -> nn.Module:
-        """A repaired copy; what training would leave alone stays."""
-        assert self._reference is not None
-        frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
-        return self._reference.repair(model, pruned.cuts, frozen=frozen)
+    def _solved(self, pruned: Pruned) -> nn.Module | None:
+        """A repaired copy, None where nothing can be repaired; what training would leave alone stays."""
+        if self._reference is None:
+            return None
+        frozen = {name for name, parameter in pruned.model.named_parameters() if not parameter.requires_grad}
+        return self._reference.repair(pruned.model, pruned.cuts, frozen=frozen)
 
     def _measured(self, pruned: Pruned, score: Score) -> Score:
         """With the latency; a finalist's, which was chosen by a brief look at it, from fresh processes."""
@@ -169,8 +166,8 @@ class Evaluator:
 
     def _repaired(self, pruned: Pruned) -> Quality:
         model = pruned.finish()
-        if self._reference is not None:
-            model = self._solved(model, pruned)
+        if (solved := self._solved(pruned)) is not None:
+            model = solved
         else:
             recalibrate(model, self.study.task)
         device = self.study.recovery.device

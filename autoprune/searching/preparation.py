@@ -33,7 +33,7 @@ from autoprune.training.weights import load_weights
 
 __all__ = ["Prepared", "drawn", "importance", "out_of_reach", "prepare", "require_reachable"]
 
-_PROFILE_S = 30.0  # about what it takes to learn what widths cost on a target
+_OPENING_S = 30.0  # about what precedes the first trial: the profile of the target
 
 
 @dataclass(frozen=True)
@@ -75,10 +75,9 @@ class Prepared:
         trials = max(0, study.search.trials if trials is None else trials)
         baseline = 0.0 if self.trained or trained else self.epoch_s * study.task.training.epochs
         finalists = trials if study.search.finalists is None else study.search.finalists
-        whole = baseline + 1.2 * trials + self.training_s(study) * finalists + _PROFILE_S + CLOSING_S
-        return (
-            whole if study.search.timeout_s is None else min(whole, max(baseline, study.search.timeout_s) + CLOSING_S)
-        )
+        whole = baseline + 1.2 * trials + self.training_s(study) * finalists + _OPENING_S + CLOSING_S
+        limit = study.search.timeout_s
+        return whole if limit is None else min(whole, max(baseline, limit) + CLOSING_S)
 
 
 def prepare(study: Study, run: Run | None = None, listener: Listener | None = None) -> Prepared:
