@@ -77,6 +77,8 @@ def check(
     )
     if report.unreachable:
         raise BudgetError(report.unreachable)
+    if report.needless:
+        raise InputError(report.needless)
 
 
 @app.command()

@@ -76,7 +76,7 @@ def show_result(output: Output, result: Any, study: StudyNoun) -> None:
 
     asked = {*(limit.key for limit in study.budget.limits), *study.search.objectives}
     shown = tables.closing(result, study.task.metric.name, asked)
-    output.show(records.result(result), *shown, f"results: {result.run.folder}")
+    output.show(records.result(result), *shown, f"results: {result.run.results}")
 
 
 def read_run(folder: Path, budget: list[str], formats: list[str]) -> Config:
@@ -84,12 +84,14 @@ def read_run(folder: Path, budget: list[str], formats: list[str]) -> Config:
     from autoprune import config
     from autoprune.run import Run
 
-    if not Run(folder).study.exists() or not Run(folder).front.exists():
+    run = Run(folder)
+    if not run.study.exists() or not run.has_results or not (run.dense.exists() or run.journal.exists()):
         raise InputError(
-            f"{folder} holds no finished run (no study.yaml and front.json in it); give the folder that search wrote"
+            f"{folder} holds no finished run (no study.yaml, dense and front.json in it); give the folder that search "
+            "wrote, not one inside it"
         )
     sets = [f"export.formats={json.dumps(formats)}"] if formats else []
-    return config.read(Run(folder).study, sets=sets, budget=budget)
+    return config.read(run.study, sets=sets, budget=budget)
 
 
 def target_names() -> list[str]:

@@ -39,14 +39,29 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
 @dataclass(frozen=True)
 class Run:
-    """Paths of one run, all under `folder`."""
+    """Paths of one run, all under `folder`.
+
+    Trials, models and figures are shared by all budgets. Study, front, table and the exported best belong to one budget
+    and lie together: those of the run's first in `folder` itself, of each other one in its `part`, as `latency=30%`.
+    """
 
     folder: Path
+    part: str = ""
+
+    @property
+    def results(self) -> Path:
+        """Where study, front, table and the exported best of this budget lie."""
+        return self.folder / self.part
+
+    @property
+    def has_results(self) -> bool:
+        """Whether a search has written a front here, under any budget."""
+        return any(self.folder.glob("front.json")) or any(self.folder.glob("*/front.json"))
 
     @property
     def study(self) -> Path:
         """The resolved study."""
-        return self.folder / "study.yaml"
+        return self.results / "study.yaml"
 
     @property
     def journal(self) -> Path:
@@ -61,17 +76,17 @@ class Run:
     @property
     def front(self) -> Path:
         """The front, derived from the journal and rewritten whole."""
-        return self.folder / "front.json"
+        return self.results / "front.json"
 
     @property
     def table(self) -> Path:
         """trials.csv, derived from the journal and rewritten whole."""
-        return self.folder / "trials.csv"
+        return self.results / "trials.csv"
 
     @property
     def best(self) -> Path:
         """The exported artefact."""
-        return self.folder / "best"
+        return self.results / "best"
 
     def trial(self, number: int) -> Path:
         """Folder of a trial on the front: plan.json, model.safetensors, score.json."""

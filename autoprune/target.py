@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections.abc import Mapping
@@ -29,6 +30,7 @@ QUANTITIES: dict[str, tuple[dict[str, float], str]] = {
 }
 _LOWER = ("throughput",)  # quantities whose limit is the least that is needed
 _BY_TARGET = ("latency", "throughput", "memory", "energy", "size", "size_compressed")  # what a target has a say in
+_LONGEST = 100  # characters of a folder's name, of 255 bytes that file systems take
 _NEVER_PRINTED = ("us", "s", "KiB", "MiB", "GiB")
 
 
@@ -200,6 +202,13 @@ class Budget:
     def to_json(self) -> dict[str, str]:
         """`{"latency": "50%"}`, as in a study."""
         return {limit.key: str(limit) for limit in self.limits}
+
+    @property
+    def folder_name(self) -> str:
+        """`latency=30%,metric_drop=0.01`; with a digest where characters had to go, or the name would be too long."""
+        whole = ",".join(f"{limit.key}={limit}" for limit in self.limits) or "no limit"
+        plain = re.sub(r"[^\w.,=% +-]", "_", whole)[:_LONGEST]
+        return plain if plain == whole else f"{plain} {hashlib.sha256(whole.encode()).hexdigest()[:8]}"
 
     def __str__(self) -> str:
         words = (f"{limit.key} at {'least' if limit.lower else 'most'} {limit}" for limit in self.limits)

@@ -56,6 +56,7 @@ class Engine:
     best: Candidate | None = BEST
     interrupted: bool = False
     raises: BaseException | None = None
+    needless: str | None = None
     calls: list[tuple[str, Any]] = field(default_factory=list)
 
     def search(self, study: Any, run: Run, *, listener: Any) -> Any:
@@ -76,7 +77,7 @@ class Engine:
         lowest = Score(flops=1000, params=100, latency_ms=0.02, latency_ratio=0.2)
         return SimpleNamespace(
             groups=GROUPS, variables=variables, dense=DENSE, lowest=lowest, seconds=200.0, warnings=["few trials"],
-            unreachable=None if self.best else "the most pruned plan still takes 60 % of dense",
+            unreachable=None if self.best else "the most pruned plan still takes 60 % of dense", needless=self.needless,
         )  # fmt: skip
 
     def _result(self, name: str, call: Any, run: Run) -> Any:
@@ -210,8 +211,10 @@ def test_interruption_has_status_130_and_broken_training_1(engine):
 
 def test_another_study_is_refused_in_the_same_folder_unless_fresh(engine, tmp_path):
     assert run("search", "small.yaml").exit_code == 0
-    assert run("search", "small.yaml", "--trials", "9", "--budget", "latency=30%", "--timeout", "1h").exit_code == 0
-    assert "trials: 9" in (tmp_path / "runs/small/study.yaml").read_text()
+    kept = (tmp_path / "runs/small/study.yaml").read_text()
+    other = run("search", "small.yaml", "--trials", "9", "--budget", "latency=30%", "--timeout", "1h")
+    assert other.exit_code == 0 and "results: runs/small/latency=30%" in other.stdout
+    assert (tmp_path / "runs/small/study.yaml").read_text() == kept
     refused = run("search", "small.yaml", "--seed", "4")
     assert refused.exit_code == 2
     assert "search.seed: 0 -> 4" in refused.stderr and "--fresh" in refused.stderr
@@ -244,6 +247,13 @@ def test_check_lists_groups_refusals_costs_and_time(engine):
     assert [group["size"] for group in record["groups"]] == [4, 80, 10]
     assert record["groups"][0]["variable"] == "stem:units"
     assert record["seconds"] == 200.0
+
+
+@pytest.mark.promise("finished-run")
+def test_check_says_where_the_dense_model_keeps_the_budget(engine):
+    engine.needless = "the dense model keeps the budget already"
+    ended = run("check", "small.yaml")
+    assert (ended.exit_code, engine.needless in ended.stderr, "Groups" in ended.stdout) == (2, True, True)
 
 
 def test_prune_hands_on_the_plan(engine, tmp_path):

@@ -116,6 +116,10 @@ class Listens:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """No fresh processes, and short measurements: figures of latency are not what is tested here."""
+    quicker(monkeypatch)
+
+
+def quicker(monkeypatch: pytest.MonkeyPatch) -> None:
     from autoprune.measuring import measure
 
     timed = measure.timed
@@ -351,16 +355,11 @@ def test_a_budget_that_quality_alone_breaks_ends_with_what_was_reachable(tmp_pat
     assert front["best"] is None and not any(each["feasible"] for each in front["front"])
 
 
-def test_where_dense_fits_already_it_is_the_best(tmp_path: Path) -> None:
+def test_where_dense_fits_already_there_is_nothing_to_search(tmp_path: Path) -> None:
     listener = Listens()
-    result = searched(tmp_path, listener, budget={"flops": "1G"}, objectives=("metric",))
-    assert result.best is not None and result.best.number == 0 and not len(result.best.plan)
-    assert any("keeps the budget already" in note for note in listener.notes)
-    assert len(rows(tmp_path)) == 1 and (tmp_path / "best" / "model.safetensors").exists()
-    wanted = searched(
-        tmp_path / "objective", budget={"flops": "1G"}, trials=3
-    )  # an objective is made better all the same
-    assert len(rows(tmp_path / "objective")) == 3 and wanted.best is not None
+    with pytest.raises(InputError, match=r"keeps the budget .* already: it has flops"):
+        searched(tmp_path, listener, budget={"flops": "1G"}, objectives=("metric",))
+    assert listener.began == [] and not (tmp_path / "dense").exists() and not (tmp_path / "study.yaml").exists()
 
 
 def test_the_time_limit_ends_the_trials_but_not_before_the_first(tmp_path: Path) -> None:
@@ -619,7 +618,7 @@ def test_a_known_result_is_judged_by_the_budget_of_now() -> None:
 
 def test_a_budget_that_is_missed_says_what_best_still_holds(tmp_path: Path) -> None:
     searched(tmp_path, trials=4)
-    with pytest.raises(BudgetError, match="best still holds the artefact of an earlier budget"):
+    with pytest.raises(BudgetError, match="best still holds the artefact of an earlier search"):
         searched(tmp_path, budget={"flops": "0.1%"}, trials=4)
     assert (tmp_path / "best" / "model.safetensors").exists()
 

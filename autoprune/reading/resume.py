@@ -11,6 +11,7 @@ import yaml
 from autoprune.errors import InputError
 from autoprune.reading.yaml_lines import KeyPath
 from autoprune.run import Run
+from autoprune.target import Budget
 
 __all__ = ["differences", "open_run", "refuse_changed"]
 
@@ -43,14 +44,9 @@ def refuse_changed(resolved: Mapping[str, Any], folder: Path) -> None:
         if folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
             raise InputError(f"{folder} is not empty and holds no run of autoprune; give another folder with --out")
         return
-    if not run.journal.exists() and not run.dense.exists():
-        return  # nothing was found out yet that another study could spoil
-    try:
-        old = yaml.safe_load(run.study.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError):
-        old = None
-    if not isinstance(old, dict):
-        raise InputError(f"{run.study} cannot be read; --fresh starts anew and keeps the old folder as NAME.1")
+    if not _begun(run):
+        return
+    old = _recorded(run)
     changed = differences(old, resolved)
     if changed:
         raise InputError(
@@ -61,9 +57,11 @@ def refuse_changed(resolved: Mapping[str, Any], folder: Path) -> None:
 
 
 def open_run(resolved: Mapping[str, Any], folder: Path, *, fresh: bool = False) -> Run:
-    """The run in `folder`, with the study written to it; a `fresh` one moves an earlier run away first.
+    """The run in `folder`; a `fresh` one moves an earlier run away first.
 
-    Raises InputError as `refuse_changed`, and where another search is running there.
+    A run that has found nothing out yet gets the study written to it. Any other is left as it is: results under another
+    budget than its own go to a folder in it that is named after that budget, and the search writes the study there once
+    it is known that it goes on. Raises InputError as `refuse_changed`, and where another search is running there.
     """
     run = Run(folder)
     if fresh and run.study.exists():
@@ -71,8 +69,27 @@ def open_run(resolved: Mapping[str, Any], folder: Path, *, fresh: bool = False) 
             run.move_away()
     refuse_changed(resolved, folder)
     with run.locked():
-        Run.write_yaml(run.study, dict(resolved))
-    return run
+        if not _begun(run):
+            Run.write_yaml(run.study, dict(resolved))
+            return run
+        own, budget = (Budget.parse(study.get("budget") or {}) for study in (_recorded(run), resolved))
+    return run if set(own.limits) == set(budget.limits) else Run(folder, budget.folder_name)
+
+
+def _begun(run: Run) -> bool:
+    """Whether something was found out already that another study could spoil."""
+    return run.study.exists() and (run.journal.exists() or run.dense.exists())
+
+
+def _recorded(run: Run) -> dict[str, Any]:
+    """The study that a run was begun with. Raises InputError where that cannot be read."""
+    try:
+        old = yaml.safe_load(run.study.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        old = None
+    if not isinstance(old, dict) or not isinstance(old.get("budget") or {}, dict):
+        raise InputError(f"{run.study} cannot be read; --fresh starts anew and keeps the old folder as NAME.1")
+    return old
 
 
 def _differing(old: Any, new: Any, path: KeyPath) -> Iterator[str]:

@@ -48,6 +48,10 @@ class Checked(Protocol):
     def unreachable(self) -> str | None:
         """Why no plan can meet the budget, where the most pruned one does not."""
 
+    @property
+    def needless(self) -> str | None:
+        """Why there is nothing to search, where the dense model keeps the budget."""
+
 
 class Result(Protocol):
     """What a search, or the application of one plan, ends with."""
@@ -104,6 +108,7 @@ def checked(report: Checked) -> dict[str, Any]:
         "seconds": report.seconds,
         "warnings": list(report.warnings),
         "unreachable": report.unreachable,
+        "needless": report.needless,
     }
 
 
@@ -112,6 +117,7 @@ def result(found: Result) -> dict[str, Any]:
     return {
         "version": VERSION,
         "run": str(Path(found.run.folder).resolve()),
+        "results": str(Path(found.run.results).resolve()),
         "interrupted": found.interrupted,
         "baseline": found.dense.to_json(),
         "best": None if found.best is None else _candidate(found.best),

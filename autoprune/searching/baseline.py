@@ -48,7 +48,7 @@ def establish(study: Study, prepared: Prepared, run: Run, listener: Listener) ->
         load_model(model, str(run.dense / "model.safetensors"))
         kept_score = Score.from_json(json.loads(path.read_text()))
         return prepared.costs.stored(model, prepared.pruned(Plan()), kept_score.completed(prepared.dense))
-    if path.exists() and run.front.exists():
+    if path.exists() and run.has_results:
         behind = ", ".join(str(path) for path in study.task.sources) or "the model, its loss or its metric"
         raise InputError(
             f"{run.folder} has results of this study, but its data or what is behind it ({behind}) has changed since. "

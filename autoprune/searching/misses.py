@@ -1,4 +1,4 @@
-"""Why no plan meets the budget: how near the best came, and which budget was reachable."""
+"""Budgets that need no search, and those that no plan meets: how near the best came, and which was reachable."""
 
 from __future__ import annotations
 
@@ -10,7 +10,27 @@ from autoprune.score import Candidate, Score
 from autoprune.study import Study
 from autoprune.target import Budget
 
-__all__ = ["nearest_miss"]
+__all__ = ["nearest_miss", "needless"]
+
+
+def needless(study: Study, dense: Score) -> str | None:
+    """Why there is nothing to search, where the dense model keeps the budget; None where it does not.
+
+    With no limit on a cost there is the cheapest model to be found that keeps its quality.
+    """
+    goal, limits = study.task.metric.goal, study.budget.limits
+    costs = set(study.search.objectives) - {"metric", "loss"}
+    if costs and {limit.quantity for limit in limits} <= {"metric_drop"}:
+        return None
+    used = {limit.key: (limit, limit.used(dense, dense, goal)) for limit in limits if limit.quantity != "metric_drop"}
+    if any(value is None or limit.broken(value) for limit, value in used.values()):
+        return None
+    spent = ", ".join(f"{key} {replace(limit, value=float(f'{value:.3g}'))}" for key, (limit, value) in used.items())
+    return (
+        f"the dense model keeps the budget ({study.budget}) already{f': it has {spent}' if spent else ''}. "
+        "There is nothing to search, and nothing was changed. Give a limit that it breaks, as in "
+        "--budget latency=50% (of dense), or limit metric_drop alone for the cheapest model that keeps its quality"
+    )
 
 
 def nearest_miss(study: Study, budget: Budget, dense: Score, candidates: Sequence[Candidate]) -> str:

@@ -19,7 +19,7 @@ from autoprune.searching import baseline, records
 from autoprune.searching.evaluate import PROCESSES, Evaluator
 from autoprune.searching.finalists import settle
 from autoprune.searching.listener import Listener, Quiet
-from autoprune.searching.misses import nearest_miss
+from autoprune.searching.misses import nearest_miss, needless
 from autoprune.searching.preparation import Prepared, importance, out_of_reach, prepare
 from autoprune.searching.search import Result, warnings_of
 from autoprune.searching.sensitivity import RATIOS, Sensitivity, sensitivities
@@ -44,6 +44,7 @@ class Checked:
     seconds: float | None
     warnings: list[str]
     unreachable: str | None
+    needless: str | None = None
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,7 @@ def check(study: Study) -> Checked:
         prepared.seconds(study),
         warnings_of(study, prepared),
         unreachable,
+        needless(study, prepared.dense),
     )
 
 

@@ -6,18 +6,17 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from autoprune.errors import BudgetError
+from autoprune.errors import BudgetError, InputError
 from autoprune.exporting.export import Finished, export
 from autoprune.exporting.verify import verify_in_fresh_process
 from autoprune.group import Group
-from autoprune.plan import Plan
 from autoprune.run import Run
 from autoprune.score import Candidate, Score
 from autoprune.searching import baseline, records
 from autoprune.searching.evaluate import Evaluator
 from autoprune.searching.finalists import ranked, settle
 from autoprune.searching.listener import Listener, Quiet
-from autoprune.searching.misses import nearest_miss
+from autoprune.searching.misses import nearest_miss, needless
 from autoprune.searching.preparation import Prepared, importance, prepare, require_reachable
 from autoprune.searching.probes import useful
 from autoprune.searching.promotion import promoted
@@ -49,7 +48,8 @@ def search(study: Study, run: Run, listener: Listener | None = None) -> Result:
     """Search, or go on with the search in `run`; export and verify the best plan inside the budget to `run.best`.
 
     The first KeyboardInterrupt ends the trials, not the run: front and best so far are still written.
-    Raises BudgetError where no plan meets the budget, VerificationError where the artefact is not what was recorded.
+    Raises BudgetError where no plan meets the budget, VerificationError where the artefact is not what was recorded,
+    InputError, before anything of the run is changed, where the dense model keeps the budget already.
     """
     listener = listener or Quiet()
     with run.locked():
@@ -59,13 +59,16 @@ def search(study: Study, run: Run, listener: Listener | None = None) -> Result:
         except BudgetError as error:
             if not run.best.exists():
                 raise
-            raise BudgetError(f"{error}. {run.best} still holds the artefact of an earlier budget") from error
+            raise BudgetError(f"{error}. {run.best} still holds the artefact of an earlier search") from error
 
 
 def _searched(study: Study, run: Run, listener: Listener) -> Result:
     """The straight line: prepare, baseline, trials, finalists, export."""
     prepared = prepare(study, run, listener)
     require_reachable(study, prepared, study.budget)
+    if (reason := needless(study, prepared.dense)) is not None:
+        raise InputError(reason)
+    Run.write_yaml(run.study, dict(study.resolved))
     idle: list[str] = []
     if study.search.finalists is not None:
         prepared, idle = useful(study, prepared, listener)
@@ -75,8 +78,7 @@ def _searched(study: Study, run: Run, listener: Listener) -> Result:
     search = _Search(study, run, prepared, listener)
     try:
         search.begin()
-        if not search.dense_suffices():
-            search.loops()
+        search.loops()
     except KeyboardInterrupt:
         interrupted = True
         if search.dense is None:
@@ -123,34 +125,20 @@ class _Search:
         whole = done + left + (self.study.search.finalists or 0)
         self.listener.planned(self.prepared.seconds(self.study, left, trained), whole)
         if done:
-            self.listener.note(f"going on with {self.run.folder}: {done} trials are done")
+            self.listener.note(f"going on with {self.run.folder}: {done} trials are done{self._replaced()}")
         dense = baseline.establish(self.study, self.prepared, self.run, self.listener)
         task = self.study.task.digest()
         scores = importance(self.study, self.prepared.model, self.prepared.coupling)
         evaluate = Evaluator(self.study, self.prepared, dense, scores, self.listener)
         self.dense, self.trials = dense, Trials(evaluate, self.journal, self.run, task)
         self.screening = Screening(evaluate, self.run, f"{task}-{self.study.search.seed}", self._late_to_judge)
-        self.journal.start(lambda: [Plan()] if self._suffices(dense) else self.screening.proposals(), dense)
+        self.journal.start(self.screening.proposals, dense)
 
-    def _suffices(self, dense: Score) -> bool:
-        limited = {limit.quantity for limit in self.study.budget.limits}
-        objectives = set(self.study.search.objectives)
-        if limited <= {"metric_drop"} and objectives - {"metric", "loss"}:
-            return False  # no cost is limited, but one is to be made better
-        return not self.study.budget.broken(dense, dense, self.study.task.metric.goal) and not limited & objectives
-
-    def dense_suffices(self) -> bool:
-        """Whether the dense model keeps the budget already, and nothing that is limited is to be made better still."""
-        assert self.dense is not None
-        if not self._suffices(self.dense):
-            return False
-        self.listener.note(
-            f"the dense model keeps the budget already ({self.study.budget}); there is nothing to search. "
-            f"Name a quantity among search.objectives to make it better still"
-        )
-        while not any(each.stage == "dense" for each in self.trials.candidates()):
-            self.trials.run_one(*self.journal.ask(), self.trials.trained)
-        return True
+    def _replaced(self) -> str:
+        """What of an earlier search this one may replace, and where its own results go."""
+        if self.run.part:
+            return f"; what this budget comes to goes to {self.run.results}, the rest stays as it is"
+        return f"; {self.run.best} is replaced where a better plan is found" if self.run.best.exists() else ""
 
     def loops(self) -> None:
         """Judge plans until trials or time are used up: trained; or untrained, and then the best are trained."""
