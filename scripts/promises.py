@@ -18,8 +18,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 
 PROMISES = {  # name -> what is promised
-    "reconstruction": "a trained plan is never worse on validation data than the same plan untrained; `sparse` pays or is not chosen",
-    "pretrained": "a model that comes with weights is taken as it is; a baseline is trained only where it is asked for or the model guesses",
+    "reconstruction": "a trained plan is never worse than the same untrained; `sparse` pays or is not chosen",
+    "pretrained": "a model that comes with weights is taken as it is; none is trained unasked unless it guesses",
     "milliseconds": "a budget in milliseconds and the same one in per cent choose the same plan",
     "training-paths": "paths that only training takes are followed, cut and proved, or refused by name",
     "trial-faults": "whatever goes wrong in a trial ends that trial with its reason, not the search",
