@@ -27,12 +27,13 @@ from autoprune.reporting.sensitivity import plot, record, table
 from autoprune.run import Run
 from autoprune.score import Candidate, Score
 from autoprune.searching import evaluate, results
+from autoprune.searching import steering as steering_module
 from autoprune.searching.evaluate import Evaluator, decided
 from autoprune.searching.exchange import exchanged, filled, narrowed
 from autoprune.searching.listener import Quiet
 from autoprune.searching.preparation import Prepared, importance, prepare
 from autoprune.searching.probes import useful
-from autoprune.searching.promotion import best, promoted
+from autoprune.searching.promotion import alike, best, promoted
 from autoprune.searching.proposals import ranked_globally
 from autoprune.searching.screening import Screening
 from autoprune.searching.search import Result
@@ -151,13 +152,18 @@ def test_a_run_of_another_version_is_not_gone_on_with(tmp_path: Path) -> None:
         Journal.read(screening(), Run(tmp_path), Score())
 
 
-def _promotions(folder: Path) -> dict[int, int]:
+def _marked(folder: Path, mark: str) -> dict[int, int]:
+    """For the number of every trial that follows from another, that of the other."""
     import optuna
 
     storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(folder / "study.journal")))
     names = optuna.get_all_study_names(storage)
     longest = max((optuna.load_study(study_name=name, storage=storage) for name in names), key=lambda s: len(s.trials))
-    return {t.number: t.user_attrs["promotes"] for t in longest.trials if "promotes" in t.user_attrs}
+    return {t.number: t.user_attrs[mark] for t in longest.trials if mark in t.user_attrs}
+
+
+def _promotions(folder: Path) -> dict[int, int]:
+    return _marked(folder, "promotes")
 
 
 @pytest.mark.parametrize("options", [{"timeout_s": 0.01, "trials": 1000}, {"trials": 2, "finalists": 5}, {}])
@@ -306,7 +312,7 @@ def test_a_counted_limit_on_a_further_target_is_foreseen(prepared: Prepared, tmp
     ready = prepare(given)
     scores = importance(given, ready.model, ready.coupling)
     found = Steering.of(given, ready, ready.dense, scores, Run(tmp_path))
-    assert found.violation(Plan()) == pytest.approx(1.0)
+    assert found.violations(Plan()) == {"size on cpu_onnxruntime": pytest.approx(1.0)}
     assert found.violation(uniform(ready.variables, ("structured",), 0.9)) < 0
 
 
@@ -335,7 +341,7 @@ def test_any_plan_is_scaled_to_the_edge_of_the_budget(
         scaled = found.fitted(given, share)
         score = prepared.costs.score(prepared.pruned(plan_of(prepared.variables, scaled)))
         spent = (score.flops or 0) / (prepared.dense.flops or 1) / (float(limit[:-1]) / 100)
-        assert share * 0.7 < spent <= share * 0.98 + 1e-9  # widths of 8 and 16 units come in coarse steps
+        assert share * 0.7 < spent <= share + 1e-9  # widths of 8 and 16 units come in coarse steps
 
 
 def test_what_cannot_fit_is_cut_as_far_as_the_space_allows(prepared: Prepared, tmp_path: Path) -> None:
@@ -542,6 +548,7 @@ def test_the_neighbour_that_is_judged_is_the_most_promising_of_many(prepared: Pr
     assert statistics.median(promising) < statistics.median(any_one)
 
 
+@pytest.mark.promise("slack")
 def test_promotion_goes_by_quality_inside_the_budget() -> None:
     given = screening({"latency": "50%"}, objectives=("metric", "latency"))
     candidates = [
@@ -550,12 +557,12 @@ def test_promotion_goes_by_quality_inside_the_budget() -> None:
         _screened(3, 0.8, 0.4915),
         _screened(7, 0.85, 0.4935),  # at the very edge
         _screened(4, 0.69, 0.48),  # dominated by 2
-        _screened(5, 0.3, 0.2),
+        _screened(5, 0.3, 0.2),  # needlessly fast
     ]
     dense = Score(metric=0.95, latency_ratio=1.0)
-    assert [each.number for each in best(given, dense, candidates)] == [3, 2, 5, 4]
+    assert [each.number for each in best(given, dense, candidates)] == [3, 2, 4, 5]
     twin = _screened(6, 0.8, 0.492)  # another plan that comes to the same net as 3
-    assert [each.number for each in best(given, dense, [*candidates, twin])] == [3, 2, 5, 4]
+    assert [each.number for each in best(given, dense, [*candidates, twin])] == [3, 2, 4, 5]
     first = promoted(given, dense, candidates, {}, 2)
     assert first is not None and first.number == 3
     trained = replace(candidates[2], number=8, stage="trained", feasible=True)
@@ -563,11 +570,68 @@ def test_promotion_goes_by_quality_inside_the_budget() -> None:
     assert second is not None and second.number == 2
     slow = replace(candidates[1], number=9, stage="latency")
     third = promoted(given, dense, [*candidates, trained, slow], {3: 8, 2: 9}, 2)  # another takes the place of 2
-    assert third is not None and third.number == 5
+    assert third is not None and third.number == 4
     assert promoted(given, dense, [*candidates, trained], {3: 8}, 1) is None
     by_another = replace(candidates[2], number=8, stage="trained")  # under an earlier budget, say
     fourth = promoted(given, dense, [*candidates, by_another], {}, 2)
     assert fourth is not None and fourth.number == 2
+
+
+@pytest.mark.promise("slack")
+def test_plans_that_are_trained_differ_in_more_than_a_criterion_or_a_few_units() -> None:
+    given, dense = screening({"latency": "50%"}, objectives=("metric", "latency")), Score(metric=0.95)
+
+    def judged(number: int, **choices: Choice) -> Candidate:
+        plan = Plan({f"{key}:{'blocks' if key == 'b' else 'units'}": each for key, each in choices.items()})
+        return replace(_screened(number, 0.9 - number / 100, 0.45), plan=plan)
+
+    first = judged(1, a=Choice("structured", 0.5, "l1"), c=Choice("structured", 0.25))
+    criterion = judged(2, a=Choice("structured", 0.5, "l2"), c=Choice("structured", 0.25))
+    units = judged(3, a=Choice("structured", 0.625, "l1"), c=Choice("structured", 0.1875))
+    other = judged(4, a=Choice("structured", 0.25, "l1"), c=Choice("structured", 0.5))
+    block = judged(5, a=Choice("structured", 0.5, "l1"), c=Choice("structured", 0.25), b=Choice("depth", 1.0))
+    candidates, order = [first, criterion, units, other, block], list[int]()
+    while chosen := promoted(given, dense, candidates, {number: 100 + number for number in order}, 4):
+        order.append(chosen.number)
+        candidates.append(replace(chosen, number=100 + chosen.number, stage="trained", feasible=True))
+    assert order == [1, 4, 5, 2]  # where nothing else is left, one that is alike
+    assert alike(first.plan, units.plan) and not alike(first.plan, other.plan)
+
+
+@pytest.mark.promise("slack")
+def test_a_plan_that_spends_what_a_finalist_left_takes_its_place() -> None:
+    given, dense = screening({"latency": "50%"}, objectives=("metric", "latency")), Score(metric=0.95)
+    far = Plan({"b:blocks": Choice("depth", 1.0)})
+    finalist, other = _screened(1, 0.8, 0.45), replace(_screened(2, 0.7, 0.45), plan=far)
+    fuller, worse = _screened(3, 0.85, 0.4985), _screened(3, 0.79, 0.49)  # of the first the edge is known better
+    assert promoted(given, dense, [finalist, other, fuller], {}, 1) == finalist
+    assert promoted(given, dense, [finalist, other, fuller], {}, 1, {1: 3}) == fuller
+    slow = replace(fuller, number=4, stage="latency")
+    assert promoted(given, dense, [finalist, other, fuller, slow], {3: 4}, 1, {1: 3}) == finalist
+    trained = replace(fuller, number=4, stage="trained", feasible=True)
+    assert promoted(given, dense, [finalist, other, fuller, trained], {3: 4}, 2, {1: 3}) == other
+    assert promoted(given, dense, [finalist, other, worse], {}, 1, {1: 3}) == finalist
+
+
+@pytest.mark.promise("slack")
+def test_what_finalists_leave_of_the_budget_is_spent_before_they_are_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(steering_module._MARGINS, "flops", 0.2)  # as where costs are foreseen a fifth too high
+    searched(tmp_path)
+    table = rows(tmp_path)
+    refills = _marked(tmp_path, "refills")
+    assert refills and [row["stage"] for row in table].count("screened") == 11 + len(refills)
+    for number, finalist in refills.items():
+        before, after = table[finalist], table[number]
+        assert int(before["flops"]) < int(after["flops"]) <= 0.55 * int(table[0]["flops"])
+    best_ = table[json.loads((tmp_path / "front.json").read_text())["best"]]
+    better = [number for number, one in refills.items() if float(table[number]["loss"]) < float(table[one]["loss"])]
+    assert better and not {refills[number] for number in better} & set(_promotions(tmp_path).values())
+    assert int(best_["flops"]) > 0.9 * 0.55 * int(table[0]["flops"])
+    listener = Listens()
+    searched(tmp_path, listener)  # nothing is judged or trained again
+    assert rows(tmp_path) == table and not listener.trained()
 
 
 def test_without_a_limit_on_costs_the_whole_front_is_searched(tmp_path: Path) -> None:

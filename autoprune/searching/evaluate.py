@@ -140,6 +140,15 @@ class Evaluator:
             return latency()
         return decided(lambda processes: latency(processes=processes), self._broken)
 
+    def finalist(self, plan: Plan, number: int) -> Score:
+        """What a plan costs, as it is before it is trained: what is limited in fresh processes."""
+        pruned = apply(self.prepared.model, self.prepared.coupling, plan, self.importance)
+        score = self.prepared.costs.score(pruned)
+        if not any(limit.quantity in NEED_A_RUN for limit in self.study.budget.limits):
+            return score
+        self.listener.started(number, f"measuring on {self.study.target.name}")
+        return self._measured(pruned, score)
+
     def screen(self, plan: Plan, number: int) -> Evaluated:
         """Judge a plan without training it: its costs, a first look at its latency, and its quality when repaired.
 

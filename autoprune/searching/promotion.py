@@ -2,46 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
-from autoprune.score import NEED_A_RUN, Candidate, Score, costs_of, dominates
+import numpy as np
+
+from autoprune.plan import Plan
+from autoprune.score import NEED_A_RUN, Candidate, Score, costs_of
 from autoprune.study import Study
 
-__all__ = ["best", "least_cost_wanted", "promoted"]
+__all__ = ["alike", "best", "least_cost_wanted", "promoted"]
 
 _EDGE = 0.015  # of the budget: what a first look puts closer to it hardly keeps it once its interval counts
+_LEAST_DISTANCE = 0.25  # of the units of one group, by which plans that are trained differ in all
 
 
 def promoted(
-    study: Study, dense: Score, candidates: Sequence[Candidate], promotions: Mapping[int, int], count: int
+    study: Study,
+    dense: Score,
+    candidates: Sequence[Candidate],
+    promotions: Mapping[int, int],
+    count: int,
+    refills: Mapping[int, int] | None = None,
 ) -> Candidate | None:
     """The next candidate to train, so that the best `count` end trained; None where they are.
 
     `promotions`: for the number of each that was promoted, that of the trial which trained its plan. One that turned
-    out not to keep the budget, or whose training broke down, does not count.
+    out not to keep the budget, or whose training broke down, does not count. `refills`: for the number of one that was
+    given units back, that of the better plan which takes its place. What is alike comes after what is not.
     """
     by_number = {each.number: each for each in candidates}
-    known = {each.plan.digest: each for each in candidates if each.stage == "trained"}
+    known = {each.plan: each for each in candidates if each.stage == "trained"}
     found: dict[int, Candidate] = {}  # what trained them
-    left = []
-    for candidate in best(study, dense, candidates):
+    left: dict[int, Candidate] = {}
+    for candidate in best(study, dense, candidates, (refills or {}).values()):
         if candidate.number in promotions:
             tried = by_number[promotions[candidate.number]]
             if tried.stage == "trained":
                 found[candidate.number] = tried
-        elif candidate.plan.digest in known:
-            found[candidate.number] = known[candidate.plan.digest]
+        elif candidate.plan in known:
+            found[candidate.number] = known[candidate.plan]
         if candidate.number in found or candidate.number not in promotions:
-            left.append(candidate)
+            left[candidate.number] = candidate
     if least_cost_wanted(study):
-        return _halved(left, found, count)
-    for candidate in left:
-        if count <= 0:
-            return None
+        return _halved(list(left.values()), found, count)
+    for candidate in _apart(_replaced(left, refills or {}), count):
         if candidate.number not in found:
             return candidate
-        count -= 1
     return None
+
+
+def _replaced(left: Mapping[int, Candidate], refills: Mapping[int, int]) -> list[Candidate]:
+    """Without those in whose place a better one stands."""
+    order = {number: place for place, number in enumerate(left)}
+    return [
+        each for number, each in left.items() if order.get(refills.get(number, number), len(order)) >= order[number]
+    ]
+
+
+def _apart(ordered: Sequence[Candidate], count: int) -> list[Candidate]:
+    """The first `count` of which none is `alike` to one before; where these are too few, of the others too."""
+    chosen: list[Candidate] = []
+    for candidate in ordered:
+        if len(chosen) < count and not any(alike(candidate.plan, other.plan) for other in chosen):
+            chosen.append(candidate)
+    taken = {each.number for each in chosen}
+    return [*chosen, *(each for each in ordered if each.number not in taken)][: max(0, count)]
 
 
 def least_cost_wanted(study: Study) -> bool:
@@ -61,32 +86,34 @@ def _halved(front: Sequence[Candidate], found: Mapping[int, Candidate], count: i
     return front[middle] if 0 <= middle < len(front) and trained[middle] is None else None
 
 
-def best(study: Study, dense: Score, candidates: Sequence[Candidate]) -> list[Candidate]:
+def best(
+    study: Study, dense: Score, candidates: Sequence[Candidate], refilled: Collection[int] = ()
+) -> list[Candidate]:
     """The screened candidates whose costs keep the budget, in the order in which they should be trained.
 
-    Where a cost is limited, by non-dominated rank (Deb et al. 2002) and, within a rank, by quality. Where the least
-    cost is wanted at which quality is kept, those of the first rank, best quality first; where nothing is limited,
-    spread over the ranks. Quality is the loss, whatever the objectives say: it is finer than a metric, and plans of
-    equal latency are much alike.
+    Where a cost is limited, best quality first: nothing is gained by being faster than was asked for. Where the least
+    cost is wanted at which quality is kept, those that no other dominates, best quality first; where nothing is
+    limited, spread over the non-dominated ranks (Deb et al. 2002). Quality is the loss, whatever the objectives say: it
+    is finer than a metric, and plans of equal latency are much alike. Those `refilled`, by their numbers, lie closer to
+    the edge: what they rest on was measured in fresh processes.
     """
     goal = study.task.metric.goal
-    objectives = ["loss", *(name for name in study.search.objectives if name not in ("metric", "loss"))]
     screened = [each for each in candidates if each.stage == "screened"]
-    fitting = [each for each in screened if _inside(study, dense, each.score, _EDGE)]
+    fitting = [
+        each for each in screened if _inside(study, dense, each.score, 0.0 if each.number in refilled else _EDGE)
+    ]
     fitting = fitting or [each for each in screened if _inside(study, dense, each.score, 0.0)]
     unique = list({_net(each): each for each in reversed(fitting)}.values())
+    if study.budget.limits and not least_cost_wanted(study):
+        return sorted(unique, key=lambda each: (each.score.objective("loss"), each.number))
+    objectives = ["loss", *(name for name in study.search.objectives if name not in ("metric", "loss"))]
     points = {each.number: costs_of(each.score, objectives, goal) for each in unique}
-    ranks: list[list[Candidate]] = []
-    left = sorted(unique, key=lambda each: points[each.number])  # best quality first
-    while left:
-        ranks.append(_front(left, points))
-        if least_cost_wanted(study):
-            return ranks[0]
-        numbers = {each.number for each in ranks[-1]}
-        left = [each for each in left if each.number not in numbers]
-    if study.budget.limits:
-        return [each for rank in ranks for each in rank]
-    return [each for rank in ranks for each in _spread(rank)]
+    ordered = sorted(unique, key=lambda each: points[each.number])
+    ranks = _ranks([points[each.number] for each in ordered])
+    if least_cost_wanted(study):
+        return [each for each, rank in zip(ordered, ranks, strict=True) if rank == 0]
+    by_rank = [[each for each, own in zip(ordered, ranks, strict=True) if own == rank] for rank in sorted(set(ranks))]
+    return [each for rank in by_rank for each in _spread(rank)]
 
 
 def _net(candidate: Candidate) -> tuple[float | None, ...]:
@@ -95,13 +122,33 @@ def _net(candidate: Candidate) -> tuple[float | None, ...]:
     return score.loss, score.flops, score.params, score.nonzero_params
 
 
-def _front(ordered: list[Candidate], points: Mapping[int, tuple[float, ...]]) -> list[Candidate]:
-    """Those that no other dominates, of candidates in the order of their points."""
-    found: list[Candidate] = []
-    for each in ordered:  # only one that comes before can dominate
-        if not any(dominates(points[other.number], points[each.number]) for other in reversed(found)):
-            found.append(each)
-    return found
+def _ranks(points: Sequence[tuple[float, ...]]) -> list[int]:
+    """The non-dominated rank of each point, 0 the best; less is better in every place."""
+    table = np.array(points, dtype=float)
+    covers = np.ones((len(table), len(table)), dtype=bool)  # whether the row's point is nowhere worse
+    for column in table.T:
+        covers &= column[:, None] <= column[None, :]
+    dominates = covers & ~covers.T
+    ranks, left, rank = np.zeros(len(table), dtype=int), np.ones(len(table), dtype=bool), 0
+    while left.any():
+        first = left & ~dominates[left].any(0)
+        ranks[first], left, rank = rank, left & ~first, rank + 1
+    return [int(each) for each in ranks]
+
+
+def alike(first: Plan, second: Plan) -> bool:
+    """Whether two plans differ in so little that training both tells nothing more: a quarter of one group in all.
+
+    A criterion alone is no difference; a block that goes in one and stays in the other is a whole one.
+    """
+
+    def apart(key: str) -> float:
+        one, other = first.choices.get(key), second.choices.get(key)
+        if one is not None and other is not None and one.technique == other.technique:
+            return abs(one.ratio - other.ratio)
+        return max(each.ratio for each in (one, other) if each is not None)
+
+    return sum(map(apart, {*first.choices, *second.choices})) < _LEAST_DISTANCE
 
 
 def _inside(study: Study, dense: Score, score: Score, margin: float) -> bool:

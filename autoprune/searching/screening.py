@@ -13,13 +13,13 @@ from typing import Any
 
 from autoprune.plan import Plan
 from autoprune.run import Run
-from autoprune.score import Candidate
+from autoprune.score import Candidate, Score
 from autoprune.searching.evaluate import Evaluator
 from autoprune.searching.exchange import exchanged, filled, narrowed
 from autoprune.searching.promotion import best
 from autoprune.searching.proposals import by_importance, proposals, ranked_globally, shallower
 from autoprune.searching.sensitivity import RATIOS, knapsack, sensitivities
-from autoprune.searching.steering import MARGIN, Steering
+from autoprune.searching.steering import Steering
 from autoprune.searching.surrogate import Surrogate
 from autoprune.space import plan_of
 
@@ -29,6 +29,7 @@ _EXPLORED = 0.3  # of the trials, before exchange moves begin
 _EVERY = 4  # trial is the sampler's even then
 _PARENTS = 8  # best plans that exchange moves start from
 _CHILDREN, _MOVES = 12, 3  # neighbours looked at, and so many moves away, for each one that is judged
+_LEFT, _REST = 0.015, 0.005  # of the budget: what a finalist leaves and gets back; what is left of it then
 _VAIN = 10  # plans are judged even over the time limit, while none keeps the budget
 _PATIENCE, _IDLE = 60, 0.5  # trials without a better plan, at least, and their share, before it stops by itself
 
@@ -97,7 +98,7 @@ class Screening:
             if self.steering.effect(plan) not in self._effects:
                 return found
             used = self.steering.violation(plan)
-            new = self._new(used if self.steering.whole else max(used, -MARGIN))
+            new = self._new(used if self.steering.whole else max(used, 0.0))
             return exchanged(self.variables, [found], new, draw) or found
 
         return moved
@@ -124,7 +125,7 @@ class Screening:
         parents = best(self.study, self.dense, candidates)[:_PARENTS]
         if not parents:
             return None
-        allowed = -MARGIN
+        allowed = 0.0
         if self.steering.whole:  # one of the front, at its own level
             parents = [random.Random(draw).choice(parents)]
             allowed = self.steering.violation(parents[0].plan)
@@ -138,6 +139,27 @@ class Screening:
     def _filled(self, given: dict[str, Any], fits: Callable[[Mapping[str, Any]], bool], draw: str) -> dict[str, Any]:
         """With what is left of the budget given back to units, where anything of it is foreseen."""
         return filled(self.variables, given, fits, draw) if self.steering.budget.limits and fits(given) else given
+
+    def refilled(self, given: dict[str, Any], plan: Plan, score: Score, draw: str) -> dict[str, Any] | None:
+        """A finalist's parameters with what is left of the budget given back to units; None where none fits any more.
+
+        `score` is the finalist's in fresh processes: what is foreseen of its neighbours is corrected by it, limit by
+        limit.
+        """
+        goal, foreseen = self.study.task.metric.goal, self.steering.violations(plan)
+        real = self.study.budget.violations(score, self.dense, goal)
+        if self.steering.whole or not foreseen or max(real.values(), default=0.0) > -_LEFT:
+            return None
+        off = {key: (1 + real[key]) / (1 + used) for key, used in foreseen.items() if key in real and used > -1}
+
+        def fits(child: Mapping[str, Any]) -> bool:
+            spent = self.steering.violations(plan_of(self.variables, child))
+            return all((1 + used) * off.get(key, 1.0) <= 1 - _REST for key, used in spent.items())
+
+        fuller = (filled(self.variables, given, fits, f"{draw} {each}") for each in range(_CHILDREN))
+        new = [each for each in fuller if self.steering.effect(plan_of(self.variables, each)) not in self._effects]
+        order = self.surrogate.order([self.steering.effective(plan_of(self.variables, each)) for each in new])
+        return new[order[0]] if new else None
 
     def _promising(
         self, start: list[dict[str, Any]], fits: Callable[[Mapping[str, Any]], bool], draw: str

@@ -23,6 +23,7 @@ from autoprune.searching.promotion import promoted
 from autoprune.searching.screening import Screening
 from autoprune.searching.study import Journal
 from autoprune.searching.trials import Trials
+from autoprune.space import plan_of
 from autoprune.study import Study
 
 __all__ = ["Result", "search"]
@@ -188,7 +189,9 @@ class _Search:
         most, count = finalists * _ROUNDS, min(count, finalists * _ROUNDS)
         while True:
             candidates = self.trials.candidates()
-            chosen = promoted(self.study, self.dense, candidates, self.journal.promoted(), count)
+            chosen = promoted(
+                self.study, self.dense, candidates, self.journal.promoted(), count, self.journal.refills()
+            )
             if chosen is None:
                 if ranked(self.study, candidates) or count >= most:
                     return
@@ -201,8 +204,26 @@ class _Search:
             if self.tried >= finalists * _TRIED:
                 self.listener.note(f"{self.tried} of the best plans were tried; no more are")
                 return
+            if self._refilled(chosen):
+                continue
             self.tried += 1
             self.trials.run_one(self.journal.promote(chosen), chosen.plan, self.trials.trained)
+
+    def _refilled(self, finalist: Candidate) -> bool:
+        """Whether a finalist was judged again with what it leaves of the budget, in fresh processes, given back."""
+        refills = self.journal.refills()
+        if self._late() or finalist.number in {*refills, *refills.values()}:
+            return False
+        given = self.journal.parameters(finalist.number)
+        if plan_of(self.prepared.variables, given) != finalist.plan:  # it has what is no longer searched
+            return False
+        score = self.trials.evaluate.finalist(finalist.plan, finalist.number)
+        self.screening.learn(self.trials.candidates())
+        fuller = self.screening.refilled(given, finalist.plan, score, self.journal.draw())
+        if fuller is None:
+            return False
+        self.trials.run_one(*self.journal.refill(finalist, fuller), self.trials.screened)
+        return True
 
     def _late_to_judge(self) -> bool:
         """Whether what is left of the time limit is for training."""

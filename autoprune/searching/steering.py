@@ -31,9 +31,10 @@ from autoprune.space import NONE, plan_of
 from autoprune.study import Study
 from autoprune.target import QUANTITIES, Budget, Limit
 
-__all__ = ["MARGIN", "Steering"]
+__all__ = ["Steering"]
 
-MARGIN = 0.02  # of the budget: a plan at its very edge falls outside when measured again
+_MARGINS = {"latency": 0.02, "throughput": 0.02}  # of the budget: at its very edge falls outside what is measured again
+_MARGINS |= {"size": 0.005, "size_compressed": 0.005}  # the file that ships is not the graph that was cut out
 _SHARES, _LEVELS = (1.0, 0.95, 0.9), (0.8, 0.6, 0.4, 0.25)
 _STEPS, _RANGE = 11, 1e4  # of bisection, on a logarithmic scale
 _LEARNT = 160  # plans are enough to learn from: it takes longer for each
@@ -89,15 +90,23 @@ class Steering:
         return random.Random(draw).uniform(min(lowest, 1.0), 1.0)
 
     def violation(self, plan: Plan) -> float:
-        """The worst of used / limit - 1 that is to be expected, at most 0 where the plan keeps the budget."""
+        """The worst of used / limit - 1 that is to be expected, at most 0 where the plan keeps the budget.
+
+        The limits are taken less a margin, where a figure may come out otherwise than it is foreseen.
+        """
+        margins = {limit.key: _MARGINS.get(limit.quantity, 0.0) for limit in self.budget.limits}
+        found = self.violations(plan).items()
+        return max(((1 + used) / (1 - margins[key]) - 1 for key, used in found), default=-1.0)
+
+    def violations(self, plan: Plan) -> dict[str, float]:
+        """What is to be expected of used / limit - 1, by the key of each limit that is foreseen, without a margin."""
         keep = self._keeps(plan)
         counted = any(limit.quantity not in _TIMED for limit in self.budget.limits)
         score = self._counted(plan, keep) if counted else Score()
         elsewhere = {target: self._foreseen(target, keep, score.on(target)) for target in self.predictors}
         own = elsewhere.pop("", score)
         score = own.updated(elsewhere={**score.elsewhere, **elsewhere})
-        goal = self.study.task.metric.goal
-        return max(self.budget.violations(score, self.dense, goal).values(), default=-1.0)
+        return self.budget.violations(score, self.dense, self.study.task.metric.goal)
 
     def latency(self, plan: Plan, target: str = "") -> float | None:
         """The ratio to dense that is predicted; None where nothing is known of it, as of zeros on sparse kernels."""
@@ -107,7 +116,7 @@ class Steering:
 
     def fits(self, plan: Plan, share: float = 1.0) -> bool:
         """Whether a plan is expected to spend at most `share` of the budget, less the margin."""
-        return self.violation(plan) <= share * (1 - MARGIN) - 1
+        return self.violation(plan) <= share - 1
 
     def fitted(self, parameters: Mapping[str, Any], share: float = 1.0) -> dict[str, Any]:
         """A trial's parameters with all ratios scaled by the least factor at which the plan fits; the most if none.

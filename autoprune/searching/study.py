@@ -77,7 +77,7 @@ class Journal:
                 self._take_over(longest)
             for trial in self.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
                 self.optuna.tell(trial.number, state=TrialState.FAIL)
-            if any(_promotes(trial) for trial in self._waiting()):
+            if any(_follows(trial) for trial in self._waiting()):
                 self._hold_back()  # who is to be promoted is found out anew
             self._queue_again()
             if not self.optuna.user_attrs.get("proposed") and self.finished() < self._study.search.trials:
@@ -115,6 +115,13 @@ class Journal:
             trial = self.optuna.ask(dict(distributions(self._variables)))
             self._begun(trial, candidate.plan)
         return trial
+
+    def refill(self, candidate: Candidate, given: Parameters) -> tuple[Trial, Plan]:
+        """A trial of `given` parameters: those of a finalist, with what it leaves of the budget given back."""
+        with _quiet():
+            self._hold_back()
+            self.optuna.enqueue_trial(dict(given), user_attrs={"refills": candidate.number})
+            return self.ask()
 
     def parameters(self, number: int) -> dict[str, Any]:
         """Those of a trial, as far as they are searched now; what it does not have is left whole."""
@@ -164,12 +171,12 @@ class Journal:
         return [self._seen[number] for number in sorted(self._seen)]
 
     def finished(self) -> int:
-        """How many trials count: they ended by themselves, and did not train the plan of another.
+        """How many trials count: they ended by themselves, and neither train nor refill the plan of another.
 
         Where plans are judged untrained, those of this budget alone: such plans lie at the edge of theirs. Where all
         are trained, those that were.
         """
-        ended = [trial for trial in self.optuna.get_trials(deepcopy=False) if _ended(trial) and not _promotes(trial)]
+        ended = [trial for trial in self.optuna.get_trials(deepcopy=False) if _ended(trial) and not _follows(trial)]
         if self._study.search.finalists is None:
             return sum(trial.user_attrs["stage"] != "screened" for trial in ended)
         return sum(trial.user_attrs.get("budget") == str(self._study.budget) for trial in ended)
@@ -178,6 +185,11 @@ class Journal:
         """For the number of every trial that was promoted, that of the one which trained its plan, or gave it up."""
         ended = (trial for trial in self.optuna.get_trials(deepcopy=False) if _ended(trial) and _promotes(trial))
         return {trial.user_attrs["promotes"]: trial.number for trial in ended}
+
+    def refills(self) -> dict[int, int]:
+        """For the number of every finalist that was given units back, that of the trial which judged it so."""
+        trials = self.optuna.get_trials(deepcopy=False)
+        return {each.user_attrs["refills"]: each.number for each in trials if _ended(each) and _refills(each)}
 
     def known(self) -> int:
         """How many trials have ended, under whichever budget."""
@@ -205,7 +217,7 @@ class Journal:
         queued = set(self.optuna.user_attrs.get("queued_again", ()))
         for trial in self.optuna.get_trials(deepcopy=False, states=(TrialState.FAIL,)):
             asked = trial.system_attrs.get("fixed_params") or trial.params
-            if asked and not _promotes(trial) and not _ended(trial) and trial.number not in queued:
+            if asked and not _follows(trial) and not _ended(trial) and trial.number not in queued:
                 self.optuna.enqueue_trial(asked)
                 queued.add(trial.number)
                 self.optuna.set_user_attr("queued_again", sorted(queued))
@@ -221,7 +233,7 @@ class Journal:
             if state == TrialState.RUNNING or (not ended and state == TrialState.COMPLETE):
                 state = TrialState.FAIL
             elif state == TrialState.COMPLETE and _may_fit(attrs["stage"], limits):
-                kept = {key: attrs[key] for key in ("plan", "promotes") if key in attrs}
+                kept = {key: attrs[key] for key in ("plan", "promotes", "refills") if key in attrs}
                 state, attrs = TrialState.FAIL, kept | {"again": "stopped by an earlier budget"}
             complete = state == TrialState.COMPLETE
             asked = {key: value for key, value in trial.system_attrs.items() if key == "fixed_params"}
@@ -256,6 +268,15 @@ def _ended(trial: FrozenTrial) -> bool:
 
 def _promotes(trial: FrozenTrial) -> bool:
     return "promotes" in trial.user_attrs
+
+
+def _refills(trial: FrozenTrial) -> bool:
+    return "refills" in trial.user_attrs
+
+
+def _follows(trial: FrozenTrial) -> bool:
+    """Whether a trial comes from another, which says when it is due."""
+    return _promotes(trial) or _refills(trial)
 
 
 def _may_fit(stage: str, limits: dict[str, float]) -> bool:
