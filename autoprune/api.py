@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,7 @@ from autoprune.group import Group
 from autoprune.measuring.measure import measure as _measure
 from autoprune.outcome import SearchResult
 from autoprune.plan import Plan
+from autoprune.pruning.coupling import Coupling
 from autoprune.pruning.evidence import Evidence
 from autoprune.pruning.importance import Importance
 from autoprune.pruning.proof import discover
@@ -34,14 +36,19 @@ __all__ = ["SearchResult", "groups", "load", "measure", "prune", "search"]
 
 
 class Groups(tuple[Group, ...]):
-    """The groups of a model; printed, it is a table with the refused ones and the reason."""
+    """The groups of a model; printed, it is a table with the refused ones and the reason, and `note`.
+
+    `note` says what of the model is not followed: what runs in training alone, where its forward fails in that mode.
+    """
+
+    note: str | None = None
 
     def __str__(self) -> str:
         rows = [f"{'group':40} {'units':>7}  layers"]
         for group in self:
             what = f"refused: {group.refusal}" if group.refusal else ", ".join(group.layers)
             rows.append(f"{group.key:40} {group.size:7}  {what}")
-        return "\n".join(rows)
+        return "\n".join([*rows, self.note] if self.note else rows)
 
     __repr__ = __str__
 
@@ -52,7 +59,18 @@ def groups(model: nn.Module, inputs: Any) -> Groups:
     `inputs`: a tensor, a tuple of arguments or a dictionary of keyword arguments, batch first. `model` is untouched.
     Raises ModelError where its forward fails on them.
     """
-    return Groups(discover(arguments.module(model, inputs), Inputs.of(inputs)).groups)
+    coupling = _discovered(arguments.module(model, inputs), inputs)
+    found = Groups(coupling.groups)
+    found.note = coupling.unfollowed
+    return found
+
+
+def _discovered(model: nn.Module, inputs: Any) -> Coupling:
+    """The proved groups; warns where training cannot be followed."""
+    coupling = discover(model, Inputs.of(inputs))
+    if coupling.unfollowed:
+        warnings.warn(coupling.unfollowed, stacklevel=3)
+    return coupling
 
 
 def prune(
@@ -85,7 +103,7 @@ def prune(
     if repair and given is None:
         raise InputError("repair needs batches of data: give batches=")
     scored = None if loss is None else losses.resolve(arguments.callable_(loss, "loss", or_name=True))
-    coupling = discover(model, Inputs.of(inputs))
+    coupling = _discovered(model, inputs)
     importance = Importance(model, coupling, Evidence(model, given, scored))
     request = plans.requested(plan, coupling.groups, importance, criterion, multiple_of)
     pruned = apply(model, coupling, request.plan, importance)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -10,17 +11,22 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from autoprune.group import Group
-from autoprune.pruning.forward import plain_forward
+from autoprune.pruning.forward import plain_forward, steady_forward
 from autoprune.pruning.shrink import Skipped, named_tensors, replace_tensors
 from autoprune.task import Inputs
 
 __all__ = ["blocks_groups", "removed"]
 
 
-def blocks_groups(model: nn.Module, inputs: Inputs) -> Iterable[Group]:
-    """A group for each of a model's removable residual blocks, in order of execution."""
+def blocks_groups(model: nn.Module, inputs: Inputs, training: bool = False) -> Iterable[Group]:
+    """A group for each of a model's removable residual blocks, in order of execution.
+
+    With `training` a block must be one on the path of training as well.
+    """
+    trained = set(_removable(model, inputs, training=True)) if training else None
     for name in _removable(model, inputs):
-        yield Group(name, "blocks", (name,), ("block",), (1,))
+        if trained is None or name in trained:
+            yield Group(name, "blocks", (name,), ("block",), (1,))
 
 
 def removed(model: nn.Module) -> list[str]:
@@ -28,10 +34,11 @@ def removed(model: nn.Module) -> list[str]:
     return [name for name, module in model.named_modules() if isinstance(module, Skipped)]
 
 
-def _removable(model: nn.Module, inputs: Inputs) -> Iterable[str]:
+def _removable(model: nn.Module, inputs: Inputs, training: bool = False) -> Iterable[str]:
     """Innermost modules whose output, parameters at zero, is their first argument exactly."""
     model = replace_tensors(model, lambda _, tensor: tensor.clone())  # a forward may write into buffers
-    calls = _calls(model, inputs)
+    forward = steady_forward if training else plain_forward
+    calls = _calls(model, inputs, forward)
     names = {id(module): name for name, module in model.named_modules()}
     chosen: list[str] = []
     tied = _tied(model)
@@ -44,7 +51,7 @@ def _removable(model: nn.Module, inputs: Inputs) -> Iterable[str]:
         )
         for parameter in empty.parameters():
             parameter.data.zero_()
-        with plain_forward(empty):
+        with forward(empty):
             out = empty(args[0].clone(), *args[1:], **kwargs)  # it may write into what it is given
         if isinstance(out, Tensor) and torch.equal(out, args[0]):
             chosen.append(name)
@@ -64,7 +71,9 @@ def _shares(block: str, tied: list[list[str]]) -> bool:
     return any(len({name.startswith(f"{block}.") for name in names}) > 1 for names in tied)
 
 
-def _calls(model: nn.Module, inputs: Inputs) -> dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any]]]:
+def _calls(
+    model: nn.Module, inputs: Inputs, forward: Callable[[nn.Module], AbstractContextManager[None]]
+) -> dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any]]]:
     """Modules with parameters and modules inside that are called once, first argument and output of one shape."""
     calls: dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any]]] = {}
     other: set[nn.Module] = {model}
@@ -87,7 +96,7 @@ def _calls(model: nn.Module, inputs: Inputs) -> dict[nn.Module, tuple[tuple[Any,
                 module.register_forward_hook(leave),
             ]
     try:
-        with plain_forward(model):
+        with forward(model):
             inputs.call(model)
     finally:
         for hook in hooks:

@@ -12,9 +12,10 @@ from autoprune.errors import ModelError
 from autoprune.group import Group
 from autoprune.pruning.attention import Attention
 from autoprune.pruning.forward import on_cpu
-from autoprune.pruning.grouping import Units, collect_units
+from autoprune.pruning.grouping import TRAINING_ONLY, Units, collect_units
 from autoprune.pruning.interception import propagate
 from autoprune.pruning.literals import Bindings, Literal
+from autoprune.pruning.modes import TrainingPath, training_path
 from autoprune.pruning.propagation import Propagation
 from autoprune.pruning.rebinding import bind
 from autoprune.pruning.shrink import Cut, replace_tensors, shrink
@@ -50,6 +51,9 @@ class Coupling:
     literals: tuple[
         Literal, ...
     ] = ()  # numbers in the code of forwards that a cut may change; their ids are unit numbers
+    training: bool = False  # training takes a path of its own, which slots, norms and literals cover as well
+    unfollowed: str | None = None  # why they do not where it does
+    evaluation_norms: int = 0  # calls of norms in evaluation, before those of training in `norms`
 
     def group(self, key: str) -> Group:
         """The group with this key. Raises ModelError for an unknown one."""
@@ -105,6 +109,8 @@ class Coupling:
         found: Bindings = {}
         for literal in self.literals:
             found.setdefault(literal.owner, {})[literal.call] = literal.change(count)
+        for changes in found.values() if self.training else ():
+            changes.setdefault(-1, {})  # training has calls of its own, though none of them be changed
         return found
 
     def removed(self, keep: Mapping[str, Tensor]) -> list[str]:
@@ -153,32 +159,60 @@ class Coupling:
 
 
 def trace(model: nn.Module, inputs: Inputs) -> Coupling:
-    """The groups as id propagation finds them, not yet proved."""
-    model = replace_tensors(model, lambda name, tensor: tensor.clone())  # a forward may write into buffers
-    Attention.take_over_all(model)
-    found = propagate(model, inputs.rows(min(2, inputs.batch_size)).map(lambda tensor: tensor.clone()))
+    """The groups as id propagation finds them on the paths of evaluation and of training, not yet proved."""
+    rows = inputs.rows(min(2, inputs.batch_size))
+    path = training_path(_copied(model), rows)
+    try:
+        return _traced(model, rows, path)
+    except ModelError as error:
+        if not path.differs:
+            raise
+        said = f"in training mode its operators cannot be followed ({error}); what runs in training alone may break"
+        return _traced(model, rows, TrainingPath(False, said))
+
+
+def _traced(model: nn.Module, inputs: Inputs, path: TrainingPath) -> Coupling:
+    model = _copied(model)
+    found = propagate(model, inputs.map(lambda tensor: tensor.clone()), path.differs)
     with on_cpu():
-        return _collected(model, found)
+        return replace(_collected(model, found), unfollowed=path.unfollowed)
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    """A copy as it is traced: a forward may write into buffers, and attention hides its projections."""
+    model = replace_tensors(model, lambda name, tensor: tensor.clone())
+    Attention.take_over_all(model)
+    return model
 
 
 def _collected(model: nn.Module, found: Propagation) -> Coupling:
     units = collect_units(found, kinds_by_layer(model))
-    slots = tuple(
-        Slot(use.tensor, use.dim, use.groups, use.role, units.number(found.ids.roots(use.ids)))
-        for use in found.ids.uses
-    )
-    slots = tuple(slot for slot in slots if bool((slot.units >= 0).any()))
+    slots = tuple(_slots(found, units))
     literals = list(_literals(found, units))
     norms = {call: units.number(found.ids.roots(ids)) for call, ids in found.layers.norm_calls.items()}
+    trained = {use.tensor for use in found.ids.uses} - found.evaluated if found.training else set()
     return Coupling(
-        (*units.groups, *weights_groups(model)),
+        (*units.groups, *weights_groups(model, trained)),
         slots,
         units.members,
         units.total,
         {call: numbers for call, numbers in norms.items() if bool((numbers >= 0).any())},
         tuple(_narrow(units, [slot.units for slot in slots] + [part for each in literals for part in each.parts()])),
         tuple(literals),
+        found.training,
+        evaluation_norms=found.evaluation_norms,
     )
+
+
+def _slots(found: Propagation, units: Units) -> Iterable[Slot]:
+    """Where units sit; what both paths use alike, once."""
+    seen: set[tuple[str, int, int, str, tuple[int, ...]]] = set()
+    for use in found.ids.uses:
+        slot = Slot(use.tensor, use.dim, use.groups, use.role, units.number(found.ids.roots(use.ids)))
+        place = (slot.tensor, slot.dim, slot.groups, slot.role, tuple(slot.units.tolist()))
+        if bool((slot.units >= 0).any()) and not (found.training and place in seen):
+            seen.add(place)
+            yield slot
 
 
 def _narrow(units: Units, vectors: Iterable[Tensor]) -> Iterable[Tensor]:
@@ -215,8 +249,11 @@ def _several(numbers: Tensor) -> bool:
     return bool((numbers != numbers[:1]).any())
 
 
-def weights_groups(model: nn.Module) -> Iterable[Group]:
-    """One group for the weight tensor of every convolution, linear, recurrent and attention layer."""
+def weights_groups(model: nn.Module, trained: Collection[str] = ()) -> Iterable[Group]:
+    """One group for the weight tensor of every convolution, linear, recurrent and attention layer.
+
+    Refused are those among `trained`, which run in training only.
+    """
     first = {
         id(parameter): name for name, parameter in model.named_parameters()
     }  # a shared tensor goes by its first name
@@ -228,8 +265,9 @@ def weights_groups(model: nn.Module) -> Iterable[Group]:
         for parameter in module.parameters(recurse=False):
             if parameter.dim() >= 2 and id(parameter) not in seen:
                 seen.add(id(parameter))
-                layer = layer_of(first[id(parameter)])
-                yield Group(layer, "weights", (layer,), (kind,), tuple(parameter.shape))
+                name = first[id(parameter)]
+                layer, refusal = layer_of(name), TRAINING_ONLY if name in trained else None
+                yield Group(layer, "weights", (layer,), (kind,), tuple(parameter.shape), refusal=refusal)
 
 
 def layer_of(tensor: str) -> str:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.utils._pytree import tree_leaves
 
 from autoprune.errors import ModelError
+from autoprune.pruning.steady import Steady
 from autoprune.task import Inputs
 
 STATISTICS = {"mean", "var", "std", "norm", "vector_norm", "normalize"}  # functions that hand-written norms are made of
 
-__all__ = ["STATISTICS", "dims_of", "on_cpu", "output_tensors", "outputs_of", "plain_forward"]
+__all__ = ["STATISTICS", "dims_of", "on_cpu", "output_tensors", "outputs_of", "plain_forward", "steady_forward"]
 
 
 def on_cpu() -> contextlib.AbstractContextManager[Any]:
@@ -40,9 +43,26 @@ def plain_forward(model: nn.Module) -> Iterator[None]:
             module.training = was
 
 
-def outputs_of(model: nn.Module, inputs: Inputs) -> list[Tensor]:
-    """Output tensors of one plain forward, random numbers the same each time."""
-    with plain_forward(model), torch.random.fork_rng():
+@contextlib.contextmanager
+def steady_forward(model: nn.Module) -> Iterator[None]:
+    """As `plain_forward`, but the way that training goes, without chance; weights are normed as in eval mode."""
+    with plain_forward(model):
+        model.train()
+        for module in model.modules():
+            if isinstance(module, _SpectralNorm):  # in training it goes on iterating where its weight is read
+                module.eval()
+        state = random.getstate()
+        random.seed(0)
+        try:
+            with Steady():
+                yield
+        finally:
+            random.setstate(state)
+
+
+def outputs_of(model: nn.Module, inputs: Inputs, training: bool = False) -> list[Tensor]:
+    """Output tensors of one plain forward, random numbers the same each time; in `training` of a steady one."""
+    with steady_forward(model) if training else plain_forward(model), torch.random.fork_rng():
         torch.manual_seed(0)
         return output_tensors(inputs.call(model))
 

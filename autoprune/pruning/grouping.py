@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from autoprune.group import Group
-from autoprune.pruning.ids import Balance, Ids
+from autoprune.pruning.ids import Balance
 from autoprune.pruning.propagation import Propagation
 
-__all__ = ["Units", "collect_units"]
+__all__ = ["TRAINING_ONLY", "Units", "collect_units"]
 
+TRAINING_ONLY = "it runs in training only: a cut would change nothing of what ships"
 _WEIGHT = r"\.(weight|weight_v|(in|q|k|v)_proj_weight|parametrizations\.weight\.original1?)$"  # of a layer's name
 
 
@@ -44,13 +45,14 @@ class _Layer:
     kind: str
     roots: list[int]
     channels: int
+    training: bool  # runs in training only
 
 
 def collect_units(found: Propagation, kinds: Mapping[str, str]) -> Units:
     """The units groups of a traced model, refused ones included."""
     ids = found.ids
     _agree_on_shared(found)
-    layers = _producing_layers(ids, kinds)
+    layers = _producing_layers(found, kinds)
     frozen = ids.frozen()
     balances = [Balance(ids.roots(balance.ids), balance.blocks, balance.why, balance.soft) for balance in ids.balances]
     units = Units()
@@ -59,6 +61,8 @@ def collect_units(found: Propagation, kinds: Mapping[str, str]) -> Units:
         roots = list(dict.fromkeys(root for layer in members for root in layer.roots))
         free = [root for root in roots if root not in frozen]
         cells, refusal, loose = _admissible(roots, free, frozen, balances)
+        if all(layer.training for layer in members):
+            refusal = TRAINING_ONLY
         if not refusal and len(cells[0]) < 2:
             refusal = (
                 "each block of it that must lose the same count has a single channel"
@@ -124,15 +128,16 @@ def _agree_on_shared(found: Propagation) -> None:
         first[place] = torch.maximum(earlier, use.ids)
 
 
-def _producing_layers(ids: Ids, kinds: Mapping[str, str]) -> dict[str, _Layer]:
-    layers: dict[str, _Layer] = {}
+def _producing_layers(found: Propagation, kinds: Mapping[str, str]) -> dict[str, _Layer]:
+    ids, layers = found.ids, dict[str, _Layer]()
     heads = set(ids.roots(torch.cat(ids.heads)).tolist()) if ids.heads else set()
     for use in ids.uses:
         if use.role == "produce":
             name = use.layer or re.sub(_WEIGHT, "", use.tensor)
             roots = [root for root in dict.fromkeys(ids.roots(use.ids).tolist()) if root >= 0]
             kind = use.kind if use.kind != "other" else kinds.get(name, "other")
-            layer = layers.setdefault(name, _Layer(name, "attention" if heads & set(roots) else kind, [], 0))
+            kind = "attention" if heads & set(roots) else kind
+            layer = layers.setdefault(name, _Layer(name, kind, [], 0, use.tensor not in found.evaluated))
             layer.roots = list(dict.fromkeys(layer.roots + roots))
             layer.channels += len(set(use.ids[use.ids >= 0].tolist()))
     return layers

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_flatten
 
 from autoprune.errors import ModelError
 from autoprune.pruning import literals
-from autoprune.pruning.forward import STATISTICS, dims_of, on_cpu, output_tensors, plain_forward
+from autoprune.pruning.forward import STATISTICS, dims_of, on_cpu, output_tensors, plain_forward, steady_forward
 from autoprune.pruning.propagation import Propagation, Running
 from autoprune.pruning.reparametrised import ties
 from autoprune.task import Inputs
@@ -41,7 +41,7 @@ class _Functions(TorchFunctionMode):
             return self._call(func, args, kwargs)
         running = self.found.path[-1]
         running.calls += 1
-        number = running.calls
+        number = -running.calls if self.found.training else running.calls
         self.found.rebindable = call.rebindable
         try:
             out = self._call(func, args, kwargs)
@@ -140,16 +140,36 @@ def _paths(model: nn.Module, found: Propagation) -> Iterator[None]:
             hook.remove()
 
 
-def propagate(model: nn.Module, inputs: Inputs) -> Propagation:
-    """Run `model` once on `inputs` and return the ids that were found. Raises ModelError where the forward fails."""
+def propagate(model: nn.Module, inputs: Inputs, training: bool = False) -> Propagation:
+    """Run `model` once on `inputs` and return the ids that were found; with `training`, once more in that mode.
+
+    Raises ModelError where the forward fails.
+    """
     with on_cpu():
         found = Propagation(model)
         entering = found.ids.new_frozen("joined with the network's input")
+    _pass(found, model, inputs, entering)
+    found.evaluation_norms = found.layers.norm_count
+    found.evaluated = {use.tensor for use in found.ids.uses}
+    if training:
+        found.training = True
+        _pass(found, model, inputs.map(lambda tensor: tensor.clone()), entering)
+    with found.silence():
+        found.demands.settle()
+        for each in found.computed:
+            found.ids.uses += list(ties(each, found.ids.uses, found.shapes[each.direction]))
+    return found
+
+
+def _pass(found: Propagation, model: nn.Module, inputs: Inputs, entering: int) -> None:
+    """One forward, its calls handed to their rules, its outputs frozen."""
+    with on_cpu():
         for tensor in inputs.tensors():
             if tensor.is_floating_point():
                 found.labels.set(tensor, torch.tensor(entering).expand(tensor.shape))
+    mode = steady_forward if found.training else plain_forward
     try:
-        with plain_forward(model), _paths(model, found), _Functions(found), _Operators(found):
+        with mode(model), _paths(model, found), _Functions(found), _Operators(found):
             output = inputs.call(model)
     except Exception as error:
         raise ModelError(
@@ -158,8 +178,5 @@ def propagate(model: nn.Module, inputs: Inputs) -> Propagation:
         ) from error
     with found.silence():
         for tensor in output_tensors(output):
-            found.ids.freeze(found.labels.get(tensor), "reaches the network's output")
-        found.demands.settle()
-        for each in found.computed:
-            found.ids.uses += list(ties(each, found.ids.uses, found.shapes[each.direction]))
-    return found
+            why = "reaches the network's output" + (" in training" if found.training else "")
+            found.ids.freeze(found.labels.get(tensor), why)

@@ -2,7 +2,8 @@
 
 `view(b, n, 3, 12, 64)`, `x[:, :24]`, `split([8, 16])` or `chunk(2)` mean a width of the dense model. Where the code
 does not follow a cut by itself, the module's forward is wrapped: its n-th such call gets the cut model's widths.
-Calls are counted over the module's own code, not over that of the modules it calls.
+Calls are counted over the module's own code, not over that of the modules it calls; where training takes a path of its
+own, its calls have negative numbers.
 """
 
 from __future__ import annotations

@@ -26,8 +26,10 @@ _ARGUMENTS: dict[Any, tuple[str, ...]] = {  # after the input
 }
 
 
-def masked_outputs(model: nn.Module, inputs: Inputs, coupling: Coupling, keep: dict[str, Tensor]) -> list[Tensor]:
-    """Outputs of the model at full width whose dropped units are zeroed where they are consumed.
+def masked_outputs(
+    model: nn.Module, inputs: Inputs, coupling: Coupling, keep: dict[str, Tensor], training: bool = False
+) -> list[Tensor]:
+    """Outputs of the model at full width whose dropped units are zeroed where they are consumed; as `outputs_of`.
 
     Norms across channels take their statistics over the kept channels only: that is what the cut model does.
     """
@@ -55,8 +57,9 @@ def masked_outputs(model: nn.Module, inputs: Inputs, coupling: Coupling, keep: d
 
     wide = replace_tensors(model, kept_function(model, along, masked))
     Attention.take_over_all(wide)  # as in the trace: norms are told apart by the order of their calls
-    with _KeptNorms({call: alive[units] for call, units in coupling.norms.items()}):
-        return outputs_of(wide, inputs)
+    earlier = coupling.evaluation_norms if training else 0
+    with _KeptNorms({call - earlier: alive[units] for call, units in coupling.norms.items()}):
+        return outputs_of(wide, inputs, training)
 
 
 class _KeptNorms(TorchFunctionMode):

@@ -14,7 +14,6 @@ from autoprune.group import Group
 from autoprune.pruning.blocks import blocks_groups
 from autoprune.pruning.coupling import Coupling, trace
 from autoprune.pruning.forward import outputs_of
-from autoprune.pruning.literals import Bindings
 from autoprune.pruning.masking import masked_outputs
 from autoprune.pruning.rebinding import bind
 from autoprune.pruning.shrink import replace_tensors
@@ -33,7 +32,8 @@ def discover(model: nn.Module, inputs: Inputs) -> Coupling:
     """
     coupling = trace(model, inputs)
     refusals, needed = prove(model, inputs, coupling)
-    return coupling.without(refusals).binding(needed).joined_by(blocks_groups(model, inputs.rows(2)))
+    blocks = blocks_groups(model, inputs.rows(2), coupling.training)
+    return coupling.without(refusals).binding(needed).joined_by(blocks)
 
 
 def prove(model: nn.Module, inputs: Inputs, coupling: Coupling) -> tuple[dict[str, str], set[tuple[str, int]]]:
@@ -64,6 +64,7 @@ class _Trial:
         self.needed: set[tuple[str, int]] = set()  # calls whose numbers had to be bound anew
         self.refusals: dict[str, str] = {}
         self.lopsided = False  # cut the first units of each group's cells, or the last, not random ones
+        self.modes = (False, True) if coupling.training else (False,)
         self.coupling = self._without_data(coupling)
 
     def passing(self, groups: list[Group]) -> list[Group]:
@@ -92,15 +93,23 @@ class _Trial:
         if not groups:
             return None
         keep = {group.key: self._keep(group.key) for group in groups}
+        for training in self.modes:
+            if (problem := self._difference(keep, training)) is not None:
+                return f"in training, {problem}" if training else problem
+        return None
+
+    def _difference(self, keep: dict[str, Tensor], training: bool) -> str | None:
         try:
             smaller = self._cut(keep)
             error = relative_error(
-                outputs_of(smaller, self.inputs), masked_outputs(self.probe, self.inputs, self.coupling, keep)
+                outputs_of(smaller, self.inputs, training),
+                masked_outputs(self.probe, self.inputs, self.coupling, keep, training),
             )
             if not error <= TOLERANCE:  # rounding, or really wrong? double precision tells
+                wide = self.inputs.map(_wide)
                 error = relative_error(
-                    outputs_of(_double(smaller), self.inputs.map(_wide)),
-                    masked_outputs(_double(self.probe), self.inputs.map(_wide), self.coupling, keep),
+                    outputs_of(_double(smaller), wide, training),
+                    masked_outputs(_double(self.probe), wide, self.coupling, keep, training),
                 )
         except Exception as problem:
             said = (str(problem).splitlines() or [""])[0][:120]
@@ -117,11 +126,11 @@ class _Trial:
         factors = [literal for literal in coupling.literals if literal.kind == "scalar"]
         if not factors:
             return coupling
-        bindings: Bindings = {}
-        for literal in factors:
-            bindings.setdefault(literal.owner, {})[literal.call] = {"scalar": literal.fixed}
+        bindings = replace(coupling, literals=tuple(factors)).bindings({})
         data: set[tuple[str, int]] = set()
-        outputs_of(bind(replace_tensors(self.probe, lambda _, tensor: tensor.clone()), bindings, data), self.inputs)
+        for training in self.modes:
+            probe = replace_tensors(self.probe, lambda _, tensor: tensor.clone())
+            outputs_of(bind(probe, bindings, data), self.inputs, training)
         return replace(
             coupling, literals=tuple(each for each in coupling.literals if (each.owner, each.call) not in data)
         )

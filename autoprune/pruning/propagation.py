@@ -81,7 +81,7 @@ class Running:
 
 
 class Propagation:
-    """The ids found by one forward pass, and the rules that find them."""
+    """The ids found by one forward pass, or by one of evaluation and one of training, and the rules that find them."""
 
     def __init__(self, model: nn.Module) -> None:
         self.ids, self.labels = Ids(), Labels()
@@ -96,6 +96,9 @@ class Propagation:
         self.literals = self.layers.literals
         self.shapes = self.layers.shapes
         self.opaque = self.layers.opaque
+        self.training = False  # the pass that runs
+        self.evaluation_norms = 0  # norms across channels that the pass of evaluation calls
+        self.evaluated: set[str] = set()  # tensors that it uses
 
     def where(self) -> str:
         """The module that is running."""

@@ -82,16 +82,17 @@ class _Rebinding(TorchFunctionMode):
     def __init__(self, bound: _Bound) -> None:
         super().__init__()
         self.bound, self.calls = bound, 0
+        self.trains = bound.module.training and min(bound.changes) < ATTRIBUTE  # on a path with numbers of its own
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         call = read(func, args, kwargs)
         if call is not None and _running() is self.bound.module:
-            self.calls += 1
+            self.calls += -1 if self.trains else 1
             change = self.bound.changes.get(self.calls)
-            if change is not None and ("sizes" if call.kind == "expand" else call.kind) not in change:
+            if change and ("sizes" if call.kind == "expand" else call.kind) not in change:
                 self._strange()
-            elif change is not None:
+            elif change:
                 new = _rebound(func, args, kwargs, change)
                 if self.bound.noted is not None and _differs(new, self._before(func, args, kwargs, change)):
                     self.bound.noted.add((self.bound.name, self.calls))

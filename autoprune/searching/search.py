@@ -96,7 +96,7 @@ def _searched(study: Study, run: Run, listener: Listener) -> Result:
 
 def warnings_of(study: Study, prepared: Prepared) -> list[str]:
     """What the user should know before the search begins."""
-    notes = [prepared.costs.note] if prepared.costs.note else []
+    notes = [note for note in (prepared.coupling.unfollowed, prepared.costs.note) if note]
     decisions = 3 * len(prepared.variables)
     if decisions > study.search.trials and study.space.share is None:
         notes.append(
