@@ -19,6 +19,12 @@ _FIELDS = {
     "energy": "energy_mj",
 }
 _LISTS = ("uncounted", "unavailable")
+_MS = ("latency_ms", "latency_ms_low", "latency_ms_high", "latency_ms_p90", "latency_ms_p99")
+_TIMED = (*_MS, "throughput", "throughput_low")  # what depends on how fast the machine is
+
+
+def _times(value: float | None, factor: float | None) -> float | None:
+    return None if value is None or factor is None else value * factor
 
 
 @dataclass(frozen=True)
@@ -28,8 +34,9 @@ class Score:
     FLOPs follow fvcore: one multiply-add counts 1; `uncounted` names the operators that could not be counted.
     `size_bytes` is the size of the file that the target runs, `size_compressed_bytes` that of the same file after zlib
     (level 6): zeros cost next to nothing there. Latency intervals are 95 % intervals of the median; `latency_ratio` is
-    the median ratio of a call to the dense model's call beside it. `throughput` is inputs per second, the batch
-    over the median latency; `throughput_low` is the lower end of its interval. How `memory_bytes` (peak) and
+    the median ratio of a call to the dense model's call beside it. Of a study's candidates the milliseconds are that
+    ratio of the study's one dense figure (`beside`), which has its own interval. `throughput` is inputs per second, the
+    batch over the median latency; `throughput_low` is the lower end of its interval. How `memory_bytes` (peak) and
     `energy_mj` (millijoules of one call) are measured stands in `measuring/resources.py`. `unavailable` names
     what could not be measured, each with the reason, as in `energy: this machine has no counter`.
     """
@@ -106,6 +113,31 @@ class Score:
             latency_ratio_high=self.latency_ratio,
             throughput_low=fastest,
             elsewhere={name: score.expected() for name, score in self.elsewhere.items()},
+        )
+
+    def beside(self, dense: Score) -> Score:
+        """A copy whose milliseconds and throughput are its ratio's share of `dense`'s; on further targets too.
+
+        The dense figure is one constant for all that is compared: of the interval it leaves the ratio's. What is the
+        dense model itself, at exactly 1, has the dense model's own.
+        """
+        elsewhere = {name: score.beside(dense.on(name)) for name, score in self.elsewhere.items()}
+        score, of, ratio = replace(self, elsewhere=elsewhere), dense.latency_ms, self.latency_ratio
+        if of is None or ratio is None:
+            return score
+        if ratio == self.latency_ratio_low == self.latency_ratio_high == 1:
+            return replace(score, **{name: getattr(dense, name) for name in _TIMED})
+        stretch = ratio * of / self.latency_ms if self.latency_ms else None
+        low, high, fastest = self.latency_ratio_low, self.latency_ratio_high, dense.throughput
+        return replace(
+            score,
+            latency_ms=ratio * of,
+            latency_ms_low=None if low is None else low * of,
+            latency_ms_high=None if high is None else high * of,
+            latency_ms_p90=_times(self.latency_ms_p90, stretch),
+            latency_ms_p99=_times(self.latency_ms_p99, stretch),
+            throughput=_times(fastest, 1 / ratio),
+            throughput_low=_times(fastest, 1 / high if high else None),
         )
 
     def judged(self, stage: str) -> Score:

@@ -47,6 +47,7 @@ class Target:
     `dtype` (fp32, bf16, fp16, int8) is what the model ships in: latency, size and metric are those in it, of candidates
     and of the dense model alike. Training is a matter of its own.
     Widths are rounded to a multiple of `multiple_of`, which the device's kernels like; 1 leaves them as the ratio says.
+    `recorded`, the folder of a run, says that nothing is measured: its figures are the answer.
     """
 
     name: str = "cpu_onnxruntime"
@@ -56,10 +57,17 @@ class Target:
     batch: int = 1
     dtype: str = "fp32"
     multiple_of: int = 1
+    recorded: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object with every field."""
-        return asdict(self)
+        """A JSON object with every field, without `recorded` where figures are measured."""
+        return {key: value for key, value in asdict(self).items() if key != "recorded" or value}
+
+    def in_study(self) -> dict[str, Any]:
+        """As a study has it: of a recorded target where the figures come from."""
+        given = asdict(self)
+        recorded = given.pop("recorded")
+        return given | ({"runtime": "recorded", "from": recorded} if recorded else {})
 
 
 @dataclass(frozen=True)
@@ -127,14 +135,22 @@ class Limit:
     def used(self, score: Score, dense: Score, goal: str) -> float | None:
         """What `score` spends of this limit (of throughput: reaches), in the limit's terms; None while not measured.
 
-        Latency is judged on the upper end of its interval, throughput on its lower: feasible means feasible.
+        Latency is judged on the upper end of its interval, throughput on its lower: feasible means feasible. Where the
+        dense figure is known, milliseconds are that of the ratio's end: a limit in ms and the same one in per cent of
+        dense are one limit.
         """
         score, dense = score.on(self.target), dense.on(self.target)
+        slowest = score.latency_ratio_high
         if self.quantity == "latency":
-            return score.latency_ratio_high if self.relative else score.latency_ms_high
+            ms = dense.latency_ms
+            if self.relative or slowest is None or ms is None:
+                return slowest if self.relative else score.latency_ms_high
+            return slowest * ms
         if self.quantity == "throughput":
-            slowest = score.latency_ratio_high
-            return (1 / slowest if slowest else None) if self.relative else score.throughput_low
+            fastest = 1.0 if self.relative else dense.throughput
+            if fastest is not None and slowest:
+                return fastest / slowest
+            return None if self.relative else score.throughput_low
         if self.quantity == "metric_drop":
             if score.metric is None or dense.metric is None:
                 return None

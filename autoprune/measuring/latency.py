@@ -50,7 +50,7 @@ class Latency:
     those made while other processes needed the same cores; `crowded` whether there was too little quiet to do without
     these. `settled`: whether the interval of the ratio came within 1 % in each process, over its calls and over where
     models lay in memory, before the time ran out.
-    `p90_ms` and `p99_ms` are what 90 % and 99 % of the calls stay under.
+    `p90_ms` and `p99_ms` are what 90 % and 99 % of the calls stay under. `dense_ms` is the median of the dense calls.
     """
 
     ms: float
@@ -66,6 +66,7 @@ class Latency:
     processes: int = 1
     set_aside: int = 0
     crowded: bool = False
+    dense_ms: float | None = None
 
     @property
     def taken(self) -> str:
@@ -96,12 +97,14 @@ class Latency:
         ms = _between([(part.ms, part.ms_low, part.ms_high) for part in parts])
         ratios = [(part.ratio, part.ratio_low, part.ratio_high) for part in parts]
         known = [(a, b, c) for a, b, c in ratios if a is not None and b is not None and c is not None]
-        ratio: tuple[float | None, ...] = _between(known) if len(known) == len(parts) else (None, None, None)
-        p90, p99 = (_middle([getattr(part, name) for part in parts]) for name in ("p90_ms", "p99_ms"))
+        all_known = len(known) == len(parts)
+        ratio: tuple[float | None, float | None, float | None] = _between(known) if all_known else (None, None, None)
+        p90, p99 = (_beyond(ms[0], [(getattr(part, name), part.ms) for part in parts]) for name in ("p90_ms", "p99_ms"))
         calls, settled = sum(part.calls for part in parts), all(part.settled for part in parts)
         processes, aside = sum(part.processes for part in parts), sum(part.set_aside for part in parts)
-        crowded = any(part.crowded for part in parts)
-        return Latency(*ms, ratio[0], ratio[1], ratio[2], calls, settled, p90, p99, processes, aside, crowded)
+        crowded, dense = any(part.crowded for part in parts), [part.dense_ms for part in parts]
+        beside = None if None in dense else statistics.fmean(each for each in dense if each is not None)
+        return Latency(*ms, *ratio, calls, settled, p90, p99, processes, aside, crowded, beside)
 
     def at_any_time(self) -> Latency:
         """With the ratio's interval as wide as it has to be to hold for another hour too, not only for this minute."""
@@ -197,7 +200,8 @@ def _summary(times: Calls, quiet: np.ndarray[Any, np.dtype[np.bool_]]) -> Latenc
     if len(used) > 1:
         ratios = used[0] / used[1]
         low, high = median_interval(ratios)
-        found = replace(found, ratio=float(np.median(ratios)), ratio_low=low, ratio_high=high)
+        ratio, dense_ms = float(np.median(ratios)), float(np.median(used[1]))
+        found = replace(found, ratio=ratio, ratio_low=low, ratio_high=high, dense_ms=dense_ms)
     return replace(found, settled=_precise(found))
 
 
@@ -245,9 +249,10 @@ def _between(parts: Sequence[tuple[float, float, float]]) -> tuple[float, float,
     return mean, max(mean - reach, 0.0), mean + reach
 
 
-def _middle(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return statistics.median(known) if known else None
+def _beyond(ms: float, parts: Sequence[tuple[float | None, float]]) -> float | None:
+    """A percentile beside the median `ms`, from (percentile, median) of each part: the middle of how far it is off."""
+    known = [value / median for value, median in parts if value is not None and median > 0]
+    return ms * statistics.median(known) if known else None
 
 
 @contextmanager

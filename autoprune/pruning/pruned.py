@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -23,12 +23,16 @@ __all__ = ["Pruned", "apply", "checked", "effective", "follows", "kept_units", "
 
 @dataclass(frozen=True)
 class Pruned:
-    """A smaller model, the masks it still carries through training, and the cuts and removed blocks that made it."""
+    """A smaller model, the masks it still carries through training, and the cuts and removed blocks that made it.
+
+    `kept` says by group which units and blocks stay, as `kept_units` does.
+    """
 
     model: nn.Module
     masks: Masks
     cuts: list[Cut]
     removed: list[str]  # blocks
+    kept: Mapping[str, Tensor] = field(default_factory=dict)
 
     def finish(self) -> nn.Module:
         """The model with every mask at its final ratio, masks let go."""
@@ -59,7 +63,7 @@ def apply(
     masks = [
         _mask(model, smaller, group, choice, cuts, importance) for group, choice in choices if group.level == "weights"
     ]
-    return Pruned(smaller, Masks(smaller, masks, schedule), cuts, coupling.removed(keep))
+    return Pruned(smaller, Masks(smaller, masks, schedule), cuts, coupling.removed(keep), keep)
 
 
 def follows(pruned: Pruned, after: Pruned) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
@@ -23,6 +24,7 @@ from autoprune.pruning.shrink import replace_tensors
 from autoprune.run import Run
 from autoprune.score import Score
 from autoprune.searching.asked import asked, compressed
+from autoprune.searching.figures import Figures
 from autoprune.study import Study
 from autoprune.target import Budget, Target
 from autoprune.task import Inputs
@@ -32,11 +34,14 @@ __all__ = ["Costs"]
 
 _SECONDS = 1.5  # at most, for one latency: it ends as soon as the ratio is known to 1 %, which a busy machine delays
 _BRIEF = 0.3  # the same for a first look
+_DENSE = {"latency_ratio": 1.0, "latency_ratio_low": 1.0, "latency_ratio_high": 1.0}  # to itself, by definition
+_PROCESSES, _CALIBRATED = 5, 0.6  # fresh ones, and seconds in each, that the dense milliseconds are measured in
 
 
 class Costs:
     """Measures plans for one dense model on the study's target; figures are kept in the run, none is taken twice.
 
+    The dense model's milliseconds are measured once, in fresh processes; a plan's are its ratio to dense of these.
     Costs do not depend on the values of the weights, only on what was cut and what is zero: the dense model may be
     trained after this was made. `note` says where graphs cannot be sliced and are exported anew instead; `leaves_out`:
     whether a plan without some blocks takes no export.
@@ -45,7 +50,8 @@ class Costs:
     def __init__(
         self, study: Study, model: nn.Module, coupling: Coupling, inputs: Inputs, run: Run | None = None
     ) -> None:
-        self.target, self.inputs, self._run = study.target, inputs.rows(study.target.batch), run
+        self.target, self.inputs = study.target, inputs.rows(study.target.batch)
+        self.figures = Figures(study.target, run)
         runtime = plugins.load("runtime", study.target.runtime, (study.folder,))()
         self._runtime, self._converted = runtime, (b"", b"")
         self._asked = asked(study)
@@ -61,10 +67,11 @@ class Costs:
         )
         shapes = {name: list(tensor.shape) for name, tensor in model.named_parameters()}
         code = [hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in study.task.sources]
-        self.architecture = _digest(
-            [repr(model), code, shapes, study.target.to_json(), runtime.version(), _machine(), self._shapes()]
+        where = replace(study.target, recorded="").to_json()
+        own = [repr(model), code, shapes, where, runtime.version(), _machine(), self._shapes()]
+        self.architecture = self.figures.architecture(
+            _digest(own), _digest([repr(model), code, shapes, where, self._shapes()])
         )
-        self._memory: dict[str, Any] = {}
         self._further = {
             target.name: Costs(_on(study, target), model, coupling, inputs, run) for target in study.further
         }
@@ -77,15 +84,15 @@ class Costs:
         """
         zeros = pruned.masks.final()
         key = self._key(pruned, zeros)
-        kept = self._recall("costs", key)
+        kept = self.figures.recall("costs", key)
         if kept is None:
             size = measure.size_bytes(self._artefact(pruned, zeros)) if sized else None
             kept = measure.costs(pruned.model, self.inputs).updated(nonzero_params=None, size_bytes=size).to_json()
             if sized:
-                self._keep("costs", key, kept)
+                self.figures.keep("costs", key, kept)
         if sized and "size_compressed" in self._asked and kept.get("size_compressed_bytes") is None:
             kept = compressed(self._artefact(pruned, zeros), None, Score.from_json(kept), self._asked).to_json()
-            self._keep("costs", key, kept)
+            self.figures.keep("costs", key, kept)
         nonzero = sum(
             int(torch.count_nonzero(parameter * zeros[name] if name in zeros else parameter))
             for name, parameter in pruned.model.named_parameters()
@@ -95,29 +102,65 @@ class Costs:
     def latency(self, pruned: Pruned, score: Score, *, brief: bool = False, processes: int = 0) -> Score:
         """`score` with the latency, interleaved with dense; in less time where it is `brief`.
 
-        In so many fresh `processes`, or 0: in this one. Peak memory and energy too, where the study asks for them.
+        In so many fresh `processes`, or 0: in this one. Peak memory and energy too, where the study asks for them. What
+        is the dense model itself has its figures: measured against itself it would come to 100.7 %.
         """
         zeros = pruned.masks.final()
-        key, kind = self._key(pruned, zeros), "brief" if brief else f"latency{processes or ''}"
-        kept = self._recall(kind, key) or (self._recall("latency", key) if brief else None)
-        if kept is None:
-            seconds = _BRIEF if brief else _SECONDS
-            kept = self._measured(pruned, zeros, processes=processes, seconds=seconds).to_json()
-            self._keep(kind, key, kept)
-        score = measure.with_latency(score, Latency(**kept), self.target.batch)
-        score = self._resources(pruned, zeros, key, score, anew=False)
+        key = self._key(pruned, zeros)
+        score = self._timed_by(pruned, zeros, key, score, brief=brief, processes=processes)
+        score = self._resources(pruned, zeros, key, score)
         elsewhere = {
             name: costs.latency(pruned, costs.score(pruned), brief=brief, processes=processes)
             for name, costs in self._further.items()
         }
         return score.updated(elsewhere=elsewhere)
 
+    def _timed_by(
+        self, pruned: Pruned, zeros: Mapping[str, Tensor], key: str, score: Score, *, brief: bool, processes: int
+    ) -> Score:
+        if _whole(pruned):
+            return score.updated(**_DENSE).beside(self.dense_score)
+        kind = "brief" if brief else f"latency{processes or ''}"
+        kept = self.figures.recall(kind, key) or (self.figures.recall("latency", key) if brief else None)
+        if kept is None:
+            if self.figures.recorded:
+                return self._predicted(pruned, score)
+            seconds = _BRIEF if brief else _SECONDS
+            kept = self._measured(pruned, zeros, processes=processes, seconds=seconds).to_json()
+            self.figures.keep(kind, key, kept)
+        return self._with(Latency(**kept), score)
+
+    def _with(self, found: Latency, score: Score) -> Score:
+        return measure.with_latency(score, found, self.target.batch).beside(self.dense_score)
+
+    def _predicted(self, pruned: Pruned, score: Score) -> Score:
+        """Of a plan that the recorded run has not measured; the score says so."""
+        score = self._with(self.figures.predicted(self.architecture, pruned.kept), score)
+        said = f"latency was predicted: {self.target.recorded} has not measured this plan"
+        return score.updated(unavailable=tuple(dict.fromkeys((*score.unavailable, said))))
+
+    @functools.cached_property
+    def dense_score(self) -> Score:
+        """The dense model's latency, at a ratio of 1 exactly, with the interval of its milliseconds over processes."""
+        kept = self.figures.recall("dense", self.architecture)
+        if kept is None:
+            if self.figures.recorded:
+                raise self.figures.missing("the dense model")
+            inputs, target = self.inputs, self.target
+            found = measure.timed(self.dense, None, inputs, target, processes=_PROCESSES, budget_s=_CALIBRATED)
+            kept = found.to_json()
+            self.figures.keep("dense", self.architecture, kept)
+        score = measure.with_latency(Score(), Latency(**kept), self.target.batch)
+        return score.updated(**_DENSE)
+
     def on(self, target: str) -> Costs:
         """The costs on a further target; "" is the study's own."""
         return self._further[target] if target else self
 
     def timed(self, pruned: Pruned) -> Latency:
-        """A first look at the latency of what is not worth keeping."""
+        """A first look at the latency of what is not worth keeping. Raises InputError where nothing is measured."""
+        if self.figures.recorded:
+            raise self.figures.missing("a profile of the target")
         return self._measured(pruned, pruned.masks.final(), seconds=_BRIEF)
 
     def stored(self, model: nn.Module, pruned: Pruned, score: Score) -> Score:
@@ -125,21 +168,34 @@ class Costs:
         finished, zeros = _finished(model, pruned)
         return compressed(self._artefact(finished, zeros), model, score, self._asked)
 
-    def _resources(self, pruned: Pruned, zeros: Mapping[str, Tensor], key: str, score: Score, *, anew: bool) -> Score:
-        found = {} if anew else dict(self._recall("resources", key) or {})
-        missing = [name for name in self._asked if score.updated(**found).figure(name) is None or anew]
+    def _resources(
+        self, pruned: Pruned, zeros: Mapping[str, Tensor], key: str, score: Score, *, final: bool = False
+    ) -> Score:
+        """With peak memory and energy, as far as they are asked for; `final`: of a trained model, measured anew."""
+        kind, anew = "final-resources" if final else "resources", final and not self.figures.recorded
+        found = {} if anew else dict(self.figures.recall(kind, key) or {})
+        missing = [name for name in self._asked if anew or score.updated(**found).figure(name) is None]
+        if self.figures.recorded and (unknown := sorted({"memory", "energy"} & set(missing))):
+            raise self.figures.missing(f"the {' and '.join(unknown)} of this plan")
         if new := resources.measured(self._timed(pruned, zeros), self.inputs, self.target, missing) if missing else {}:
             found |= new
-            if not anew:
-                self._keep("resources", key, found)
+            self.figures.keep(kind, key, found)
         return score.updated(**found)
 
     def of_finished(self, model: nn.Module, pruned: Pruned, score: Score, processes: int) -> Score:
-        """As `latency`, of a model that is trained and whose masks are done: its zeros are the masks."""
+        """As `latency`, of a model that is trained and whose masks are done: its zeros are the masks.
+
+        Measured anew each time, and recorded: a recorded target answers the last figure.
+        """
+        if _whole(pruned):
+            return self.stored(model, pruned, self.latency(pruned, score))
         finished, zeros = _finished(model, pruned)
-        found = self._measured(finished, zeros, processes=processes)
-        score = self.stored(model, pruned, measure.with_latency(score, found, self.target.batch))
-        score = self._resources(finished, zeros, "", score, anew=True)
+        key, kind = self._key(finished, zeros), f"final{processes}"
+        if not self.figures.recorded:
+            self.figures.keep(kind, key, self._measured(finished, zeros, processes=processes).to_json())
+        kept = self.figures.recall(kind, key)
+        score = self._predicted(finished, score) if kept is None else self._with(Latency(**kept), score)
+        score = self._resources(finished, zeros, key, self.stored(model, pruned, score), final=True)
         elsewhere = {
             name: costs.of_finished(model, pruned, score.on(name).completed(costs.score(finished)), processes)
             for name, costs in self._further.items()
@@ -185,15 +241,6 @@ class Costs:
     def _shapes(self) -> list[list[int]]:
         return [list(tensor.shape) for tensor in self.inputs.tensors()]
 
-    def _recall(self, kind: str, key: str) -> Any:
-        found = self._memory.get(kind + key)
-        return found if found is not None or self._run is None else self._run.cached(kind, key)
-
-    def _keep(self, kind: str, key: str, value: Any) -> None:
-        self._memory[kind + key] = value
-        if self._run is not None:
-            self._run.cache(kind, key, value)
-
 
 @dataclass(frozen=True)
 class _Decisions:
@@ -202,11 +249,11 @@ class _Decisions:
     costs: Costs
 
     def get(self, key: str, /) -> dict[str, Any] | None:
-        found: dict[str, Any] | None = self.costs._recall("lowering", self._full(key))
+        found: dict[str, Any] | None = self.costs.figures.recall("lowering", self._full(key))
         return found
 
     def __setitem__(self, key: str, value: dict[str, Any], /) -> None:
-        self.costs._keep("lowering", self._full(key), value)
+        self.costs.figures.keep("lowering", self._full(key), value)
 
     def _full(self, key: str) -> str:
         return _digest([key, _machine(), torch.__version__])
@@ -217,12 +264,19 @@ def _finished(model: nn.Module, pruned: Pruned) -> tuple[Pruned, dict[str, Tenso
     zeros = {
         name: parameter.detach() != 0 for name, parameter in model.named_parameters() if bool((parameter == 0).any())
     }
-    return Pruned(model, Masks(model), pruned.cuts, pruned.removed), zeros
+    return replace(pruned, model=model, masks=Masks(model)), zeros
+
+
+def _whole(pruned: Pruned) -> bool:
+    """Whether a plan has left the dense model as it was."""
+    cut = any(not bool(cut.keep.all()) for cut in pruned.cuts)
+    return not (cut or pruned.removed or pruned.masks.final())
 
 
 def _on(study: Study, target: Target) -> Study:
     """A study as if a further target were its own, with the limits that hold there."""
     limits = (replace(limit, target="") for limit in study.budget.limits if limit.target == target.name)
+    target = replace(target, recorded=study.target.recorded)
     return replace(study, target=target, budget=Budget(tuple(limits)), further=())
 
 

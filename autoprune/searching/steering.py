@@ -203,7 +203,7 @@ class Steering:
     def _foreseen(self, target: str, keep: Mapping[str, Tensor], score: Score) -> Score:
         predictor, batch = self.predictors[target], self.prepared.costs.on(target).target.batch
         ratio = predictor.ratio(keep)
-        ms = ratio * predictor.dense_ms
+        ms = ratio * (self.dense.on(target).latency_ms or predictor.dense_ms)
         return score.updated(
             latency_ratio=ratio,
             latency_ratio_high=ratio,
@@ -217,7 +217,10 @@ class Steering:
         costs, model, coupling = self.prepared.costs.on(target), self.prepared.model, self.prepared.coupling
         blocks = costs.leaves_out and any(each.whole for each in self.prepared.variables)
         key = costs.architecture + "-blocks" * blocks
-        if (kept := run.cached("profile", key)) is not None:
+        kept = costs.figures.recall("profile", key)
+        if costs.figures.recorded and kept is None:
+            kept = costs.figures.recall("profiled", key)
+        if kept is not None:
             return Predictor.from_json(kept)
 
         def measure(keep: Mapping[str, Tensor]) -> Latency:
@@ -238,6 +241,6 @@ class Steering:
             )
         except ModelError:
             return None
-        if seconds == _PROFILE_S or found.measured == _PLANS:
-            run.cache("profile", key, found.to_json())
+        whole = seconds == _PROFILE_S or found.measured == _PLANS
+        costs.figures.keep("profile" if whole else "profiled", key, found.to_json())
         return found

@@ -206,7 +206,7 @@ class Journal:
         return self._study.budget.violations(score.judged(stage), self._dense, self._study.task.metric.goal)
 
     def _candidate(self, trial: FrozenTrial, dense: Score) -> Candidate:
-        score, attrs = Score.from_json(trial.user_attrs["score"]), trial.user_attrs
+        score, attrs = Score.from_json(trial.user_attrs["score"]).beside(dense), trial.user_attrs
         broken = self._study.budget.broken(score.judged(attrs["stage"]), dense, self._study.task.metric.goal)
         feasible = not broken and attrs["stage"] in ("dense", "trained")
         reason = attrs["reason"] if attrs["stage"] == "failed" else "; ".join(broken) or None
