@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_search import quick, study
 
 from autoprune.measuring import measure
 from autoprune.measuring.latency import Latency
@@ -20,7 +21,6 @@ from autoprune.searching.search import Result
 from autoprune.searching.search import search as run_search
 from autoprune.searching.study import Journal
 from autoprune.target import Limit
-from test_search import quick, study
 
 __all__ = ["quick"]  # a fixture that every test here uses
 pytestmark = [
