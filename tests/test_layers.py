@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1] / "autoprune"
-NOUNS = ("plugins", "group", "plan", "fingerprint", "task", "target", "score", "space", "run", "study")
+NOUNS = ("files", "plugins", "group", "plan", "fingerprint", "task", "target", "score", "space", "run", "study")
 LAYERS = (
     ("errors",),
     NOUNS,

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
-from autoprune import plugins
+from autoprune import files, plugins
 from autoprune.errors import InputError, ModelError
 from autoprune.plan import Plan
 from autoprune.pruning.outline import Outline
@@ -42,6 +42,9 @@ __all__ = [
 
 STUDY, PLAN, SCORE, VERIFICATION = "study.yaml", "plan.json", "score.json", "verification.json"
 WEIGHTS, REFERENCE = "model.safetensors", "reference.safetensors"
+
+_YAML_LIMIT = 2**20  # bytes; a study has a few thousand, and PyYAML reads 100,000 a second
+_VALUES = 1_000_000  # of a record, aliases written out
 
 _RUNS = {"onnx": "onnx", "module": "safetensors"}  # what a runtime takes -> the format of the file it runs
 
@@ -72,13 +75,31 @@ def digest(path: Path) -> dict[str, Any]:
 def read_mapping(path: Path) -> dict[str, Any]:
     """The mapping in a JSON or YAML file. Raises ValueError, with the file's name, for anything else."""
     try:
-        text = path.read_text(encoding="utf-8")
-        value = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError) as problem:
+        content = files.read_plain(path, files.JSON_LIMIT if path.suffix == ".json" else _YAML_LIMIT)
+        value = json.loads(content) if path.suffix == ".json" else yaml.safe_load(content)
+        if not _bounded(value):
+            raise ValueError("its aliases stand for more than a million values")
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as problem:
         raise ValueError(f"{path.name} cannot be read: {brief(problem)}") from problem
     if not isinstance(value, dict):
         raise ValueError(f"{path.name} must hold a mapping, it holds {type(value).__name__}")
     return value
+
+
+def _bounded(value: Any) -> bool:
+    """Whether a record is no more than `_VALUES` values when every alias is written out."""
+    sizes: dict[int, int] = {}  # by identity: what several aliases name is one object
+
+    def size(inner: Any) -> int:
+        if not isinstance(inner, (dict, list)):
+            return 1
+        if id(inner) not in sizes:
+            sizes[id(inner)] = _VALUES + 1  # while it is counted: one that holds itself has no end
+            parts = [*inner, *inner.values()] if isinstance(inner, dict) else inner
+            sizes[id(inner)] = 1 + sum(size(part) for part in parts)
+        return sizes[id(inner)]
+
+    return size(value) <= _VALUES
 
 
 def read_plan(folder: Path) -> tuple[Plan, Outline]:
@@ -114,6 +135,7 @@ def write_reference(path: Path, inputs: Inputs, outputs: Sequence[Tensor]) -> No
 def read_reference(path: Path) -> tuple[Inputs, list[Tensor]]:
     """What `write_reference` wrote. Raises ValueError where the file cannot be read, or holds no outputs."""
     try:
+        files.check_safetensors(path)
         with safe_open(path, "pt") as file:
             structure = json.loads(file.metadata()["structure"])
             held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no iterator of its own)

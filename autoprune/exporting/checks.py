@@ -16,6 +16,7 @@ from autoprune.errors import InputError
 from autoprune.exporting import artefact, shipped
 from autoprune.exporting.lowered import LOWERING
 from autoprune.exporting.recorded import Recorded
+from autoprune.files import check_safetensors
 from autoprune.measuring import measure
 from autoprune.measuring.precision import TOLERANCES
 from autoprune.task import Inputs
@@ -69,8 +70,8 @@ def _files(recorded: Recorded) -> Found:
     wrong = [f"{name} is not in {artefact.SCORE}" for name in sorted(needed - set(listed))]
     for name, known in listed.items():
         path = recorded.folder / name
-        if Path(name).name != name or not path.is_file():
-            wrong.append(f"{name} is missing")
+        if Path(name).name != name or path.is_symlink() or not path.is_file():
+            wrong.append(f"{name} is missing, or no plain file of this folder")
         elif (size := path.stat().st_size) != known["size_bytes"]:
             wrong.append(f"{name} has {size} bytes, {known['size_bytes']} were written")
         elif artefact.digest(path) != known:
@@ -82,6 +83,7 @@ def _files(recorded: Recorded) -> Found:
 
 def _widths(recorded: Recorded) -> Found:
     """The weights have the shapes that the plan records."""
+    check_safetensors(recorded.folder / artefact.WEIGHTS)
     with safe_open(recorded.folder / artefact.WEIGHTS, "pt") as file:
         shapes = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     widths = recorded.outline.widths

@@ -15,6 +15,7 @@ from autoprune import plugins
 from autoprune.errors import InputError
 from autoprune.exporting import artefact, lowered
 from autoprune.exporting.load import search_folders
+from autoprune.formats.onnx import Onnx
 from autoprune.formats.safetensors import Safetensors
 from autoprune.measuring.deployed import Deployed
 from autoprune.pruning.outline import Outline
@@ -133,16 +134,22 @@ class Recorded:
     def formats(self) -> dict[str, str]:
         """Name of every format -> its file; where the record is broken, the bundled ones whose file is there."""
         try:
-            return {str(name): str(filename) for name, filename in self.record["formats"].items()}
+            return {str(name): Path(str(filename)).name for name, filename in self.record["formats"].items()}
         except (ValueError, KeyError, AttributeError):
             bundled = {name: plugins.load("format", name)().filename for name in plugins.names("format")}
             return {name: filename for name, filename in bundled.items() if (self.folder / filename).exists()}
 
-    @property
+    @cached_property
     def runs_file(self) -> Path:
-        """The file that the target runs: of the format, or converted from it to the target's dtype."""
+        """The file that the target runs: of the format, or converted from it to the target's dtype.
+
+        Raises ModelError where it names other files, or operators of another library.
+        """
         of_format = self.formats[self.runs]
-        return self.folder / str(self.record.get("runs") or of_format)
+        path = self.folder / Path(str(self.record.get("runs") or of_format)).name
+        if self.runs == "onnx":
+            Onnx.content(path)
+        return path
 
     @cached_property
     def deployed(self) -> Deployed:

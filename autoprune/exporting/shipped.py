@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from autoprune.exporting.artefact import REFERENCE as _REFERENCE
 from autoprune.exporting.artefact import brief, output_tensors, read_reference
+from autoprune.files import check_safetensors
 from autoprune.measuring.deployed import Deployed
 from autoprune.study import Study
 from autoprune.training.judging import as_shipped
@@ -45,6 +46,7 @@ def write(folder: Path, filename: str, model: nn.Module, study: Study) -> str:
 def read(folder: Path) -> list[Tensor]:
     """The outputs that `write` recorded. Raises ValueError where they cannot be read."""
     try:
+        check_safetensors(folder / OUTPUTS)
         held = load_file(folder / OUTPUTS)
     except Exception as problem:  # safetensors raises a kind of its own for each way a file can be broken
         raise ValueError(f"{OUTPUTS} cannot be read: {type(problem).__name__}: {brief(problem)}") from problem

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from autoprune.errors import ModelError
+from autoprune.files import check_safetensors
 from autoprune.formats._tracing import outputs_of
 from autoprune.task import Inputs
 
@@ -54,9 +55,11 @@ class Safetensors:
         from safetensors.torch import load_file
 
         try:
+            check_safetensors(path)
             stored = load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise ModelError(f"{path} is no safetensors file that can be read: {error}") from error
+        except (SafetensorError, OSError, ValueError, TypeError, RuntimeError) as error:
+            said = str(error).splitlines()[0][:200]
+            raise ModelError(f"{path} is no safetensors file that can be read: {said}") from error
         state = model.state_dict()
         needed = _once(state)
         wrong = [f"missing {name}" for name in needed if name not in stored]
