@@ -79,7 +79,11 @@ class Config:
         layers = {pattern: _options(options, space.default) for pattern, options in space.layers.items()}
         return values | {
             "task": task,
-            "space": {"default": _options(space.default, space.default), "layers": layers, "share": space.share},
+            "space": {
+                "default": _options(space.default, space.default),
+                "layers": layers,
+                "share": values["space"]["share"],
+            },
             "target": _target(self.values.target).to_json(),
             "recovery": recovery,
             "folder": str(self.folder),
@@ -250,7 +254,8 @@ def _space(resolved: Mapping[str, Any]) -> Space:
         return SpaceOptions(techniques, (low, high), criteria, given.get("multiple_of"))
 
     layers = {pattern: options(given) for pattern, given in resolved["layers"].items()}
-    return Space(options(resolved["default"]), layers, resolved["share"])
+    share = resolved["share"]
+    return Space(options(resolved["default"]), layers, share["depth"] if isinstance(share, Mapping) else share)
 
 
 def _target(values: TargetSchema) -> Target:

@@ -16,7 +16,8 @@ class Group:
     units come in `cells` equal cells that must lose the same count (grouped convolution, channel shuffle, chunk).
     Level "weights": `shape` is the weight's shape, (out, in, ...), and `layers` is its one layer.
     Level "blocks": `layers` is one residual block, which can go whole, and `shape` is `(1,)`.
-    `refusal` says why nothing may be cut here, or is None.
+    `refusal` says why nothing may be cut here, or is None. `stage` names the groups of its level that are like it in
+    resolution, or in shape; blocks have none.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Group:
     shape: tuple[int, ...]
     cells: int = 1
     refusal: str | None = None
+    stage: str = ""
 
     @property
     def key(self) -> str:

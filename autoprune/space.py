@@ -114,13 +114,14 @@ def _step(group: Group, multiple_of: int) -> int:
 class Space:
     """Options by pattern on layer names; the first pattern that matches wins, `default` takes the rest.
 
-    `share="stage"` makes one decision for all groups of a level under the same top-level module of the model, but for
-    blocks: each goes or stays, whatever the range of ratios.
+    `share="stage"` makes one decision for all groups of a level and stage (`Group.stage`) that have the same options; a
+    number for those of which the names begin with the same so many parts. Blocks are never shared: each goes or stays,
+    whatever the range of ratios.
     """
 
     default: Options = Options()
     layers: Mapping[str, Options] = field(default_factory=dict)
-    share: Literal["stage"] | None = None
+    share: Literal["stage"] | int | None = None
 
     def resolve(self, groups: Sequence[Group], multiple_of: int = 1, refuses: Refuses | None = None) -> list[Variable]:
         """The search's decisions for a model's groups; widths are rounded to `multiple_of`, or a pattern's own.
@@ -134,6 +135,7 @@ class Space:
         self._check_patterns(groups)
         self._check_plugins()
         variables: dict[str, Variable] = {}
+        names: dict[tuple[str, Options], str] = {}  # what is shared, and how -> variable
         selected: dict[str, list[tuple[Group, Options]]] = {pattern: [] for pattern in self.layers}
         for group in groups:
             patterns, options = self._options(group)
@@ -144,11 +146,10 @@ class Space:
                 continue
             if group.level == "blocks":  # nothing in it is ranked
                 fitting = replace(fitting, ratio=(0.0, 1.0), criteria=fitting.criteria[:1])
-            name = self._variable(group)
+            shared = self._shared(group)
+            free = (each for each in (shared, group.key, f"{group.key}:{len(names)}") if each not in variables)
+            name = names.setdefault((shared, fitting), next(free))
             members = (*variables[name].groups, group) if name in variables else (group,)
-            if name in variables and variables[name].options != fitting:
-                name = group.key
-                members = (group,)
             variables[name] = Variable(name, members, fitting, options.multiple_of or multiple_of)
         self._check_named(selected, refuses)
         if not variables:
@@ -216,9 +217,13 @@ class Space:
                     why = {group: refuses(name, group) or "no technique given fits it" for group, _ in found}
                     raise _misfit("criterion", name, pattern, why)
 
-    def _variable(self, group: Group) -> str:
-        shared = self.share == "stage" and group.level != "blocks"
-        return f"{group.name.split('.')[0]}:{group.level}" if shared else group.key
+    def _shared(self, group: Group) -> str:
+        """The name of the decision that a group is part of, if its options are the same."""
+        if self.share is None or group.level == "blocks":
+            return group.key
+        if self.share == "stage":
+            return f"{group.stage or group.name}:{group.level}"
+        return f"{'.'.join(group.name.split('.')[: self.share])}:{group.level}"
 
 
 def _fitting(options: Options, group: Group, refuses: Refuses) -> Options:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -100,7 +101,9 @@ def test_nothing_left_is_an_error_with_the_refusals() -> None:
 
 
 def test_sharing_by_stage() -> None:
-    found = by_name(Space(share="stage"))
+    groups = [replace(group, stage=group.name.partition(".")[0]) for group in GROUPS]
+    found = {variable.name: variable for variable in Space(share="stage").resolve(groups)}
+    assert set(found) == set(by_name(Space(share=1)))
     assert set(found) == {
         "layer1:units",
         "layer2:units",
@@ -123,7 +126,8 @@ def test_no_group_is_lost_or_decided_twice_when_options_differ_inside_a_stage() 
         Group("layer1.2.fc", "units", ("layer1.2.fc",), ("linear",), (16,)),
         Group("layer1.3.fc", "units", ("layer1.3.fc",), ("linear",), (16,)),
     ]
-    variables = Space(share="stage").resolve(groups)
+    variables = Space(share=1).resolve(groups)
+    assert [len(variable.groups) for variable in variables if variable.name.endswith("units")] == [1, 1, 1, 2]
     decided = [group.key for variable in variables for group in variable.groups]
     assert sorted(decided) == sorted(group.key for group in groups if group.refusal is None)
     assert len({variable.name for variable in variables}) == len(variables)

@@ -12,13 +12,14 @@ from autoprune.errors import ModelError
 from autoprune.group import Group
 from autoprune.pruning.attention import Attention
 from autoprune.pruning.forward import on_cpu
-from autoprune.pruning.grouping import TRAINING_ONLY, Units, collect_units
+from autoprune.pruning.grouping import TRAINING_ONLY, Units, collect_units, owner_of
 from autoprune.pruning.interception import propagate
 from autoprune.pruning.literals import Bindings, Literal
 from autoprune.pruning.modes import TrainingPath, training_path
 from autoprune.pruning.propagation import Propagation
 from autoprune.pruning.rebinding import bind
 from autoprune.pruning.shrink import Cut, replace_tensors, shrink
+from autoprune.pruning.stages import positions_of, staged
 from autoprune.task import Inputs
 
 __all__ = ["Coupling", "Slot", "layer_of", "tensor_of", "trace"]
@@ -175,7 +176,19 @@ def _traced(model: nn.Module, inputs: Inputs, path: TrainingPath) -> Coupling:
     model = _copied(model)
     found = propagate(model, inputs.map(lambda tensor: tensor.clone()), path.differs)
     with on_cpu():
-        return replace(_collected(model, found), unfollowed=path.unfollowed)
+        coupling = _collected(model, found)
+        groups = staged(coupling.groups, _positions(found, kinds_by_layer(model), inputs.batch_size))
+        return replace(coupling, groups=groups, unfollowed=path.unfollowed)
+
+
+def _positions(found: Propagation, kinds: Mapping[str, str], batch: int) -> dict[str, int]:
+    """How many positions the output of each layer has, by the names that groups go by."""
+    layers = {use.tensor: use.layer for use in found.ids.uses if use.layer}
+    places: dict[str, int] = {}
+    for tensor, shape in found.given.items():
+        for layer in (owner_of(tensor), layer_of(tensor), layers.get(tensor, "")):
+            places.setdefault(layer, positions_of(kinds.get(layer, "other"), shape, batch))
+    return places
 
 
 def _copied(model: nn.Module) -> nn.Module:

@@ -14,7 +14,7 @@ from autoprune.group import Group
 from autoprune.pruning.ids import Balance
 from autoprune.pruning.propagation import Propagation
 
-__all__ = ["TRAINING_ONLY", "Units", "collect_units"]
+__all__ = ["TRAINING_ONLY", "Units", "collect_units", "owner_of"]
 
 TRAINING_ONLY = "it runs in training only: a cut would change nothing of what ships"
 _WEIGHT = r"\.(weight|weight_v|(in|q|k|v)_proj_weight|parametrizations\.weight\.original1?)$"  # of a layer's name
@@ -109,6 +109,11 @@ def _admissible(
     return cells, refusal, loose
 
 
+def owner_of(tensor: str) -> str:
+    """The name of the layer whose weight this is; of any other tensor its own."""
+    return re.sub(_WEIGHT, "", tensor)
+
+
 def _agree_on_shared(found: Propagation) -> None:
     """Tensors used several times are cut once: unite their ids place by place; opaque reads freeze theirs."""
     ids = found.ids
@@ -133,7 +138,7 @@ def _producing_layers(found: Propagation, kinds: Mapping[str, str]) -> dict[str,
     heads = set(ids.roots(torch.cat(ids.heads)).tolist()) if ids.heads else set()
     for use in ids.uses:
         if use.role == "produce":
-            name = use.layer or re.sub(_WEIGHT, "", use.tensor)
+            name = use.layer or owner_of(use.tensor)
             roots = [root for root in dict.fromkeys(ids.roots(use.ids).tolist()) if root >= 0]
             kind = use.kind if use.kind != "other" else kinds.get(name, "other")
             kind = "attention" if heads & set(roots) else kind

@@ -65,6 +65,7 @@ class _Functions(TorchFunctionMode):
         with self.found.silence():
             out = func(*args, **kwargs)
             if handler is not None:
+                self._note(out, args, kwargs)
                 handler(out, *args, **kwargs)
                 return out
         leaves = [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, Tensor)]
@@ -73,6 +74,14 @@ class _Functions(TorchFunctionMode):
             self.found.layers.give_up(tensor, leaves, func.__name__)
         self.found.layers.refuse(self.found.where(), results[0].shape[-1], func.__name__)
         return out
+
+    def _note(self, out: Any, args: Any, kwargs: Any) -> None:
+        """The shape of what a layer gives, by the parameters that it reads."""
+        shapes = [leaf.shape for leaf in tree_flatten(out)[0] if isinstance(leaf, Tensor)]
+        for leaf in tree_flatten((args, kwargs))[0]:
+            name = self.found.named(leaf) if isinstance(leaf, Tensor) and leaf.dim() > 1 else None
+            if name is not None:
+                self.found.given.setdefault(name, shapes[0])
 
     def _computed(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Weight norm shows its direction, entry by entry."""

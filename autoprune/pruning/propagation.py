@@ -96,6 +96,7 @@ class Propagation:
         self.literals = self.layers.literals
         self.shapes = self.layers.shapes
         self.opaque = self.layers.opaque
+        self.given: dict[str, torch.Size] = {}  # parameter -> shape of what the first layer that reads it gives
         self.training = False  # the pass that runs
         self.evaluation_norms = 0  # norms across channels that the pass of evaluation calls
         self.evaluated: set[str] = set()  # tensors that it uses
@@ -198,6 +199,11 @@ class Propagation:
             return name, torch.arange(tensor.numel()).view(tensor.shape)
         found: tuple[str, Tensor] | None = self.positions.get(tensor)  # type: ignore[no-untyped-call]
         return found
+
+    def named(self, tensor: Tensor) -> str | None:
+        """The parameter or buffer that a tensor is, or was moved out of."""
+        moved: tuple[str, Tensor] | None = self.positions.get(tensor)  # type: ignore[no-untyped-call]
+        return self.layers.names.get(id(tensor)) or (moved[0] if moved is not None else None)
 
     def show(self, out: Tensor, shown: Tensor) -> None:
         """`out` is computed from a parameter entry by entry: it is tied where that is."""

@@ -116,12 +116,18 @@ class Options(_Section):
     multiple_of: int | None = Field(default=None, ge=1)
 
 
+class ShareSchema(_Section):
+    """One decision for all groups whose names begin with the same `depth` parts."""
+
+    depth: int = Field(ge=1)
+
+
 class SpaceSchema(_Section):
     """Options by pattern on layer names."""
 
     default: Options = Options()
     layers: dict[str, Options] = {}
-    share: Literal["stage"] | None = None
+    share: Literal["stage"] | ShareSchema | None = None
 
 
 class TargetSchema(_Section):

@@ -116,10 +116,12 @@ def treatment(groups: Sequence[Group], candidates: Sequence[Candidate]) -> list[
 
 
 def groups(found: Sequence[Group], variables: Sequence[Variable]) -> Table:
-    """Groups, their sizes, and what may be chosen for them, or why nothing may."""
+    """Groups, their sizes, what may be chosen for them, or why nothing may, and which are decided together, if any."""
     options = {group.key: variable.options for variable in variables for group in variable.groups}
+    decisions = {group.key: variable.name for variable in variables for group in variable.groups}
+    shared = any(len(variable.groups) > 1 for variable in variables)
     table = plain("Groups")
-    for name in ("group", "layers", "acts on", "techniques", "share removed"):
+    for name in ("group", "layers", "acts on", "techniques", "share removed", *(["decided as"] if shared else [])):
         table.add_column(name, overflow="fold")
     for group in found:
         if group.key in options:
@@ -128,7 +130,8 @@ def groups(found: Sequence[Group], variables: Sequence[Variable]) -> Table:
             cells = (", ".join(options[group.key].techniques), share)
         else:
             cells = (f"refused: {group.refusal}" if group.refusal else "left whole by the space", "")
-        table.add_row(group.name, ", ".join(group.layers), _unit(group), *cells)
+        together = [decisions.get(group.key, "").rpartition(":")[0]] if shared else []
+        table.add_row(group.name, ", ".join(group.layers), _unit(group), *cells, *together)
     return table
 
 
