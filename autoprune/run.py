@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -16,9 +17,13 @@ from typing import Any
 
 import yaml
 
+from autoprune import scratch
 from autoprune.errors import InputError
+from autoprune.files import open_plain, read_json
 
 __all__ = ["Run", "write_whole"]
+
+_DEPTH = 3  # levels of a run's folder: cache/KIND/KEY.json, trials/NUMBER/model.safetensors
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -33,8 +38,13 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
+    except OSError as error:
+        if error.filename is None and error.errno is not None:  # a full disk is told of a descriptor
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 @dataclass(frozen=True)
@@ -95,7 +105,10 @@ class Run:
     def cached(self, kind: str, key: str) -> Any:
         """What `cache` kept under this kind and key, or None."""
         path = self.folder / "cache" / kind / f"{key}.json"
-        return json.loads(path.read_text()) if path.exists() else None
+        try:
+            return read_json(path) if path.is_file() else None
+        except ValueError:  # torn or damaged: made anew
+            return None
 
     def cache(self, kind: str, key: str, value: Any) -> None:
         """Keep a JSON value, whole or not at all."""
@@ -115,25 +128,62 @@ class Run:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the run alone; the lock goes with the process, however it ends. Raises InputError where it is taken."""
+        """Hold the run alone, temporary files too; the lock goes with the process, however it ends.
+
+        Raises InputError where it is taken, and where a link in the folder leads what a run writes out of it.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.folder / ".lock", "w") as file:
+        path = self.folder / ".lock"
+        try:
+            lock = open_plain(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.EINVAL):
+                raise _foreign(path) from error
+            raise
+        with os.fdopen(lock, "rb") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 message = f"another search is running in {self.folder}; wait for it, or give another --out"
                 raise InputError(message) from error
-            yield
+            self._refuse_foreign()
+            with scratch.inside(self.folder / ".scratch"):
+                yield
 
     def sweep(self) -> None:
         """Remove the temporary files and folders that a killed process left. Needs the lock."""
-        ours = re.compile(r"\.(best|\w+\.(json|csv|yaml|safetensors))\..+")
-        for pattern in (".*", "*/.*", "*/*/.*"):
-            for path in self.folder.glob(pattern):
-                if ours.fullmatch(path.name) and path.is_dir():
-                    shutil.rmtree(path)
-                elif ours.fullmatch(path.name):
-                    path.unlink()
+        ours = re.compile(r"\.(best|\w+\.(json|csv|yaml|safetensors|journal))\..+")
+        for entry in self._entries():
+            if ours.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path)
+            elif ours.fullmatch(entry.name):
+                os.unlink(entry.path)
+
+    def _entries(self) -> Iterator[os.DirEntry[str]]:
+        """What lies in the run's folder, three levels down; no link is followed."""
+        level: list[str] = [str(self.folder)]
+        for depth in range(_DEPTH):
+            deeper: list[str] = []
+            for folder in level:
+                with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
+                    for entry in entries:
+                        yield entry
+                        if depth + 1 < _DEPTH and entry.is_dir(follow_symlinks=False):
+                            deeper.append(entry.path)
+            level = deeper
+
+    def _refuse_foreign(self) -> None:
+        """Raise InputError where a link, a pipe or a device lies here, or the journal is another file's too."""
+        mark = self.journal.name + ".lock"  # Optuna's, a link by design; it is removed before the journal is opened
+        for entry in self._entries():
+            plain = entry.is_dir(follow_symlinks=False) or entry.is_file(follow_symlinks=False)
+            if not plain and entry.name != mark:
+                raise _foreign(Path(entry.path))
+        if self.journal.is_dir() or (self.journal.exists() and self.journal.stat().st_nlink > 1):
+            raise InputError(
+                f"{self.journal} is a folder, or a file that has another name too (a hard link), which would be "
+                "written as well; put a copy in its place, or give another --out"
+            )
 
     def move_away(self) -> Path:
         """Rename the folder to the first free NAME.1, NAME.2, ... and return that; nothing is deleted."""
@@ -141,3 +191,10 @@ class Run:
         while (target := self.folder.with_name(f"{self.folder.name}.{number}")).exists():
             number += 1
         return self.folder.rename(target)
+
+
+def _foreign(path: Path) -> InputError:
+    what = f"a link to {os.readlink(path)}" if path.is_symlink() else "a pipe, a device or a folder"
+    return InputError(
+        f"{path} is {what}, and a run writes into its own folder only; remove it, or give another --out"[:500]
+    )

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1] / "autoprune"
-NOUNS = ("files", "plugins", "group", "plan", "fingerprint", "task", "target", "score", "space", "run", "study")
+NOUNS = ("files", "scratch", "plugins", "group", "plan", "fingerprint", "task", "target", "score", "space", "run")
+NOUNS += ("study",)
 LAYERS = (
     ("errors",),
     NOUNS,

@@ -28,7 +28,6 @@ from autoprune.searching.misses import nearest_miss
 from autoprune.searching.preparation import prepare
 from autoprune.searching.search import Result
 from autoprune.searching.search import search as run_search
-from autoprune.searching.storage import mend
 from autoprune.searching.study import Journal
 from autoprune.space import Options, Space
 from autoprune.study import Settings, Study
@@ -463,17 +462,6 @@ def test_what_was_reachable_is_said_in_the_budgets_own_units() -> None:
     ])  # fmt: skip
     assert "flops=33.3%, params=30% (trial 1, accuracy 0.8)" in said
     assert math.isclose(float(said.split("flops=")[1].split("%")[0]), 33.3)
-
-
-def test_mend_keeps_every_whole_line_and_nothing_else(tmp_path: Path) -> None:
-    journal = tmp_path / "study.journal"
-    assert not mend(journal)
-    whole = b'{"op_code":0}\n{"op_code":1}\n'
-    journal.write_bytes(whole)
-    assert not mend(journal) and journal.read_bytes() == whole
-    for tail in (b'{"op', b'{"op_code":2}', b"\x00\x00\x00", b"7\n", b"\n", b'{"a":1}x\n{"b'):
-        journal.write_bytes(whole + tail)
-        assert mend(journal) and journal.read_bytes() == whole, tail
 
 
 def test_another_answer_from_a_finished_run(tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ import os
 import pickle
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from autoprune import plugins
+from autoprune import plugins, scratch
 from autoprune.errors import AutopruneError, ModelError
 from autoprune.measuring import latency
 from autoprune.measuring.latency import Latency
@@ -58,7 +57,7 @@ def fresh(
     """
     runtime = plugins.load("runtime", target.runtime)()
     batch = inputs.rows(target.batch)
-    with tempfile.TemporaryDirectory(prefix="autoprune-") as name:  # readable by this user alone
+    with scratch.folder() as name:  # readable by this user alone
         folder = Path(name)
         job: dict[str, Any] = {"target": target.to_json(), "budget_s": budget_s, "candidate": None, "dense": None}
         try:

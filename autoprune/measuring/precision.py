@@ -14,11 +14,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import platform
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from autoprune import scratch
 from autoprune.errors import InputError, ModelError
 from autoprune.measuring.runtimes._feed import Array, arrays
 
@@ -58,7 +58,7 @@ def convert(content: bytes, dtype: str, calibration: Sequence[Sequence[Array]], 
     if dtype == "int8" and not calibration:
         raise InputError("int8 needs at least one batch of inputs to calibrate with; got none")
     try:
-        with _quiet(), tempfile.TemporaryDirectory(prefix="autoprune-") as folder:
+        with _quiet(), scratch.folder() as folder:
             return _half(content) if dtype == "fp16" else _quantised(content, calibration, symmetric, Path(folder))
     except Exception as error:  # onnx, protobuf and onnxruntime raise kinds of their own, without end
         raise ModelError(

@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 import json
 import statistics
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
@@ -21,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from autoprune import plugins
+from autoprune import plugins, scratch
 from autoprune.measuring.scopes import Scopes
 from autoprune.target import Target
 from autoprune.task import Inputs
@@ -82,7 +81,7 @@ def _onnxruntime(model: nn.Module, artefact: bytes, inputs: Inputs, target: Targ
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level, options.enable_profiling = 4, True
     provider = "CUDAExecutionProvider" if target.device.startswith("cuda") else "CPUExecutionProvider"
-    with tempfile.TemporaryDirectory(prefix="autoprune-") as name:
+    with scratch.folder() as name:
         folder = Path(name)
         options.profile_file_prefix = str(folder / "profile")
         options.optimized_model_filepath = str(folder / "optimised.onnx")

@@ -20,7 +20,6 @@ import os
 import pickle
 import subprocess
 import sys
-import tempfile
 import zlib
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -28,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from autoprune import plugins
+from autoprune import plugins, scratch
 from autoprune.errors import AutopruneError, ModelError
 from autoprune.measuring import energy
 from autoprune.target import Target
@@ -101,7 +100,7 @@ def measured(artefact: bytes | nn.Module, inputs: Inputs, target: Target, wanted
             raise ModelError(f"{quantity} cannot be measured: {reason}")
     if not asked:
         return {}
-    with tempfile.TemporaryDirectory(prefix="autoprune-") as name:  # readable by this user alone
+    with scratch.folder() as name:  # readable by this user alone
         folder = Path(name)
         _write_job(folder, artefact, inputs.rows(target.batch), target)
         answer = _process(folder, asked)

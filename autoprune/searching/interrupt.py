@@ -1,4 +1,4 @@
-"""Ctrl-C in two steps: the first lets the search finish in order, the second ends the process at once."""
+"""Ctrl-C or SIGTERM, in two steps: the first lets the search finish in order, the second ends the process at once."""
 
 from __future__ import annotations
 
@@ -15,30 +15,31 @@ STATUS = 130  # of a process that was interrupted
 
 
 class Interrupt:
-    """A context in which the first SIGINT raises KeyboardInterrupt in the main thread, once; `requested` tells of it.
+    """A context in which the first SIGINT or SIGTERM raises KeyboardInterrupt in the main thread, once.
 
-    A second one ends the process with status 130, whatever it is doing. Outside the main thread, and where SIGINT is
-    ignored, nothing changes.
+    `requested` tells of it. A second one ends the process with status 130, whatever it is doing. Outside the main
+    thread, and of a signal that is ignored, nothing changes.
     """
 
     def __init__(self) -> None:
         """Nothing is changed before `__enter__`."""
         self.requested = False
-        self._before: Any = None
+        self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Interrupt:
-        """Take SIGINT over."""
+        """Take the signals over."""
         main = threading.current_thread() is threading.main_thread()
-        if main and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
-            self._before = signal.signal(signal.SIGINT, self._handle)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if main and signal.getsignal(number) != signal.SIG_IGN:
+                self._before[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Give SIGINT back."""
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
+        """Give the signals back."""
+        for number, before in self._before.items():
+            signal.signal(number, before)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested:

@@ -114,6 +114,8 @@ class _Search:
     def __init__(self, study: Study, run: Run, prepared: Prepared, listener: Listener) -> None:
         self.study, self.run, self.prepared, self.listener = study, run, prepared, listener
         self.journal = Journal(study, run, prepared.variables)
+        if self.journal.damage is not None:
+            listener.note(self.journal.damage)
         self.dense: Score | None = None
         self.started = time.monotonic()
         self.tried = 0  # plans promoted since

@@ -3,79 +3,112 @@
 from __future__ import annotations
 
 import json
+import logging
 import secrets
 from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.storages.journal import BaseJournalBackend
 
 from autoprune.errors import InputError, MissingPackage
-from autoprune.run import Run
+from autoprune.files import read_plain
+from autoprune.run import Run, write_whole
+from autoprune.searching.journal_lines import whole
 from autoprune.study import Study
 
 __all__ = ["mend", "opened"]
 
+_LIMIT = 2**31  # bytes; a thousand trials take some megabytes
 
-def opened(study: Study, run: Run) -> tuple[Any, str]:
-    """The storage, and how the names of this run's studies in it begin. Needs the run's lock.
+
+def opened(study: Study, run: Run, change: bool = True) -> tuple[Any, str, str | None]:
+    """The storage, how the names of this run's studies in it begin, and what is to be said of it. Needs the run's lock.
+
+    Without `change` the run's journal is only read.
 
     A storage by URL may hold other runs of the same study, so there the run's own mark is in the names.
     Raises InputError where it cannot be opened, MissingPackage where its driver is not installed.
     """
     url = study.search.storage
     if url is None:
-        return _journal(run.journal), f"{study.name} ["
+        storage, said = _journal(run.journal, change)
+        return storage, f"{study.name} [", said
     mark = run.cached("storage", "mark")
     if mark is None:
         mark = secrets.token_hex(4)
         run.cache("storage", "mark", mark)
     try:
-        return optuna.storages.get_storage(url), f"{study.name} {mark} ["
+        return optuna.storages.get_storage(url), f"{study.name} {mark} [", None
     except ImportError as error:
         raise MissingPackage(f"search.storage {url!r} needs a package that is not installed: {error}") from error
     except Exception as error:  # every driver has kinds of its own
-        said = str(error).strip().splitlines() or [type(error).__name__]
-        raise InputError(f"search.storage {url!r} cannot be opened: {said[0]}") from error
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise InputError(f"search.storage {url!r} cannot be opened: {lines[0]}") from error
 
 
-def mend(journal: Path) -> bool:
-    """Cut off last lines that a crash tore, and clear a stale lock: either spoils later opens. Needs the run's lock.
+def mend(journal: Path) -> str | None:
+    """Take out lines that cannot be read, and clear a stale lock: either spoils later opens. Needs the run's lock.
 
-    Gives whether a torn line was found.
+    What the file was is kept beside it, as NAME.damaged-N, before anything is changed; gives what is to be said of
+    that. Raises InputError where no line of it can be read.
     """
     journal.with_name(journal.name + ".lock").unlink(missing_ok=True)
     if not journal.exists():
-        return False
-    content = journal.read_bytes()
-    end = len(content)
-    while end:
-        start = content.rfind(b"\n", 0, end - 1) + 1
-        if content[start:end].endswith(b"\n") and _is_record(content[start:end]):
-            break
-        end = start
-    if end == len(content):
-        return False
-    with open(journal, "rb+") as file:
-        file.truncate(end)
-    return True
+        return None
+    content = _content(journal)
+    kept, lines = whole(content)
+    if kept == content:
+        return None
+    copy = _kept_beside(journal, content)
+    write_whole(journal, lambda temporary: temporary.write_bytes(kept))
+    return f"{journal} was damaged: {lines} lines cannot be read; as it was it is in {copy.name}, the rest is used"
 
 
-def _is_record(line: bytes) -> bool:
+class _Kept(BaseJournalBackend):
+    """The lines of a journal that can be read, in memory: what reads a run does not change it."""
+
+    def __init__(self, path: Path) -> None:
+        kept, lost = whole(_content(path) if path.exists() else b"")
+        self._logs: list[dict[str, Any]] = [json.loads(line) for line in kept.splitlines()]
+        self.damage = f"{path} is damaged: {lost} lines of it cannot be read and are left out" if lost else None
+        if self.damage is not None:
+            logging.getLogger("autoprune").warning(self.damage)
+
+    def read_logs(self, log_number_from: int) -> list[dict[str, Any]]:
+        return self._logs[log_number_from:]
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        raise NotImplementedError("this journal is read only")
+
+
+def _content(journal: Path) -> bytes:
     try:
-        return isinstance(json.loads(line), dict)
-    except ValueError:
-        return False
+        return read_plain(journal, _LIMIT)
+    except OSError as error:
+        raise InputError(f"{journal} cannot be read: {error.strerror}; give another --out") from error
 
 
-def _journal(path: Path) -> Any:
+def _kept_beside(journal: Path, content: bytes) -> Path:
+    number = 1
+    while (copy := journal.with_name(f"{journal.name}.damaged-{number}")).exists() or copy.is_symlink():
+        number += 1
+    write_whole(copy, lambda temporary: temporary.write_bytes(content))
+    return copy
+
+
+def _journal(path: Path, change: bool) -> tuple[Any, str | None]:
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
-    mend(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        return JournalStorage(JournalFileBackend(str(path)))
-    except (ValueError, KeyError, AssertionError) as error:
+        if not change:
+            kept = _Kept(path)
+            return JournalStorage(kept), kept.damage
+        said = mend(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return JournalStorage(JournalFileBackend(str(path))), said
+    except (ValueError, KeyError, AssertionError, TypeError) as error:
         raise InputError(
-            f"{path} cannot be read as a journal ({error}); start anew with --fresh, which keeps the old folder"
+            f"{path} cannot be read as a journal ({str(error)[:100]}); start anew with --fresh, which keeps this folder"
         ) from error

@@ -39,7 +39,7 @@ class Journal:
         self._dense: Score | None = None
         self._seen: dict[int, Candidate] = {}  # by number; what has ended does not change
         with _quiet():
-            storage, begins = opened(study, run)
+            storage, begins, self.damage = opened(study, run)
             directions = [direction(name, study.task.metric.goal) for name in study.search.objectives]
             name = f"{begins}{study.budget}]"
             known = optuna.get_all_study_names(storage=storage)
@@ -49,14 +49,14 @@ class Journal:
             others = [other for other in known if other.startswith(begins) and other != name]
             self._others = [optuna.load_study(storage=storage, study_name=other) for other in others]
             for each in (self.optuna, *self._others):
-                _check_version(each, run)
+                _check_version(each, run, self.damage)
             self.optuna.set_user_attr("version", _VERSION)
 
     @classmethod
     def read(cls, study: Study, run: Run, dense: Score) -> list[Candidate]:
         """Every trial that a run has finished, under any budget, judged against `study.budget`; nothing is added."""
         with _quiet():
-            storage, begins = opened(study, run)
+            storage, begins, damage = opened(study, run, change=False)
             names = [name for name in optuna.get_all_study_names(storage=storage) if name.startswith(begins)]
             studies = [optuna.load_study(storage=storage, study_name=name) for name in names]
         journal = cls.__new__(cls)
@@ -64,7 +64,7 @@ class Journal:
         if not studies:
             return []
         for each in studies:
-            _check_version(each, run)
+            _check_version(each, run, damage)
         journal.optuna = max(studies, key=lambda found: len(found.trials))
         return journal.candidates(dense)
 
@@ -250,8 +250,9 @@ class Journal:
             )
 
 
-def _check_version(found: optuna.Study, run: Run) -> None:
-    if found.trials and found.user_attrs.get("version") != _VERSION:
+def _check_version(found: optuna.Study, run: Run, damage: str | None) -> None:
+    version = found.user_attrs.get("version", None if damage is None else _VERSION)  # its line may be a lost one
+    if found.trials and version != _VERSION:
         raise InputError(
             f"{run.folder} was searched by another version of autoprune, whose plans and figures do not compare with "
             "this one's; start anew with --fresh, which keeps the old folder"
@@ -259,9 +260,9 @@ def _check_version(found: optuna.Study, run: Run) -> None:
 
 
 def _ended(trial: FrozenTrial) -> bool:
-    """Whether a trial has a result; one that was interrupted, or is to be tried again, has none."""
+    """Whether a trial has a result; one that was interrupted, is tried again, or has lost a part of it has none."""
     stage = trial.user_attrs.get("stage")
-    return stage is not None and (
+    return {"stage", "score", "plan", "reason"} <= set(trial.user_attrs) and (
         trial.state == TrialState.COMPLETE or (trial.state == TrialState.FAIL and stage == "failed")
     )
 

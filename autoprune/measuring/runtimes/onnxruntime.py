@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import onnxruntime
 
+from autoprune import scratch
 from autoprune.errors import InputError, ModelError
 from autoprune.measuring.runtimes._feed import Array, as_float32, fed, require_dtype
 
@@ -77,7 +77,7 @@ def _session(artefact: bytes | Path, target: Target) -> Any:
     content = artefact.read_bytes() if isinstance(artefact, Path) else artefact
     if target.dtype == "int8" and b"QuantizeLinear" not in content:
         raise ModelError("the target asks for int8 and the graph is not quantised; convert it with precision.convert")
-    with tempfile.TemporaryDirectory(prefix="autoprune-") as folder:
+    with scratch.folder() as folder:
         optimised = Path(folder) / "optimised.onnx"
         if target.dtype == "fp16":
             options.optimized_model_filepath = str(optimised)
