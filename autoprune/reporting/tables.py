@@ -109,7 +109,7 @@ def treatment(groups: Sequence[Group], candidates: Sequence[Candidate]) -> list[
             table.add_row(
                 ", ".join(group.layers),
                 _unit(group),
-                *(words.choice(each.plan.choices.get(group.key)) for each in part),
+                *(words.choice(each.plan.choices.get(group.key), group) for each in part),
             )
         tables.append(table)
     return tables

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from autoprune.group import Group
 from autoprune.plan import Choice
+from autoprune.pruning.widths import units_left
 from autoprune.score import Candidate, Score
 
 __all__ = [
@@ -79,12 +81,14 @@ def span(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def choice(given: Choice | None) -> str:
-    """`structured -45 % (l1)`, or of a block that goes whole `depth: gone`."""
+def choice(given: Choice | None, group: Group) -> str:
+    """`structured 128 → 56 (l1)`; of single weights `weight -45 % (l1)`; of a block that goes whole `depth: gone`."""
     if given is None:
         return MISSING
     if given.ratio == 1:
         return f"{given.technique}: gone"
+    if group.level == "units":
+        return f"{given.technique} {group.size} → {units_left(group, given)} ({given.criterion})"
     return f"{given.technique} -{given.ratio * 100:.0f} % ({given.criterion})"
 
 

@@ -15,7 +15,10 @@ from torch import nn
 
 from autoprune.errors import InputError
 from autoprune.exporting import artefact
+from autoprune.group import Group
+from autoprune.plan import Plan
 from autoprune.pruning.outline import Outline
+from autoprune.pruning.widths import widths_of
 from autoprune.run import Run, write_whole
 from autoprune.score import MEASURED_APART, Candidate, Score, pareto_front
 from autoprune.searching.baseline import save_weights
@@ -37,7 +40,19 @@ __all__ = [
 _QUANTITIES = ("metric", "latency", "flops", "params", "nonzero_params", "size")  # that a budget may limit
 
 _FIGURES = [name for name in Score().to_json() if name not in ("uncounted", "unavailable")]
-_COLUMNS = ["trial", "state", "stage", "feasible", "reason", "seconds", *_FIGURES, "uncounted", "techniques", "plan"]
+_COLUMNS = [
+    "trial",
+    "state",
+    "stage",
+    "feasible",
+    "reason",
+    "seconds",
+    *_FIGURES,
+    "uncounted",
+    "techniques",
+    "widths",
+    "plan",
+]
 
 
 def worth_keeping(candidate: Candidate, before: Sequence[Candidate], goal: str) -> bool:
@@ -137,8 +152,8 @@ def write_front(run: Run, study: Study, dense: Score, front: Sequence[Candidate]
     run.write_json(run.front, front_record(study, dense, front, best))
 
 
-def write_table(run: Run, candidates: Sequence[Candidate], trials: Sequence[Any]) -> None:
-    """Rewrite trials.csv whole: a row for each trial, with every figure of its score and its plan."""
+def write_table(run: Run, candidates: Sequence[Candidate], trials: Sequence[Any], groups: Sequence[Group]) -> None:
+    """Rewrite trials.csv whole: a row for each trial, with every figure of its score, its widths and its plan."""
     by_number = {candidate.number: candidate for candidate in candidates}
 
     def write(path: Path) -> None:
@@ -146,12 +161,12 @@ def write_table(run: Run, candidates: Sequence[Candidate], trials: Sequence[Any]
             rows = csv.DictWriter(file, _COLUMNS)
             rows.writeheader()
             for trial in trials:
-                rows.writerow(_row(trial, by_number.get(trial.number)))
+                rows.writerow(_row(trial, by_number.get(trial.number), groups))
 
     write_whole(run.table, write)
 
 
-def _row(trial: Any, candidate: Candidate | None) -> dict[str, Any]:
+def _row(trial: Any, candidate: Candidate | None, groups: Sequence[Group]) -> dict[str, Any]:
     row: dict[str, Any] = {"trial": trial.number, "state": trial.state.name, "seconds": trial.user_attrs.get("seconds")}
     if candidate is None and trial.state.is_finished():
         row["reason"] = trial.user_attrs.get("again", "interrupted") + ": its plan is tried again as another trial"
@@ -165,7 +180,14 @@ def _row(trial: Any, candidate: Candidate | None) -> dict[str, Any]:
             "reason": candidate.reason,
             "uncounted": " ".join(candidate.score.uncounted),
             "techniques": "+".join(techniques) or "dense",
+            "widths": _widths(groups, candidate.plan),
         }
     if "plan" in trial.user_attrs:
         row["plan"] = json.dumps(trial.user_attrs["plan"])
     return row
+
+
+def _widths(groups: Sequence[Group], plan: Plan) -> str:
+    """`conv1:units 64 → 32; layer1.0:blocks gone`: what is left of the units and blocks that a plan names."""
+    left = widths_of(groups, plan).items()
+    return "; ".join(f"{key} {f'{before} → {after}' if after else 'gone'}" for key, (before, after) in left)

@@ -65,7 +65,8 @@ class Trials:
         chosen = best if final else next(iter(ranked(self.study, candidates)), None)
         front = [best if best is not None and each.number == best.number else each for each in front]
         records.write_front(self.run, self.study, self.dense, front, chosen)
-        records.write_table(self.run, candidates, self.journal.trials())
+        groups = self.evaluate.prepared.coupling.groups
+        records.write_table(self.run, candidates, self.journal.trials(), groups)
         return front
 
     def _tell(self, trial: Trial, evaluated: Evaluated, seconds: float) -> None:
