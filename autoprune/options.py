@@ -31,6 +31,7 @@ __all__ = [
     "Timeout",
     "Trials",
     "read_run",
+    "reserve_stdout",
     "show_result",
     "show_version",
     "target_names",
@@ -62,6 +63,15 @@ def show_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"autoprune {__version__}")
         raise typer.Exit
+
+
+def reserve_stdout(context: typer.Context, wanted: bool) -> bool:
+    """With --json stdout is for the JSON alone, before any code of the user's runs and until the command has ended."""
+    if wanted and not context.resilient_parsing:
+        from autoprune.reporting.output import reserved
+
+        context.with_resource(reserved())
+    return wanted
 
 
 def _studies() -> list[str]:
@@ -117,5 +127,7 @@ Trials = Annotated[int | None, typer.Option(metavar="N", help="Number of trials;
 Timeout = Annotated[str | None, typer.Option(metavar="TIME", help="Stop searching after 90s, 10m or 1h.")]
 Seed = Annotated[int | None, typer.Option(metavar="N", help="Seed of everything random.")]
 Out = Annotated[Path, typer.Option(metavar="DIR", help="Where the artefact goes.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
+Json = Annotated[
+    bool, typer.Option("--json", callback=reserve_stdout, help="Print one JSON object instead of tables.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]

@@ -121,6 +121,24 @@ def test_interrupted_once_it_exports_the_best_so_far(here: Path) -> None:
     assert json.loads((folder / "best" / "verification.json").read_text())["passed"]
 
 
+@pytest.mark.promise("limits-of-time")
+def test_json_stands_alone_on_stdout_whatever_models_and_their_processes_print(tmp_path: Path) -> None:
+    (tmp_path / "loud.py").write_text(
+        "import os, subprocess, sys\nprint('at import')\nfrom torch import nn\n"
+        "class Loud(nn.Linear):\n    def forward(self, x):\n"
+        "        print('called')\n        return super().forward(x)\n"
+        "def build():\n    os.write(1, b'by descriptor\\n')\n"
+        "    subprocess.run([sys.executable, '-c', 'print(\"by a child\")'], check=True)\n    return Loud(4, 3)\n"
+    )
+    (tmp_path / "here.yaml").write_text("runtime: eager\n")
+    asked = ("measure", "loud:build", "--input", "1x4", "--target", "here.yaml", "--layers", "0", "--json")
+    out, err = run(tmp_path, *asked)
+    assert json.loads(out)["measured"][0]["score"]["params"] == 15
+    assert all(said in err for said in ("at import", "called", "by descriptor", "by a child"))
+    out, err = run(tmp_path, "targets", "nowhere", "--json", status=2)
+    assert (out, "unknown target" in err) == ("", True)
+
+
 @pytest.mark.slow
 def test_interrupted_twice_it_stops_at_once_and_goes_on_later(here: Path) -> None:
     run(here, "search", "mine.yaml", "--out", "whole", "-q")

@@ -2,19 +2,49 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from autoprune.reporting.progress import Silent
 
-__all__ = ["Output"]
+__all__ = ["Output", "reserved"]
 
 _WIDTH = 160  # of what is written to a file or a pipe
+_own: TextIO | None = None  # stdout, where everybody else's goes to stderr
+
+
+@contextlib.contextmanager
+def reserved() -> Iterator[None]:
+    """Keep stdout for the one JSON object: what anybody else prints meanwhile, child processes too, goes to stderr.
+
+    A model, a data set, a library in C write to the file descriptor, which processes inherit; so that is what is moved.
+    """
+    global _own
+    before, kept = sys.stdout, None
+    before.flush()
+    with contextlib.suppress(OSError, ValueError):  # a stream without a descriptor, as tests have
+        if before.fileno() == 1:
+            kept = os.dup(1)
+            os.dup2(2, 1)
+    _own, sys.stdout = before if kept is None else os.fdopen(kept, "w", encoding=before.encoding), sys.stderr
+    try:
+        yield
+    finally:
+        if kept is not None:
+            with contextlib.suppress(BrokenPipeError):
+                _own.flush()
+            os.dup2(kept, 1)
+            with contextlib.suppress(BrokenPipeError):
+                _own.close()
+        _own, sys.stdout = None, before
 
 
 @dataclass(frozen=True)
@@ -27,7 +57,7 @@ class Output:
     def show(self, record: Any, *tables: Any) -> None:
         """Print `record` where JSON is asked for, else the tables and lines of text unless it is to be quiet."""
         if self.as_json:
-            print(json.dumps(record, indent=2))
+            print(json.dumps(record, indent=2), file=_own or sys.stdout, flush=True)
         elif not self.quiet:
             for table in tables:
                 console().print(table, markup=False)
