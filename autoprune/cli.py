@@ -244,18 +244,25 @@ def prune(
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished search.")],
-    out: Out,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where the artefact goes; without it budgets are listed.")
+    ] = None,
     trial: Annotated[int | None, typer.Option(help="Export this trial of the front.")] = None,
     budget: Budgets = None,
+    train: Annotated[bool, typer.Option("--train", help="Train the best judged plan for the budget first.")] = False,
     formats: Annotated[list[str] | None, typer.Option("--format", help="A format to write; may be repeated.")] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Export a trial of a finished search, or the best one under another budget, and verify it."""
+    """Export a trial of a finished search, or the best one under another budget; without --out list the budgets."""
     from autoprune import config
 
-    if trial is not None and budget:
-        raise InputError("give --trial or --budget, not both: a trial is one plan, a budget chooses among all of them")
+    if trial is not None and (budget or train):
+        raise InputError(
+            "give --trial alone, not with --budget or --train: a trial is one plan, a budget chooses among all of them"
+        )
+    if out is None and (trial is not None or budget or train or formats):
+        raise InputError("give --out DIR, where the artefact goes; without any option the budgets are listed")
     read = options.read_run(run, budget or [], formats or [])
     output = Output(as_json, quiet)
     with read.locating():
@@ -263,8 +270,15 @@ def export(
         from autoprune.run import Run
 
         built = config.build(read)
+        if out is None:
+            options.show_answers(output, searching.answerable(built, Run(run)), built)
+            return
         with output.listener() as listener:
-            result = searching.export(built, Run(run), out, trial=trial, listener=listener)
+            if train:
+                there = config.open_run(built.resolved, run)
+                result = searching.export_trained(built, there, out, listener=listener)
+            else:
+                result = searching.export(built, Run(run), out, trial=trial, listener=listener)
     options.show_result(output, result, built)
 
 

@@ -32,6 +32,7 @@ __all__ = [
     "Trials",
     "read_run",
     "reserve_stdout",
+    "show_answers",
     "show_result",
     "show_version",
     "target_names",
@@ -83,10 +84,20 @@ def _studies() -> list[str]:
 def show_result(output: Output, result: Any, study: StudyNoun) -> None:
     """Print what a search, or the application of one plan, ended with."""
     from autoprune.reporting import records, tables
+    from autoprune.searching import answers
 
     asked = {*(limit.key for limit in study.budget.limits), *study.search.objectives}
     shown = tables.closing(result, study.task.metric.name, asked)
-    output.show(records.result(result), *shown, f"results: {result.run.results}")
+    more = [f"{answers.in_words(result.answers, result.run.folder)}."] if result.answers else []
+    output.show(records.result(result), *shown, *more, f"results: {result.run.results}")
+
+
+def show_answers(output: Output, known: Any, study: StudyNoun) -> None:
+    """Print the budgets that a run can answer."""
+    from autoprune.reporting import tables
+
+    record = {"version": 1, "answers": [each.to_json() for each in known]}
+    output.show(record, tables.answers(known, study.task.metric.name))
 
 
 def read_run(folder: Path, budget: list[str], formats: list[str]) -> Config:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import shutil
@@ -13,13 +14,18 @@ import pytest
 import yaml
 from test_search import Listens, quick, quicker, study
 
-from autoprune.errors import InputError
+from autoprune.errors import BudgetError, InputError
+from autoprune.plan import Plan
 from autoprune.reading.resume import open_run
-from autoprune.score import Score
+from autoprune.run import Run
+from autoprune.score import Candidate, Score
 from autoprune.searching import results
-from autoprune.searching.misses import needless
+from autoprune.searching.answers import answers, in_words
+from autoprune.searching.misses import nearest_miss, needless
+from autoprune.searching.promotion import best
 from autoprune.searching.search import Result
 from autoprune.searching.search import search as run_search
+from autoprune.searching.study import Journal
 from autoprune.study import Study
 from autoprune.target import Budget
 
@@ -119,6 +125,79 @@ def test_the_same_budget_goes_on_where_it_was_and_says_what_it_may_replace(finis
     again = searched(finished, {"flops": "0.55e2%"}, listener, trials=7)
     assert again.run.results == finished and budgets(finished) == [{"flops": "55%"}] * 3
     assert any(f"{finished / 'best'} is replaced where a better plan" in note for note in listener.notes)
+
+
+def screened(number: int, flops: int, loss: float) -> Candidate:
+    return Candidate(number, Plan(), Score(0.5, loss=loss, flops=flops), False, "screened")
+
+
+@pytest.mark.promise("budgets")
+def test_the_budgets_that_a_run_can_answer_are_those_of_plans_that_none_cheaper_equals() -> None:
+    dense = Score(0.9, flops=1000)
+    kept = [
+        Candidate(7, Plan(), Score(0.8, flops=402), True, "trained"),
+        Candidate(8, Plan(), Score(0.7, flops=500), True, "trained"),  # dearer, and worse
+        Candidate(9, Plan(), Score(0.85, flops=521), True, "trained"),
+    ]
+    judged = [screened(number, 100 + 20 * number, 1.0 - number / 100) for number in range(30)]
+    found = answers(given({"flops": "55%"}), dense, [Candidate(0, Plan(), dense, False, "dense"), *kept, *judged])
+    trained = [(each.budget, each.candidate.number) for each in found if each.trained]
+    assert trained == [("flops=41%", 7), ("flops=53%", 9)]
+    offered = [each.budget for each in found if not each.trained]
+    assert len(offered) == 8 and (offered[0], offered[-1]) == ("flops=10%", "flops=68%")
+    said = in_words(found, Path("RUN"))
+    assert "Trained plans keep flops=41% (trial 7), flops=53% (trial 9)" in said
+    assert "go down to flops=10%, trained by `autoprune export RUN --budget flops=10% --train --out DIR`" in said
+    assert len(nearest_miss(given({"flops": "5%"}), dense, [*kept, *judged], Path("RUN"))) <= 500
+    assert "flops=10% --train" in nearest_miss(given({"flops": "5%"}), dense, [*kept, *judged], Path("RUN"))
+
+
+@pytest.mark.promise("budgets")
+def test_every_budget_that_is_offered_is_kept_by_its_plan(finished: Path) -> None:
+    offered = results.answerable(given({"flops": "55%"}), Run(finished))
+    assert any(each.trained for each in offered) and any(not each.trained for each in offered)
+    dense = Score.from_json(json.loads((finished / "dense" / "score.json").read_text()))
+    for each in offered:
+        made = given(dict([each.budget.split("=")]))
+        candidates = Journal.read(made, Run(finished), dense)
+        (same,) = [known for known in candidates if known.number == each.candidate.number]
+        assert same.feasible if each.trained else same in best(made, dense, candidates)
+
+
+@pytest.mark.promise("budgets")
+def test_the_best_judged_plan_is_trained_for_a_budget_there_and_then(finished: Path, tmp_path: Path) -> None:
+    before = contents(finished)
+    judged = [each for each in results.answerable(given({"flops": "55%"}), Run(finished)) if not each.trained]
+    made = given(dict([judged[0].budget.split("=")]))
+    with pytest.raises(BudgetError, match=r"no plan meets the budget.*--train"):
+        results.export_from(made, Run(finished), tmp_path / "out")
+    listener = Listens()
+    result = results.export_trained(made, open_run(made.resolved, finished), tmp_path / "out", listener)
+    assert len(listener.trained()) == 1 and result.best is not None and result.best.number == listener.trained()[0]
+    assert [each.stage for each in listener.ended] in (["trained"], ["screened", "trained"])  # at most filled up first
+    record = json.loads((tmp_path / "out" / "score.json").read_text())
+    assert record["budget"] == made.budget.to_json() and record["trial"] == result.best.number
+    assert not made.budget.broken(Score.from_json(record), result.dense, "maximize")
+    assert contents(finished) == before and budgets(finished / made.budget.folder_name) == [made.budget.to_json()] * 3
+    assert (finished / "trials" / str(result.best.number) / "model.safetensors").exists()
+    again = Listens()
+    results.export_trained(made, open_run(made.resolved, finished), tmp_path / "out", again)
+    assert again.trained() == [] and again.ended == []
+    assert any(each.trained and each.budget == judged[0].budget for each in result.answers)
+    lower = given({"flops": "4.4%"})
+    with pytest.raises(BudgetError, match=r"no plan that was judged in .* keeps the budget .*Judged plans go down to"):
+        results.export_trained(lower, open_run(lower.resolved, finished), tmp_path / "lower")
+    assert not (finished / lower.budget.folder_name).exists() and not (tmp_path / "lower").exists()
+
+
+@pytest.mark.promise("figures")
+def test_plans_that_wait_when_the_best_are_trained_were_not_interrupted(tmp_path: Path) -> None:
+    searched(tmp_path, {"flops": "55%"}, trials=2)
+    with open(tmp_path / "trials.csv") as file:
+        rows = list(csv.DictReader(file))
+    held = [row for row in rows if "held back" in row["reason"]]
+    assert held and all(row["state"] == "WAITING" for row in held)
+    assert not any("interrupted" in row["reason"] for row in rows)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import re
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +24,7 @@ from autoprune.group import Group
 from autoprune.plan import Choice, Plan
 from autoprune.run import Run
 from autoprune.score import Candidate, Score
+from autoprune.searching.answers import Answer
 from autoprune.space import Options, Variable
 
 ROOT = Path(__file__).parents[1]
@@ -47,6 +48,7 @@ BEST = Candidate(
     True,
     "trained",
 )  # fmt: skip
+ANSWERS = [Answer("latency=49%", BEST, True), Answer("latency=14%", replace(BEST, number=1, stage="screened"), False)]
 
 
 @dataclass
@@ -71,6 +73,12 @@ class Engine:
     def export(self, study: Any, run: Run, folder: Path, *, trial: int | None, listener: Any) -> Any:
         return self._result("export", (study, run, folder, trial), Run(folder))
 
+    def export_trained(self, study: Any, run: Run, folder: Path, *, listener: Any) -> Any:
+        return self._result("export_trained", (study, run, folder), Run(folder))
+
+    def answerable(self, study: Any, run: Run) -> Any:
+        return ANSWERS
+
     def check(self, study: Any) -> Any:
         self.calls.append(("check", study))
         variables = [Variable("stem:units", GROUPS[:1], Options(("structured",)))]
@@ -86,8 +94,9 @@ class Engine:
             raise self.raises
         front = [self.best] if self.best else []
         return SimpleNamespace(
-            run=run, dense=DENSE, front=front, best=self.best, groups=GROUPS, interrupted=self.interrupted
-        )
+            run=run, dense=DENSE, front=front, best=self.best, groups=GROUPS, interrupted=self.interrupted,
+            answers=ANSWERS,
+        )  # fmt: skip
 
 
 @pytest.fixture
@@ -95,7 +104,7 @@ def engine(monkeypatch, tmp_path) -> Engine:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "small.yaml").write_text(STUDY)
     stand_in = Engine()
-    for name in ("search", "prune", "export", "check"):
+    for name in ("search", "prune", "export", "export_trained", "answerable", "check"):
         monkeypatch.setattr(autoprune.searching, name, getattr(stand_in, name), raising=False)
     return stand_in
 
@@ -276,7 +285,28 @@ def test_export_takes_another_budget_other_formats_or_a_trial(engine, tmp_path):
     assert (str(study.budget), study.formats, trial, second) == ("latency at most 30%", ("onnx",), None, 3)
     assert (opened.folder, folder) == (Path("runs/small"), Path("made"))
     both = run("export", "runs/small", "--trial", "3", "--budget", "latency=30%", "--out", "made")
-    assert (both.exit_code, "not both" in both.stderr) == (2, True)
+    assert (both.exit_code, "not with --budget" in both.stderr) == (2, True)
+
+
+@pytest.mark.promise("budgets")
+def test_export_lists_the_budgets_that_a_run_can_answer_and_trains_for_one(engine, tmp_path):
+    closing = run("search", "small.yaml").stdout
+    assert "`autoprune export runs/small --budget latency=14% --train --out DIR`" in " ".join(closing.split())
+    (tmp_path / "runs/small/front.json").write_text("{}")
+    listed = run("export", "runs/small")
+    assert listed.exit_code == 0 and "needs --train" in listed.stdout and "latency=49%" in listed.stdout
+    record = json.loads(run("export", "runs/small", "--json").stdout)
+    assert [(each["budget"], each["trained"]) for each in record["answers"]] == [
+        ("latency=49%", True),
+        ("latency=14%", False),
+    ]
+    engine.calls.clear()
+    assert run("export", "runs/small", "--budget", "latency=14%", "--train", "--out", "made").exit_code == 0
+    ((name, (study, opened, folder)),) = engine.calls
+    assert (name, str(study.budget), folder) == ("export_trained", "latency at most 14%", Path("made"))
+    assert (opened.folder, opened.part) == (Path("runs/small"), "latency=14%")
+    for wrong in (["--train"], ["--trial", "3"], ["--trial", "3", "--train", "--out", "x"], ["--budget", "params=9%"]):
+        assert run("export", "runs/small", *wrong).exit_code == 2
 
 
 def test_a_failed_verification_has_status_4(tmp_path, monkeypatch):

@@ -457,10 +457,11 @@ def test_the_best_is_the_best_metric_then_the_faster() -> None:
 
 def test_what_was_reachable_is_said_in_the_budgets_own_units() -> None:
     dense = Score(0.9, flops=1000, params=100)
-    said = nearest_miss(study(), Budget.parse({"flops": "200", "params": "30%"} | {"flops": "20%"}), dense, [
+    said = nearest_miss(study({"flops": "20%", "params": "30%"}), dense, [
         Candidate(0, Plan(), dense, False, "dense"), candidate(1, 0.8, 333, 20), candidate(2, 0.7, 250, 80),
     ])  # fmt: skip
     assert "flops=33.3%, params=30% (trial 1, accuracy 0.8)" in said
+    assert "The nearest that is trained was trial" in said
     assert math.isclose(float(said.split("flops=")[1].split("%")[0]), 33.3)
 
 

@@ -24,7 +24,7 @@ from autoprune.score import Score
 from autoprune.study import Study
 from autoprune.target import Budget
 
-__all__ = ["REFERENCE_INPUTS", "Finished", "export"]
+__all__ = ["REFERENCE_INPUTS", "Finished", "copy_artefact", "export", "refuse_foreign"]
 
 REFERENCE_INPUTS = 64
 
@@ -60,7 +60,7 @@ def export(
     that no export wrote are kept. Raises InputError where `folder` is something else, ModelError where a format fails.
     """
     folder = Path(folder).resolve()
-    _refuse_foreign(folder)
+    refuse_foreign(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
@@ -130,7 +130,20 @@ def _record(folder: Path, study: Study, done: Finished, score: Score, budget: Bu
     }
 
 
-def _refuse_foreign(folder: Path) -> None:
+def copy_artefact(source: Path, folder: Path) -> None:
+    """Copy an artefact that is exported and verified to `folder`, whole or not at all, as `export` writes one."""
+    folder = folder.resolve()
+    refuse_foreign(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        shutil.copytree(source, temporary, dirs_exist_ok=True)
+        _move_into_place(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def refuse_foreign(folder: Path) -> None:
     """Raise InputError where `folder` is there and is neither empty nor an artefact."""
     if not folder.exists():
         return

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from autoprune.group import Group
 from autoprune.run import Run
 from autoprune.score import Candidate, Score
+from autoprune.searching.answers import Answer
 from autoprune.space import Variable
 
 __all__ = ["Checked", "Measured", "Result", "checked", "measured", "result"]
@@ -80,6 +81,10 @@ class Result(Protocol):
     def interrupted(self) -> bool:
         """Whether it was ended by Ctrl-C."""
 
+    @property
+    def answers(self) -> Sequence[Answer]:
+        """The budgets that its run can answer now."""
+
 
 class Measured(Protocol):
     """What was measured of one model on one target."""
@@ -122,6 +127,7 @@ def result(found: Result) -> dict[str, Any]:
         "baseline": found.dense.to_json(),
         "best": None if found.best is None else _candidate(found.best),
         "front": [_candidate(candidate) for candidate in found.front],
+        "answers": [each.to_json() for each in found.answers],
     }
 
 

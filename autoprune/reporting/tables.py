@@ -13,9 +13,10 @@ from autoprune.group import Group
 from autoprune.reporting import words
 from autoprune.reporting.records import Result
 from autoprune.score import Candidate, Score
+from autoprune.searching.answers import Answer
 from autoprune.space import Variable
 
-__all__ = ["checks", "closing", "costs", "front", "groups", "plain", "treatment"]
+__all__ = ["answers", "checks", "closing", "costs", "front", "groups", "plain", "treatment"]
 
 _COLUMNS = 4  # of candidates side by side
 _EXTRAS: Mapping[str, tuple[str, Callable[[float | None], str]]] = {  # of the front, where the study asks for them
@@ -155,6 +156,18 @@ def costs(scores: Mapping[str, Score]) -> list[Table]:
 def _cell(score: Score, quantity: str, shown: Callable[[Score], str]) -> str:
     missing = any(text.startswith(f"{quantity}: ") for text in score.unavailable)
     return "not available" if missing else shown(score)
+
+
+def answers(known: Sequence[Answer], metric: str) -> Table:
+    """The budgets that a run can answer, a row each: by a trained model, or by a plan that --train trains."""
+    table = plain("Budgets that this run can answer", "untrained: judged after a repair; --train trains that plan")
+    for name in ("--budget", "trial", "", metric):
+        table.add_column(name, justify="left" if name in ("--budget", "") else "right", overflow="fold")
+    for each in known:
+        how = "trained" if each.trained else "untrained, needs --train"
+        quality = words.metric(each.candidate.score.metric)
+        table.add_row(" --budget ".join(each.budget.split(",")), f"{each.candidate.number}", how, quality)
+    return table
 
 
 def checks(verification: Mapping[str, Any]) -> Table:

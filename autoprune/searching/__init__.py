@@ -1,9 +1,20 @@
 """(Task, Space, Target) -> Pareto front."""
 
-from autoprune.searching.results import Checked, check, sensitivity
+from autoprune.searching.results import Checked, answerable, check, export_trained, sensitivity
 from autoprune.searching.results import apply_plan as prune
 from autoprune.searching.results import export_from as export
 from autoprune.searching.search import Result, search
 from autoprune.searching.sensitivity import RATIOS
 
-__all__ = ["RATIOS", "Checked", "Result", "check", "export", "prune", "search", "sensitivity"]
+__all__ = [
+    "RATIOS",
+    "Checked",
+    "Result",
+    "answerable",
+    "check",
+    "export",
+    "export_trained",
+    "prune",
+    "search",
+    "sensitivity",
+]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from autoprune.score import Candidate, Score
+from autoprune.searching.answers import answers, in_words
 from autoprune.study import Study
 from autoprune.target import Budget
 
@@ -33,9 +35,9 @@ def needless(study: Study, dense: Score) -> str | None:
     )
 
 
-def nearest_miss(study: Study, budget: Budget, dense: Score, candidates: Sequence[Candidate]) -> str:
-    """Why no plan meets the budget: how near the best came, and which budget was reachable."""
-    goal = study.task.metric.goal
+def nearest_miss(study: Study, dense: Score, candidates: Sequence[Candidate], run: Path | None = None) -> str:
+    """Why no plan meets the study's budget: how near the best came, and which budget was reachable, in `run`."""
+    goal, budget = study.task.metric.goal, study.budget
     trained = any(each.stage == "trained" for each in candidates)
     by_distance = [
         (max(budget.violations(each.score.judged(each.stage), dense, goal).values(), default=0.0), each)
@@ -48,13 +50,15 @@ def nearest_miss(study: Study, budget: Budget, dense: Score, candidates: Sequenc
     reached = "; ".join(budget.broken(nearest.score.judged(nearest.stage), dense, goal)) or "its model was not kept"
     failed = [each for each in candidates if each.stage == "failed"]
     broke = (
-        f"{len(failed)} trials broke down in training (trial {failed[0].number}: {failed[0].reason}). "
+        f" {len(failed)} trials broke down in training (trial {failed[0].number}: {failed[0].reason})."
         if failed
         else ""
     )
+    judged = [each for each in answers(study, dense, candidates) if not each.trained]
+    further = f" {in_words(judged, run)}." if run is not None and judged else ""
     return (
-        f"no plan meets the budget ({budget}). The nearest was trial {nearest.number}: {reached}. "
-        f"Reachable was {_reachable(study, dense, candidates, budget)}. {broke}"
+        f"no plan meets the budget ({budget}). The nearest {'that is trained ' if trained else ''}was trial "
+        f"{nearest.number}: {reached}. Reachable was {_reachable(study, dense, candidates, budget)}.{further}{broke} "
         f"Give a budget like that, more trials, or a wider space.default.ratio"
     )
 

@@ -10,9 +10,9 @@ from autoprune.plan import Plan
 from autoprune.score import NEED_A_RUN, Candidate, Score, costs_of
 from autoprune.study import Study
 
-__all__ = ["alike", "best", "least_cost_wanted", "promoted"]
+__all__ = ["EDGE", "alike", "best", "least_cost_wanted", "promoted"]
 
-_EDGE = 0.015  # of the budget: what a first look puts closer to it hardly keeps it once its interval counts
+EDGE = 0.015  # of the budget: what a first look puts closer to it hardly keeps it once its interval counts
 _LEAST_DISTANCE = 0.25  # of the units of one group, by which plans that are trained differ in all
 
 
@@ -100,7 +100,7 @@ def best(
     goal = study.task.metric.goal
     screened = [each for each in candidates if each.stage == "screened"]
     fitting = [
-        each for each in screened if _inside(study, dense, each.score, 0.0 if each.number in refilled else _EDGE)
+        each for each in screened if _inside(study, dense, each.score, 0.0 if each.number in refilled else EDGE)
     ]
     fitting = fitting or [each for each in screened if _inside(study, dense, each.score, 0.0)]
     unique = list({_net(each): each for each in reversed(fitting)}.values())

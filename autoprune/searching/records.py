@@ -25,6 +25,7 @@ from autoprune.searching.baseline import save_weights
 from autoprune.study import Study
 
 __all__ = [
+    "answering",
     "exported",
     "front_record",
     "keep_model",
@@ -95,6 +96,13 @@ def keep_model(run: Run, candidate: Candidate, model: nn.Module, dense: nn.Modul
 def with_models(run: Run, candidates: Iterable[Candidate]) -> list[Candidate]:
     """Those whose trained model the run has kept."""
     return [each for each in candidates if (run.trial(each.number) / "score.json").exists()]
+
+
+def answering(run: Run, candidates: Iterable[Candidate]) -> list[Candidate]:
+    """Those that a budget can be answered by: judged untrained, or trained with a model that the run has kept."""
+    kept = list(candidates)
+    models = {each.number for each in with_models(run, kept)}
+    return [each for each in kept if each.stage == "screened" or each.number in models]
 
 
 def kept_model(run: Run, number: int, dense: nn.Module) -> nn.Module:
@@ -168,7 +176,9 @@ def write_table(run: Run, candidates: Sequence[Candidate], trials: Sequence[Any]
 
 def _row(trial: Any, candidate: Candidate | None, groups: Sequence[Group]) -> dict[str, Any]:
     row: dict[str, Any] = {"trial": trial.number, "state": trial.state.name, "seconds": trial.user_attrs.get("seconds")}
-    if candidate is None and trial.state.is_finished():
+    if candidate is None and trial.user_attrs.get("held_back"):
+        row |= {"state": "WAITING", "reason": "held back while the best were trained; judged when the search goes on"}
+    elif candidate is None and trial.state.is_finished():
         row["reason"] = trial.user_attrs.get("again", "interrupted") + ": its plan is tried again as another trial"
     if candidate is not None:
         figures = candidate.score.to_json()

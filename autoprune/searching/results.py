@@ -8,7 +8,8 @@ from pathlib import Path
 
 from autoprune import plugins
 from autoprune.errors import BudgetError, InputError, TrainingError
-from autoprune.exporting.export import Finished, export
+from autoprune.exporting import artefact
+from autoprune.exporting.export import Finished, copy_artefact, export, refuse_foreign
 from autoprune.exporting.verify import verify_in_fresh_process
 from autoprune.group import Group
 from autoprune.plan import Plan
@@ -16,12 +17,13 @@ from autoprune.pruning.pruned import checked
 from autoprune.run import Run
 from autoprune.score import Candidate, Score, pareto_front
 from autoprune.searching import baseline, records
+from autoprune.searching.answers import Answer, answers
 from autoprune.searching.evaluate import PROCESSES, Evaluator
 from autoprune.searching.finalists import settle
 from autoprune.searching.listener import Listener, Quiet
 from autoprune.searching.misses import nearest_miss, needless
 from autoprune.searching.preparation import Prepared, importance, out_of_reach, prepare
-from autoprune.searching.search import Result, warnings_of
+from autoprune.searching.search import Result, train_best, warnings_of
 from autoprune.searching.sensitivity import RATIOS, Sensitivity, sensitivities
 from autoprune.searching.steering import Steering
 from autoprune.searching.study import Journal
@@ -30,7 +32,7 @@ from autoprune.study import Study
 from autoprune.training.judging import judge
 from autoprune.training.loop import Quality
 
-__all__ = ["Checked", "Map", "apply_plan", "check", "export_from", "sensitivity"]
+__all__ = ["Checked", "Map", "answerable", "apply_plan", "check", "export_from", "export_trained", "sensitivity"]
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,24 @@ def apply_plan(study: Study, plan: Plan, out: Path, listener: Listener | None = 
     return Result(Run(out), dense, [candidate], candidate, prepared.coupling.groups)
 
 
+def answerable(study: Study, run: Run) -> list[Answer]:
+    """The budgets that a run can answer now; neither model nor target is touched."""
+    with run.locked():
+        dense = Score.from_json(artefact.read_mapping(run.dense / "score.json"))
+        return answers(study, dense, records.answering(run, Journal.read(study, run, dense)))
+
+
+def export_trained(study: Study, run: Run, out: Path, listener: Listener | None = None) -> Result:
+    """Train the best judged plan for `study.budget`, as a trial of `run`, and put the best that keeps it to `out` too.
+
+    Raises what `train_best` raises, and InputError where `out` holds something else than an artefact.
+    """
+    refuse_foreign(out)
+    result = train_best(study, run, listener)
+    copy_artefact(run.best, out)
+    return replace(result, run=Run(out))
+
+
 def export_from(
     study: Study, run: Run, out: Path, trial: int | None = None, listener: Listener | None = None
 ) -> Result:
@@ -146,7 +166,9 @@ def export_from(
         if trial is None:
             found, judged = settle(study, prepared, dense, run, kept, listener)
             if found is None:
-                raise BudgetError(nearest_miss(study, study.budget, dense, judged))
+                known = {each.number: each for each in judged}
+                seen = [known.get(each.number, each) for each in records.answering(run, candidates)]
+                raise BudgetError(nearest_miss(study, dense, seen, run.folder))
             best = found
         else:
             best = _asked_for(study, prepared, run, kept, trial)

@@ -13,20 +13,21 @@ from autoprune.group import Group
 from autoprune.run import Run
 from autoprune.score import Candidate, Score
 from autoprune.searching import baseline, records
+from autoprune.searching.answers import Answer, answers, in_words
 from autoprune.searching.evaluate import Evaluator
 from autoprune.searching.finalists import ranked, settle
 from autoprune.searching.listener import Listener, Quiet
 from autoprune.searching.misses import nearest_miss, needless
 from autoprune.searching.preparation import Prepared, importance, prepare, require_reachable
 from autoprune.searching.probes import useful
-from autoprune.searching.promotion import promoted
+from autoprune.searching.promotion import best, promoted
 from autoprune.searching.screening import Screening
 from autoprune.searching.study import Journal
 from autoprune.searching.trials import Trials
 from autoprune.space import plan_of
 from autoprune.study import Study
 
-__all__ = ["Result", "search"]
+__all__ = ["Result", "search", "train_best"]
 
 _MORE = 10  # plans are judged beyond the trials asked for, while none keeps the budget
 _ROUNDS = 3  # times the finalists that are trained, at most, while none keeps the budget
@@ -43,6 +44,7 @@ class Result:
     best: Candidate | None
     groups: tuple[Group, ...]
     interrupted: bool = False
+    answers: tuple[Answer, ...] = ()  # the budgets that the run can answer now
 
 
 def search(study: Study, run: Run, listener: Listener | None = None) -> Result:
@@ -63,12 +65,45 @@ def search(study: Study, run: Run, listener: Listener | None = None) -> Result:
             raise BudgetError(f"{error}. {run.best} still holds the artefact of an earlier search") from error
 
 
-def _searched(study: Study, run: Run, listener: Listener) -> Result:
-    """The straight line: prepare, baseline, trials, finalists, export."""
+def train_best(study: Study, run: Run, listener: Listener | None = None) -> Result:
+    """Train the best of the plans that `run` has judged, under whichever budget, for `study.budget`; judge none anew.
+
+    What it comes to is a trial of the run; the best that keeps the budget is exported and verified to `run.best`.
+    Raises BudgetError, with what the run can answer, where no judged plan keeps it; InputError where dense does.
+    """
+    listener = listener or Quiet()
+    with run.locked():
+        run.sweep()
+        prepared = _checked(study, run, listener)
+        dense = baseline.establish(study, prepared, run, listener)
+        candidates = Journal.read(study, run, dense)
+        if not best(study, dense, candidates):
+            judged = in_words([each for each in answers(study, dense, candidates) if not each.trained], run.folder)
+            raise BudgetError(
+                f"no plan that was judged in {run.folder} keeps the budget ({study.budget}). "
+                f"{judged or 'None was judged untrained'}; search under this budget judges more"
+            )
+        Run.write_yaml(run.study, dict(study.resolved))
+        if study.search.finalists is not None:
+            prepared, _ = useful(study, prepared, listener)
+        search = _Search(study, run, prepared, listener)
+        search.begin(judging=False)
+        search.promote(1)
+        return search.close(interrupted=False)
+
+
+def _checked(study: Study, run: Run, listener: Listener) -> Prepared:
+    """What is known before anything is trained; refuses a budget that no plan can keep, or that dense keeps."""
     prepared = prepare(study, run, listener)
     require_reachable(study, prepared, study.budget)
     if (reason := needless(study, prepared.dense)) is not None:
         raise InputError(reason)
+    return prepared
+
+
+def _searched(study: Study, run: Run, listener: Listener) -> Result:
+    """The straight line: prepare, baseline, trials, finalists, export."""
+    prepared = _checked(study, run, listener)
     Run.write_yaml(run.study, dict(study.resolved))
     idle: list[str] = []
     if study.search.finalists is not None:
@@ -120,11 +155,12 @@ class _Search:
         self.started = time.monotonic()
         self.tried = 0  # plans promoted since
 
-    def begin(self) -> None:
-        """The dense baseline, and the first plans in the queue."""
+    def begin(self, *, judging: bool = True) -> None:
+        """The dense baseline, and the first plans in the queue where any are to be judged."""
         trials, done = self.study.search.trials, self.journal.known()
         trained = baseline.kept(self.study, self.run)
         left = max(0, trials - (done if self.study.search.finalists is None else self.journal.finished()))
+        left = left if judging else 0
         whole = done + left + (self.study.search.finalists or 0)
         self.listener.planned(self.prepared.seconds(self.study, left, trained), whole)
         if done:
@@ -135,7 +171,7 @@ class _Search:
         evaluate = Evaluator(self.study, self.prepared, dense, scores, self.listener)
         self.dense, self.trials = dense, Trials(evaluate, self.journal, self.run, task)
         self.screening = Screening(evaluate, self.run, f"{task}-{self.study.search.seed}", self._late_to_judge)
-        self.journal.start(self.screening.proposals, dense)
+        self.journal.start(self.screening.proposals if judging else None, dense)
 
     def _replaced(self) -> str:
         """What of an earlier search this one may replace, and where its own results go."""
@@ -150,7 +186,7 @@ class _Search:
             self._train_all()
         else:
             self._screen()
-            self._promote(count)
+            self.promote(count)
 
     def _train_all(self) -> None:
         while (done := self.journal.finished()) < self.study.search.trials:
@@ -181,7 +217,7 @@ class _Search:
                 trial, plan = self.journal.ask(child, steer=self.screening.steered(draw))
             self.trials.run_one(trial, plan, self.trials.screened)
 
-    def _promote(self, count: int) -> None:
+    def promote(self, count: int) -> None:
         """Train the best `count` of those judged untrained; more, while none keeps the budget.
 
         At most three times the finalists are trained. With the time over, none beyond the finalists is tried.
@@ -248,11 +284,13 @@ class _Search:
                 best = self._export(best)
             elif not interrupted:
                 seen = _with(self.trials.candidates(), judged)
-                raise BudgetError(nearest_miss(self.study, self.study.budget, self.dense, seen))
+                raise BudgetError(nearest_miss(self.study, self.dense, seen, self.run.folder))
             else:
                 self.listener.note("no plan that keeps the budget is trained yet: nothing to export; go on to get one")
         front = self.trials.write(best, final=True)
-        return Result(self.run, self.dense, front, best, self.prepared.coupling.groups, interrupted)
+        kept = records.answering(self.run, self.trials.candidates())
+        known = tuple(answers(self.study, self.dense, kept))
+        return Result(self.run, self.dense, front, best, self.prepared.coupling.groups, interrupted, known)
 
     def _settled(self, interrupted: bool) -> tuple[Candidate | None, list[Candidate]]:
         """The best that keeps the budget when measured again; where none does, others are trained in their place."""
@@ -266,7 +304,7 @@ class _Search:
             judged += found
             if best is not None or interrupted or count is None or extra == _ROUNDS:
                 return best, judged
-            self._promote(count * (extra + 1))
+            self.promote(count * (extra + 1))
             if self.trials.told == told:
                 break
         return None, judged

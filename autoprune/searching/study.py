@@ -68,8 +68,11 @@ class Journal:
         journal.optuna = max(studies, key=lambda found: len(found.trials))
         return journal.candidates(dense)
 
-    def start(self, proposals: Callable[[], Sequence[Plan]], dense: Score) -> None:
-        """Take over trials of other budgets, queue what was interrupted, and once, while trials are left, proposals."""
+    def start(self, proposals: Callable[[], Sequence[Plan]] | None, dense: Score) -> None:
+        """Take over trials of other budgets, queue what was interrupted, and once, while trials are left, proposals.
+
+        None where no plan is to be judged: then those are for a later start.
+        """
         self._dense = dense
         with _quiet():
             longest = max((self.optuna, *self._others), key=lambda study: len(study.trials))
@@ -80,6 +83,8 @@ class Journal:
             if any(_follows(trial) for trial in self._waiting()):
                 self._hold_back()  # who is to be promoted is found out anew
             self._queue_again()
+            if proposals is None:
+                return
             if not self.optuna.user_attrs.get("proposed") and self.finished() < self._study.search.trials:
                 for plan in proposals():
                     self.optuna.enqueue_trial(parameters(self._variables, plan), skip_if_exists=True)
@@ -135,7 +140,9 @@ class Journal:
     def _hold_back(self) -> None:
         """Take what waits out of the queue; the next start queues it again."""
         for _ in range(len(self._waiting())):
-            self.optuna.tell(self.optuna.ask(), state=TrialState.FAIL)
+            trial = self.optuna.ask()
+            trial.set_user_attr("held_back", True)
+            self.optuna.tell(trial, state=TrialState.FAIL)
 
     def _waiting(self) -> list[FrozenTrial]:
         return list(self.optuna.get_trials(deepcopy=False, states=(TrialState.WAITING,)))

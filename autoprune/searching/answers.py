@@ -1,0 +1,110 @@
+"""Which budgets a run can answer now: by a model that is trained, or by a plan that was judged and can be trained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from autoprune.score import NEED_A_RUN, Candidate, Score
+from autoprune.searching.promotion import EDGE
+from autoprune.study import Study
+from autoprune.target import Limit
+
+__all__ = ["Answer", "answers", "in_words"]
+
+_SHOWN = 8  # plans of each kind, spread over what they cost
+_DIGITS = 2  # of a limit that is offered, rounded to the side that keeps it
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A budget, as `latency=38%`, and the plan that keeps it; `trained`, or judged untrained so far."""
+
+    budget: str
+    candidate: Candidate
+    trained: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object."""
+        score = self.candidate.score
+        quality = {"metric": score.metric, "loss": score.loss}
+        return {"budget": self.budget, "trial": self.candidate.number, "trained": self.trained, **quality}
+
+
+def answers(study: Study, dense: Score, candidates: Sequence[Candidate]) -> list[Answer]:
+    """Of the trained plans, then of those judged untrained, the ones that none cheaper equals; cheapest first.
+
+    In the quantities of the study's budget, or where that limits no cost in those of its objectives. `candidates`: of
+    the trained ones those alone whose models are kept.
+    """
+    limits = [limit for limit in study.budget.limits if limit.quantity != "metric_drop"]
+    costs = [name for name in study.search.objectives if name not in ("metric", "loss")]
+    limits = limits or [Limit(name, 1.0, relative=True) for name in costs]
+    sign = -1.0 if study.task.metric.goal == "maximize" else 1.0
+
+    def metric(candidate: Candidate) -> float:
+        return sign * candidate.score.objective("metric")
+
+    def loss(candidate: Candidate) -> float:
+        return candidate.score.objective("loss")
+
+    found = []
+    for stage, quality in (("trained", metric), ("screened", loss)):
+        chosen = [each for each in candidates if each.stage == stage]
+        pairs = [(kept, each) for each in chosen if (kept := _kept(limits, each, dense)) is not None]
+        for kept, each in _spread(_front(pairs, quality)):
+            budget = ",".join(f"{limit.key}={limit}" for limit in kept)
+            found.append(Answer(budget, each, stage == "trained"))
+    return found
+
+
+def in_words(found: Sequence[Answer], run: Path) -> str:
+    """One sentence or two: the trained levels, how far down judged plans go, and the commands; empty for none."""
+    trained = [f"{each.budget} (trial {each.candidate.number})" for each in found if each.trained]
+    judged = [each.budget for each in found if not each.trained]
+    parts = [f"Trained plans keep {', '.join(trained[:3])}"] if trained else []
+    if judged:
+        command = f"autoprune export {run} --budget {' --budget '.join(judged[0].split(','))} --train --out DIR"
+        parts.append(f"Judged plans go down to {judged[0]}, trained by `{command}`")
+    return ". ".join(parts)
+
+
+def _kept(limits: Sequence[Limit], candidate: Candidate, dense: Score) -> list[Limit] | None:
+    """The limits as tight as a candidate keeps them; None where one is not measured, or dense keeps it too."""
+    found = []
+    for limit in limits:
+        used = limit.used(candidate.score.judged(candidate.stage), dense, "maximize")
+        if used is None:
+            return None
+        margin = EDGE if candidate.stage == "screened" and limit.quantity in NEED_A_RUN else 0.0
+        used = used * (1 - margin) if limit.lower else used / (1 - margin)
+        unit = 10.0 ** (math.floor(math.log10(used)) - _DIGITS + 1) if used > 0 else 1.0
+        rounded = math.floor(used / unit) if limit.lower else math.ceil(used / unit)
+        found.append(replace(limit, value=float(f"{rounded * unit:.6g}")))
+    own = [limit.used(dense, dense, "maximize") for limit in limits]
+    needless = all(of is not None and not limit.broken(of) for limit, of in zip(found, own, strict=True))
+    return None if needless else found
+
+
+def _front(
+    pairs: Sequence[tuple[list[Limit], Candidate]], quality: Callable[[Candidate], float]
+) -> list[tuple[list[Limit], Candidate]]:
+    """Those whose quality no cheaper one has, cheapest first; by the first limit."""
+    sign = -1.0 if pairs and pairs[0][0][0].lower else 1.0
+    front: list[tuple[list[Limit], Candidate]] = []
+    for pair in sorted(pairs, key=lambda pair: (sign * pair[0][0].value, quality(pair[1]))):
+        if not front or quality(pair[1]) < quality(front[-1][1]):
+            front.append(pair)
+    return front
+
+
+def _spread(
+    front: Sequence[tuple[list[Limit], Candidate]],
+) -> list[tuple[list[Limit], Candidate]]:
+    """At most `_SHOWN` of them, the first and the last among these."""
+    if len(front) <= _SHOWN:
+        return list(front)
+    return [front[round(place * (len(front) - 1) / (_SHOWN - 1))] for place in range(_SHOWN)]
