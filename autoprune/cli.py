@@ -13,7 +13,7 @@ import typer
 
 from autoprune import options
 from autoprune.errors import BudgetError, InputError, VerificationError
-from autoprune.options import Budgets, Json, Out, Quiet, Seed, Sets, Study, Targets, Timeout, Trials
+from autoprune.options import Budgets, Json, Out, Quiet, Seed, Sets, Study, Targets, Timeout, Trials, Trust
 from autoprune.reporting.output import Output
 
 __all__ = ["app", "main"]
@@ -173,6 +173,7 @@ def measure(
     layers: Annotated[
         int, typer.Option(metavar="N", min=0, help="Rows of the table by layer; 0: none, and no profile.")
     ] = 10,
+    trust: Trust = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -185,7 +186,7 @@ def measure(
     from autoprune.reporting import records, tables
     from autoprune.reporting.layers import layers as by_layer
 
-    found = [subjects.measured(each, layers > 0) for each in subjects.every(subject, shape, target or ())]
+    found = [subjects.measured(each, layers > 0) for each in subjects.every(subject, shape, target or (), trust)]
     costs = tables.costs({each.title: each.score for each in found})
     tops = [by_layer(each.layers, f"{each.title}, by layer", layers) for each in found if each.layers]
     Output(as_json, quiet).show(records.measured(found), *costs, *tops)
@@ -251,6 +252,7 @@ def export(
     budget: Budgets = None,
     train: Annotated[bool, typer.Option("--train", help="Train the best judged plan for the budget first.")] = False,
     formats: Annotated[list[str] | None, typer.Option("--format", help="A format to write; may be repeated.")] = None,
+    trust: Trust = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -263,7 +265,7 @@ def export(
         )
     if out is None and (trial is not None or budget or train or formats):
         raise InputError("give --out DIR, where the artefact goes; without any option the budgets are listed")
-    read = options.read_run(run, budget or [], formats or [])
+    read = options.read_run(run, budget or [], formats or [], trust)
     output = Output(as_json, quiet)
     with read.locating():
         from autoprune import searching
@@ -284,9 +286,8 @@ def export(
 
 @app.command()
 def verify(
-    folder: Annotated[
-        Path, typer.Argument(metavar="FOLDER", help="An exported artefact; the code that it names is run.")
-    ],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="An exported artefact.")],
+    trust: Trust = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -297,7 +298,7 @@ def verify(
 
     output = Output(as_json, quiet)
     try:
-        result = verifying.verify(folder)
+        result = verifying.verify(folder, trust=trust)
     except VerificationError:
         output.show(artefact.read_mapping(folder / artefact.VERIFICATION))
         raise

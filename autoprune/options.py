@@ -30,6 +30,7 @@ __all__ = [
     "Targets",
     "Timeout",
     "Trials",
+    "Trust",
     "read_run",
     "reserve_stdout",
     "show_answers",
@@ -100,9 +101,10 @@ def show_answers(output: Output, known: Any, study: StudyNoun) -> None:
     output.show(record, tables.answers(known, study.task.metric.name))
 
 
-def read_run(folder: Path, budget: list[str], formats: list[str]) -> Config:
-    """The study of a finished run, with another budget or other formats."""
+def read_run(folder: Path, budget: list[str], formats: list[str], trust: bool) -> Config:
+    """The study of a finished run, with another budget or other formats; code of its own only with `trust`."""
     from autoprune import config
+    from autoprune.exporting.trust import require_trust
     from autoprune.run import Run
 
     run = Run(folder)
@@ -111,6 +113,7 @@ def read_run(folder: Path, budget: list[str], formats: list[str]) -> Config:
             f"{folder} holds no finished run (no study.yaml, dense and front.json in it); give the folder that search "
             "wrote, not one inside it"
         )
+    require_trust(folder, trust, f"autoprune export {folder} ... --trust")
     sets = [f"export.formats={json.dumps(formats)}"] if formats else []
     return config.read(run.study, sets=sets, budget=budget)
 
@@ -137,6 +140,9 @@ Budgets = Annotated[list[str] | None, typer.Option("--budget", metavar="QUANTITY
 Trials = Annotated[int | None, typer.Option(metavar="N", help="Number of trials; the dense model is the first.")]
 Timeout = Annotated[str | None, typer.Option(metavar="TIME", help="Stop searching after 90s, 10m or 1h.")]
 Seed = Annotated[int | None, typer.Option(metavar="N", help="Seed of everything random.")]
+Trust = Annotated[
+    bool, typer.Option("--trust", help="Run code of its own, and download, where the folder's study names such.")
+]
 Out = Annotated[Path, typer.Option(metavar="DIR", help="Where the artefact goes.")]
 Json = Annotated[
     bool, typer.Option("--json", callback=reserve_stdout, help="Print one JSON object instead of tables.")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from autoprune import config
 from autoprune.errors import InputError, ModelError
 from autoprune.exporting import artefact, recorded
+from autoprune.exporting.trust import require_trust
 from autoprune.measuring.breakdown import Breakdown, breakdown
 from autoprune.measuring.measure import measure
 from autoprune.reading.references import check_reference
@@ -43,10 +44,12 @@ class Subject:
         return replace(self, target=where if batch is None else replace(where, batch=batch))
 
 
-def every(given: Sequence[str], shape: str | None = None, targets: Sequence[str] = ()) -> Iterator[Subject]:
+def every(
+    given: Sequence[str], shape: str | None = None, targets: Sequence[str] = (), trust: bool = False
+) -> Iterator[Subject]:
     """Each subject that is given, on each of `targets`, or on its own; a model is built once. Raises as `of`."""
     for name in given:
-        subject = of(name, shape)
+        subject = of(name, shape, trust=trust)
         batch = subject.inputs.batch_size if shape is not None else None
         yield from (subject.on(target, batch) for target in targets) if targets else (subject,)
 
@@ -84,17 +87,18 @@ def measured(subject: Subject, by_layer: bool = True) -> Measured:
     return Measured(subject.name, subject.target, score, layers)
 
 
-def of(given: str, shape: str | None = None, target: str | None = None) -> Subject:
+def of(given: str, shape: str | None = None, target: str | None = None, trust: bool = False) -> Subject:
     """The subject that `given` names.
 
     `package.module:factory`, `zoo:name` or `torchvision:name` (there 1x3x224x224 is the input unless `shape` says
-    another); a folder, of an artefact or of a run that has one (this runs the factory that it names); or a study.
+    another); a folder, of an artefact or of a run that has one (with `trust`, code of its own that it names is run); or
+    a study.
     Raises InputError.
     """
     inputs = None if shape is None else parse_input(shape)
     where = None if target is None else config.target(target)
     if Path(given).is_dir():
-        subject = _recorded(Path(given))
+        subject = _recorded(Path(given), trust)
     elif ":" in given and not Path(given).exists():
         subject = _factory(given, inputs)
     else:
@@ -148,8 +152,9 @@ def _factory(reference: str, inputs: Inputs | None) -> Subject:
     return Subject(reference, model, inputs or parse_input("1x3x224x224"), Target())
 
 
-def _recorded(folder: Path) -> Subject:
+def _recorded(folder: Path, trust: bool) -> Subject:
     path = folder / "best" if (folder / "best").is_dir() else folder
+    require_trust(artefact.require(path), trust, f"autoprune measure {folder} --trust")
     found = recorded.Recorded(artefact.require(path))
     with _readable(path):
         return Subject(path.name, found.lowered, found.reference[0].rows(found.target.batch), found.target)

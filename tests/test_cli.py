@@ -312,7 +312,7 @@ def test_export_lists_the_budgets_that_a_run_can_answer_and_trains_for_one(engin
 def test_a_failed_verification_has_status_4(tmp_path, monkeypatch):
     from autoprune.exporting import verify
 
-    def failing(folder: Path) -> Any:
+    def failing(folder: Path, trust: bool) -> Any:
         (folder / "verification.json").write_text('{"passed": false, "checks": []}')
         raise VerificationError("the widths differ")
 
@@ -322,7 +322,7 @@ def test_a_failed_verification_has_status_4(tmp_path, monkeypatch):
     assert json.loads(ended.stdout)["passed"] is False
     assert "the widths differ" in ended.stderr
     passed = {"passed": True, "checks": [{"name": "onnx", "passed": True, "detail": "error 1e-7"}]}
-    monkeypatch.setattr(verify, "verify", lambda folder: passed)
+    monkeypatch.setattr(verify, "verify", lambda folder, trust: passed)
     shown = run("verify", tmp_path)
     assert (shown.exit_code, "error 1e-7" in shown.stdout) == (0, True)
 

@@ -162,7 +162,7 @@ def test_other_answers_from_a_finished_run(here: Path) -> None:
     run(here, "search", "mine.yaml", "--set", "search.objectives=[metric, latency]", "--budget", "latency=90%", "-q")
     stamp = (here / "runs/mine/dense/model.safetensors").stat().st_mtime_ns
     for budget in ("latency=70%", "latency=30%", "params=50%"):
-        process = start(here, "export", "runs/mine", "--budget", budget, "--format", "onnx", "--out", budget)
+        process = start(here, "export", "runs/mine", "--budget", budget, "--format", "onnx", "--out", budget, "--trust")
         out, err = process.communicate(timeout=LIMIT_S)
         assert process.returncode in (0, 3), err
         if process.returncode == 3:
@@ -171,13 +171,13 @@ def test_other_answers_from_a_finished_run(here: Path) -> None:
             assert json.loads((here / budget / "verification.json").read_text())["passed"]
             assert {"model.onnx", "model.safetensors"} <= {path.name for path in (here / budget).iterdir()}
             assert not (here / budget / "model.pt2").exists()
-            run(here, "verify", budget)
+            run(here, "verify", budget, "--trust")
     number = front(here / "runs/mine")["front"][0]["trial"]
-    out, _ = run(here, "export", "runs/mine", "--trial", str(number), "--out", "one", "--json")
+    out, _ = run(here, "export", "runs/mine", "--trial", str(number), "--out", "one", "--json", "--trust")
     assert json.loads(out)["best"]["trial"] == number
     assert (here / "runs/mine/dense/model.safetensors").stat().st_mtime_ns == stamp
     run(here, "prune", "mine.yaml", "--plan", "one/plan.json", "--out", "pruned", "-q")
-    out, _ = run(here, "measure", "pruned", "--json")
+    out, _ = run(here, "measure", "pruned", "--json", "--trust")
     assert json.loads(out)["score"]["params"] == json.loads((here / "one" / "score.json").read_text())["params"]
 
 

@@ -13,6 +13,7 @@ from autoprune.errors import InputError, MissingPackage, VerificationError
 from autoprune.exporting import artefact
 from autoprune.exporting.checks import Check, Failed, checks
 from autoprune.exporting.recorded import NotHere, Recorded, Skipped
+from autoprune.exporting.trust import require_trust
 from autoprune.run import Run
 from autoprune.task import Task
 
@@ -26,10 +27,16 @@ _UNMEASURED: dict[str, Any] = {
 }
 
 
-def verify(folder: Path | str, *, task: Task | None = None, earlier: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def verify(
+    folder: Path | str,
+    *,
+    task: Task | None = None,
+    earlier: Mapping[str, Any] | None = None,
+    trust: bool = False,
+) -> dict[str, Any]:
     """Check the artefact in `folder` and write verification.json; gives its content.
 
-    Without `task` it is built from study.yaml, which runs the code that the artefact names: verify only what you trust.
+    Without `task` it is built from study.yaml; code of its own that the artefact names is run only with `trust`.
     Where the study was made in Python that cannot be: then the checks that need model or data stay open (`"passed":
     null`, named under `"open"`). What `earlier`, the content of a former verification.json, has closed is taken over.
 
@@ -37,6 +44,7 @@ def verify(folder: Path | str, *, task: Task | None = None, earlier: Mapping[str
     no artefact, or where the study is intact but its module or data is not on this machine.
     """
     path = artefact.require(folder)
+    require_trust(path, trust or task is not None, f"autoprune verify {folder} --trust")
     recorded = Recorded(path, task)
     done = {check["name"]: check for check in (earlier or {}).get("checks", ()) if check["passed"] is not None}
     found: list[dict[str, Any]] = []
@@ -57,13 +65,14 @@ def verify(folder: Path | str, *, task: Task | None = None, earlier: Mapping[str
 
 
 def verify_in_fresh_process(folder: Path | str, task: Task | None = None) -> dict[str, Any]:
-    """Run `autoprune verify FOLDER` as a process of its own; gives what `verify` gives and raises what it raises.
+    """Run `autoprune verify FOLDER --trust` as a process of its own; gives and raises what `verify` does.
 
+    For artefacts that this process has just written: the code that they name has run in it.
     The checks that only `task` can close (its module and data live in this process) are made here afterwards.
     """
     path = artefact.require(folder)
     (path / artefact.VERIFICATION).unlink(missing_ok=True)
-    command = [sys.executable, "-m", "autoprune", "verify", str(path.resolve()), "--json"]
+    command = [sys.executable, "-m", "autoprune", "verify", str(path.resolve()), "--trust", "--json"]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     said = (ended.stderr or ended.stdout).strip()[-2000:]
     if ended.returncode == InputError.exit_status:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -103,7 +104,9 @@ def model(given: object, folders: Sequence[Path]) -> Callable[[], nn.Module]:
     prefix, _, name = reference.partition(":")
     if prefix == "torchvision":
         factory = _torchvision_model(name)
-        args = {"weights": None} | args
+        # without them, detection and segmentation models fetch a trained backbone
+        own = inspect.signature(factory).parameters
+        args = {"weights": None} | ({"weights_backbone": None} if "weights_backbone" in own else {}) | args
     else:
         factory = resolved("model", reference, folders, key)
 
