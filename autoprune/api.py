@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from autoprune import arguments, config, plans
+from autoprune import arguments, config, faults, plans
 from autoprune.errors import InputError
 from autoprune.exporting.load import load
 from autoprune.group import Group
@@ -53,6 +53,7 @@ class Groups(tuple[Group, ...]):
     __repr__ = __str__
 
 
+@faults.boundary()
 def groups(model: nn.Module, inputs: Any) -> Groups:
     """What one decision can act on: groups of coupled units and the weights of single layers, refusals with reasons.
 
@@ -73,6 +74,7 @@ def _discovered(model: nn.Module, inputs: Any) -> Coupling:
     return coupling
 
 
+@faults.boundary()
 def prune(
     model: nn.Module,
     inputs: Any,
@@ -112,6 +114,7 @@ def prune(
     return repaired(smaller, model, pruned.cuts, given(), ridge=0.1) if repair and given else smaller
 
 
+@faults.boundary()
 def measure(
     model: nn.Module,
     inputs: Any,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils.data import Dataset, IterableDataset
 
+from autoprune import faults
 from autoprune.errors import InputError, ModelError, StudyError
 from autoprune.task import Batch, default_adapter
 
@@ -97,7 +98,14 @@ def batches(given: Any, adapter: Callable[[Any], Batch]) -> Callable[[], Iterato
     callable_(adapter, "adapter")
     _check_batches(given, single=adapter is default_adapter)
     source = _Replayed(given) if isinstance(given, Iterator) else given
-    return lambda: (adapter(batch) for batch in source)
+    return lambda: _adapted(source, adapter)
+
+
+def _adapted(source: Iterable[Any], adapter: Callable[[Any], Batch]) -> Iterator[Batch]:
+    for number, batch in enumerate(faults.drawn(source, "batches"), start=1):
+        with faults.code(f"the adapter, on batch {number},"):
+            adapted = adapter(batch)
+        yield adapted
 
 
 def _check_batches(given: Any, *, single: bool) -> None:
@@ -130,9 +138,10 @@ class _Replayed:
 
 @contextlib.contextmanager
 def named() -> Iterator[None]:
-    """Let a StudyError from inside name the argument, not the key of a study's YAML."""
+    """Let a StudyError from inside name the argument, not the key of a study's YAML; no code ends the process."""
     try:
-        yield
+        with faults.boundary():
+            yield
     except StudyError as error:
         if error.key is None or error.file is not None:
             raise

@@ -1,6 +1,7 @@
 """The command line: a sub-command for each verb, which parses, calls, prints; what it needs is imported when it runs.
 
-Exit status: 0 done, 2 bad input, 3 no plan meets the budget, 4 an artefact failed verification, 130 interrupted.
+Exit status: 0 done, 2 bad input or a fault in the study's code, 3 no plan meets the budget, 4 an artefact failed
+verification, 5 trials failed one after the other, 130 interrupted.
 """
 
 from __future__ import annotations

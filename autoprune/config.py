@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from autoprune import faults
 from autoprune.errors import InputError, StudyError
 from autoprune.reading import overrides, yaml_lines
 from autoprune.reading.bundled import bundled, located, read_target
@@ -91,9 +92,13 @@ class Config:
 
     @contextlib.contextmanager
     def locating(self) -> Iterator[None]:
-        """Give a StudyError from inside that names a key, but no file, the file and the line of that key."""
+        """Give a StudyError from inside that names a key, but no file, the file and the line of that key.
+
+        What the user's code raises, wherever it is called, is a CodeError.
+        """
         try:
-            yield
+            with faults.boundary():
+                yield
         except StudyError as error:
             raise self.document.placed(error) from error.__cause__
 

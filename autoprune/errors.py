@@ -5,9 +5,11 @@ AutopruneError
 │   ├── StudyError           a study or target file: file, line and key are named
 │   ├── PlanError            a plan that does not fit the model
 │   ├── ModelError           a model, its weights or its data cannot be used
+│   │   └── CodeError           code of the user's own raised something; its line is named
 │   └── MissingPackage       an optional package is not installed
 ├── BudgetError           3  no plan meets the budget
 ├── VerificationError     4  an artefact is not what its record says
+├── TrialsError           5  trials fail one after the other
 └── TrainingError         1  training broke down (a loss that is not finite)
 """
 
@@ -20,21 +22,47 @@ from typing import ClassVar
 __all__ = [
     "AutopruneError",
     "BudgetError",
+    "CodeError",
     "InputError",
     "MissingPackage",
     "ModelError",
     "PlanError",
     "StudyError",
     "TrainingError",
+    "TrialsError",
     "VerificationError",
     "nearest",
+    "paragraph",
 ]
+
+_LONGEST, _END = 500, 170  # characters of a message, and of its end where the middle is left out
+
+
+def paragraph(text: str, longest: int = _LONGEST) -> str:
+    """`text` on one line, of at most so many characters, without a character that a terminal would act on.
+
+    What is left out is the middle: what came stands at the beginning, what to do at the end.
+    """
+    if len(text) > 20 * longest:  # before anything is done to each character
+        text = f"{text[: 10 * longest]} {text[-10 * longest :]}"
+    plain = "".join(each if each.isprintable() else _escaped(each) for each in " ".join(text.split()))
+    if len(plain) <= longest:
+        return plain
+    end = min(_END, longest // 3)
+    return f"{plain[: longest - end - 5]} ... {plain[-end:]}"
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
 
 
 class AutopruneError(Exception):
-    """The root of every error this package raises on purpose."""
+    """The root of every error this package raises on purpose; as text it is one paragraph, whole only in `args`."""
 
     exit_status: ClassVar[int] = 1
+
+    def __str__(self) -> str:
+        return paragraph(super().__str__())
 
 
 class InputError(AutopruneError):
@@ -66,6 +94,10 @@ class ModelError(InputError):
     """A model, its weights or its data that cannot be used."""
 
 
+class CodeError(ModelError):
+    """Code of the user's own (model, loss, metric, data, adapter, plug-in) raised something; its line is named."""
+
+
 class MissingPackage(InputError):
     """A package that is needed for what was asked is not installed."""
 
@@ -80,6 +112,12 @@ class VerificationError(AutopruneError):
     """An exported artefact is not what its record says."""
 
     exit_status = 4
+
+
+class TrialsError(AutopruneError):
+    """Trials fail one after the other; the message says what they have in common."""
+
+    exit_status = 5
 
 
 class TrainingError(AutopruneError):

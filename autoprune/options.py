@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
-from autoprune import __version__
-from autoprune.errors import AutopruneError, InputError
+from autoprune import __version__, faults
+from autoprune.errors import AutopruneError, InputError, paragraph
 
 if TYPE_CHECKING:
     from autoprune.config import Config
@@ -40,6 +40,7 @@ __all__ = [
 ]
 
 INTERRUPTED = 130
+_USAGE: Any = typer.BadParameter.__mro__[1]  # UsageError of click, which typer brings along or within itself
 
 
 class Commands(TyperGroup):
@@ -48,16 +49,24 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the command that was asked for."""
         try:
-            return super().invoke(ctx)
+            with faults.boundary():
+                return super().invoke(ctx)
         except AutopruneError as error:
-            typer.echo(f"autoprune: {error}", err=True)
-            raise typer.Exit(error.exit_status) from error
-        except (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError) as error:
-            typer.echo(f"autoprune: {error.filename}: {error.strerror}; give another place", err=True)
-            raise typer.Exit(InputError.exit_status) from error
+            _end(str(error), error.exit_status, error)
+        except _USAGE as error:  # it would be shown as it is, however long what came
+            said = paragraph(error.format_message())
+            error.format_message = lambda: said
+            raise
+        except OSError as error:
+            what = f"{error.filename}: " if error.filename is not None else ""
+            _end(f"{what}{error.strerror or error}; give another place", InputError.exit_status, error)
         except KeyboardInterrupt as error:
-            typer.echo("autoprune: interrupted", err=True)
-            raise typer.Exit(INTERRUPTED) from error
+            _end("interrupted", INTERRUPTED, error)
+
+
+def _end(text: str, status: int, error: BaseException) -> NoReturn:
+    typer.echo(paragraph(f"autoprune: {text}"), err=True)
+    raise typer.Exit(status) from error
 
 
 def show_version(wanted: bool) -> None:

@@ -16,7 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from autoprune.errors import InputError, MissingPackage, nearest
+from autoprune import faults
+from autoprune.errors import CodeError, InputError, MissingPackage, nearest
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -53,6 +54,9 @@ _PACKAGES: dict[str, str] = {
     "dataset": "zoo/datasets",
     "executor": "searching/executors",
 }
+
+
+_CALLED = ("technique", "criterion", "runtime", "format")  # by us, method by method
 
 
 class Technique(Protocol):
@@ -146,7 +150,10 @@ def load(kind: Kind, name: str, folders: Sequence[Path] = ()) -> Any:
 
     Raises InputError for an unknown name, MissingPackage where its optional package is not installed.
     """
-    return import_reference(name, folders) if ":" in name else _bundled(kind, name)
+    if ":" not in name:
+        return _bundled(kind, name)
+    found = import_reference(name, folders)
+    return faults.guarded(found, f"the {kind} {name!r}") if kind in _CALLED else found
 
 
 @functools.cache
@@ -173,7 +180,10 @@ def create(kind: Kind, given: str, folders: Sequence[Path] = ()) -> Any:
     if settings:
         fields = inspect.signature(plugin).parameters.values()
         check_settings(given, settings, {each.name: _word(each.annotation) for each in fields})
-    return plugin(**settings)
+    if ":" not in name:
+        return plugin(**settings)
+    with faults.code(f"the {kind} {given!r}"):
+        return plugin(**settings)
 
 
 def parse(given: str) -> tuple[str, dict[str, Any]]:
@@ -214,7 +224,8 @@ def _word(annotation: Any) -> str:
 def import_reference(reference: str, folders: Sequence[Path] = ()) -> Any:
     """The object that `package.module:name` names; its module is looked for in `folders` first, then as usual.
 
-    Raises InputError where the module or the name does not exist. An error inside the module is passed on as it is.
+    Raises InputError where the module or the name does not exist; what its code raises when it is imported as
+    CodeError, with the line. No package is named to be installed: it may be a file of the user's own that is missing.
     """
     module_name, _, attribute = reference.partition(":")
     for folder in reversed([str(Path(folder).resolve()) for folder in folders]):
@@ -222,14 +233,22 @@ def import_reference(reference: str, folders: Sequence[Path] = ()) -> Any:
             sys.path.insert(0, folder)
     importlib.invalidate_caches()
     try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not (module_name + ".").startswith(error.name + "."):
-            raise MissingPackage(f"{reference!r} needs the package {error.name!r}: pip install {error.name}") from error
-        places = ", ".join(str(folder) for folder in folders) or "the Python path"
-        raise InputError(
-            f"no module {error.name!r} for {reference!r}; looked in {places} and the Python path"
-        ) from error
+        with faults.code(f"importing {module_name!r} for {reference!r}"):
+            module = importlib.import_module(module_name)
+    except CodeError as error:
+        cause = error.__cause__
+        missing = cause.name if isinstance(cause, ModuleNotFoundError) else None
+        if cause is None or missing is None:
+            raise
+        fault, places = faults.Fault.of(cause), ", ".join(str(folder) for folder in folders) or "the Python path"
+        if (module_name + ".").startswith(missing + ".") and not fault.own:
+            raise InputError(
+                f"no module {missing!r} for {reference!r}; looked in {places} and the Python path"
+            ) from cause
+        raise MissingPackage(
+            f"{reference!r} imports {missing!r} ({fault.place}), which is not installed and no file in {places}; "
+            "install the package that has it, or, if it is a file of yours, put its folder on PYTHONPATH"
+        ) from cause
     target: Any = module
     for part in attribute.split("."):
         if not hasattr(target, part):

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
-from autoprune.errors import ModelError
+from autoprune import faults
+from autoprune.errors import CodeError, ModelError
 from autoprune.fingerprint import fingerprint
 
 __all__ = ["Batch", "Data", "Inputs", "Metric", "Recipe", "Task", "default_adapter", "main_output"]
@@ -38,8 +39,13 @@ class Inputs:
         return cls(tuple(given) if isinstance(given, (tuple, list)) else (given,))
 
     def call(self, model: Callable[..., Any]) -> Any:
-        """`model(*args, **kwargs)`."""
-        return model(*self.args, **self.kwargs)
+        """`model(*args, **kwargs)`; a CodeError where it would end the process, as sys.exit does."""
+        try:
+            return model(*self.args, **self.kwargs)
+        except (*faults.PASS, Exception):
+            raise
+        except BaseException as error:
+            raise CodeError(f"the model's forward failed with {faults.Fault.of(error)}") from error
 
     def tensors(self) -> list[Tensor]:
         """Every tensor, in the order in which exported graphs take them."""
@@ -173,8 +179,10 @@ class Task:
     def batches(self, split: Literal["train", "validation", "test"], *, seed: int | None = None) -> Iterator[Batch]:
         """Adapted batches of a split; shuffled by `seed` where one is given and the split is a data set."""
         data = getattr(self.data, split)
-        for batch in _loader(data, self.training, seed):
-            yield self.adapter(batch)
+        for number, batch in enumerate(faults.drawn(_loader(data, self.training, seed), f"the {split} data"), start=1):
+            with faults.code(f"the adapter, on batch {number} of the {split} data,"):
+                adapted = self.adapter(batch)
+            yield adapted
 
     def steps(self, split: Literal["train", "validation", "test"]) -> int:
         """The number of batches of a split; an iterable without a length is gone through once to count them.
@@ -185,9 +193,12 @@ class Task:
         if isinstance(loader, Iterator):
             raise ModelError(f"the {split} data is an iterator, used up after one epoch; give a data set or a loader")
         try:
-            return len(loader)
-        except TypeError:
-            return sum(1 for _ in loader)
+            with faults.code(f"the length of the {split} data"):
+                return len(loader)
+        except CodeError as error:
+            if not isinstance(error.__cause__, TypeError):
+                raise
+            return sum(1 for _ in faults.drawn(loader, f"the {split} data"))
 
     def calibration(self, count: int) -> Inputs:
         """The first `count` training inputs, in the data's own order, as one batch on the CPU."""

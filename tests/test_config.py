@@ -289,7 +289,7 @@ def test_a_module_is_looked_for_in_the_studys_folder_and_never_imported(tmp_path
 
 
 def test_a_missing_package_keeps_its_kind_and_its_place():
-    with pytest.raises(MissingPackage, match=r"package_missing\.yaml, line 7, key 'task.model'.*pip install"):
+    with pytest.raises(MissingPackage, match=r"package_missing\.yaml, line 7, key 'task.model'.*install the package"):
         config.read(WRONG / "package_missing.yaml")
 
 

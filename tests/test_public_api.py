@@ -22,6 +22,7 @@ PUBLIC = [
     "BudgetError",
     "Candidate",
     "Choice",
+    "CodeError",
     "Group",
     "InputError",
     "Limit",
@@ -34,6 +35,7 @@ PUBLIC = [
     "StudyError",
     "Target",
     "TrainingError",
+    "TrialsError",
     "VerificationError",
     "groups",
     "load",
@@ -67,7 +69,7 @@ def test_every_error_is_one_of_ours_with_an_exit_status() -> None:
     for name in PUBLIC:
         value = getattr(autoprune, name)
         if inspect.isclass(value) and issubclass(value, Exception):
-            assert issubclass(value, AutopruneError) and value.exit_status in (1, 2, 3, 4)
+            assert issubclass(value, AutopruneError) and value.exit_status in (1, 2, 3, 4, 5)
 
 
 def test_importing_it_does_not_import_torch() -> None:

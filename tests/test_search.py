@@ -202,7 +202,7 @@ def test_the_same_seed_gives_the_same_plans_and_metrics(tmp_path: Path) -> None:
 def crash_at(number: int, what: str) -> Callable[[int, str], None]:
     def at(trial: int, step: str) -> None:
         if trial == number and step.startswith(what):
-            raise RuntimeError("killed")  # as a kill would: nothing is told, nothing put in order
+            raise GeneratorExit("killed")  # as a kill would: nothing is told, nothing put in order
 
     return at
 
@@ -212,7 +212,7 @@ def test_a_killed_search_goes_on_and_ends_like_one_that_was_not(tmp_path: Path, 
     whole = searched(tmp_path / "whole")
     trained = [int(row["trial"]) for row in rows(tmp_path / "whole") if row["stage"] == "trained"]
     at, folder = trained[1], tmp_path / "killed"
-    with pytest.raises(RuntimeError, match="killed"):
+    with pytest.raises(GeneratorExit, match="killed"):
         searched(folder, Listens(crash_at(at, "training")))
     before = {name: (folder / name).read_bytes() for name in ("dense/model.safetensors", "trials/1/model.safetensors")}
     stamps = {name: (folder / name).stat().st_mtime_ns for name in before}

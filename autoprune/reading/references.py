@@ -98,13 +98,17 @@ def _check_module(reference: str, module: str, name: str, folders: Sequence[Path
         tree = ast.parse(Path(spec.origin).read_bytes())
     except SyntaxError as error:
         raise InputError(f"{spec.origin}, line {error.lineno}, is no valid Python: {error.msg}") from error
+    except (ValueError, RecursionError, MemoryError, OSError) as error:  # a NUL; nested without end; not to be read
+        raise InputError(f"{spec.origin} cannot be read as Python: {error or type(error).__name__}") from error
     known = _defined(tree)
     if known is not None and name not in known:
         public = sorted(each for each in known if not each.startswith("_"))
         raise InputError(
             f"{spec.origin} has no {name!r}{nearest(name, public)}; it has: {', '.join(public) or 'nothing'}"
         )
-    _check_packages(repr(reference), _imported(tree.body), (*folders, *_above(Path(spec.origin), module)))
+    own = (*folders, *_above(Path(spec.origin), module))
+    if any(_missing(package, own) for package in _imported(tree.body)):
+        plugins.import_reference(reference, folders)  # it may put folders of its own on the path, or take another
 
 
 def _above(file: Path, module: str) -> list[Path]:
@@ -115,8 +119,12 @@ def _above(file: Path, module: str) -> list[Path]:
 
 def _check_packages(what: str, packages: set[str], folders: Sequence[Path]) -> None:
     for package in sorted(packages):
-        if package not in sys.stdlib_module_names and find(package, folders) is None:
+        if _missing(package, folders):
             raise MissingPackage(f"{what} needs the package {package!r}, which is not installed: pip install {package}")
+
+
+def _missing(package: str, folders: Sequence[Path]) -> bool:
+    return package not in sys.stdlib_module_names and find(package, folders) is None
 
 
 def _imported(nodes: Iterator[ast.AST] | Sequence[ast.AST]) -> set[str]:

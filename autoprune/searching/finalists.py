@@ -9,6 +9,7 @@ from dataclasses import replace
 from autoprune.run import Run
 from autoprune.score import Candidate, Score, costs_of
 from autoprune.searching.evaluate import PROCESSES, decided
+from autoprune.searching.failures import ends_the_search, reason_of
 from autoprune.searching.listener import Listener
 from autoprune.searching.preparation import Prepared
 from autoprune.searching.promotion import least_cost_wanted
@@ -47,19 +48,30 @@ def settle(
     judged = {candidate.number: candidate for candidate in candidates}
     for candidate in ranked(study, candidates):
         listener.started(candidate.number, f"measuring trial {candidate.number} again in {PROCESSES} fresh processes")
-        model = kept_model(run, candidate.number, prepared.model)
-        finished = functools.partial(
-            prepared.costs.of_finished, model, prepared.pruned(candidate.plan), candidate.score
-        )
-        score = decided(finished, lambda score: study.budget.broken(score, dense, study.task.metric.goal))
-        broken = study.budget.broken(score, dense, study.task.metric.goal)
-        broken += study.budget.unmeasured(score, dense, study.task.metric.goal)
+        try:
+            score, broken = _again(study, prepared, dense, run, candidate)
+        except Exception as error:  # the next one takes its place
+            if ends_the_search(error):
+                raise
+            broken = [reason_of(error)]
+            judged[candidate.number] = replace(candidate, feasible=False, reason=broken[0])
+            listener.note(f"trial {candidate.number} cannot be measured again: {broken[0]}")
+            continue
         if broken:
             judged[candidate.number] = replace(candidate, score=score, feasible=False, reason="; ".join(broken))
             listener.note(f"trial {candidate.number} is out of the budget when measured again: {'; '.join(broken)}")
             continue
-        if study.task.data.test is not None:
-            tested = judge(model, study.task, study.target, "test", study.recovery.device)
-            score = score.updated(test_metric=tested.metric)
         return replace(candidate, score=score), list(judged.values())
     return None, list(judged.values())
+
+
+def _again(study: Study, prepared: Prepared, dense: Score, run: Run, candidate: Candidate) -> tuple[Score, list[str]]:
+    """The score measured again, with the test metric where the budget is kept, and what is broken of the budget."""
+    model, goal = kept_model(run, candidate.number, prepared.model), study.task.metric.goal
+    finished = functools.partial(prepared.costs.of_finished, model, prepared.pruned(candidate.plan), candidate.score)
+    score = decided(finished, lambda score: study.budget.broken(score, dense, goal))
+    broken = study.budget.broken(score, dense, goal) + study.budget.unmeasured(score, dense, goal)
+    if not broken and study.task.data.test is not None:
+        tested = judge(model, study.task, study.target, "test", study.recovery.device)
+        score = score.updated(test_metric=tested.metric)
+    return score, broken

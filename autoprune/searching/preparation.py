@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
+from autoprune import faults
 from autoprune.errors import BudgetError, ModelError, StudyError, TrainingError
 from autoprune.plan import Plan
 from autoprune.pruning.coupling import Coupling
@@ -27,6 +28,7 @@ from autoprune.space import Variable, uniform
 from autoprune.study import Study
 from autoprune.target import Budget
 from autoprune.task import Batch, Inputs
+from autoprune.training import losses
 from autoprune.training.loop import train
 from autoprune.training.placement import seeded
 from autoprune.training.weights import load_weights
@@ -90,7 +92,8 @@ def prepare(study: Study, run: Run | None = None, listener: Listener | None = No
     else:
         with torch.random.fork_rng():
             torch.manual_seed(study.search.seed)
-            model = study.task.build()
+            with faults.code("building the model"):
+                model = study.task.build()
         if study.task.weights is not None:
             try:
                 load_weights(model, study.task.weights)
@@ -116,7 +119,8 @@ def prepare(study: Study, run: Run | None = None, listener: Listener | None = No
 
 def importance(study: Study, model: nn.Module, coupling: Coupling) -> Importance:
     """Importance on `model` as it is now; what criteria see of it on a few training batches is gathered when needed."""
-    return Importance(model, coupling, Evidence(model, functools.partial(drawn, study), study.task.loss))
+    loss = functools.partial(losses.of_split, study.task.loss, split="train")
+    return Importance(model, coupling, Evidence(model, functools.partial(drawn, study), loss))
 
 
 def drawn(study: Study) -> Iterator[Batch]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from autoprune.score import Score, direction
+from autoprune.searching.failures import ends_the_search, reason_of
 from autoprune.searching.listener import Listener
 from autoprune.searching.preparation import Prepared
 from autoprune.space import highest_ratio, uniform
@@ -30,7 +31,14 @@ def useful(study: Study, prepared: Prepared, listener: Listener) -> tuple[Prepar
     if not wanted or any(limit.target for limit in study.budget.limits):
         return prepared, []
     listener.started(0, f"measuring each technique alone on {study.target.name}")
-    alone = {name: prepared.cost(uniform(prepared.variables, (name,), highest[name])) for name in offered}
+    alone: dict[str, Score] = {}
+    for name in offered:
+        try:
+            alone[name] = prepared.cost(uniform(prepared.variables, (name,), highest[name]))
+        except Exception as error:  # says something of one extreme plan alone: the technique stays
+            if ends_the_search(error):
+                raise
+            listener.note(f"{name} cannot be measured alone at a ratio of {highest[name]:g}: {reason_of(error)}")
     shown = {name: _moves(score, prepared.dense, list(wanted), study) for name, score in alone.items()}
     idle = [name for name, moved in shown.items() if not any(change for change, _ in moved.values())]
     kept = [each for each in prepared.variables if not set(each.options.techniques) <= set(idle)]

@@ -71,7 +71,14 @@ def sensitivity(study: Study, run: Run, ratios: Sequence[float] = RATIOS, listen
         listener.started(0, "judging single decisions")
         mark = f"{study.task.digest()}-{study.search.seed}"
         rows = sensitivities(
-            prepared.variables, evaluate.untrained, steering, run, mark, ratios=ratios, report=listener.progress
+            prepared.variables,
+            evaluate.untrained,
+            steering,
+            run,
+            mark,
+            ratios=ratios,
+            report=listener.progress,
+            note=listener.note,
         )
         return Map(evaluate.untrained(Plan()), study.task.metric.name, rows)
 

@@ -66,8 +66,17 @@ class Screening:
         if levels > settings.trials or not self.steering.budget.limits:
             return proposals(prepared, self.steering, [ranked, *alone])
         self.evaluate.listener.started(0, f"judging {levels} single decisions")
-        judge, report = self.evaluate.untrained, self.evaluate.listener.progress
-        rows = sensitivities(self.variables, judge, self.steering, self.run, self.mark, report=report, late=self.late)
+        judge, listener = self.evaluate.untrained, self.evaluate.listener
+        rows = sensitivities(
+            self.variables,
+            judge,
+            self.steering,
+            self.run,
+            self.mark,
+            report=listener.progress,
+            late=self.late,
+            note=listener.note,
+        )
         if not rows:
             return proposals(prepared, self.steering, [ranked, *alone])
         dense, losses = judge(Plan()), {row.variable: row.loss for row in rows}

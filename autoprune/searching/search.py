@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 
-from autoprune.errors import BudgetError, InputError
+from autoprune.errors import AutopruneError, BudgetError, InputError, ModelError
 from autoprune.exporting.export import Finished, export
 from autoprune.exporting.verify import verify_in_fresh_process
 from autoprune.group import Group
@@ -15,6 +15,7 @@ from autoprune.score import Candidate, Score
 from autoprune.searching import baseline, records
 from autoprune.searching.answers import Answer, answers, in_words
 from autoprune.searching.evaluate import Evaluator
+from autoprune.searching.failures import Failures
 from autoprune.searching.finalists import ranked, settle
 from autoprune.searching.listener import Listener, Quiet
 from autoprune.searching.misses import nearest_miss, needless
@@ -278,26 +279,48 @@ class _Search:
         candidates = self.trials.candidates()
         best = None if self.trials.told else records.exported(self.run, self.study, candidates)
         if best is None:
-            best, judged = self._settled(interrupted)
-            self.trials.write(best, final=True)
-            if best is not None:
-                best = self._export(best)
-            elif not interrupted:
-                seen = _with(self.trials.candidates(), judged)
-                raise BudgetError(nearest_miss(self.study, self.dense, seen, self.run.folder))
-            else:
-                self.listener.note("no plan that keeps the budget is trained yet: nothing to export; go on to get one")
+            best = self._chosen(interrupted)
         front = self.trials.write(best, final=True)
         kept = records.answering(self.run, self.trials.candidates())
         known = tuple(answers(self.study, self.dense, kept))
         return Result(self.run, self.dense, front, best, self.prepared.coupling.groups, interrupted, known)
 
-    def _settled(self, interrupted: bool) -> tuple[Candidate | None, list[Candidate]]:
-        """The best that keeps the budget when measured again; where none does, others are trained in their place."""
+    def _chosen(self, interrupted: bool) -> Candidate | None:
+        """The best, exported; where that fails the next takes its place, and with none left the error is raised."""
+        assert self.dense is not None
+        out: set[int] = set()  # of the choice
+        failures = Failures(self.run)
+        failed: AutopruneError | None = None
+        while True:
+            best, judged = self._settled(interrupted, out)
+            self.trials.write(best, final=True)
+            if best is None:
+                break
+            try:
+                return self._export(best)
+            except BaseException as error:
+                reason = failures.add(error, self.run.trial(best.number))
+                failed = error if isinstance(error, AutopruneError) else ModelError(reason)
+            self.listener.note(f"trial {best.number} cannot be exported: {reason}")
+            out |= {best.number, *(each.number for each in judged if not each.feasible)}
+            failures.check()
+        if failed is not None:
+            raise failed
+        if not interrupted:
+            seen = _with(self.trials.candidates(), judged)
+            raise BudgetError(nearest_miss(self.study, self.dense, seen, self.run.folder))
+        self.listener.note("no plan that keeps the budget is trained yet: nothing to export; go on to get one")
+        return None
+
+    def _settled(self, interrupted: bool, out: Set[int]) -> tuple[Candidate | None, list[Candidate]]:
+        """The best that keeps the budget when measured again; where none does, others are trained in their place.
+
+        `out` are the numbers of those that are not to be chosen.
+        """
         assert self.dense is not None
         count, judged = self.study.search.finalists, list[Candidate]()
         for extra in range(1, _ROUNDS + 1):
-            seen, told = {each.number for each in judged}, self.trials.told
+            seen, told = {*out, *(each.number for each in judged)}, self.trials.told
             kept = records.with_models(self.run, self.trials.candidates())
             fresh = [each for each in kept if each.number not in seen]
             best, found = settle(self.study, self.prepared, self.dense, self.run, fresh, self.listener)

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from autoprune.errors import TrainingError
 from autoprune.plan import Plan
 from autoprune.run import Run
+from autoprune.searching.failures import Failures
 from autoprune.searching.steering import Steering
 from autoprune.space import NONE, Variable, parameters, plan_of
 from autoprune.training.loop import Quality
@@ -52,13 +53,16 @@ def sensitivities(
     ratios: Sequence[float] = RATIOS,
     report: Callable[[float], None] = lambda share: None,
     late: Callable[[], bool] = lambda: False,
+    note: Callable[[str], None] = lambda text: None,
 ) -> list[Sensitivity]:
     """Every technique of every variable at some ratios, by its first criterion; kept in the run, none is judged twice.
 
     `mark` names what they depend on beside the plan: model, data, seed. Ratios are moved into each variable's range; a
-    block has one, 1. None where it is `late()` before all are judged; what breaks the model's outputs down has no row.
+    block has one, 1. None where it is `late()` before all are judged; what breaks the model's outputs down has no row,
+    nor what raises anything else, which is told to `note`.
     """
     found: list[Sensitivity] = []
+    failures = Failures(run)
     alone = [(variable, technique) for variable in variables for technique in variable.options.techniques]
     for place, (variable, technique) in enumerate(alone):
         low, high = variable.options.ratio
@@ -73,6 +77,12 @@ def sensitivities(
                     kept = asdict(judge(plan))
                 except TrainingError:  # outputs that have broken down say enough
                     continue
+                except BaseException as error:
+                    reason = failures.add(error, run.folder)
+                    note(f"{variable.name} by {technique} alone cannot be judged: {reason}")
+                    failures.check()
+                    continue
+                failures.clear()
                 run.cache("sensitivity", key, kept)
             quality, latency = Quality(**kept), steering.latency(plan)
             found.append(Sensitivity(variable.name, technique, ratio, quality.loss, quality.metric, latency))

@@ -13,9 +13,10 @@ from optuna.trial import Trial
 from autoprune import plugins
 from autoprune.plan import Plan
 from autoprune.run import Run
-from autoprune.score import Candidate, pareto_front
+from autoprune.score import Candidate, Score, pareto_front
 from autoprune.searching import records
 from autoprune.searching.evaluate import Evaluated, Evaluator
+from autoprune.searching.failures import Failures
 from autoprune.searching.finalists import ranked
 from autoprune.searching.study import Journal
 
@@ -31,6 +32,7 @@ class Trials:
         """`task` is the digest of the study's task."""
         self.evaluate, self.journal, self.run, self.task = evaluate, journal, run, task
         self.study, self.dense, self.told = evaluate.study, evaluate.dense, 0
+        self.failures = Failures(run)
         self._executor = plugins.load("executor", self.study.search.executor)()
 
     def candidates(self) -> list[Candidate]:
@@ -40,8 +42,15 @@ class Trials:
     def run_one(self, trial: Trial, plan: Plan, evaluate: Callable[[Plan, int], Evaluated]) -> None:
         """Evaluate a trial where the study's executor runs, and tell what came of it."""
         began = time.monotonic()
-        done = self._executor.submit(evaluate, plan, trial.number).result()
+        try:
+            done = self._executor.submit(evaluate, plan, trial.number).result()
+            self._keep(done)
+        except BaseException as error:
+            done = self._failed(plan, trial.number, error)
+        else:
+            self.failures.clear()
         self._tell(trial, done, time.monotonic() - began)
+        self.failures.check()
 
     def trained(self, plan: Plan, number: int) -> Evaluated:
         """A plan trained, unless it breaks the budget before or was trained already; the empty one is dense."""
@@ -69,13 +78,25 @@ class Trials:
         records.write_table(self.run, candidates, self.journal.trials(), groups)
         return front
 
+    def _failed(self, plan: Plan, number: int, error: BaseException) -> Evaluated:
+        """What a trial is that raised something: failed, with one line of why."""
+        reason = self.failures.add(error, self.run.trial(number))
+        self.evaluate.listener.note(f"trial {number} failed: {reason}")
+        return Evaluated(Candidate(number, plan, Score(), False, "failed", reason))
+
+    def _keep(self, evaluated: Evaluated) -> None:
+        """Keep a trained model that may come onto the front, and what training the plan came to."""
+        candidate = evaluated.candidate
+        if not candidate.trained:
+            return
+        goal, model = self.study.task.metric.goal, evaluated.model
+        if model is not None and records.worth_keeping(candidate, self.candidates(), goal):
+            records.keep_model(self.run, candidate, model, self.evaluate.prepared.model)
+        if candidate.stage == "trained":
+            records.keep_result(self.run, self._key(candidate.plan), candidate)
+
     def _tell(self, trial: Trial, evaluated: Evaluated, seconds: float) -> None:
-        candidate, before = evaluated.candidate, self.candidates()
-        if candidate.trained:
-            if evaluated.model is not None and records.worth_keeping(candidate, before, self.study.task.metric.goal):
-                records.keep_model(self.run, candidate, evaluated.model, self.evaluate.prepared.model)
-            if candidate.stage == "trained":
-                records.keep_result(self.run, self._key(candidate.plan), candidate)
+        candidate = evaluated.candidate
         self.journal.tell(trial, candidate, seconds)
         self.told += 1
         if candidate.stage != "screened" or self.told % _WRITTEN == 0:

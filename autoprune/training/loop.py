@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.utils._pytree import tree_map_only
 
+from autoprune import faults
 from autoprune.errors import ModelError, TrainingError
 from autoprune.task import Inputs, Recipe, Task
 from autoprune.training import losses, placement, schedule
@@ -98,15 +99,19 @@ def evaluate(model: nn.Module, task: Task, split: Split, device: str = "auto", *
     with placed(model, where), seeded(0, where), torch.no_grad():
         for batch in task.batches(split):
             args, kwargs, target = moved(batch, where)
-            output = model(*args, **kwargs)
+            with faults.code(f"the model's forward, on the {split} data,"):
+                output = model(*args, **kwargs)
             size = Inputs(args, kwargs).batch_size
-            totals = [total + float(each(output, target)) * size for total, each in zip(totals, criteria, strict=True)]
+            found = (float(losses.of_split(each, output, target, split)) for each in criteria)
+            totals = [total + value * size for total, value in zip(totals, found, strict=True)]
             count += size
             outputs.append(moved(output, "cpu"))
             targets.append(moved(target, "cpu"))
         if not count:
             raise ModelError(f"the {split} data is empty; give at least one batch")
-        metric = _number(task.metric.function(joined(outputs), joined(targets)), task.metric.name)
+        with faults.code(f"the metric {task.metric.name!r} on the {split} data"):
+            value = task.metric.function(joined(outputs), joined(targets))
+        metric = _number(value, task.metric.name)
     loss = min(totals) / count
     for name, value in ((task.metric.name, metric), ("loss", loss)):
         if not math.isfinite(value):
@@ -181,10 +186,11 @@ class _Session:
 
     def _loss(self, args: tuple[Any, ...], kwargs: dict[str, Any], target: Any) -> Tensor:
         output = self._forward(self.model, args, kwargs)
-        loss = self.task.loss(output, target)
-        if not isinstance(loss, Tensor) or loss.numel() != 1:
-            came = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
-            raise ModelError(f"the loss must be one number, a tensor of one element; it is {came}")
+        loss: Any = losses.of_split(self.task.loss, output, target, "train")
+        if not isinstance(loss, Tensor):
+            raise ModelError(
+                f"the loss must be a tensor of one element, to be trained by; it is a {type(loss).__name__}"
+            )
         if self.teacher is None:
             return loss
         with torch.no_grad():
@@ -193,16 +199,18 @@ class _Session:
 
     def _update(self, loss: Tensor) -> None:
         self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(self.scaler.scale(loss))
+        with faults.code("the backward pass, in training,"):
+            torch.autograd.backward(self.scaler.scale(loss))
         self.scaler.step(self.optimizer)
         self.scaler.update()
 
     def _forward(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The outputs in fp32, computed in the recipe's precision."""
-        if self.half is None:
-            return model(*args, **kwargs)
-        with torch.autocast(self.device.type, self.half):
-            output = model(*args, **kwargs)
+        with faults.code("the model's forward, in training,"):
+            if self.half is None:
+                return model(*args, **kwargs)
+            with torch.autocast(self.device.type, self.half):
+                output = model(*args, **kwargs)
         return tree_map_only(Tensor, lambda tensor: tensor.float() if tensor.is_floating_point() else tensor, output)
 
     def _learning_rate(self, progress: float) -> None:

@@ -12,14 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from autoprune import plugins
-from autoprune.errors import InputError, nearest
+from autoprune import faults, plugins
+from autoprune.errors import InputError, ModelError, nearest
 from autoprune.task import main_output
 
-__all__ = ["BuiltinLoss", "distillation", "placed", "resolve", "tempered"]
+__all__ = ["BuiltinLoss", "distillation", "of_split", "placed", "resolve", "tempered"]
 
 Loss = Callable[[Any, Any], Tensor]
 
+_IGNORED = -100  # torch's ignore_index
 _TEMPERATURES = tuple(2 ** (step / 4) for step in range(-12, 13))
 
 
@@ -56,6 +57,35 @@ def resolve(given: str | Loss, folders: Sequence[Path] = ()) -> Loss:
         return BuiltinLoss(getattr(functional, given))
     module = getattr(_bare(given), "__module__", "")
     return BuiltinLoss(given) if module.startswith("torch.nn") and not isinstance(given, BuiltinLoss) else given
+
+
+def of_split(loss: Loss, output: Any, target: Any, split: str) -> Any:
+    """The loss on a batch of a split; what it raises is told with the split, a label without a class as just that."""
+    with faults.code(f"the loss on the {split} data"):
+        try:
+            value = loss(output, target)
+        except Exception as error:
+            if (wrong := _wrong_label(output, target)) is None:
+                raise
+            raise ModelError(f"the {split} data has {wrong}") from error
+    if (isinstance(value, Tensor) and value.numel() == 1) or isinstance(value, (int, float)):
+        return value
+    came = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+    raise ModelError(f"the loss must be one number, a tensor of one element; it is {came}")
+
+
+def _wrong_label(output: Any, target: Any) -> str | None:
+    """`the label 10, but ...` where a label names no class of the model's output (N, classes, ...)."""
+    if not isinstance(target, Tensor) or target.is_floating_point() or not target.numel():
+        return None
+    scores = main_output(output)
+    if scores.dim() < 2 or target.dim() >= scores.dim():
+        return None
+    classes = scores.shape[1]
+    outside = target[(target >= classes) | ((target < 0) & (target != _IGNORED))]
+    if not outside.numel():
+        return None
+    return f"the label {int(outside[0])}, but the model's output has {classes} classes: labels are 0 to {classes - 1}"
 
 
 def placed(loss: Loss, where: torch.device) -> None:

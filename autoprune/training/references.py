@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import inspect
 import sys
-import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from autoprune import plugins
+from autoprune import faults, plugins
 from autoprune.errors import AutopruneError, InputError, MissingPackage, StudyError, nearest
 
 if TYPE_CHECKING:
@@ -86,13 +85,10 @@ def named(key: str, reference: str) -> Iterator[None]:
         raise StudyError(str(error), key=key) from error
     except AutopruneError:
         raise
-    except Exception as error:
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        message = str(error).strip() or "no message"
-        place = f"{Path(frame.filename).name}, line {frame.lineno}"
-        if isinstance(error, SyntaxError) and error.filename:
-            place = f"{Path(error.filename).name}, line {error.lineno}"
-        raise StudyError(f"{reference!r} failed with {type(error).__name__}: {message} ({place})", key=key) from error
+    except (KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as error:
+        raise StudyError(f"{reference!r} failed with {faults.Fault.of(error)}", key=key) from error
 
 
 def _check_arguments(signature: inspect.Signature, args: Mapping[str, Any], reference: str, key: str) -> None:
