@@ -53,14 +53,14 @@ class Groups(tuple[Group, ...]):
     __repr__ = __str__
 
 
-@faults.boundary()
 def groups(model: nn.Module, inputs: Any) -> Groups:
     """What one decision can act on: groups of coupled units and the weights of single layers, refusals with reasons.
 
     `inputs`: a tensor, a tuple of arguments or a dictionary of keyword arguments, batch first. `model` is untouched.
     Raises ModelError where its forward fails on them.
     """
-    coupling = _discovered(arguments.module(model, inputs), inputs)
+    with faults.boundary():
+        coupling = _discovered(arguments.module(model, inputs), inputs)
     found = Groups(coupling.groups)
     found.note = coupling.unfollowed
     return found
@@ -74,7 +74,6 @@ def _discovered(model: nn.Module, inputs: Any) -> Coupling:
     return coupling
 
 
-@faults.boundary()
 def prune(
     model: nn.Module,
     inputs: Any,
@@ -98,23 +97,23 @@ def prune(
     left uncut, and of shares more than 0.1 from what was asked. Raises PlanError, with the reasons, where nothing
     can be cut; InputError for what does not fit.
     """
-    arguments.module(model, inputs)
-    arguments.text(criterion, "criterion", "l1")
-    arguments.whole(multiple_of, "multiple_of")
-    given = arguments.batches(batches, adapter)
-    if repair and given is None:
-        raise InputError("repair needs batches of data: give batches=")
-    scored = None if loss is None else losses.resolve(arguments.callable_(loss, "loss", or_name=True))
-    coupling = _discovered(model, inputs)
-    importance = Importance(model, coupling, Evidence(model, given, scored))
-    request = plans.requested(plan, coupling.groups, importance, criterion, multiple_of)
-    pruned = apply(model, coupling, request.plan, importance)
-    smaller = pruned.finish()
-    request.tell(model, smaller, coupling, importance)
-    return repaired(smaller, model, pruned.cuts, given(), ridge=0.1) if repair and given else smaller
+    with faults.boundary():
+        arguments.module(model, inputs)
+        arguments.text(criterion, "criterion", "l1")
+        arguments.whole(multiple_of, "multiple_of")
+        given = arguments.batches(batches, adapter)
+        if repair and given is None:
+            raise InputError("repair needs batches of data: give batches=")
+        scored = None if loss is None else losses.resolve(arguments.callable_(loss, "loss", or_name=True))
+        coupling = _discovered(model, inputs)
+        importance = Importance(model, coupling, Evidence(model, given, scored))
+        request = plans.requested(plan, coupling.groups, importance, criterion, multiple_of)
+        pruned = apply(model, coupling, request.plan, importance)
+        smaller = pruned.finish()
+        request.tell(model, smaller, coupling, importance)
+        return repaired(smaller, model, pruned.cuts, given(), ridge=0.1) if repair and given else smaller
 
 
-@faults.boundary()
 def measure(
     model: nn.Module,
     inputs: Any,
@@ -128,10 +127,11 @@ def measure(
     With `processes` in so many fresh processes, the interval then taken over them. `target`: a bundled name, a YAML
     file, a mapping.
     """
-    arguments.module(model, inputs, cut=False)
-    with arguments.named():
-        where = config.target(target)
-    return _measure(model, Inputs.of(inputs), where, against, processes=processes)
+    with faults.boundary():
+        arguments.module(model, inputs, cut=False)
+        with arguments.named():
+            where = config.target(target)
+        return _measure(model, Inputs.of(inputs), where, against, processes=processes)
 
 
 def search(

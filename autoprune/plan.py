@@ -82,7 +82,7 @@ class Plan:
         for key, value in data["choices"].items():
             try:
                 technique, ratio, criterion = value["technique"], float(value["ratio"]), value.get("criterion", "l1")
-            except (KeyError, TypeError, ValueError, AttributeError) as error:
+            except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
                 raise PlanError(f"choice {key!r} needs technique, ratio and criterion; got {value!r}") from error
             if not (isinstance(technique, str) and isinstance(criterion, str)):
                 raise PlanError(f"choice {key!r} needs the names of a technique and a criterion; got {value!r}")

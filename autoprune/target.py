@@ -15,6 +15,7 @@ from autoprune.score import Score
 __all__ = ["QUANTITIES", "Budget", "Limit", "Target"]
 
 _BYTES = {"B": 1.0, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+_LONGEST = 40  # characters of a limit
 # quantity -> (units of absolute limits with their factor, an example of each spelling)
 QUANTITIES: dict[str, tuple[dict[str, float], str]] = {
     "latency": ({"ms": 1.0, "us": 1e-3, "s": 1e3}, "50% (of dense) or 2.5ms"),
@@ -103,10 +104,14 @@ class Limit:
             known = ", ".join(QUANTITIES)
             raise InputError(f"unknown quantity {quantity!r}{nearest(quantity, QUANTITIES)}; known: {known}")
         units, example = QUANTITIES[quantity]
-        match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*([A-Za-z]*(?:/s)?|%)\s*", str(given))
+        plain = isinstance(given, str) and len(given) <= _LONGEST  # the pattern's time grows with the square of it
+        text = str(given) if plain or (isinstance(given, (int, float)) and abs(given) < 1e30) else ""
+        match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*([A-Za-z]*(?:/s)?|%)\s*", text)
         if isinstance(given, bool) or not match:
             raise InputError(f"{quantity} needs a number with its unit, as in {example}; got {given!r}")
         number, unit = float(match[1]), match[2]
+        if not math.isfinite(number):
+            raise InputError(f"{quantity} needs a finite number; got {given!r}")
         if quantity == "metric_drop":
             if unit:
                 raise InputError(f"metric_drop is a plain number, as in {example}; got {given!r}")

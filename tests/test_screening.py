@@ -108,7 +108,7 @@ def test_more_trials_go_on_and_train_only_what_is_better_now(tmp_path: Path) -> 
 @pytest.mark.parametrize(("number", "step"), [(5, "judging"), (12, "training")])
 def test_a_killed_search_ends_like_one_that_was_not(tmp_path: Path, number: int, step: str) -> None:
     whole = searched(tmp_path / "whole")
-    with pytest.raises(RuntimeError, match="killed"):
+    with pytest.raises(GeneratorExit, match="killed"):
         searched(tmp_path / "killed", Listens(crash_at(number, step)))
     again = searched(tmp_path / "killed")
     assert figures(again) == figures(whole)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -27,7 +28,7 @@ def located(given: str, kind: Literal["study", "target"], folder: Path) -> Path:
         return known[given]
     path = Path(given).expanduser()
     for candidate in (folder / path, path):
-        if candidate.exists():
+        if os.path.exists(candidate):  # of a name too long, or with a NUL, there is none
             return candidate
     if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
         beside = [each.name for each in path.parent.glob("*.y*ml")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -91,4 +92,4 @@ def _check_task(task: TaskSchema, document: Document, folders: Sequence[Path]) -
 def _found(name: str, folders: Sequence[Path], *, directory: bool) -> bool:
     """Whether a file or directory is at a path as it is, or under one of `folders`."""
     paths = [folder / Path(name).expanduser() for folder in folders]
-    return any(path.is_dir() if directory else path.is_file() for path in paths)
+    return any(os.path.isdir(path) if directory else os.path.isfile(path) for path in paths)

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from autoprune.errors import PlanError
+from autoprune import documents
+from autoprune.errors import InputError, PlanError
 from autoprune.plan import Plan
 
 __all__ = ["read_plan"]
+
+_BYTES = 8 * 1024 * 1024  # a thousand choices take a tenth of one MiB
 
 
 def read_plan(path: Path) -> Plan:
     """The plan in a file, such as an artefact's or a trial's plan.json. Raises PlanError that names the file."""
     try:
-        return Plan.from_json(json.loads(path.read_text(encoding="utf-8")))
+        return Plan.from_json(documents.json_of(documents.text_of(path, _BYTES)))
     except FileNotFoundError as error:
         raise PlanError(f"{path}: there is no such file; give a plan.json") from error
-    except OSError as error:
-        raise PlanError(f"{path}: cannot be read: {error.strerror}; give a plan.json") from error
-    except ValueError as error:
-        raise PlanError(f"{path}: this is no JSON: {error}") from error
-    except PlanError as error:
-        raise PlanError(f"{path}: {error}") from error
+    except IsADirectoryError as error:
+        raise PlanError(f"{path}: this is a folder; give the plan.json in it") from error
+    except InputError as error:
+        raise PlanError(f"{path}: {error}; give a plan.json") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib.util
 import re
 import sys
@@ -34,10 +35,17 @@ def check_plugin(kind: plugins.Kind, name: str, folders: Sequence[Path] = ()) ->
         raise InputError(
             f"unknown {kind} {name!r}{nearest(name, known)}; known: {', '.join(known) or 'none'}; or my_module:Name"
         )
-    tree = ast.parse(plugins.path(kind, name).read_bytes())
-    _check_packages(f"{kind} {name!r}", _imported(ast.walk(tree)), ())
+    packages, fields = _bundled(plugins.path(kind, name))
+    _check_packages(f"{kind} {name!r}", packages, ())
     if settings:
-        plugins.check_settings(given, settings, _fields(tree))
+        plugins.check_settings(given, settings, fields)
+
+
+@functools.cache
+def _bundled(path: Path) -> tuple[set[str], dict[str, str]]:
+    """The packages that a bundled plug-in's file imports, and the fields of its dataclass."""
+    tree = ast.parse(path.read_bytes())
+    return _imported(ast.walk(tree)), _fields(tree)
 
 
 def check_reference(reference: str, folders: Sequence[Path] = (), kind: plugins.Kind | None = None) -> None:

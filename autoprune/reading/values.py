@@ -70,17 +70,19 @@ OBJECTIVES = (
     "energy",
 )
 SAMPLERS = ("tpe", "nsga2", "gp", "random")
+_LONGEST = 40  # characters of a time
 _SECONDS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def duration(given: object) -> float:
     """Seconds of `90s`, `10m`, `1h` or `1h30m`. Raises ValueError, also for a bare number."""
-    parts = re.findall(r"([0-9]*\.?[0-9]+)\s*(ms|[smhd])", given) if isinstance(given, str) else []
+    plain = isinstance(given, str) and len(given) <= _LONGEST  # the pattern's time grows with the cube of it
+    parts = re.findall(r"([0-9]*\.?[0-9]+)\s*(ms|[smhd])", str(given)) if plain else []
     if not parts or re.sub(r"\s", "", str(given)) != "".join(number + unit for number, unit in parts):
         raise ValueError(f"needs a time with its unit, as in 90s, 10m or 1h30m; got {given!r}")
     seconds = sum(float(number) * _SECONDS[unit] for number, unit in parts)
-    if seconds <= 0:
-        raise ValueError(f"needs a time of more than zero, got {given!r}")
+    if not 0 < seconds < _SECONDS["d"] * 36_500:
+        raise ValueError(f"needs a time of more than zero and less than a century, got {given!r}")
     return seconds
 
 

@@ -6,7 +6,9 @@ Plain values are read as YAML 1.2 reads them, so that `1e-3` is a number and `no
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,13 +17,15 @@ from typing import Any
 
 import yaml
 
+from autoprune import documents
 from autoprune.errors import InputError, MissingPackage, StudyError
 
 __all__ = ["Document", "KeyPath", "Place", "key_paths", "parse", "read", "scalar"]
 
 KeyPath = tuple[str, ...]
 
-_NODES = 100_000  # of a document, aliases counted as often as they are used
+_NODES = 20_000  # of a document, aliases counted as often as they are used
+_DEPTH, _MARKS, _BYTES = 40, 20_000, 128 * 1024  # a thousand layers by name take half of them
 
 
 @dataclass(frozen=True)
@@ -74,18 +78,16 @@ class Document:
 def read(path: Path, shown: str | None = None) -> Document:
     """The document in a file, called `shown` in errors. Raises StudyError where it is not to be read."""
     name = shown or str(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         inner = path / "study.yaml"
-        hint = f"; did you mean {inner}?" if inner.exists() else "; give a YAML file"
+        hint = f"; did you mean {inner}?" if os.path.exists(inner) else "; give a YAML file"
         raise StudyError(f"this is a folder{hint}", file=name)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = documents.text_of(path, _BYTES)
     except FileNotFoundError as error:
         raise StudyError("there is no such file", file=name) from error
-    except UnicodeDecodeError as error:
-        raise StudyError("not a text file in UTF-8; a study is a YAML file", file=name) from error
-    except OSError as error:
-        raise StudyError(f"cannot be read: {error.strerror}", file=name) from error
+    except InputError as error:
+        raise StudyError(f"{error}; a study or target is a YAML file", file=name) from error
     return parse(text, name)
 
 
@@ -111,6 +113,10 @@ def key_paths(value: Any, path: KeyPath = ()) -> list[KeyPath]:
     return [
         found for key, inner in value.items() for found in ((*path, str(key)), *key_paths(inner, (*path, str(key))))
     ]
+
+
+def _short(text: str) -> str:
+    return repr(text) if len(text) <= 60 else f"{text[:50]!r}... ({len(text):,} characters)"
 
 
 class _Loader(yaml.SafeLoader):
@@ -142,6 +148,11 @@ class _Reader:
 
     def read(self, text: str) -> Any:
         """The value in `text`."""
+        if sum(text.count(each) for each in "[{,:") > _MARKS:
+            raise StudyError(f"this YAML has more than {_MARKS:,} brackets, commas and colons", file=self.source)
+        steps = (1 if each in "[{" else -1 for each in re.findall(r"[\[\]{}]", text))
+        if max(itertools.accumulate(steps), default=0) > 2 * _DEPTH:  # PyYAML's time grows with its square
+            raise StudyError("this YAML is nested too deeply", file=self.source)
         try:
             node = _Loader(text).get_single_node()
             return None if node is None else self.value(node, ())
@@ -161,6 +172,8 @@ class _Reader:
         line = node.start_mark.line + 1
         self.places.setdefault(path, Place(self.source, line))
         self.count += 1
+        if len(path) > _DEPTH:
+            raise self.error(f"this YAML is nested more than {_DEPTH} deep", path[:3], line)
         if id(node) in self.open or self.count > _NODES:
             raise self.error("an alias that holds itself, or too many of them", path, line)
         if isinstance(node, yaml.ScalarNode):
@@ -220,7 +233,7 @@ class _Reader:
                     else float(text.replace(".", "", 1) if "inf" in text.lower() else text)
                 )
         except (ValueError, KeyError) as error:
-            raise self.error(f"{text!r} is no {kind}", path, node.start_mark.line + 1) from error
+            raise self.error(f"{_short(text)} is no {kind}", path, node.start_mark.line + 1) from error
         raise self.error(f"the tag {node.tag!r} cannot be used here", path, node.start_mark.line + 1)
 
     def error(self, message: str, path: KeyPath, line: int) -> StudyError:
