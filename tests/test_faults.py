@@ -333,9 +333,9 @@ def study(task: Task = TASK, **settings: Any) -> Study:
     return Study(
         "small",
         task,
-        Space(Options(("neuron", "weight"), (0.0, 0.9), ("l1",)), {"4": Options((), (0.0, 0.9), ())}),
+        Space(Options(("neuron",), (0.1, 0.9), ("l1",)), {"4": Options((), (0.0, 0.9), ())}),
         Target("cpu_eager", runtime="eager"),
-        Budget.parse({"flops": "100%"}),
+        Budget.parse({"flops": "99%"}),
         Settings(**settings),
         recipe,
         ("safetensors",),
@@ -400,10 +400,10 @@ def test_a_search_whose_trials_all_fail_alike_ends_and_says_so(tmp_path: Path, b
             FAULTS["ZeroDivisionError"]()
 
     with pytest.raises(TrialsError, match=r"5 trials failed .*all in the same way.*test_faults.py, line \d+") as caught:
-        search(study(broken(TASK, "loss", fault)), Run(tmp_path), listener)
+        search(study(broken(TASK, "loss", fault), trials=12), Run(tmp_path), listener)
     assert caught.value.exit_status == 5 and len(str(caught.value)) <= 500
-    assert [row["stage"] for row in rows(tmp_path)] == ["dense"] + ["failed"] * 5
-    mended = search(study(broken(TASK, "loss", lambda: None)), Run(tmp_path), Listens())
+    assert [row["stage"] for row in rows(tmp_path)].count("failed") == 5
+    mended = search(study(broken(TASK, "loss", lambda: None), trials=12), Run(tmp_path), Listens())
     assert mended.best is not None  # the same run goes on
 
 
@@ -412,12 +412,12 @@ def test_a_full_disk_ends_the_search_at_once(tmp_path: Path, brief: None) -> Non
     listener = Listens()
 
     def fault() -> None:
-        if listener.trial == 2:
+        if listener.trial >= 1:
             raise OSError(28, "No space left on device")
 
     with pytest.raises(CodeError, match="No space left"):
         search(study(broken(TASK, "loss", fault)), Run(tmp_path), listener)
-    assert listener.trial == 2
+    assert listener.trial == 1
 
 
 @pytest.mark.promise("trial-faults")
@@ -472,11 +472,10 @@ def test_what_no_finalist_can_be_exported_for_is_the_error(tmp_path: Path, brief
 def test_a_probe_that_fails_leaves_its_technique_in_the_space(
     tmp_path: Path, brief: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cost = preparation.Prepared.cost
+    cost, calls = preparation.Prepared.cost, itertools.count()
 
     def fails(self: Any, plan: Any) -> Any:
-        techniques = {choice.technique for _, choice in plan}
-        if techniques == {"neuron"}:
+        if next(calls) == 2:  # the dense and the smallest model come first
             raise RuntimeError("out of memory")
         return cost(self, plan)
 
