@@ -17,12 +17,14 @@ from torch import Tensor, nn
 
 from autoprune import plugins
 from autoprune.errors import InputError, ModelError, VerificationError
-from autoprune.exporting import artefact, checks
+from autoprune.exporting import artefact, remeasured
 from autoprune.exporting.export import Finished, export
+from autoprune.exporting.held import Found
 from autoprune.exporting.load import load
 from autoprune.exporting.verify import verify, verify_in_fresh_process
 from autoprune.formats.safetensors import Safetensors
 from autoprune.measuring import measure
+from autoprune.measuring.latency import Latency
 from autoprune.plan import Choice, Plan
 from autoprune.pruning import shrink
 from autoprune.score import Score
@@ -131,7 +133,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 def score(model: nn.Module, task: Any) -> Score:
     quality = loop.evaluate(model, task, "validation", device="cpu")
-    return measure.costs(model, task.calibration(1)).updated(metric=quality.metric, loss=quality.loss, size_bytes=1)
+    return measure.costs(model, task.calibration(1)).updated(metric=quality.metric, loss=quality.loss)
 
 
 @pytest.fixture
@@ -142,7 +144,7 @@ def folder(made: Made, tmp_path: Path) -> Path:
 @pytest.fixture
 def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
     """Latency is not measured: what the test is about lies elsewhere."""
-    monkeypatch.setattr(checks, "_latency", lambda recorded: ("not measured in this test", {}))
+    monkeypatch.setattr(remeasured, "latency", lambda recorded: Found("not measured in this test", {}))
 
 
 def failures(folder: Path, **options: Any) -> dict[str, str]:
@@ -199,7 +201,10 @@ def test_a_sound_artefact_passes_every_check(folder: Path) -> None:
         "widths",
         "counts",
         "metric",
+        "test metric",
         "size",
+        "other sizes",
+        "figures",
         "budget",
         "latency",
         *(f"outputs of {name}" for name in MODELS),
@@ -257,19 +262,19 @@ def test_the_dense_model_swapped_in_fails_even_where_the_record_was_signed_again
     ("key", "value", "check"),
     [
         ("metric", 2.0, "metric"),
-        ("params", 3, "counts"),
+        ("params", 3, "counts, figures"),
         ("nonzero_params", 3, "counts"),
         ("size_bytes", 3, "size"),
-        ("flops", 10**9, "counts budget"),
+        ("flops", 10**9, "counts, budget"),
         ("budget", {"size": "1B"}, "budget"),
-        ("target", {"runtime": "none"}, "size"),
+        ("target", {"runtime": "none"}, "size, other sizes"),
     ],
 )
 def test_a_figure_that_is_not_the_recorded_one_fails(
     folder: Path, key: str, value: Any, check: str, unmeasured: None
 ) -> None:
     change(folder / "score.json", lambda record: record.update({key: value}))
-    assert list(failures(folder)) == check.split()
+    assert list(failures(folder)) == check.split(", ")
 
 
 def test_other_widths_than_the_weights_have_fail(folder: Path, unmeasured: None) -> None:
@@ -308,10 +313,8 @@ def test_a_file_that_fixes_its_batch_fails(folder: Path, monkeypatch: pytest.Mon
 def test_latency_fails_where_even_the_lower_end_is_over_the_limit(
     folder: Path, monkeypatch: pytest.MonkeyPatch, low: float, high: float, passes: bool, inside: bool
 ) -> None:
-    found = SimpleNamespace(
-        ms=1.0, ms_low=0.9, ms_high=1.1, ratio=(low + high) / 2, ratio_low=low, ratio_high=high, taken=""
-    )
-    monkeypatch.setattr(checks.measure, "timed", lambda *args, **kwargs: found)
+    found = Latency(1.0, 0.9, 1.1, (low + high) / 2, low, high, 40, True)
+    monkeypatch.setattr(remeasured.measure, "timed", lambda *args, **kwargs: found)
     if passes:
         verify(folder, trust=True)
     else:

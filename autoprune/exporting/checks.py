@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import safe_open
@@ -13,7 +13,8 @@ from torch import Tensor
 
 from autoprune import plugins
 from autoprune.errors import InputError
-from autoprune.exporting import artefact, shipped
+from autoprune.exporting import agreement, artefact, remeasured, shipped
+from autoprune.exporting.held import Check, Failed, Found, Held, held
 from autoprune.exporting.lowered import LOWERING
 from autoprune.exporting.recorded import Recorded
 from autoprune.files import check_safetensors
@@ -21,26 +22,13 @@ from autoprune.measuring import measure
 from autoprune.measuring.precision import TOLERANCES
 from autoprune.task import Inputs
 from autoprune.training import judging, loop
+from autoprune.training.loop import Quality
 
 __all__ = ["TOLERANCE", "Check", "Failed", "Found", "checks"]
 
 TOLERANCE = 1e-4  # of outputs, relative to the largest recorded one; and of the metric
+_LOSS, _LOSS_LOW = 0.01, 0.1  # of the loss, in fp32 and in fewer bits
 _OTHER_BATCHES = (1, 3)  # beside the recorded one: the batch must be dynamic
-
-_PROCESSES, _SECONDS = 5, 1.5  # fresh ones, and the time limit of each
-_LATENCIES = ("ms", "ms_low", "ms_high", "ratio", "ratio_low", "ratio_high")
-
-Found = tuple[str, dict[str, Any]]  # what a check says, and its figures
-Check = Callable[[], Found]
-
-
-class Failed(Exception):
-    """A check that did not pass; `figures` are what it compared."""
-
-    def __init__(self, detail: str, **figures: Any) -> None:
-        """`detail` says what was found and what was recorded."""
-        super().__init__(detail)
-        self.figures = figures
 
 
 def checks(recorded: Recorded) -> Iterator[tuple[str, Check]]:
@@ -55,11 +43,17 @@ def checks(recorded: Recorded) -> Iterator[tuple[str, Check]]:
     if (recorded.folder / shipped.OUTPUTS).exists():
         yield "outputs of the target", partial(_outputs_shipped, recorded)
     yield "metric", partial(_metric, recorded)
-    yield "size", partial(_size, recorded)
-    yield "budget", partial(_budget, recorded)
-    yield "latency", partial(_latency, recorded)
+    yield "test metric", partial(_test_metric, recorded)
+    yield "size", partial(agreement.sizes, recorded)
+    yield "other sizes", partial(agreement.sizes_elsewhere, recorded)
+    yield "figures", partial(agreement.agreement, recorded)
+    yield "budget", partial(agreement.budget, recorded)
+    yield "latency", partial(remeasured.latency, recorded)
     for name in _further(recorded):
-        yield f"latency on {name}", partial(_latency, recorded, name)
+        yield f"latency on {name}", partial(remeasured.latency, recorded, name)
+    for quantity, name in _resources(recorded):
+        where = f"{quantity} on {name}" if name else quantity
+        yield where, partial(remeasured.resource, recorded, quantity, name)
 
 
 def _files(recorded: Recorded) -> Found:
@@ -78,7 +72,7 @@ def _files(recorded: Recorded) -> Found:
             wrong.append(f"{name} was changed since it was written (sha256)")
     if wrong:
         raise Failed("; ".join(wrong))
-    return f"{len(listed)} files are as they were written", {"files": len(listed)}
+    return Found(f"{len(listed)} files are as they were written", {"files": len(listed)})
 
 
 def _widths(recorded: Recorded) -> Found:
@@ -91,19 +85,31 @@ def _widths(recorded: Recorded) -> Found:
     unlike = [f"{name} is {shapes[name]}, recorded {shape}" for name, shape in there.items() if shapes[name] != shape]
     if unlike or (widths and not there):
         raise Failed("; ".join(unlike) or f"{artefact.WEIGHTS} has none of the recorded tensors", tensors=len(unlike))
-    return f"{len(widths)} cut tensors have their recorded shapes", {"tensors": len(widths)}
+    return Found(f"{len(widths)} cut tensors have their recorded shapes", {"tensors": len(widths)})
 
 
 def _counts(recorded: Recorded) -> Found:
-    """The dense module, cut to the widths, takes the weights strictly; parameters and FLOPs are the recorded ones."""
-    inputs, _ = recorded.reference
-    counted = measure.costs(recorded.model, inputs.rows(recorded.target.batch))
-    found = {name: getattr(counted, name) for name in ("params", "nonzero_params", "flops")}
-    wanted = {name: getattr(recorded.score, name) for name in found}
-    unlike = [f"{name} {found[name]}, recorded {value}" for name, value in wanted.items() if value != found[name]]
-    if unlike:
-        raise Failed("; ".join(unlike), **found)
-    return f"{found['params']} parameters, {found['nonzero_params']} of them not zero, {found['flops']} FLOPs", found
+    """The dense module, cut to the widths, takes the weights strictly; parameters and FLOPs are the recorded ones.
+
+    So are those of the dense module, but for its zeros; FLOPs are of one call of each target's batch.
+    """
+    figures: dict[str, Held] = {}
+    for name in ("", *_further(recorded)):
+        batch, place = recorded.reference[0].rows(recorded.on(name).batch), f"elsewhere.{name}." if name else ""
+        known = (("", recorded.model, recorded.score), ("dense.", recorded.dense, recorded.dense_score))
+        for role, model, score in known:
+            counted, score = measure.costs(model, batch), score.on(name)
+            for figure in ("params", "flops", *(() if role else ("nonzero_params",))):
+                if not (role or name) or getattr(score, figure) is not None:
+                    found = getattr(counted, figure)
+                    figures[role + place + figure] = Held(found, getattr(score, figure))
+            if score.flops is not None and counted.uncounted != score.uncounted:
+                raise Failed(f"{role}{place}uncounted {list(counted.uncounted)}, recorded {list(score.uncounted)}")
+    own = {name: figures[name].now for name in ("params", "nonzero_params", "flops")}
+    if unlike := held(figures):
+        raise Failed("; ".join(unlike), **own)
+    said = f"{own['params']} parameters, {own['nonzero_params']} of them not zero, {own['flops']} FLOPs a call"
+    return Found(said, own)
 
 
 def _outputs(recorded: Recorded, name: str) -> Found:
@@ -147,7 +153,7 @@ def _compared(
     worst = max(errors.values())
     if not worst <= allowed:
         raise Failed(f"outputs are off by {worst:.2g} of the largest, allowed is {allowed:g}", **errors)
-    return f"outputs are the recorded ones within {worst:.2g}", errors
+    return Found(f"outputs are the recorded ones within {worst:.2g}", errors)
 
 
 def _error(batch: int, count: int, recorded: Any, got: Any) -> float:
@@ -158,46 +164,50 @@ def _error(batch: int, count: int, recorded: Any, got: Any) -> float:
 
 
 def _metric(recorded: Recorded) -> Found:
-    """The reloaded weights, or what the target runs in another dtype than fp32, reach the recorded metric."""
+    """The reloaded weights, or what the target runs in another dtype than fp32, reach the recorded metric and loss."""
+    task, target, score = recorded.task, recorded.target, recorded.score
+    found = _judged(recorded, "validation")
+    if score.metric is None:
+        raise Failed(f"no metric is recorded; now it is {found.metric:.6g}", metric=found.metric)
+    figures = {"metric": found.metric, "recorded": score.metric}
+    problems = _quality(recorded, "metric", found.metric, score.metric)
+    if score.loss is not None:
+        figures |= {"loss": found.loss, "recorded_loss": score.loss}
+        problems += held({"loss": Held(found.loss, score.loss, _LOSS if target.dtype == "fp32" else _LOSS_LOW)})
+    if problems:
+        raise Failed("; ".join(problems), **figures)
+    how = "" if target.dtype == "fp32" else f" in {target.dtype} on {target.runtime}"
+    unchecked = {} if score.loss is not None else {"loss": "none is recorded"}
+    return Found(f"{task.metric.name} is {found.metric:.6g}{how} as recorded", figures, unchecked)
+
+
+def _test_metric(recorded: Recorded) -> Found:
+    """The same of the test split, where there is one."""
+    wanted = recorded.score.test_metric
+    if recorded.task.data.test is None or wanted is None:
+        why = "none is recorded" if wanted is None else "the study's data has no test split here"
+        return Found(f"not checked: {why}", {}, {} if wanted is None else {"test_metric": why})
+    found = _judged(recorded, "test").metric
+    if problems := _quality(recorded, "test_metric", found, wanted):
+        raise Failed("; ".join(problems), test_metric=found, recorded=wanted)
+    return Found(f"{recorded.task.metric.name} on the test split is {found:.6g} as recorded", {"test_metric": found})
+
+
+def _judged(recorded: Recorded, split: Literal["validation", "test"]) -> Quality:
     task, target = recorded.task, recorded.target
     try:
         device = loop.device(task.training.device).type
     except InputError:
         device = "cpu"  # trained on a device that is not here
     file = None if target.dtype == "fp32" or recorded.runs != "onnx" else recorded.runs_file
-    found = judging.judge(recorded.model, task, target, "validation", device, file).metric
-    allowed = TOLERANCES[target.dtype]
-    wanted = recorded.score.metric
-    if wanted is None:
-        raise Failed(f"no metric is recorded; now it is {found:.6g}", metric=found)
-    if not abs(found - wanted) <= allowed * max(1.0, abs(wanted)):
-        raise Failed(f"{task.metric.name} is {found:.6g}, recorded {wanted:.6g}", metric=found, recorded=wanted)
-    how = "" if target.dtype == "fp32" else f" in {target.dtype} on {target.runtime}"
-    return f"{task.metric.name} is {found:.6g}{how} as recorded", {"metric": found, "recorded": wanted}
+    return judging.judge(recorded.model, task, target, split, device, file)
 
 
-def _size(recorded: Recorded) -> Found:
-    """The file that the target runs has the recorded size."""
-    filename = recorded.runs_file.name
-    size, wanted = recorded.runs_file.stat().st_size, recorded.score.size_bytes
-    if size != wanted:
-        raise Failed(f"{filename} has {size} bytes, recorded {wanted}", size_bytes=size, recorded=wanted)
-    return f"{filename} has {size} bytes as recorded", {"size_bytes": size}
-
-
-def _budget(recorded: Recorded) -> Found:
-    """The recorded figures keep every limit; latency has a check of its own."""
-    score, dense, goal = recorded.score, recorded.dense_score, recorded.record["goal"]
-    limits = [limit for limit in recorded.budget.limits if limit.quantity != "latency"]
-    spent = {limit.key: limit.used(score, dense, goal) for limit in limits}
-    broken = [
-        f"{limit.key} has no figure" if used is None else limit.exceeded(used)
-        for limit, used in zip(limits, spent.values(), strict=True)
-        if used is None or limit.broken(used)
-    ]
-    if broken:
-        raise Failed("; ".join(broken), **spent)
-    return f"{len(limits)} limits beside latency are kept", spent
+def _quality(recorded: Recorded, name: str, found: float, wanted: float) -> list[str]:
+    allowed = TOLERANCES[recorded.target.dtype] * max(1.0, abs(wanted))
+    if abs(found - wanted) <= allowed:
+        return []
+    return [f"{name} ({recorded.task.metric.name}) is {found:.6g}, recorded {wanted:.6g}"]
 
 
 def _further(recorded: Recorded) -> list[str]:
@@ -208,29 +218,13 @@ def _further(recorded: Recorded) -> list[str]:
         return []
 
 
-def _latency(recorded: Recorded, name: str = "") -> Found:
-    """Measured again, in fresh processes against the dense model; fails where even the lower end is over the limit.
-
-    `name` is that of a further target.
-    """
-    target = next(each for each in recorded.further if each.name == name) if name else recorded.target
-    inputs, _ = recorded.reference
-    batch = inputs.rows(target.batch)
-    if name:
-        candidate: Any = measure.artefact(recorded.model, batch, target)
-    else:
-        candidate = recorded.runs_file if recorded.runs == "onnx" else recorded.lowered
-    dense = measure.artefact(recorded.dense, batch, target)  # latency depends on no weight's value
-    found = measure.timed(candidate, dense, inputs, target, processes=_PROCESSES, budget_s=_SECONDS)
-    assert found.ratio is not None and found.ratio_low is not None and found.ratio_high is not None  # dense was given
-    figures: dict[str, Any] = {name: getattr(found, name) for name in _LATENCIES}
-    figures["taken"] = found.taken
-    figures["runtime"] = plugins.load("runtime", target.runtime, recorded.folders)().version()
-    said = f"{found.ms:.4g} ms, {found.ratio:.1%} of dense ({found.ratio_low:.1%} to {found.ratio_high:.1%})"
-    for limit in (each for each in recorded.budget.limits if (each.quantity, each.target) == ("latency", name)):
-        low = found.ratio_low if limit.relative else found.ms_low
-        high = found.ratio_high if limit.relative else found.ms_high
-        figures |= {"limit": str(limit), "surely_inside": high <= limit.value}
-        if low > limit.value:
-            raise Failed(f"{limit.key} {said} is over the limit {limit}", **figures)
-    return f"latency {said}; {found.taken}", figures
+def _resources(recorded: Recorded) -> Iterator[tuple[str, str]]:
+    """Memory and energy with the target, where they are recorded or limited there; none where the record is broken."""
+    try:
+        for name in ("", *_further(recorded)):
+            scores = (recorded.score.on(name), recorded.dense_score.on(name))
+            for quantity in ("memory", "energy"):
+                if recorded.limits(name, quantity) or any(each.figure(quantity) is not None for each in scores):
+                    yield quantity, name
+    except (ValueError, KeyError, TypeError, AttributeError, InputError):
+        return

@@ -16,7 +16,7 @@ from torch import nn
 from autoprune import plugins
 from autoprune.errors import AutopruneError, InputError, ModelError
 from autoprune.exporting import artefact, lowered, shipped
-from autoprune.measuring import resources
+from autoprune.measuring import hosts, resources
 from autoprune.plan import Plan
 from autoprune.pruning.outline import Outline
 from autoprune.run import Run
@@ -119,7 +119,8 @@ def _record(folder: Path, study: Study, done: Finished, score: Score, budget: Bu
     """score.json: the score at the top level, and what it is to be checked against."""
     files = {path.name: artefact.digest(path) for path in sorted(folder.iterdir())}
     return score.to_json() | {
-        "version": 1,
+        "version": 2,  # since milliseconds are the ratio of one dense figure, and the machine is named
+        "machine": hosts.machine(),
         "trial": done.number,
         "goal": study.task.metric.goal,
         "target": study.target.to_json(),

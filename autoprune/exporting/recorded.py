@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,11 @@ from autoprune.exporting import artefact, lowered
 from autoprune.exporting.load import search_folders
 from autoprune.formats.onnx import Onnx
 from autoprune.formats.safetensors import Safetensors
+from autoprune.measuring import hosts, measure
 from autoprune.measuring.deployed import Deployed
 from autoprune.pruning.outline import Outline
 from autoprune.score import Score
-from autoprune.target import Budget, Target
+from autoprune.target import Budget, Limit, Target
 from autoprune.task import Inputs, Recipe, Task
 from autoprune.training import tasks
 
@@ -41,6 +42,7 @@ class Recorded:
 
     folder: Path
     given: Task | None = None
+    _artefacts: dict[str, tuple[Any, Any]] = field(default_factory=dict)
 
     @cached_property
     def study(self) -> dict[str, Any]:
@@ -76,6 +78,32 @@ class Recorded:
     def budget(self) -> Budget:
         """The budget the model was chosen for."""
         return Budget.parse(self.record["budget"])
+
+    @property
+    def foreign(self) -> str | None:
+        """Why figures of time do not compare with those measured here, or None."""
+        if self.record.get("version", 1) < 2:
+            return "the record is of a version that did not say on which machine it was measured"
+        measured, here = self.record["machine"], hosts.machine()
+        return None if measured == here else f"it was measured on another machine ({measured}); this is {here}"
+
+    def on(self, name: str) -> Target:
+        """The target of that name; "" is the study's own."""
+        return next(each for each in self.further if each.name == name) if name else self.target
+
+    def limits(self, name: str, *quantities: str) -> list[Limit]:
+        """Those of the budget on some quantities that hold on a target."""
+        return [each for each in self.budget.limits if each.quantity in quantities and each.target == name]
+
+    def artefacts(self, name: str = "") -> tuple[Any, Any]:
+        """What the target's runtime takes of this model and of the dense one; no weight's value matters to latency."""
+        if name not in self._artefacts:
+            target = self.on(name)
+            batch = self.reference[0].rows(target.batch)
+            own: Any = self.runs_file if self.runs == "onnx" else self.lowered
+            candidate = measure.artefact(self.model, batch, target) if name else own
+            self._artefacts[name] = candidate, measure.artefact(self.dense, batch, target)
+        return self._artefacts[name]
 
     @cached_property
     def outline(self) -> Outline:

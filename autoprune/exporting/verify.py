@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from autoprune.errors import InputError, MissingPackage, VerificationError
 from autoprune.exporting import artefact
-from autoprune.exporting.checks import Check, Failed, checks
+from autoprune.exporting.checks import checks
+from autoprune.exporting.held import Check, Failed, Found
 from autoprune.exporting.recorded import NotHere, Recorded, Skipped
 from autoprune.exporting.trust import require_trust
 from autoprune.run import Run
@@ -19,8 +20,8 @@ from autoprune.task import Task
 
 __all__ = ["verify", "verify_in_fresh_process"]
 
+_RUNS = ("latency", "memory", "energy")  # what runs a file of the artefact on the target
 _UNMEASURED: dict[str, Any] = {
-    "name": "latency",
     "passed": None,
     "detail": "not measured: the files are not those that were written",
     "figures": {},
@@ -36,6 +37,9 @@ def verify(
 ) -> dict[str, Any]:
     """Check the artefact in `folder` and write verification.json; gives its content.
 
+    Every figure of score.json and every limit is held to what is found here; what cannot be, as milliseconds of another
+    machine or the energy without a counter, stands under "unchecked" with the reason.
+
     Without `task` it is built from study.yaml; code of its own that the artefact names is run only with `trust`.
     Where the study was made in Python that cannot be: then the checks that need model or data stay open (`"passed":
     null`, named under `"open"`). What `earlier`, the content of a former verification.json, has closed is taken over.
@@ -49,12 +53,13 @@ def verify(
     done = {check["name"]: check for check in (earlier or {}).get("checks", ()) if check["passed"] is not None}
     found: list[dict[str, Any]] = []
     for name, check in checks(recorded):
-        pointless = name == "latency" and found[0]["passed"] is False
-        found.append(done.get(name) or (_UNMEASURED if pointless else _checked(name, check)))
+        pointless = name.partition(" on ")[0] in _RUNS and found[0]["passed"] is False
+        found.append(done.get(name) or (_UNMEASURED | {"name": name} if pointless else _checked(name, check)))
     result = {
         "version": 1,
         "passed": all(check["passed"] is not False for check in found),
         "open": [check["name"] for check in found if check["passed"] is None],
+        "unchecked": _unchecked(found),
         "checks": found,
     }
     unwritten = _write(path, result)
@@ -87,6 +92,11 @@ def verify_in_fresh_process(folder: Path | str, task: Task | None = None) -> dic
     return verify(path, task=task, earlier=result) if result["open"] and task is not None else result
 
 
+def _unchecked(found: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """What none of the checks could hold to anything, with the reasons."""
+    return {name: reason for check in found for name, reason in check.get("unchecked", {}).items()}
+
+
 def _write(folder: Path, result: dict[str, Any]) -> OSError | None:
     """Write verification.json; the problem where the folder cannot be written to."""
     try:
@@ -100,8 +110,9 @@ def _checked(name: str, check: Check) -> dict[str, Any]:
     """One entry of verification.json. Whatever a broken file raises is a failed check, not a traceback."""
     passed: bool | None = False
     figures: dict[str, Any] = {}
+    unchecked: Mapping[str, str] = {}
     try:
-        detail, figures = check()
+        detail, figures, unchecked = Found(*check())
         passed = True
     except Skipped as skipped:
         passed, detail = None, str(skipped)
@@ -115,7 +126,9 @@ def _checked(name: str, check: Check) -> dict[str, Any]:
         detail = str(problem)
     except Exception as problem:
         detail = f"{type(problem).__name__}: {artefact.brief(problem)}"
-    return {"name": name, "passed": passed, "detail": detail, "figures": {key: _plain(figures[key]) for key in figures}}
+    plain = {key: _plain(figures[key]) for key in figures}
+    entry = {"name": name, "passed": passed, "detail": detail, "figures": plain}
+    return entry | ({"unchecked": dict(unchecked)} if unchecked else {})
 
 
 def _plain(value: Any) -> Any:

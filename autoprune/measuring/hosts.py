@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import pickle
+import platform
 import subprocess
 import sys
 from collections.abc import Callable
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
     Artefact = Path | bytes | nn.Module
 
-__all__ = ["fresh"]
+__all__ = ["fresh", "machine"]
 
 _MORE = 0.5  # of the processes, beyond those asked for, where some find no quiet
 _LIMIT_S = 600.0  # a process that takes longer than this, beside its time budget, hangs
@@ -72,6 +73,11 @@ def fresh(
             return _here(runtime, candidate, dense, batch, target, processes, budget_s, error)
         (folder / "job.json").write_text(json.dumps(job))
         return _merged(lambda: _process(folder), processes)
+
+
+def machine() -> str:
+    """What tells this machine from others."""
+    return f"{platform.node()} {platform.machine()} {platform.processor()}"
 
 
 def _merged(measured: Callable[[], Latency], processes: int) -> Latency:

@@ -178,6 +178,8 @@ def checks(verification: Mapping[str, Any]) -> Table:
     shown = {True: "passed", False: "FAILED", None: "open"}
     for check in verification["checks"]:
         table.add_row(check["name"], shown[check["passed"]], Text(str(check["detail"])))
+    for name, reason in verification.get("unchecked", {}).items():
+        table.add_row(name, "unchecked", Text(str(reason)))
     return table
 
 

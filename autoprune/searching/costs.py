@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from autoprune import plugins
 from autoprune.measuring import lowering, measure, precision, resources
 from autoprune.measuring.graphs import Graphs
+from autoprune.measuring.hosts import machine
 from autoprune.measuring.latency import Latency
 from autoprune.pruning.coupling import Coupling
 from autoprune.pruning.masks import Masks
@@ -68,7 +69,7 @@ class Costs:
         shapes = {name: list(tensor.shape) for name, tensor in model.named_parameters()}
         code = [hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in study.task.sources]
         where = replace(study.target, recorded="").to_json()
-        own = [repr(model), code, shapes, where, runtime.version(), _machine(), self._shapes()]
+        own = [repr(model), code, shapes, where, runtime.version(), machine(), self._shapes()]
         self.architecture = self.figures.architecture(
             _digest(own), _digest([repr(model), code, shapes, where, self._shapes()])
         )
@@ -256,7 +257,7 @@ class _Decisions:
         self.costs.figures.keep("lowering", self._full(key), value)
 
     def _full(self, key: str) -> str:
-        return _digest([key, _machine(), torch.__version__])
+        return _digest([key, machine(), torch.__version__])
 
 
 def _finished(model: nn.Module, pruned: Pruned) -> tuple[Pruned, dict[str, Tensor]]:
@@ -282,9 +283,3 @@ def _on(study: Study, target: Target) -> Study:
 
 def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _machine() -> str:
-    import platform
-
-    return f"{platform.node()} {platform.machine()} {platform.processor()}"

@@ -1,0 +1,141 @@
+"""The checks of `verify` that run the model on the target: latency, throughput, memory, energy, against the record."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from autoprune import plugins
+from autoprune.errors import ModelError
+from autoprune.exporting.held import Failed, Found, Held, held
+from autoprune.exporting.recorded import Recorded
+from autoprune.measuring import measure, resources
+from autoprune.measuring.latency import Latency
+from autoprune.score import Score
+from autoprune.target import Limit
+
+__all__ = ["latency", "resource"]
+
+_PROCESSES, _MORE, _SECONDS = 5, 15, 1.5  # fresh ones, so many where the first disagree, and the time limit of each
+_ROOM, _BUSY = 0.10, 0.35  # of the ratio, beside both intervals: between sessions, and beside other jobs
+_DENSE, _P90, _P99 = 2.0, 2.0, 5.0  # factors that milliseconds may be off by: a machine has its days
+_WITHIN = {"memory": 0.1, "energy": 0.4}  # peak memory repeats to 1 %, a counter of energy hears its neighbours
+_LIMIT_ROOM = 0.03  # of a limit on either
+_LATENCIES = ("ms", "ms_low", "ms_high", "ratio", "ratio_low", "ratio_high")
+_FIGURES = {"memory": "memory_bytes", "energy": "energy_mj"}
+
+
+def latency(recorded: Recorded, name: str = "") -> Found:
+    """Latency and throughput, in fresh processes against the dense model; `name` is that of a further target.
+
+    Fails where even the better end of the interval breaks a limit, or where the figure is not the recorded one, and
+    more processes say the same.
+    """
+    target = recorded.on(name)
+    if target.recorded:
+        why = f"nothing is measured: the target answers what {target.recorded} has recorded"
+        return Found(why, {}, {_at("latency", name): why})
+    artefacts, inputs = recorded.artefacts(name), recorded.reference[0]
+    found = measure.timed(*artefacts, inputs, target, processes=_PROCESSES, budget_s=_SECONDS)
+    problems, figures, unchecked = _judged(recorded, name, found)
+    if problems:
+        found = measure.timed(*artefacts, inputs, target, processes=_MORE, budget_s=_SECONDS)
+        problems, figures, unchecked = _judged(recorded, name, found)
+    figures |= {each: getattr(found, each) for each in _LATENCIES} | {"taken": found.taken}
+    figures["runtime"] = plugins.load("runtime", target.runtime, recorded.folders)().version()
+    said = f"{found.ms:.4g} ms, {found.ratio:.1%} of dense ({found.ratio_low:.1%} to {found.ratio_high:.1%})"
+    if problems:
+        raise Failed(f"latency {said}: {'; '.join(problems)}", **figures)
+    return Found(f"latency {said}; {found.taken}", figures, unchecked)
+
+
+def _judged(recorded: Recorded, name: str, found: Latency) -> tuple[list[str], dict[str, Any], dict[str, str]]:
+    """What is wrong with a measured latency, the figures of its limits, and what cannot be checked of it here."""
+    known, dense = recorded.score.on(name), recorded.dense_score.on(name)
+    problems, figures, unchecked = list[str](), dict[str, Any](), dict[str, str]()
+    now = measure.with_latency(Score(), found, recorded.on(name).batch).beside(dense)
+    best = now.updated(latency_ratio_high=now.latency_ratio_low, latency_ms_high=now.latency_ms_low)
+    for limit in recorded.limits(name, "latency", "throughput"):
+        if not limit.relative and (foreign := recorded.foreign):
+            unchecked[limit.key] = foreign
+            continue
+        least, most = (_used(limit, each, dense) for each in (best, now))
+        figures |= {"limit": str(limit), "surely_inside": not limit.broken(most)}
+        if limit.broken(least):
+            problems.append(f"{limit.key} is {'under' if limit.lower else 'over'} the limit {limit} for sure")
+    if recorded.foreign:
+        return problems, figures, unchecked | {_at("latency", name): recorded.foreign}
+    if known.latency_ratio is None:
+        return problems, figures, unchecked | {_at("latency_ratio", name): "no figure of it is recorded"}
+    if found.crowded:
+        unchecked[_at("latency_ms of dense, percentiles", name)] = "other jobs needed the cores meanwhile"
+    else:
+        problems += _percentiles(name, known, dense, found)
+    problems += _ratio(name, known, found)
+    return problems, figures, unchecked
+
+
+def _used(limit: Limit, score: Score, dense: Score) -> float:
+    used = Limit(limit.quantity, limit.value, limit.relative).used(score, dense, "maximize")
+    assert used is not None  # both were measured
+    return used
+
+
+def _ratio(name: str, known: Score, found: Latency) -> list[str]:
+    """Whether the ratio measured now is the recorded one, within both intervals and some room."""
+    assert known.latency_ratio is not None and found.ratio is not None
+    room = (_BUSY if found.crowded else _ROOM) * max(known.latency_ratio, found.ratio)
+    low, high = known.latency_ratio_low or known.latency_ratio, known.latency_ratio_high or known.latency_ratio
+    apart = max(low - (found.ratio_high or 0.0), (found.ratio_low or 0.0) - high)
+    if apart <= room:
+        return []
+    return [f"{_at('latency_ratio', name)} {found.ratio:.4g}, recorded {known.latency_ratio:.4g}"]
+
+
+def _percentiles(name: str, known: Score, dense: Score, found: Latency) -> list[str]:
+    """Whether milliseconds of dense, and how far percentiles are from the median, are about those recorded."""
+    ends = ("", "_low", "_high") if found.dense_ms is not None and dense.latency_ms is not None else ()
+    names = [f"latency_ms{end}" for end in ends]
+    figures = {f"dense.{each}": Held(found.dense_ms, getattr(dense, each), 1 - 1 / _DENSE) for each in names}
+    for figure, value, factor in (("p90", found.p90_ms, _P90), ("p99", found.p99_ms, _P99)):
+        recorded = getattr(known, f"latency_ms_{figure}")
+        if value is not None and recorded is not None and known.latency_ms:
+            figures[f"latency_ms_{figure}"] = Held(value / found.ms * known.latency_ms, recorded, 1 - 1 / factor)
+    return held({_at(figure, name): value for figure, value in figures.items()})
+
+
+def resource(recorded: Recorded, quantity: str, name: str = "") -> Found:
+    """Peak memory or energy measured again, of the dense model too, held to limits and record."""
+    key, figure, target = _at(quantity, name), _FIGURES[quantity], recorded.on(name)
+    score, dense = recorded.score.on(name), recorded.dense_score.on(name)
+    if target.recorded:
+        why = f"nothing is measured: the target answers what {target.recorded} has recorded"
+        return Found(why, {}, {key: why})
+    own, other = recorded.artefacts(name)
+    if not isinstance(own, bytes) and hasattr(own, "read_bytes"):
+        own = own.read_bytes()
+    try:
+        now, of = (
+            resources.measured(artefact, recorded.reference[0], target, [quantity])[figure] for artefact in (own, other)
+        )
+    except ModelError as problem:
+        return Found(f"not checked: {problem}", {}, {key: str(problem)})
+    measured, whole = Score().updated(**{figure: now}), Score().updated(**{figure: of})
+    problems, unchecked = list[str](), dict[str, str]()
+    for limit in recorded.limits(name, quantity):
+        used = _used(limit, measured, whole)
+        if used > limit.value * (1 + _LIMIT_ROOM):
+            problems.append(f"{limit.key} is {used / limit.value:.3g} times the limit {limit}")
+    if recorded.foreign:
+        unchecked[f"the record of {key}"] = recorded.foreign
+    else:
+        names = {figure: (now, score.figure(quantity)), f"dense.{figure}": (of, dense.figure(quantity))}
+        within = _WITHIN[quantity]
+        problems += held({_at(each, name): Held(*pair, within) for each, pair in names.items() if pair[1] is not None})
+    figures = {figure: now, f"dense_{figure}": of}
+    if problems:
+        raise Failed("; ".join(problems), **figures)
+    return Found(f"{key} is {now:.6g}, of the dense model {of:.6g}", figures, unchecked)
+
+
+def _at(figure: str, target: str) -> str:
+    return f"{figure} on {target}" if target else figure
