@@ -9,10 +9,8 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import pickle
 import platform
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from autoprune import plugins, scratch
-from autoprune.errors import AutopruneError, ModelError
-from autoprune.measuring import latency
+from autoprune.errors import AutopruneError
+from autoprune.measuring import child, latency
 from autoprune.measuring.latency import Latency
 from autoprune.target import Target
 
@@ -54,7 +52,7 @@ def fresh(
 
     An artefact is what the target's runtime takes: an ONNX file (path or bytes), or a module. A module that cannot be
     pickled is measured in this process, and a warning says so. `inputs` are cut or repeated to the target's batch.
-    Raises ModelError where a process fails.
+    Raises ModelError where a process fails, crashes or hangs; all of them end with this one.
     """
     runtime = plugins.load("runtime", target.runtime)()
     batch = inputs.rows(target.batch)
@@ -141,19 +139,9 @@ def _here(
 
 def _process(folder: Path) -> Latency:
     job = json.loads((folder / "job.json").read_text())
-    # how many threads there are is the target's business, whatever the environment says
-    environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
-    environment["PYTHONPATH"] = os.pathsep.join(str(Path(entry).resolve()) for entry in sys.path)
-    command = [sys.executable, "-m", "autoprune.measuring.hosts", str(folder / "job.json")]
     limit = _LIMIT_S + 20 * job["budget_s"]
-    try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=limit)
-    except subprocess.TimeoutExpired as error:
-        raise ModelError(f"a process that measures the latency did not end within {error.timeout:.0f} s") from error
+    child.run("autoprune.measuring.hosts", [str(folder / "job.json")], "a process that measures the latency", limit)
     answer = folder / "answer.json"
-    if done.returncode or not answer.exists():
-        said = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
-        raise ModelError(f"a process that measures the latency failed: {said[0]}")
     figures = json.loads(answer.read_text())
     answer.unlink()
     return Latency(**figures)
@@ -188,6 +176,7 @@ def _unpickle(path: Path) -> Any:
 
 
 if __name__ == "__main__":
+    child.bound_to_parent()
     try:
         _main(Path(sys.argv[1]))
     except AutopruneError as error:

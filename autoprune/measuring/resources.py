@@ -18,7 +18,6 @@ import importlib
 import json
 import os
 import pickle
-import subprocess
 import sys
 import zlib
 from collections.abc import Callable, Collection
@@ -29,7 +28,7 @@ import numpy as np
 
 from autoprune import plugins, scratch
 from autoprune.errors import AutopruneError, ModelError
-from autoprune.measuring import energy
+from autoprune.measuring import child, energy
 from autoprune.target import Target
 
 if TYPE_CHECKING:
@@ -129,18 +128,8 @@ def _write_job(folder: Path, artefact: Any, batch: Inputs, target: Target) -> No
 
 
 def _process(folder: Path, wanted: list[str]) -> dict[str, Any]:
-    # how many threads there are is the target's business, whatever the environment says
-    environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
-    environment["PYTHONPATH"] = os.pathsep.join(str(Path(entry).resolve()) for entry in sys.path)
-    command = [sys.executable, "-m", "autoprune.measuring.resources", str(folder), *wanted]
     what = f"a process that measures {' and '.join(wanted)}"
-    try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=_LIMIT_S)
-    except subprocess.TimeoutExpired as error:
-        raise ModelError(f"{what} did not end within {error.timeout:.0f} s") from error
-    if done.returncode:
-        said = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
-        raise ModelError(f"{what} failed: {said[0]}")
+    child.run("autoprune.measuring.resources", [str(folder), *wanted], what, _LIMIT_S)
     answer: dict[str, Any] = json.loads((folder / "answer.json").read_text())
     return answer
 
@@ -203,6 +192,7 @@ def _unpickle(path: Path) -> Any:
 
 
 if __name__ == "__main__":
+    child.bound_to_parent()
     try:
         _main(Path(sys.argv[1]), sys.argv[2:])
     except AutopruneError as error:
