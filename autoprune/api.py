@@ -174,7 +174,7 @@ def search(
     values: dict[str, Any] = {
         "name": Path(out).name,
         "budget": arguments.mapping({"latency": "50%"} if budget is None else budget, "budget"),
-        "target": target.to_json() if isinstance(target, Target) else target,
+        "target": target.in_study() if isinstance(target, Target) else target,
         "search": asked | ({"timeout": timeout} if timeout else {}),
         "recovery": arguments.mapping(recovery or {"distill": 0.5}, "recovery"),
         "export": {"formats": arguments.listed(formats, "formats")},

@@ -16,6 +16,7 @@ from autoprune.reading import overrides, yaml_lines
 from autoprune.reading.bundled import bundled, located, read_target
 from autoprune.reading.checks import check
 from autoprune.reading.complaints import complaint
+from autoprune.reading.recorded import target_of
 from autoprune.reading.references import check_plugin
 from autoprune.reading.resume import differences, open_run, refuse_changed
 from autoprune.reading.schema import Options, StudySchema, TargetSchema, Training
@@ -85,7 +86,7 @@ class Config:
                 "layers": layers,
                 "share": values["space"]["share"],
             },
-            "target": _target(self.values.target).to_json(),
+            "target": _target(self.values.target, self.folders).in_study(),
             "recovery": recovery,
             "folder": str(self.folder),
         }
@@ -166,7 +167,7 @@ def build(config: Config, task: Task | None = None) -> Study:
             _check_device("task.training", training)
             task = tasks.build(resolved["task"], config.folders, training)
         _check_device("recovery", recovery)
-    budget, own = Budget.parse(values.budget), Target(**resolved["target"])
+    budget, own = Budget.parse(values.budget), _target(values.target, config.folders)
     search = values.search.model_dump()
     timeout, objectives, finalists = (search.pop(key) for key in ("timeout", "objectives", "finalists"))
     return Study(
@@ -199,7 +200,7 @@ def target(given: str | Path | Mapping[str, Any] | Target, folder: Path | None =
     if isinstance(given, Target):
         return given
     if isinstance(given, Mapping):
-        return _target(from_mapping({"target": given}).values.target)
+        return _target(from_mapping({"target": given}).values.target, (folder or Path.cwd(), Path.cwd()))
     document = read_target(str(given), folder or Path.cwd())
     try:
         values = TargetSchema.model_validate(document.values)
@@ -207,7 +208,7 @@ def target(given: str | Path | Mapping[str, Any] | Target, folder: Path | None =
         raise complaint(error, document, TargetSchema) from error
     with document.placing(("runtime",)):
         check_plugin("runtime", values.runtime, (Path.cwd(),))
-    return _target(values)
+    return _target(values, (folder or Path.cwd(), Path.cwd()))
 
 
 def _checked(document: Document, name: str, folder: Path) -> Config:
@@ -218,9 +219,11 @@ def _checked(document: Document, name: str, folder: Path) -> Config:
         raise complaint(error, document, StudySchema) from error
     config = Config(values, document, folder if values.folder is None else (folder / values.folder).resolve())
     check(values, document, config.folders)
+    with config.locating():
+        own = _target(values.target, config.folders)
     for limit in Budget.parse(values.budget).limits:
         with document.placing(("budget", limit.key)):
-            _further(limit, _target(values.target).name, folder)
+            _further(limit, own.name, folder)
     return config
 
 
@@ -263,8 +266,11 @@ def _space(resolved: Mapping[str, Any]) -> Space:
     return Space(options(resolved["default"]), layers, share["depth"] if isinstance(share, Mapping) else share)
 
 
-def _target(values: TargetSchema) -> Target:
-    given = values.model_dump()
+def _target(values: TargetSchema, folders: Sequence[Path]) -> Target:
+    if values.source is not None:
+        given = values.model_dump(include=values.model_fields_set - {"source", "runtime"})
+        return target_of(values.source, given, folders)
+    given = values.model_dump(exclude={"source"})
     name = given.pop("name") or f"{given['device']}_{given['runtime'].rpartition(':')[2]}"
     return Target(name=name, **given)
 

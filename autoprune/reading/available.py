@@ -60,7 +60,7 @@ def find(name: str) -> Found:
     folder = Path.cwd()
     document = read_target(name, folder)
     try:
-        values = TargetSchema.model_validate(document.values).model_dump()
+        values = TargetSchema.model_validate(document.values).model_dump(exclude={"source"})
     except ValidationError as error:
         raise complaint(error, document, TargetSchema) from error
     target = Target(**values)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from autoprune.reading.recorded import RECORDED
 from autoprune.reading.references import check_plugin, check_reference
 from autoprune.reading.schema import Options, StudySchema, TaskSchema
 from autoprune.reading.yaml_lines import Document, KeyPath
@@ -21,8 +22,9 @@ def check(values: StudySchema, document: Document, folders: Sequence[Path]) -> N
     """
     _check_budget(values, document)
     _check_space(values, document, folders)
-    with document.placing(("target", "runtime")):
-        check_plugin("runtime", values.target.runtime, folders)
+    if values.target.runtime != RECORDED:
+        with document.placing(("target", "runtime")):
+            check_plugin("runtime", values.target.runtime, folders)
     if values.search.executor != "inline":
         with document.placing(("search", "executor")):
             check_plugin("executor", values.search.executor, folders)

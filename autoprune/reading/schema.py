@@ -131,7 +131,7 @@ class SpaceSchema(_Section):
 
 
 class TargetSchema(_Section):
-    """A device and the runtime on it."""
+    """A device and the runtime on it; of the runtime `recorded`, `from` is the run that answers."""
 
     name: str | None = None
     device: TargetDevice = "cpu"
@@ -140,6 +140,15 @@ class TargetSchema(_Section):
     batch: int = Field(default=1, ge=1)
     dtype: Literal["fp32", "bf16", "fp16", "int8"] = "fp32"
     multiple_of: int = Field(default=1, ge=1)
+    source: str | None = Field(default=None, alias="from", min_length=1)
+
+    @model_validator(mode="after")
+    def _whole(self) -> TargetSchema:
+        if self.runtime == "recorded" and self.source is None:
+            raise ValueError("the runtime recorded needs the run that it answers from: {runtime: recorded, from: RUN}")
+        if self.runtime != "recorded" and self.source is not None:
+            raise ValueError(f"from is of the runtime recorded alone; the runtime is {self.runtime}")
+        return self
 
 
 class SearchSchema(_Section):
