@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from autoprune import faults
-from autoprune.errors import InputError, StudyError
+from autoprune.errors import InputError, StudyError, without_passwords
 from autoprune.reading import overrides, yaml_lines
 from autoprune.reading.bundled import bundled, located, read_target
 from autoprune.reading.checks import check
@@ -66,9 +66,12 @@ class Config:
     def resolved(self) -> dict[str, Any]:
         """The study as a plain mapping in YAML's terms, in the order of the schema, with every default filled in.
 
+        It is what is written down: the password of a storage's URL is not in it.
         `task` is `{"model": "python"}` where there is none: then model and data are given in Python.
         """
         values = self.values.model_dump(mode="json")
+        if values["search"]["storage"] is not None:
+            values["search"]["storage"] = without_passwords(values["search"]["storage"])
         task = values["task"] or {"model": "python"}
         for key in ("model", "data"):
             if isinstance(task.get(key), dict) and not task[key]["args"]:

@@ -16,6 +16,7 @@ AutopruneError
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from typing import ClassVar
 
@@ -33,7 +34,11 @@ __all__ = [
     "VerificationError",
     "nearest",
     "paragraph",
+    "without_passwords",
 ]
+
+_PASSWORD = re.compile(r"(://[^\s:/@'\"]*):[^\s'\"]*@")
+_IN_QUERY = re.compile(r"([?&](?:\w*password|passwd|pwd|token)=)[^&\s'\"]*", re.IGNORECASE)
 
 _LONGEST, _END = 500, 170  # characters of a message, and of its end where the middle is left out
 
@@ -45,11 +50,17 @@ def paragraph(text: str, longest: int = _LONGEST) -> str:
     """
     if len(text) > 20 * longest:  # before anything is done to each character
         text = f"{text[: 10 * longest]} {text[-10 * longest :]}"
+    text = without_passwords(text)
     plain = "".join(each if each.isprintable() else _escaped(each) for each in " ".join(text.split()))
     if len(plain) <= longest:
         return plain
     end = min(_END, longest // 3)
     return f"{plain[: longest - end - 5]} ... {plain[-end:]}"
+
+
+def without_passwords(text: str) -> str:
+    """`text` with `***` for the password of every URL in it."""
+    return _IN_QUERY.sub(r"\1***", _PASSWORD.sub(r"\1:***@", text))
 
 
 def _escaped(character: str) -> str:

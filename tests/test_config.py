@@ -353,3 +353,41 @@ def test_building_gives_the_nouns(tmp_path):
     assert (study.task.training.epochs, study.recovery.epochs, study.recovery.distill) == (20, 5, 0.5)
     assert sum(parameter.numel() for parameter in study.task.build().parameters()) < 5000
     assert study.resolved["folder"] == str(tmp_path.resolve())
+
+
+@pytest.mark.promise("options")
+def test_the_password_of_a_storage_is_never_written_nor_said(tmp_path, monkeypatch):
+    url = "postgresql://me:se/cr@et@host/runs?sslpassword=hidden&a=1"
+    read = config.read(written(tmp_path, STUDY + f"search: {{storage: '{url}'}}\n"))
+    assert read.values.search.storage == url  # what is opened
+    run = config.open_run(read.resolved(), tmp_path / "run")
+    text = run.study.read_text()
+    assert "postgresql://me:***@host/runs?sslpassword=***&a=1" in text and "cr@et" not in text and "hidden" not in text
+    (run.folder / "dense").mkdir()
+    config.open_run(read.resolved(), run.folder)  # goes on
+    for path in run.folder.rglob("*"):
+        assert not path.is_file() or b"cr@et" not in path.read_bytes()
+    with pytest.raises(StudyError) as caught:
+        config.read("digits", sets=[f"search.storag={url}"])
+    assert "cr@et" not in str(caught.value) and "me:***@host" in str(caught.value)
+
+
+@pytest.mark.promise("options")
+def test_a_run_gets_the_password_of_its_storage_from_the_environment(tmp_path, monkeypatch):
+    from types import SimpleNamespace
+
+    from autoprune.run import Run
+    from autoprune.searching import storage
+
+    shown, url = f"sqlite:///{tmp_path}/db?password=***", f"sqlite:///{tmp_path}/db?password=secret"
+    study = SimpleNamespace(search=SimpleNamespace(storage=shown), name="x")
+    for given in (None, "sqlite:///elsewhere?password=secret"):
+        if given:
+            monkeypatch.setenv("AUTOPRUNE_STORAGE", given)
+        with pytest.raises(InputError, match="AUTOPRUNE_STORAGE"):
+            storage.opened(study, Run(tmp_path / "run"))
+    monkeypatch.setenv("AUTOPRUNE_STORAGE", url)
+    opened: list[str] = []
+    monkeypatch.setattr(storage.optuna.storages, "get_storage", opened.append)
+    storage.opened(study, Run(tmp_path / "run"))
+    assert opened == [url]

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from autoprune.errors import InputError
+from autoprune.errors import InputError, without_passwords
 from autoprune.reading.yaml_lines import KeyPath
 from autoprune.run import Run
 from autoprune.target import Budget
@@ -89,6 +89,9 @@ def _recorded(run: Run) -> dict[str, Any]:
         old = None
     if not isinstance(old, dict) or not isinstance(old.get("budget") or {}, dict):
         raise InputError(f"{run.study} cannot be read; --fresh starts anew and keeps the old folder as NAME.1")
+    search = old.get("search")
+    if isinstance(search, dict) and isinstance(search.get("storage"), str):  # runs before this had the password in it
+        old["search"] = search | {"storage": without_passwords(search["storage"])}
     return old
 
 

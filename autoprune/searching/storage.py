@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import secrets
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import optuna
 from optuna.storages.journal import BaseJournalBackend
 
-from autoprune.errors import InputError, MissingPackage
+from autoprune.errors import InputError, MissingPackage, without_passwords
 from autoprune.files import read_plain
 from autoprune.run import Run, write_whole
 from autoprune.searching.journal_lines import whole
@@ -19,6 +20,7 @@ from autoprune.study import Study
 
 __all__ = ["mend", "opened"]
 
+_VARIABLE = "AUTOPRUNE_STORAGE"
 _LIMIT = 2**31  # bytes; a thousand trials take some megabytes
 
 
@@ -34,6 +36,13 @@ def opened(study: Study, run: Run, change: bool = True) -> tuple[Any, str, str |
     if url is None:
         storage, said = _journal(run.journal, change)
         return storage, f"{study.name} [", said
+    if url == without_passwords(url) and "***" in url:  # of a run's own study.yaml
+        url = os.environ.get(_VARIABLE, "")
+        if without_passwords(url) != study.search.storage:
+            raise InputError(
+                f"the password of search.storage {study.search.storage!r} is not kept in a run; give the whole URL in "
+                f"the environment variable {_VARIABLE}"
+            )
     mark = run.cached("storage", "mark")
     if mark is None:
         mark = secrets.token_hex(4)
@@ -44,6 +53,7 @@ def opened(study: Study, run: Run, change: bool = True) -> tuple[Any, str, str |
         raise MissingPackage(f"search.storage {url!r} needs a package that is not installed: {error}") from error
     except Exception as error:  # every driver has kinds of its own
         lines = str(error).strip().splitlines() or [type(error).__name__]
+        url = without_passwords(url)
         raise InputError(f"search.storage {url!r} cannot be opened: {lines[0]}") from error
 
 
