@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -59,7 +60,9 @@ class Commands(TyperGroup):
             raise
         except OSError as error:
             what = f"{error.filename}: " if error.filename is not None else ""
-            _end(f"{what}{error.strerror or error}; give another place", InputError.exit_status, error)
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            way = "make room: the same command goes on from what is kept" if full else "give another place"
+            _end(f"{what}{error.strerror or error}; {way}", InputError.exit_status, error)
         except KeyboardInterrupt as error:
             _end("interrupted", INTERRUPTED, error)
 
@@ -153,7 +156,5 @@ Trust = Annotated[
     bool, typer.Option("--trust", help="Run code of its own, and download, where the folder's study names such.")
 ]
 Out = Annotated[Path, typer.Option(metavar="DIR", help="Where the artefact goes.")]
-Json = Annotated[
-    bool, typer.Option("--json", callback=reserve_stdout, help="Print one JSON object instead of tables.")
-]
+Json = Annotated[bool, typer.Option("--json", callback=reserve_stdout, help="Print one JSON object instead of tables.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import re
@@ -106,13 +107,17 @@ class Run:
         """What `cache` kept under this kind and key, or None."""
         path = self.folder / "cache" / kind / f"{key}.json"
         try:
-            return read_json(path) if path.is_file() else None
-        except ValueError:  # torn or damaged: made anew
+            kept = read_json(path) if path.is_file() else None
+            return kept["value"] if kept is not None and kept["sha256"] == _digest(kept["value"]) else None
+        except (ValueError, KeyError, TypeError):  # torn, damaged, or of an earlier release: made anew
             return None
 
     def cache(self, kind: str, key: str, value: Any) -> None:
-        """Keep a JSON value, whole or not at all."""
-        self.write_json(self.folder / "cache" / kind / f"{key}.json", value)
+        """Keep a JSON value, whole or not at all, with its checksum. What cannot take its place gives way."""
+        path = self.folder / "cache" / kind / f"{key}.json"
+        if path.is_dir():
+            path.rename(path.with_name(f"{path.name}.damaged"))
+        self.write_json(path, {"sha256": _digest(value), "value": value})
 
     @staticmethod
     def write_json(path: Path, value: Any) -> None:
@@ -191,6 +196,12 @@ class Run:
         while (target := self.folder.with_name(f"{self.folder.name}.{number}")).exists():
             number += 1
         return self.folder.rename(target)
+
+
+def _digest(value: Any) -> str:
+    """Of a JSON value as it is read again: its keys are words."""
+    text = json.dumps(json.loads(json.dumps(value)), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _foreign(path: Path) -> InputError:

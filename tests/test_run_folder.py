@@ -11,8 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from autoprune import scratch
+from autoprune import cli, scratch
 from autoprune.errors import InputError
 from autoprune.run import Run, write_whole
 from autoprune.searching.interrupt import Interrupt
@@ -194,3 +195,35 @@ def test_a_full_disk_leaves_the_old_file(kind: int, tmp_path: Path, monkeypatch:
     assert failed.value.errno == kind
     monkeypatch.undo()
     assert run.front.read_text() == '{\n  "a": 1\n}\n' and [each.name for each in tmp_path.iterdir()] == ["front.json"]
+
+
+@pytest.mark.promise("leftovers")
+@pytest.mark.parametrize("kind", [errno.ENOSPC, errno.EROFS, errno.EIO])
+def test_a_full_disk_is_one_line(kind: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object, **options: object) -> None:
+        raise OSError(kind, os.strerror(kind), str(tmp_path / "front.json"))
+
+    monkeypatch.setattr("autoprune.config.read", full)
+    ended = CliRunner().invoke(cli.app, ["check", "digits"])
+    assert ended.exit_code == 2 and ended.stderr.count("\n") == 1
+    assert "front.json" in ended.stderr and os.strerror(kind) in ended.stderr
+
+
+@pytest.mark.promise("leftovers")
+def test_a_disk_that_is_full_while_weights_are_written_is_told_as_such(tmp_path: Path) -> None:
+    save = f"""
+import resource, sys
+from pathlib import Path
+from torch import nn
+from autoprune.searching.baseline import save_weights
+import signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+try:
+    save_weights(nn.Linear(100, 100), Path({str(tmp_path)!r}) / "model.safetensors")
+except OSError as error:
+    print(error.errno, error.filename)
+"""
+    said = subprocess.run([sys.executable, "-c", save], capture_output=True, text=True, check=False).stdout
+    assert said.split() == [str(errno.EFBIG), str(tmp_path / "model.safetensors")]
+    assert list(tmp_path.iterdir()) == []

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-import json
+import errno
+import os
+import re
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import nn
 
 from autoprune.errors import InputError
+from autoprune.files import read_json
 from autoprune.plan import Plan
 from autoprune.run import Run, write_whole
 from autoprune.score import Score
+from autoprune.searching.integrity import digests, intact
 from autoprune.searching.listener import Listener
 from autoprune.searching.preparation import Prepared
 from autoprune.study import Study
@@ -24,11 +30,18 @@ __all__ = ["establish", "kept", "save_weights"]
 
 def kept(study: Study, run: Run) -> bool:
     """Whether the run has the trained dense model of this very study."""
+    record = _record(run)
+    return record is not None and record.get("task") == _mark(study) and intact(run.dense)
+
+
+def _record(run: Run) -> dict[str, Any] | None:
+    """dense/score.json, or None where it cannot be read."""
     try:
-        recorded = json.loads((run.dense / "score.json").read_text()).get("task")
-    except (OSError, ValueError):
-        return False
-    return bool(recorded == _mark(study))
+        record = read_json(run.dense / "score.json")
+        Score.from_json(record)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return record if isinstance(record, dict) else None
 
 
 def _mark(study: Study) -> str:
@@ -46,13 +59,16 @@ def establish(study: Study, prepared: Prepared, run: Run, listener: Listener) ->
     model, path = prepared.model, run.dense / "score.json"
     if kept(study, run):
         load_model(model, str(run.dense / "model.safetensors"))
-        kept_score = Score.from_json(json.loads(path.read_text()))
+        kept_score = Score.from_json(read_json(path))
         costs = prepared.dense.updated(nonzero_params=kept_score.nonzero_params, size_compressed_bytes=None)
         score = prepared.costs.stored(model, prepared.pruned(Plan()), costs.completed(kept_score))
         if score != kept_score:  # the latency of the dense model is one figure, wherever it is shown
-            run.write_json(path, score.to_json() | {"task": _mark(study)})
+            run.write_json(path, score.to_json() | {"task": _mark(study), "files": digests(run.dense)})
         return score
-    if path.exists() and run.has_results:
+    record = _record(run)
+    if run.dense.exists() and (record is None or record.get("task") == _mark(study)):
+        _set_aside(run, listener)
+    elif path.exists() and run.has_results:
         behind = ", ".join(str(path) for path in study.task.sources) or "the model, its loss or its metric"
         raise InputError(
             f"{run.folder} has results of this study, but its data or what is behind it ({behind}) has changed since. "
@@ -82,11 +98,28 @@ def establish(study: Study, prepared: Prepared, run: Run, listener: Listener) ->
     score = prepared.dense.updated(nonzero_params=nonzero, metric=quality.metric, loss=quality.loss, test_metric=test)
     score = prepared.costs.stored(model, prepared.pruned(Plan()), score)
     save_weights(model, run.dense / "model.safetensors")
-    run.write_json(path, score.to_json() | {"task": _mark(study)})
+    run.write_json(path, score.to_json() | {"task": _mark(study), "files": digests(run.dense)})
     return score
+
+
+def _set_aside(run: Run, listener: Listener) -> None:
+    """Rename what is left of the dense model, of which a file is damaged or missing; it is trained again."""
+    entries = list(run.dense.iterdir()) if run.dense.is_dir() else [run.dense]
+    if all(path.name != "score.json" and path.is_file() for path in entries):
+        return  # a kill left the weights alone: score.json is written last
+    number = 1
+    while (place := run.folder / f"dense.damaged-{number}").exists():
+        number += 1
+    run.dense.rename(place)
+    listener.note(f"{run.dense} is damaged, or was not finished; it is kept as {place.name}, and made anew")
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
     """Every tensor of the model, tied ones once, whole or not at all."""
     with torch.no_grad():
-        write_whole(path, lambda temporary: save_model(model, str(temporary)))
+        try:
+            write_whole(path, lambda temporary: save_model(model, str(temporary)))
+        except SafetensorError as error:  # what the system says of a full disk is in its text
+            number = re.search(r"os error (\d+)", str(error))
+            code = int(number[1]) if number else errno.EIO
+            raise OSError(code, os.strerror(code), str(path)) from error

@@ -99,9 +99,7 @@ def best(
     """
     goal = study.task.metric.goal
     screened = [each for each in candidates if each.stage == "screened"]
-    fitting = [
-        each for each in screened if _inside(study, dense, each.score, 0.0 if each.number in refilled else EDGE)
-    ]
+    fitting = [each for each in screened if _inside(study, dense, each.score, 0.0 if each.number in refilled else EDGE)]
     fitting = fitting or [each for each in screened if _inside(study, dense, each.score, 0.0)]
     unique = list({_net(each): each for each in reversed(fitting)}.values())
     if study.budget.limits and not least_cost_wanted(study):

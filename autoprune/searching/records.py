@@ -22,6 +22,7 @@ from autoprune.pruning.widths import widths_of
 from autoprune.run import Run, write_whole
 from autoprune.score import MEASURED_APART, Candidate, Score, pareto_front
 from autoprune.searching.baseline import save_weights
+from autoprune.searching.integrity import digests, intact
 from autoprune.study import Study
 
 __all__ = [
@@ -90,12 +91,12 @@ def keep_model(run: Run, candidate: Candidate, model: nn.Module, dense: nn.Modul
     folder = run.trial(candidate.number)
     run.write_json(folder / "plan.json", candidate.plan.to_json() | Outline.of(dense, model).to_json())
     save_weights(model, folder / "model.safetensors")
-    run.write_json(folder / "score.json", candidate.score.to_json())
+    run.write_json(folder / "score.json", candidate.score.to_json() | {"files": digests(folder)})
 
 
 def with_models(run: Run, candidates: Iterable[Candidate]) -> list[Candidate]:
-    """Those whose trained model the run has kept."""
-    return [each for each in candidates if (run.trial(each.number) / "score.json").exists()]
+    """Those whose trained model the run has kept, and that is as it was written."""
+    return [each for each in candidates if intact(run.trial(each.number))]
 
 
 def answering(run: Run, candidates: Iterable[Candidate]) -> list[Candidate]:
@@ -108,10 +109,11 @@ def answering(run: Run, candidates: Iterable[Candidate]) -> list[Candidate]:
 def kept_model(run: Run, number: int, dense: nn.Module) -> nn.Module:
     """The model of a trial on the front. Raises InputError where the run has none of that number."""
     folder = run.trial(number)
-    if not (folder / "score.json").exists():
+    if not intact(folder):
         kept = sorted(int(path.parent.name) for path in run.trial(0).parent.glob("*/score.json"))
         raise InputError(
-            f"trial {number} has no model in {run.folder}: only trials that came onto the front are kept: {kept}"
+            f"trial {number} has no model in {run.folder}: only trials that came onto the front are kept: {kept}, and "
+            "those whose files were damaged since are left out"
         )
     model = Outline.from_json(json.loads((folder / "plan.json").read_text())).build(dense)
     load_model(model, str(folder / "model.safetensors"))
@@ -129,7 +131,7 @@ def kept_result(run: Run, key: str, number: int) -> Score | None:
     if kept is None:
         return None
     old, new = run.trial(kept["trial"]), run.trial(number)
-    if (old / "score.json").exists() and not new.exists():
+    if intact(old) and not new.exists():
         shutil.copytree(old, new)
     return Score.from_json(kept["score"])
 
