@@ -290,8 +290,11 @@ def layer_of(tensor: str) -> str:
 
 def tensor_of(model: nn.Module, layer: str) -> str:
     """The name of the tensor that a weights group named `layer` masks."""
-    names = dict(model.named_parameters())
-    return layer if layer in names else f"{layer}.weight"
+    try:
+        model.get_parameter(layer)
+    except AttributeError:
+        return f"{layer}.weight"
+    return layer
 
 
 def kind_of(module: nn.Module) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +47,7 @@ class Importance:
         self._units: dict[str, Tensor] = {}  # criterion -> importance of every unit
         self._blocks: dict[tuple[str, str], Tensor] = {}  # group, criterion -> importance of its block
         self._scored: dict[str, Tensor] = {}  # criterion -> which units it scores
+        self._inside: dict[str, set[str]] = {}  # criterion -> modules that hold a parameter which it scores
         self._refusals: dict[tuple[str, str], str | None] = {}
 
     def refuses(self, criterion: str, group: Group) -> str | None:
@@ -63,8 +65,10 @@ class Importance:
             lacks = self.needed(criterion, tensor_of(self._model, group.name)) is None
             return f"{name} finds no {what} for the weight of {group.name}" if lacks else None
         if group.level == "blocks":
-            scored = [part for part in self._parameters if self.needed(criterion, part) is not None]
-            inside = any(part.startswith(f"{group.name}.") for part in scored)
+            if name not in self._inside:
+                seen = (part for part in self._parameters if self.needed(criterion, part) is not None)
+                self._inside[name] = {module for part in seen for module in accumulate(part.split("."), "{}.{}".format)}
+            inside = group.name in self._inside[name]
             return None if inside else f"{name} finds no {what} in {group.name}"
         if name not in self._scored:
             self._scored[name] = torch.zeros(self._coupling.total, dtype=torch.bool)
