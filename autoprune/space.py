@@ -46,7 +46,7 @@ class Options:
     Widths are rounded to a multiple of `multiple_of`; None leaves that to the target.
     """
 
-    techniques: tuple[str, ...] = ("structured", "neuron", "heads", "weight", "sparse")
+    techniques: tuple[str, ...] = ("structured", "neuron", "heads", "depth", "weight", "sparse")
     ratio: tuple[float, float] = (0.0, 0.9)
     criteria: tuple[str, ...] = ("l1", "l2", "taylor")
     multiple_of: int | None = None
