@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -13,8 +14,10 @@ from torch import Tensor, nn
 
 import autoprune
 from autoprune.errors import InputError, PlanError
+from autoprune.group import Group
 from autoprune.plan import Choice, Plan
 from autoprune.plugins import Need
+from autoprune.pruning.coupling import Coupling
 from autoprune.pruning.evidence import Evidence, activations, gradients
 from autoprune.pruning.importance import Importance
 from autoprune.pruning.proof import discover
@@ -525,3 +528,21 @@ def test_patterns_hold_on_what_a_cut_left_and_through_training(technique: str, c
     else:
         tiles = (finished.view(4, 2, 3, 2) != 0).float().mean((1, 3))
         assert sorted(tiles.flatten().tolist()) == [0.0] * 6 + [1.0] * 6
+
+
+@pytest.mark.promise("speed")
+def test_what_a_criterion_sees_is_asked_once_however_many_blocks_there_are() -> None:
+    asked: list[str] = []
+
+    class Told(dict[str, torch.Tensor]):
+        def get(self, name: str, default: Any = None) -> Any:
+            asked.append(name)
+            return super().get(name, default)
+
+    layers = [nn.Sequential(nn.Linear(4, 4), nn.ReLU()) for _ in range(20)]
+    model = nn.Sequential(*layers)
+    told = Told({name: torch.ones_like(parameter) for name, parameter in model.named_parameters()})
+    importance = Importance(model, Coupling((), (), {}, 0, {}), lambda need: told)
+    blocks = [Group(str(place), "blocks", (str(place),), ("block",), (1,)) for place in range(20)]
+    assert not any(importance.refuses("taylor", block) for block in blocks)
+    assert len(asked) <= 2 * len(list(model.parameters()))

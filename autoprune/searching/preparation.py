@@ -35,6 +35,7 @@ from autoprune.training.weights import load_weights
 
 __all__ = ["Prepared", "drawn", "importance", "out_of_reach", "prepare", "require_reachable"]
 
+_TIMING_S = 0.5  # enough of timing steps of training, one at least
 _OPENING_S = 30.0  # about what precedes the first trial: the profile of the target
 
 
@@ -154,7 +155,7 @@ def _epoch_seconds(study: Study, model: nn.Module, steps: int = 3) -> float:
 
     def report(progress: float) -> None:
         times.append(time.monotonic())
-        if len(times) > steps:
+        if len(times) > steps or times[-1] - times[0] > _TIMING_S:
             raise Enough
 
     with contextlib.suppress(Enough, TrainingError):  # a training that breaks down is told of when it is due
