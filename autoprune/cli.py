@@ -66,14 +66,15 @@ def check(
         report = searching.check(config.build(read))
     output = Output(as_json, quiet)
     scores = {"dense": report.dense, "most pruned": report.lowest}
-    time = (
-        "time: unknown" if report.seconds is None else f"time: about {words.span(report.seconds)} for the whole search"
-    )
+    seconds = report.seconds
+    time = "time: unknown" if seconds is None else f"time: about {words.expected(seconds)} for the whole search"
+    crowd = words.busy()
     output.show(
         records.checked(report),
         tables.groups(report.groups, report.variables),
         *tables.costs(scores),
         time,
+        *([crowd] if crowd else []),
         *report.warnings,
     )
     if report.unreachable:
@@ -95,29 +96,40 @@ def search(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Search the best plan inside the budget, export and verify it. The same command again continues."""
+    """Search the best plan inside the budget, export and verify it. The same command again continues.
+
+    A quantity whose --budget is given several times makes a family: a model for each, loosest first, in one run.
+    """
     from autoprune import config
 
-    read = config.read(study, sets=sets or (), budget=budget or (), trials=trials, timeout=timeout, seed=seed)
-    folder = out or Path("runs") / read.name
+    reads = [
+        config.read(study, sets=sets or (), budget=each, trials=trials, timeout=timeout, seed=seed)
+        for each in options.family(budget or ())
+    ]
+    folder = out or Path("runs") / reads[0].name
     if not fresh:
-        config.refuse_changed(read.resolved(), folder)
+        config.refuse_changed(reads[0].resolved(), folder)
     output = Output(as_json, quiet)
-    with read.locating():
+    with reads[0].locating():
         from autoprune import searching
         from autoprune.searching.interrupt import Interrupt
 
-        built = config.build(read)
-        run = config.open_run(built.resolved, folder, fresh=fresh)
+        first = config.build(reads[0])
+        studies = [first, *(config.build(each, first.task) for each in reads[1:])]
+        members: list[options.Member] = []
         with output.listener() as listener, Interrupt():
-            result = searching.search(built, run, listener=listener)
-    options.show_result(output, result, built)
-    if result.interrupted:
-        raise typer.Exit(options.INTERRUPTED)
-    if result.best is None:
-        raise BudgetError(
-            f"no plan meets the budget ({built.budget}); the front, with what was reachable, is in {run.front}"
-        )
+            for given in studies:
+                run = config.open_run(given.resolved, folder, fresh=fresh and given is first)
+                try:
+                    members.append(options.Member(given, searching.search(given, run, listener=listener)))
+                except BudgetError as error:
+                    if len(studies) == 1:
+                        raise
+                    members.append(options.Member(given, None, error))
+                if members[-1].interrupted:
+                    break
+    options.show_members(output, members)
+    options.raise_unmet(members)
 
 
 @app.command()

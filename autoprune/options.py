@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -11,7 +13,8 @@ import typer
 from typer.core import TyperGroup
 
 from autoprune import __version__, faults
-from autoprune.errors import AutopruneError, InputError, paragraph
+from autoprune.errors import AutopruneError, BudgetError, InputError, paragraph
+from autoprune.target import Limit
 
 if TYPE_CHECKING:
     from autoprune.config import Config
@@ -23,6 +26,7 @@ __all__ = [
     "Budgets",
     "Commands",
     "Json",
+    "Member",
     "Out",
     "Quiet",
     "Seed",
@@ -32,9 +36,12 @@ __all__ = [
     "Timeout",
     "Trials",
     "Trust",
+    "family",
+    "raise_unmet",
     "read_run",
     "reserve_stdout",
     "show_answers",
+    "show_members",
     "show_result",
     "show_version",
     "target_names",
@@ -105,6 +112,79 @@ def show_result(output: Output, result: Any, study: StudyNoun) -> None:
     output.show(records.result(result), *shown, *more, f"results: {result.run.results}")
 
 
+@dataclass(frozen=True)
+class Member:
+    """What the search under one budget ended with: a result, or why there is none."""
+
+    study: StudyNoun
+    result: Any
+    error: BudgetError | None = None
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether it was ended by Ctrl-C."""
+        return self.result is not None and bool(self.result.interrupted)
+
+    @property
+    def unmet(self) -> str | None:
+        """Why no plan meets its budget, where none does."""
+        if self.error is not None or self.result.best is not None:
+            return None if self.error is None else str(self.error)
+        front = self.result.run.front
+        return f"no plan meets the budget ({self.study.budget}); the front, with what was reachable, is in {front}"
+
+
+def family(budget: Sequence[str]) -> list[list[str]]:
+    """The --budget options of each member: one of the values of what is limited several times, loosest first."""
+    values: dict[str, list[str]] = {}
+    for text in budget:
+        values.setdefault(text.partition("=")[0].strip(), []).append(text)
+    several = {key: list(dict.fromkeys(texts)) for key, texts in values.items() if len(texts) > 1}
+    if not several:
+        return [list(budget)]
+    if len(several) > 1:
+        raise InputError(
+            f"--budget: {' and '.join(several)} are both limited several times; a family has several limits of one "
+            "quantity, and of each other quantity one that holds for all"
+        )
+    ((key, texts),) = several.items()
+    limits = {text: Limit.parse(key, text.partition("=")[2]) for text in texts}
+    if len({limit.relative for limit in limits.values()}) > 1:
+        raise InputError(f"--budget: the limits of {key} are shares of dense and absolute ones; give all in one unit")
+    tightest = all(limit.lower for limit in limits.values())
+    ordered = sorted(texts, key=lambda text: limits[text].value, reverse=not tightest)
+    others = [text for text in budget if text not in limits]
+    return [[*others, text] for text in ordered]
+
+
+def show_members(output: Output, members: Sequence[Member]) -> None:
+    """Print what a search ended with; of several budgets a row each."""
+    from autoprune.reporting import records, tables
+
+    if len(members) == 1 and members[0].result is not None:
+        show_result(output, members[0].result, members[0].study)
+        return
+    shown = [
+        {
+            "budget": each.study.budget.to_json(),
+            "result": None if each.result is None else records.result(each.result),
+            "unmet": each.unmet,
+        }
+        for each in members
+    ]
+    rows = [(str(each.study.budget), each.result) for each in members]
+    output.show({"version": 1, "family": shown}, tables.family(rows, members[0].study.task.metric.name))
+
+
+def raise_unmet(members: Sequence[Member]) -> None:
+    """End with status 130 after Ctrl-C, with 3 where no plan meets a budget."""
+    if any(each.interrupted for each in members):
+        raise typer.Exit(INTERRUPTED)
+    unmet = [each.unmet for each in members if each.unmet is not None]
+    if unmet:
+        raise BudgetError(". ".join(unmet)) from members[0].error
+
+
 def show_answers(output: Output, known: Any, study: StudyNoun) -> None:
     """Print the budgets that a run can answer."""
     from autoprune.reporting import tables
@@ -139,7 +219,7 @@ def target_names() -> list[str]:
 
 _STUDY = "A study's YAML file, or the name of a bundled one."
 _TARGET = "A target's YAML file, or the name of a bundled one; may be repeated."
-_BUDGET = "Replace one limit, as in latency=50%; may be repeated, wins over --set."
+_BUDGET = "Replace one limit, as in latency=50%; may be repeated for other quantities, wins over --set."
 
 Study = Annotated[str, typer.Argument(metavar="STUDY", help=_STUDY, autocompletion=_studies)]
 Targets = Annotated[

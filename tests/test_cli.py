@@ -177,7 +177,7 @@ def test_a_search_shows_dense_best_and_what_was_done_to_each_layer(engine, tmp_p
                  "48.0 %", "[47.7, 48.3]",
                  "1.23M", "structured -45 % (l2)", "stem.0, stage1.conv2", "left whole: fc"):  # fmt: skip
         assert text in ended.stdout, text
-    assert "5 trials, about 1 min 30 s in all" in ended.stderr
+    assert "5 trials, about 1 min 30 s to 4 min 30 s in all" in ended.stderr
     assert "trial 3 of 5: metric 0.9612, latency 48.0 % of dense; best: trial 3" in ended.stderr
     ((_, (study, opened)),) = engine.calls
     assert (study.search.trials, study.search.seed, opened.folder) == (5, 7, Path("out"))
@@ -250,7 +250,7 @@ def test_check_lists_groups_refusals_costs_and_time(engine):
     shown = run("check", "small.yaml")
     assert shown.exit_code == 0
     for text in ("stem.0, stage1.conv2", "4 units", "refused: its channels are the network's output", "1.23M",
-                 "most pruned", "about 3 min 20 s", "few trials", "10x8 weights"):  # fmt: skip
+                 "most pruned", "about 3 min 20 s to 10 min 0 s", "few trials", "10x8 weights"):  # fmt: skip
         assert text in shown.stdout, text
     record = json.loads(run("check", "small.yaml", "--json").stdout)
     assert [group["size"] for group in record["groups"]] == [4, 80, 10]
@@ -307,6 +307,30 @@ def test_export_lists_the_budgets_that_a_run_can_answer_and_trains_for_one(engin
     assert (opened.folder, opened.part) == (Path("runs/small"), "latency=14%")
     for wrong in (["--train"], ["--trial", "3"], ["--trial", "3", "--train", "--out", "x"], ["--budget", "params=9%"]):
         assert run("export", "runs/small", *wrong).exit_code == 2
+
+
+@pytest.mark.promise("budgets", "options")
+def test_a_quantity_that_is_limited_several_times_makes_a_family(engine, tmp_path):
+    asked = ("--budget", "latency=30%", "--budget", "params=80%", "--budget", "latency=50%")
+    ended = run("search", "small.yaml", *asked)
+    assert ended.exit_code == 0, ended.stderr
+    searched = [(str(study.budget), opened.part) for _, (study, opened) in engine.calls]
+    assert searched == [
+        ("latency at most 50%, params at most 80%", ""),  # the loosest is the run's own
+        ("latency at most 30%, params at most 80%", "latency=30%,params=80%"),
+    ]
+    assert "The family" in ended.stdout and "runs/small/latency=30%" in "".join(ended.stdout.split())
+    members = json.loads(run("search", "small.yaml", *asked, "--json").stdout)["family"]
+    assert [each["budget"]["latency"] for each in members] == ["50%", "30%"]
+    assert all(each["result"]["best"]["trial"] == 3 and each["unmet"] is None for each in members)
+    engine.raises = BudgetError("no plan meets it")
+    missed = run("search", "small.yaml", *asked)
+    assert (missed.exit_code, missed.stderr.count("no plan meets it")) == (3, 2)
+    for wrong in (["latency=50%", "latency=2ms"], ["latency=50%", "latency=30%", "params=9%", "params=8%"]):
+        options = [part for text in wrong for part in ("--budget", text)]
+        assert run("search", "small.yaml", *options).exit_code == 2
+    twice = run("check", "small.yaml", "--budget", "latency=50%", "--budget", "latency=30%")
+    assert (twice.exit_code, "latency is limited twice" in twice.stderr) == (2, True)
 
 
 def test_a_failed_verification_has_status_4(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import threading
 
 import pytest
@@ -11,7 +12,13 @@ from rich.console import Console
 from autoprune.plan import Plan
 from autoprune.reporting import progress, words
 from autoprune.score import Candidate, Score
-from autoprune.searching.listener import CLOSING_S
+from autoprune.searching.listener import CLOSING_S, FRESH_S
+from autoprune.searching.time_limit import TimeLimit
+
+
+@pytest.fixture(autouse=True)
+def idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.5, 0.5, 0.5))
 
 
 class Now:
@@ -72,12 +79,55 @@ def test_a_resumed_search_counts_its_own_trials_only():
     assert clock.left() == 32.0 + CLOSING_S  # 8 trials of 4 s
 
 
+@pytest.mark.promise("figures")
+def test_an_estimate_says_that_the_machine_is_busy(monkeypatch):
+    assert words.busy() is None and progress.estimate(60.0, 5) == "5 trials, about 1 min 0 s to 3 min 0 s in all"
+    monkeypatch.setattr(os, "getloadavg", lambda: (float((os.cpu_count() or 1) + 3), 0.0, 0.0))
+    assert "this machine is busy (load" in progress.estimate(60.0, 5)
+
+
+@pytest.mark.promise("limits-of-time")
+def test_a_time_limit_keeps_what_training_and_the_closing_take():
+    now = Now()
+    limit = TimeLimit(300.0, now)
+    now.seconds += 20
+    limit.prepared()
+    assert limit.closing_s == CLOSING_S and limit.shortfall(10.0, 5.0) is None
+    judging = 300 - CLOSING_S - 4 * (5 + FRESH_S)
+    now.seconds = 100 + judging - 1
+    assert not limit.over_for_judging(5.0, 4) and not limit.over()
+    now.seconds += 2
+    assert limit.over_for_judging(5.0, 4) and not limit.over()
+    now.seconds = 100 + 300 - CLOSING_S + 1
+    assert limit.over()
+    unlimited = TimeLimit(None, now)
+    assert not unlimited.over() and not unlimited.over_for_judging(5.0, 4) and unlimited.shortfall(9.0, 9.0) is None
+
+
+@pytest.mark.promise("limits-of-time")
+def test_a_time_limit_that_cannot_be_kept_says_what_the_least_is():
+    now = Now()
+    limit = TimeLimit(20.0, now)
+    now.seconds += 40
+    limit.prepared()
+    assert limit.closing_s == 40  # what took long to prepare takes long to export
+    said = limit.shortfall(8.0, 5.0)
+    assert (
+        said is not None
+        and f"less than the least that this search takes, about {40 + 8 + 5 + FRESH_S + 40:.0f} s" in said
+    )
+    assert limit.over() and limit.over_for_judging(5.0, 4)
+    half = TimeLimit(100.0, now)
+    now.seconds += (100 - CLOSING_S) / 2 - 1
+    assert not half.over_for_judging(1000.0, 4)  # judging has half of what is left, however long training takes
+
+
 def test_lines_give_a_line_for_each_trial():
     stream, now = io.StringIO(), Now()
     text = drawn(progress.Lines(Console(file=stream, width=200), progress.Clock(now)), now, stream)
     best = "best: trial 1, metric 0.9000, latency 50.0 % of dense"
     assert text.splitlines() == [
-        "5 trials, about 3 min 20 s in all",
+        "5 trials, about 3 min 20 s to 10 min 0 s in all",
         "training the dense model",
         f"trial 1 of 5: metric 0.9000, latency 50.0 % of dense; {best}; about 1 min 0 s left",
         "[watch] out",

@@ -35,8 +35,13 @@ def apply(
     for text in sets:
         key, value = _split(text, "--set", "key.path=value, as in --set search.trials=10")
         editor.put(_path(key, f"--set {text}"), value, f"--set {text}")
+    limited: set[str] = set()
     for text in budget:
         key, value = _split(text, "--budget", "a quantity and its limit, as in --budget latency=50%")
+        if key in limited:
+            said = f"{key} is limited twice; `autoprune search` takes several limits of one quantity, for a family"
+            raise StudyError(said, file=f"--budget {text}")
+        limited.add(key)
         editor.put(("budget", key), value, f"--budget {text}")
     for name, (path, value) in options.items():
         editor.put(path, value, f"{name} {value}")

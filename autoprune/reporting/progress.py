@@ -35,6 +35,7 @@ class Clock:
     def plan(self, seconds: float | None, trials: int) -> None:
         """The whole is expected to take `seconds` from now."""
         self.trials, self.planned_s, self._start = trials, seconds, self.now()
+        self.position, self._first = 0.0, None  # another search may have been told of before
 
     def move(self, position: float) -> None:
         """The search stands at `position`, in trials."""
@@ -204,7 +205,10 @@ def shown(console: Console, *, quiet: bool = False) -> Silent:
 
 def estimate(seconds: float | None, trials: int) -> str:
     """What the whole will take, in words."""
-    return f"{trials} trials" + ("" if seconds is None else f", about {words.span(seconds)} in all")
+    if seconds is None:
+        return f"{trials} trials"
+    crowd = words.busy()
+    return f"{trials} trials, about {words.expected(seconds)} in all{f'; {crowd}' if crowd else ''}"
 
 
 def _of(number: int, trials: int) -> str:

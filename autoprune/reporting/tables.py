@@ -16,7 +16,7 @@ from autoprune.score import Candidate, Score
 from autoprune.searching.answers import Answer
 from autoprune.space import Variable
 
-__all__ = ["answers", "checks", "closing", "costs", "front", "groups", "plain", "treatment"]
+__all__ = ["answers", "checks", "closing", "costs", "family", "front", "groups", "plain", "treatment"]
 
 _COLUMNS = 4  # of candidates side by side
 _EXTRAS: Mapping[str, tuple[str, Callable[[float | None], str]]] = {  # of the front, where the study asks for them
@@ -167,6 +167,22 @@ def answers(known: Sequence[Answer], metric: str) -> Table:
         how = "trained" if each.trained else "untrained, needs --train"
         quality = words.metric(each.candidate.score.metric)
         table.add_row(" --budget ".join(each.budget.split(",")), f"{each.candidate.number}", how, quality)
+    return table
+
+
+def family(members: Sequence[tuple[str, Result | None]], metric: str) -> Table:
+    """A row for each budget of a family: its best, and where that is."""
+    table = plain("The family", "of dense: the latency's median and its 95 % interval")
+    for name in ("budget", "trial", metric, "test", "of dense", "FLOPs", "params", "results"):
+        table.add_column(name, justify="left" if name in ("budget", "results") else "right", overflow="fold")
+    for budget, result in members:
+        if result is None or result.best is None:
+            table.add_row(budget, "none", *[words.MISSING] * 5, "" if result is None else str(result.run.results))
+            continue
+        score = result.best.score
+        cells = (words.metric(score.metric), words.metric(score.test_metric), words.ratio(score))
+        counts = (words.count(score.flops), words.count(score.params))
+        table.add_row(budget, str(result.best.number), *cells, *counts, str(result.run.results))
     return table
 
 

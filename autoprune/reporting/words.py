@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from autoprune.group import Group
 from autoprune.plan import Choice
 from autoprune.pruning.widths import units_left
@@ -9,9 +11,11 @@ from autoprune.score import Candidate, Score
 
 __all__ = [
     "MISSING",
+    "busy",
     "choice",
     "count",
     "energy",
+    "expected",
     "latency",
     "metric",
     "milliseconds",
@@ -22,6 +26,8 @@ __all__ = [
 ]
 
 MISSING = "–"
+_UNSURE = 3.0  # times an estimate, that a search was seen to take beside other work
+_OTHERS = 1.0  # processes that wait for a core, from which on a machine is busy
 
 
 def count(value: float | None) -> str:
@@ -79,6 +85,23 @@ def span(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def expected(seconds: float) -> str:
+    """An estimate as `1 min 0 s to 3 min 0 s`: what a search takes depends on what else the machine does."""
+    return f"{span(seconds)} to {span(seconds * _UNSURE)}"
+
+
+def busy() -> str | None:
+    """That others want the cores, so that everything takes longer; None where they do not."""
+    cores = os.cpu_count() or 1
+    try:
+        load = os.getloadavg()[0]
+    except OSError:
+        return None
+    if load < cores + _OTHERS:
+        return None
+    return f"this machine is busy (load {load:.0f} on {cores} cores): expect the longer time, or more"
 
 
 def choice(given: Choice | None, group: Group) -> str:

@@ -47,7 +47,7 @@ def settle(
     """
     judged = {candidate.number: candidate for candidate in candidates}
     for candidate in ranked(study, candidates):
-        listener.started(candidate.number, f"measuring trial {candidate.number} again in {PROCESSES} fresh processes")
+        listener.started(0, f"measuring trial {candidate.number} again in {PROCESSES} fresh processes")
         try:
             score, broken = _again(study, prepared, dense, run, candidate)
         except Exception as error:  # the next one takes its place

@@ -23,7 +23,7 @@ from autoprune.pruning.pruned import Pruned, apply
 from autoprune.run import Run
 from autoprune.score import Score
 from autoprune.searching.costs import Costs
-from autoprune.searching.listener import CLOSING_S, Listener, Quiet
+from autoprune.searching.listener import CLOSING_S, FRESH_S, Listener, Quiet
 from autoprune.space import Variable, uniform
 from autoprune.study import Study
 from autoprune.target import Budget
@@ -70,17 +70,21 @@ class Prepared:
         """What training one plan takes, at half of the dense model's cost."""
         return 0.5 * self.epoch_s * study.recovery.epochs * (1.3 if study.recovery.distill else 1.0)
 
+    def baseline_s(self, study: Study, trained: bool = False) -> float:
+        """What training the dense model takes, where it is not `trained` yet."""
+        return 0.0 if self.trained or trained else self.epoch_s * study.task.training.epochs
+
     def seconds(self, study: Study, trials: int | None = None, trained: bool = False) -> float:
         """Estimate of the search, or of the `trials` left: the dense model's training unless `trained`, a second or so
         for each trial, the training of the finalists (without them of half of the trials) at half cost, the profile of
         the target, the export.
         """
         trials = max(0, study.search.trials if trials is None else trials)
-        baseline = 0.0 if self.trained or trained else self.epoch_s * study.task.training.epochs
+        baseline = self.baseline_s(study, trained)
         finalists = trials if study.search.finalists is None else study.search.finalists
-        whole = baseline + 1.2 * trials + self.training_s(study) * finalists + _OPENING_S + CLOSING_S
+        whole = baseline + 1.2 * trials + (self.training_s(study) + FRESH_S) * finalists + _OPENING_S + CLOSING_S
         limit = study.search.timeout_s
-        return whole if limit is None else min(whole, max(baseline, limit) + CLOSING_S)
+        return whole if limit is None else min(whole, max(baseline + CLOSING_S, limit))
 
 
 def prepare(study: Study, run: Run | None = None, listener: Listener | None = None) -> Prepared:

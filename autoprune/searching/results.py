@@ -183,8 +183,9 @@ def export_from(
         done = Finished(best.plan, model, prepared.model, best.score, dense, best.number)
         kept_budget = trial is None or not study.budget.broken(best.score, dense, study.task.metric.goal)
         budget = study.budget if kept_budget else type(study.budget)()
+        listener.started(0, "exporting")
         score = export(study, done, out, budget=budget)
-        listener.started(best.number, "verifying")
+        listener.started(0, "verifying in a fresh process")
         verify_in_fresh_process(out, study.task)
     return Result(Run(out), dense, front, replace(best, score=score), prepared.coupling.groups)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 
@@ -24,6 +23,7 @@ from autoprune.searching.probes import useful
 from autoprune.searching.promotion import best, promoted
 from autoprune.searching.screening import Screening
 from autoprune.searching.study import Journal
+from autoprune.searching.time_limit import TimeLimit
 from autoprune.searching.trials import Trials
 from autoprune.space import plan_of
 from autoprune.study import Study
@@ -75,6 +75,7 @@ def train_best(study: Study, run: Run, listener: Listener | None = None) -> Resu
     listener = listener or Quiet()
     with run.locked():
         run.sweep()
+        limit = TimeLimit(study.search.timeout_s)
         prepared = _checked(study, run, listener)
         dense = baseline.establish(study, prepared, run, listener)
         candidates = Journal.read(study, run, dense)
@@ -87,7 +88,7 @@ def train_best(study: Study, run: Run, listener: Listener | None = None) -> Resu
         Run.write_yaml(run.study, dict(study.resolved))
         if study.search.finalists is not None:
             prepared, _ = useful(study, prepared, listener)
-        search = _Search(study, run, prepared, listener)
+        search = _Search(study, run, prepared, limit, listener)
         search.begin(judging=False)
         search.promote(1)
         return search.close(interrupted=False)
@@ -104,6 +105,7 @@ def _checked(study: Study, run: Run, listener: Listener) -> Prepared:
 
 def _searched(study: Study, run: Run, listener: Listener) -> Result:
     """The straight line: prepare, baseline, trials, finalists, export."""
+    limit = TimeLimit(study.search.timeout_s)
     prepared = _checked(study, run, listener)
     Run.write_yaml(run.study, dict(study.resolved))
     idle: list[str] = []
@@ -112,7 +114,7 @@ def _searched(study: Study, run: Run, listener: Listener) -> Result:
     for text in (*idle, *warnings_of(study, prepared)):
         listener.note(text)
     interrupted = False
-    search = _Search(study, run, prepared, listener)
+    search = _Search(study, run, prepared, limit, listener)
     try:
         search.begin()
         search.loops()
@@ -147,13 +149,12 @@ def warnings_of(study: Study, prepared: Prepared) -> list[str]:
 class _Search:
     """The state of one search."""
 
-    def __init__(self, study: Study, run: Run, prepared: Prepared, listener: Listener) -> None:
-        self.study, self.run, self.prepared, self.listener = study, run, prepared, listener
+    def __init__(self, study: Study, run: Run, prepared: Prepared, limit: TimeLimit, listener: Listener) -> None:
+        self.study, self.run, self.prepared, self.time, self.listener = study, run, prepared, limit, listener
         self.journal = Journal(study, run, prepared.variables)
         if self.journal.damage is not None:
             listener.note(self.journal.damage)
         self.dense: Score | None = None
-        self.started = time.monotonic()
         self.tried = 0  # plans promoted since
 
     def begin(self, *, judging: bool = True) -> None:
@@ -163,6 +164,10 @@ class _Search:
         left = max(0, trials - (done if self.study.search.finalists is None else self.journal.finished()))
         left = left if judging else 0
         whole = done + left + (self.study.search.finalists or 0)
+        self.time.prepared()
+        training = self.prepared.training_s(self.study)
+        if (shortfall := self.time.shortfall(self.prepared.baseline_s(self.study, trained), training)) is not None:
+            self.listener.note(shortfall)
         self.listener.planned(self.prepared.seconds(self.study, left, trained), whole)
         if done:
             self.listener.note(f"going on with {self.run.folder}: {done} trials are done{self._replaced()}")
@@ -191,7 +196,7 @@ class _Search:
 
     def _train_all(self) -> None:
         while (done := self.journal.finished()) < self.study.search.trials:
-            if done and self._late():
+            if done and self.time.over():
                 self.listener.note(f"the time limit is reached after {done} trials")
                 return
             self.trials.run_one(*self.journal.ask(), self.trials.trained)
@@ -237,7 +242,7 @@ class _Search:
                 count += 1
                 continue
             trained = any(each.stage == "trained" for each in candidates)
-            if self._late() and (trained or self.tried >= finalists):
+            if self.time.over() and (trained or self.tried >= finalists):
                 self.listener.note("the time limit is reached before all of the best plans were trained")
                 return
             if self.tried >= finalists * _TRIED:
@@ -251,7 +256,7 @@ class _Search:
     def _refilled(self, finalist: Candidate) -> bool:
         """Whether a finalist was judged again with what it leaves of the budget, in fresh processes, given back."""
         refills = self.journal.refills()
-        if self._late() or finalist.number in {*refills, *refills.values()}:
+        if self.time.over() or finalist.number in {*refills, *refills.values()}:
             return False
         given = self.journal.parameters(finalist.number)
         if plan_of(self.prepared.variables, given) != finalist.plan:  # it has what is no longer searched
@@ -266,12 +271,7 @@ class _Search:
 
     def _late_to_judge(self) -> bool:
         """Whether what is left of the time limit is for training."""
-        timeout, count = self.study.search.timeout_s or 0.0, self.study.search.finalists or 0
-        return self._late(min(self.prepared.training_s(self.study) * count, timeout / 2))
-
-    def _late(self, reserve_s: float = 0.0) -> bool:
-        limit = self.study.search.timeout_s
-        return limit is not None and time.monotonic() - self.started + reserve_s > limit
+        return self.time.over_for_judging(self.prepared.training_s(self.study), self.study.search.finalists or 0)
 
     def close(self, interrupted: bool) -> Result:
         """Measure the finalists again, export and verify the best, unless an earlier start has done it."""
@@ -334,7 +334,7 @@ class _Search:
 
     def _export(self, best: Candidate) -> Candidate:
         assert self.dense is not None
-        self.listener.started(best.number, "exporting and verifying")
+        self.listener.started(0, "exporting and verifying the best, which takes about half a minute")
         model = records.kept_model(self.run, best.number, self.prepared.model)
         done = Finished(best.plan, model, self.prepared.model, best.score, self.dense, best.number)
         score = export(self.study, done, self.run.best)
