@@ -168,6 +168,8 @@ class _Search:
         training = self.prepared.training_s(self.study)
         if (shortfall := self.time.shortfall(self.prepared.baseline_s(self.study, trained), training)) is not None:
             self.listener.note(shortfall)
+        if left and self.study.search.finalists is not None:
+            self.listener.note(f"{left} plans are judged untrained, the best {self.study.search.finalists} are trained")
         self.listener.planned(self.prepared.seconds(self.study, left, trained), whole)
         if done:
             self.listener.note(f"going on with {self.run.folder}: {done} trials are done{self._replaced()}")
