@@ -15,7 +15,7 @@ import yaml
 from test_search import Listens, quick, quicker, study
 
 from autoprune.errors import BudgetError, InputError
-from autoprune.plan import Plan
+from autoprune.plan import Choice, Plan
 from autoprune.reading.resume import open_run
 from autoprune.run import Run
 from autoprune.score import Candidate, Score
@@ -130,7 +130,8 @@ def test_the_same_budget_goes_on_where_it_was_and_says_what_it_may_replace(finis
 
 
 def screened(number: int, flops: int, loss: float) -> Candidate:
-    return Candidate(number, Plan(), Score(0.5, loss=loss, flops=flops), False, "screened")
+    plan = Plan({"0:units": Choice("structured", number / 100)})
+    return Candidate(number, plan, Score(0.5, loss=loss, flops=flops), False, "screened")
 
 
 @pytest.mark.promise("budgets")
@@ -143,6 +144,8 @@ def test_the_budgets_that_a_run_can_answer_are_those_of_plans_that_none_cheaper_
     ]
     judged = [screened(number, 100 + 20 * number, 1.0 - number / 100) for number in range(30)]
     found = answers(given({"flops": "55%"}), dense, [Candidate(0, Plan(), dense, False, "dense"), *kept, *judged])
+    again = answers(given({"flops": "55%"}), dense, [*judged, replace(kept[0], plan=judged[0].plan)])
+    assert judged[0].number not in [each.candidate.number for each in again if not each.trained]  # it is trained
     trained = [(each.budget, each.candidate.number) for each in found if each.trained]
     assert trained == [("flops=41%", 7), ("flops=53%", 9)]
     offered = [each.budget for each in found if not each.trained]

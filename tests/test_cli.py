@@ -175,7 +175,7 @@ def test_a_search_shows_dense_best_and_what_was_done_to_each_layer(engine, tmp_p
     assert ended.exit_code == 0
     for text in ("dense", "0.9800", "3 best", "0.9612", "0.9501", "0.0600 ms", "[0.0590, 0.0610]",
                  "48.0 %", "[47.7, 48.3]",
-                 "1.23M", "structured -45 % (l2)", "stem.0, stage1.conv2", "left whole: fc"):  # fmt: skip
+                 "1.23M", "structured 4 → 2 (l2)", "stem.0, stage1.conv2", "left whole: fc"):  # fmt: skip
         assert text in ended.stdout, text
     assert "5 trials, about 1 min 30 s to 4 min 30 s in all" in ended.stderr
     assert "trial 3 of 5: metric 0.9612, latency 48.0 % of dense; best: trial 3" in ended.stderr

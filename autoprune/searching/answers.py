@@ -51,9 +51,11 @@ def answers(study: Study, dense: Score, candidates: Sequence[Candidate]) -> list
     def loss(candidate: Candidate) -> float:
         return candidate.score.objective("loss")
 
+    done = {each.plan for each in candidates if each.stage == "trained"}
     found = []
     for stage, quality in (("trained", metric), ("screened", loss)):
         chosen = [each for each in candidates if each.stage == stage]
+        chosen = [each for each in chosen if stage == "trained" or each.plan not in done]
         pairs = [(kept, each) for each in chosen if (kept := _kept(limits, each, dense)) is not None]
         for kept, each in _spread(_front(pairs, quality)):
             budget = ",".join(f"{limit.key}={limit}" for limit in kept)
