@@ -130,7 +130,7 @@ def test_the_same_budget_goes_on_where_it_was_and_says_what_it_may_replace(finis
 
 
 def screened(number: int, flops: int, loss: float) -> Candidate:
-    plan = Plan({"0:units": Choice("structured", number / 100)})
+    plan = Plan({"0:units": Choice("structured", (number + 1) / 100)})
     return Candidate(number, plan, Score(0.5, loss=loss, flops=flops), False, "screened")
 
 
