@@ -116,8 +116,8 @@ def test_another_budget_leaves_the_results_of_the_first_as_they_are(finished: Pa
     assert contents(finished) == before and second.best is not None and second.run.results == folder
     assert budgets(finished) == [{"flops": "55%"}] * 3 and budgets(folder) == [{"flops": "35%"}] * 3
     assert any(f"goes to {folder}" in note for note in listener.notes)
-    closing = [what.split()[0] for trial, what in listener.began if trial == 0]  # which is shown as a line of its own
-    assert closing[-2:] == ["measuring", "exporting"]
+    closing = [what[:15] for trial, what in listener.began if trial == 0]  # which are shown as lines of their own
+    assert closing[-2:] == ["measuring trial", "exporting and v"]
     assert second.best.score.flops <= 0.35 * second.dense.flops  # type: ignore[operator]
 
 
