@@ -31,7 +31,8 @@ def _times(value: float | None, factor: float | None) -> float | None:
 class Score:
     """Every figure of one model. None: not measured at the stage this candidate reached.
 
-    FLOPs follow fvcore: one multiply-add counts 1; `uncounted` names the operators that could not be counted.
+    FLOPs are those of one call of the target's batch and follow fvcore: one multiply-add counts 1; `uncounted` names
+    the operators that could not be counted.
     `size_bytes` is the size of the file that the target runs, `size_compressed_bytes` that of the same file after zlib
     (level 6): zeros cost next to nothing there. Latency intervals are 95 % intervals of the median; `latency_ratio` is
     the median ratio of a call to the dense model's call beside it. Of a study's candidates the milliseconds are that

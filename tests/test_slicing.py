@@ -544,3 +544,33 @@ def test_a_slice_takes_milliseconds():
     begin = time.perf_counter()
     slicer.cut(residual_cuts())
     assert time.perf_counter() - begin < 0.1
+
+
+@pytest.mark.promise("figures")
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+@pytest.mark.parametrize("ratio", [0.0, 0.5, 0.9])
+def test_the_size_that_is_judged_is_that_of_the_file_that_ships(tmp_path, kind, ratio):
+    from test_search import study
+
+    from autoprune import plugins
+    from autoprune.searching.costs import Costs
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cells, self.fc = kind(8, 16, 1, batch_first=True), nn.Linear(16, 3)
+
+        def forward(self, x):
+            return self.fc(self.cells(x)[0][:, -1])
+
+    net, inputs = Net().eval(), Inputs((torch.randn(2, 5, 8),))
+    coupling = discover(net, inputs)
+    keys = [group.key for group in coupling.prunable() if group.level == "units"]
+    plan = Plan({key: Choice("neuron", ratio) for key in keys})
+    pruned = apply(net, coupling, plan, Importance(net, coupling))
+    costs = Costs(replace(study({"size": "90%"}), target=Target()), net, coupling, inputs)
+    plugins.load("format", "onnx")().save(pruned.model, inputs, tmp_path / "model.onnx")
+    shipped = (tmp_path / "model.onnx").stat().st_size
+    judged = costs.score(pruned)
+    assert abs(judged.size_bytes - shipped) <= 64  # constants of cells of one or two units are written otherwise
+    assert costs.stored(pruned.model, pruned, judged).size_bytes == shipped

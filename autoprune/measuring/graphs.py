@@ -48,12 +48,18 @@ class Graphs:
 
     def cut(self, pruned: Pruned, zeros: Mapping[str, Tensor]) -> bytes | None:
         """The ONNX file of a pruned model, or None where it has to be exported."""
-        slicer = self._slicer(pruned.model)
+        if not self._slices(pruned):
+            return None
+        return self._slicer(pruned.model).cut(pruned.cuts, zeros, pruned.removed)
+
+    def apart(self, pruned: Pruned) -> int:
+        """How many bytes more the file has that ships, exported, than the one that `cut` gives."""
+        return self._slicer(pruned.model).apart if self._slices(pruned) else 0
+
+    def _slices(self, pruned: Pruned) -> bool:
         if self.note is not None or (pruned.removed and not self.leaves_out):
-            return None
-        if slicer.refuses(pruned.cuts, pruned.removed) is not None:
-            return None
-        return slicer.cut(pruned.cuts, zeros, pruned.removed)
+            return False
+        return self._slicer(pruned.model).refuses(pruned.cuts, pruned.removed) is None
 
     def _slicer(self, cut: nn.Module) -> Slicer:
         """The one whose graph a cut model is a part of."""

@@ -26,7 +26,7 @@ _EXTRAS: Mapping[str, tuple[str, Callable[[float | None], str]]] = {  # of the f
     "energy": ("energy", words.energy),
 }
 _ROWS: Sequence[tuple[str, str, Callable[[Score], str]]] = (  # of the costs; the quantity of each, its name, its figure
-    ("flops", "FLOPs", lambda score: words.count(score.flops)),
+    ("flops", "FLOPs of a call", lambda score: words.count(score.flops)),
     ("params", "parameters", lambda score: words.count(score.params)),
     ("nonzero_params", "nonzero parameters", lambda score: words.count(score.nonzero_params)),
     ("size", "size of the file", lambda score: words.size(score.size_bytes)),
@@ -63,7 +63,8 @@ def front(
     asked: Collection[str] = (),
 ) -> Table:
     """Dense, best, and the front: a row each with the figures of its score, and those that were `asked` for."""
-    table = plain("The front", "latency: median and its 95 % interval; FLOPs: one multiply-add counts 1")
+    said = "latency: median and its 95 % interval; FLOPs: of a call of the target's batch, a multiply-add counts 1"
+    table = plain("The front", said)
     masked = any(each.score.nonzero_params != each.score.params for each in candidates)
     names = [
         "trial",

@@ -56,6 +56,8 @@ class Costs:
         runtime = plugins.load("runtime", study.target.runtime, (study.folder,))()
         self._runtime, self._converted = runtime, (b"", b"")
         self._asked = asked(study)
+        limited = {limit.quantity for limit in study.budget.limits if not limit.target}
+        self._sizes = bool({"size", "size_compressed"} & {*limited, *study.search.objectives})
         self._graphs = (
             Graphs(model, coupling, inputs.rows(2), study.target.batch) if runtime.artefact == "onnx" else None
         )
@@ -78,7 +80,7 @@ class Costs:
         }
 
     def score(self, pruned: Pruned, *, sized: bool = True) -> Score:
-        """FLOPs, parameters, nonzero parameters at the final ratio, size of the file that the target runs; no latency.
+        """FLOPs of a call, parameters, nonzero ones at the final ratio, size of the file that ships; no latency.
 
         The nonzero count alone depends on the weights' values, and is counted anew. Where it is not `sized`, there is
         no file either, and nothing is kept: that is for plans which are only thought of.
@@ -88,6 +90,7 @@ class Costs:
         kept = self.figures.recall("costs", key)
         if kept is None:
             size = measure.size_bytes(self._artefact(pruned, zeros)) if sized else None
+            size = size + self._graphs.apart(pruned) if size is not None and self._graphs else size
             kept = measure.costs(pruned.model, self.inputs).updated(nonzero_params=None, size_bytes=size).to_json()
             if sized:
                 self.figures.keep("costs", key, kept)
@@ -165,8 +168,15 @@ class Costs:
         return self._measured(pruned, pruned.masks.final(), seconds=_BRIEF)
 
     def stored(self, model: nn.Module, pruned: Pruned, score: Score) -> Score:
-        """`score` with what the file of this model, trained now, compresses to, where the study asks for that."""
+        """`score` with the size of the file of this model, trained now, and what it compresses to, where asked for.
+
+        Exported as it will ship: a limit on its size is verified on that file, to the byte.
+        """
         finished, zeros = _finished(model, pruned)
+        if self._graphs is not None and self._sizes:
+            shipped = measure.artefact(model, self.inputs.rows(2), self.target)
+            score = score.updated(size_bytes=measure.size_bytes(shipped))
+            return compressed(shipped, None, score, self._asked)
         return compressed(self._artefact(finished, zeros), model, score, self._asked)
 
     def _resources(
