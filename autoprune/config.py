@@ -172,7 +172,8 @@ def build(config: Config, task: Task | None = None) -> Study:
         _check_device("recovery", recovery)
     budget, own = Budget.parse(values.budget), _target(values.target, config.folders)
     search = values.search.model_dump()
-    timeout, objectives, finalists = (search.pop(key) for key in ("timeout", "objectives", "finalists"))
+    timeout, stall = (search.pop(key) for key in ("timeout", "stall"))
+    objectives, finalists = (search.pop(key) for key in ("objectives", "finalists"))
     return Study(
         name=values.name,
         task=task,
@@ -187,6 +188,7 @@ def build(config: Config, task: Task | None = None) -> Study:
             finalists=None if finalists == "all" else finalists,
             objectives=tuple(objectives),
             timeout_s=None if timeout is None else duration(timeout),
+            stall_s=None if stall is None else duration(stall),
         ),
         recovery=recovery,
         formats=tuple(values.export.formats),

@@ -15,7 +15,7 @@ from typing import Any
 
 from autoprune.errors import AutopruneError, CodeError, paragraph
 
-__all__ = ["PASS", "Fault", "boundary", "code", "drawn", "guarded"]
+__all__ = ["PASS", "Fault", "boundary", "code", "drawn", "guarded", "users_line"]
 
 PASS = (KeyboardInterrupt, GeneratorExit, AutopruneError)  # what is not turned into a fault
 
@@ -84,6 +84,15 @@ def _is_users(file: str) -> bool:
     if not file or file.startswith(("<", _OURS)) or _SITE.search(file):
         return False
     return not file.startswith(_LIBRARIES)
+
+
+def users_line(frame: FrameType | None) -> str | None:
+    """The user's own line that a frame is in, or was called from."""
+    while frame is not None:
+        if _is_users(frame.f_code.co_filename):
+            return f"{Path(frame.f_code.co_filename).name}, line {frame.f_lineno}"
+        frame = frame.f_back
+    return None
 
 
 @contextmanager

@@ -27,6 +27,7 @@ class Settings:
     seed: int = 0
     objectives: tuple[str, ...] = ("metric", "latency")
     timeout_s: float | None = None
+    stall_s: float | None = None  # a step in which nothing moves for so long is ended
     storage: str | None = None  # an Optuna storage URL; None: the journal file in the run's folder
     sampler: str = "tpe"
     executor: str = "inline"

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import itertools
+import signal
 import sys
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,6 +25,7 @@ from autoprune.run import Run
 from autoprune.score import Candidate
 from autoprune.searching import finalists, preparation
 from autoprune.searching.search import search
+from autoprune.searching.stall import watched
 from autoprune.space import Options, Space
 from autoprune.study import Settings, Study
 from autoprune.target import Budget, Target
@@ -484,3 +488,72 @@ def test_a_probe_that_fails_leaves_its_technique_in_the_space(
     search(study(finalists=1, trials=6), Run(tmp_path), listener)
     assert any(note.startswith("neuron cannot be measured alone") for note in listener.notes)
     assert any("neuron" in row["techniques"] for row in rows(tmp_path))
+
+
+def spins() -> None:
+    while True:
+        pass
+
+
+def stubborn() -> None:
+    for _ in range(2):
+        try:
+            spins()
+        except Exception:
+            continue
+
+
+@pytest.mark.promise("limits-of-time")
+@pytest.mark.parametrize("hangs", [spins, lambda: time.sleep(60), stubborn])
+def test_code_that_hangs_is_ended_and_its_line_is_told(hangs: Callable[[], None]) -> None:
+    before, began = signal.getsignal(signal.SIGALRM), time.monotonic()
+    if hangs is stubborn:
+        with watched(study(stall_s=0.2), Listens()):
+            hangs()  # it came back after the second error
+    else:
+        says = r"nothing moved for 0.2 s, in test_faults.py, line \d+"
+        with pytest.raises(CodeError, match=says), watched(study(stall_s=0.2), Listens()):
+            hangs()
+    assert time.monotonic() - began < 20
+    assert signal.getsignal(signal.SIGALRM) is before and signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+@pytest.mark.promise("limits-of-time")
+def test_what_is_heard_of_starts_the_time_anew() -> None:
+    with watched(study(stall_s=1.0), Listens()) as listener:
+        for step in range(8):
+            time.sleep(0.25)  # 2 s in all
+            listener.progress(step / 8)
+    for settings, least in (({}, 0.0), ({"timeout_s": 5.0}, 290.0), ({"timeout_s": 900.0}, 890.0)):
+        with watched(study(**settings), None):
+            assert signal.getitimer(signal.ITIMER_REAL)[0] >= least
+
+
+@pytest.mark.promise("limits-of-time")
+def test_a_trial_that_hangs_is_ended_alone(tmp_path: Path, brief: None) -> None:
+    listener, hung = Listens(), list[int]()
+
+    def fault() -> None:
+        if listener.trial == 1 and not hung:
+            hung.append(1)
+            signal.setitimer(signal.ITIMER_REAL, 0.2)  # the time would be over
+            spins()
+
+    result = search(study(broken(TASK, "loss", fault), stall_s=300.0), Run(tmp_path), listener)
+    failed = [row for row in rows(tmp_path) if row["stage"] == "failed"]
+    assert result.best is not None and [row["trial"] for row in failed] == ["1"]
+    assert "nothing moved for 300 s, in test_faults.py, line" in failed[0]["reason"]
+
+
+@pytest.mark.promise("limits-of-time")
+def test_outside_the_main_thread_a_stall_that_is_asked_for_is_said_not_to_be_kept() -> None:
+    listener = Listens()
+
+    def run() -> None:
+        with watched(study(stall_s=9.0), listener):
+            pass
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert len(listener.notes) == 1 and "only in the main thread" in listener.notes[0]

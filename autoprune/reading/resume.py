@@ -20,6 +20,7 @@ _MAY_CHANGE = (
     ("search", "trials"),
     ("search", "finalists"),
     ("search", "timeout"),
+    ("search", "stall"),
     ("export",),
     ("folder",),
 )

@@ -159,6 +159,7 @@ class SearchSchema(_Section):
     seed: int = Field(default=0, ge=0)
     objectives: Objectives = ["metric", "latency"]
     timeout: Duration = None
+    stall: Duration = None
     storage: Url = None
     sampler: Sampler = "tpe"
     executor: str = "inline"

@@ -20,11 +20,12 @@ from autoprune.searching import baseline, records
 from autoprune.searching.answers import Answer, answers
 from autoprune.searching.evaluate import PROCESSES, Evaluator
 from autoprune.searching.finalists import settle
-from autoprune.searching.listener import Listener, Quiet
+from autoprune.searching.listener import Listener
 from autoprune.searching.misses import nearest_miss, needless
 from autoprune.searching.preparation import Prepared, importance, out_of_reach, prepare
 from autoprune.searching.search import Result, train_best, warnings_of
 from autoprune.searching.sensitivity import RATIOS, Sensitivity, sensitivities
+from autoprune.searching.stall import watched
 from autoprune.searching.steering import Steering
 from autoprune.searching.study import Journal
 from autoprune.space import Variable
@@ -60,8 +61,7 @@ class Map:
 
 def sensitivity(study: Study, run: Run, ratios: Sequence[float] = RATIOS, listener: Listener | None = None) -> Map:
     """Every technique of every decision at some ratios, judged untrained; what `run` has is not judged again."""
-    listener = listener or Quiet()
-    with run.locked():
+    with watched(study, listener) as listener, run.locked():
         prepared = prepare(study, run, listener)
         dense = baseline.establish(study, prepared, run, listener)
         scores = importance(study, prepared.model, prepared.coupling)
@@ -85,7 +85,8 @@ def sensitivity(study: Study, run: Run, ratios: Sequence[float] = RATIOS, listen
 
 def check(study: Study) -> Checked:
     """Everything that can be known without training. Raises ModelError, StudyError."""
-    prepared = prepare(study)
+    with watched(study, None) as listener:
+        prepared = prepare(study, None, listener)
     broken = out_of_reach(study, prepared, study.budget)
     unreachable = f"even the most-pruned plan has {'; '.join(broken)}" if broken else None
     return Checked(
@@ -106,12 +107,11 @@ def apply_plan(study: Study, plan: Plan, out: Path, listener: Listener | None = 
     A plan outside the study's budget is exported all the same, the listener told. Raises PlanError for one that does
     not fit, TrainingError where its training breaks down.
     """
-    listener = listener or Quiet()
     for choice in {choice for _, choice in plan}:  # an unknown one is refused before anything is trained
         plugins.create("technique", choice.technique, (study.folder,))
         plugins.create("criterion", choice.criterion, (study.folder,))
     run = Run(out.parent / f".{out.name}.run")
-    with run.locked():
+    with watched(study, listener) as listener, run.locked():
         prepared = prepare(study, run, listener)
         checked(prepared.coupling, plan, importance(study, prepared.model, prepared.coupling))
         listener.planned(None, 1)
@@ -163,8 +163,7 @@ def export_from(
 
     Raises InputError for a trial without a model, BudgetError that says what is reachable where the front has none.
     """
-    listener = listener or Quiet()
-    with run.locked():
+    with watched(study, listener) as listener, run.locked():
         prepared = prepare(study, run, listener)
         dense = baseline.establish(study, prepared, run, listener)
         candidates = Journal.read(study, run, dense)

@@ -16,12 +16,13 @@ from autoprune.searching.answers import Answer, answers, in_words
 from autoprune.searching.evaluate import Evaluator
 from autoprune.searching.failures import Failures
 from autoprune.searching.finalists import ranked, settle
-from autoprune.searching.listener import Listener, Quiet
+from autoprune.searching.listener import Listener
 from autoprune.searching.misses import nearest_miss, needless
 from autoprune.searching.preparation import Prepared, importance, prepare, require_reachable
 from autoprune.searching.probes import useful
 from autoprune.searching.promotion import best, promoted
 from autoprune.searching.screening import Screening
+from autoprune.searching.stall import watched
 from autoprune.searching.study import Journal
 from autoprune.searching.time_limit import TimeLimit
 from autoprune.searching.trials import Trials
@@ -55,8 +56,7 @@ def search(study: Study, run: Run, listener: Listener | None = None) -> Result:
     Raises BudgetError where no plan meets the budget, VerificationError where the artefact is not what was recorded,
     InputError, before anything of the run is changed, where the dense model keeps the budget already.
     """
-    listener = listener or Quiet()
-    with run.locked():
+    with watched(study, listener) as listener, run.locked():
         run.sweep()
         try:
             return _searched(study, run, listener)
@@ -72,8 +72,7 @@ def train_best(study: Study, run: Run, listener: Listener | None = None) -> Resu
     What it comes to is a trial of the run; the best that keeps the budget is exported and verified to `run.best`.
     Raises BudgetError, with what the run can answer, where no judged plan keeps it; InputError where dense does.
     """
-    listener = listener or Quiet()
-    with run.locked():
+    with watched(study, listener) as listener, run.locked():
         run.sweep()
         limit = TimeLimit(study.search.timeout_s)
         prepared = _checked(study, run, listener)
