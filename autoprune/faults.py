@@ -135,7 +135,8 @@ def drawn(source: Iterable[Any], what: str) -> Iterator[Any]:
             sample = _sample(error)
             if isinstance(error, StopIteration) and sample is None and _HANDED not in str(error):
                 return
-            where = what if sample is None else f"sample {sample} of {what}"
+            died = "a worker process of " if isinstance(error, (ConnectionError, EOFError)) else ""
+            where = f"{died}{what}" if sample is None else f"sample {sample} of {what}"
             raise CodeError(f"{where} failed with {Fault.of(error)}") from error
         yield item
 
