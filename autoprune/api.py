@@ -23,7 +23,7 @@ from autoprune.pruning.evidence import Evidence
 from autoprune.pruning.importance import Importance
 from autoprune.pruning.proof import discover
 from autoprune.pruning.pruned import apply
-from autoprune.pruning.repair import repair as repaired
+from autoprune.pruning.repair import Reference
 from autoprune.score import Score
 from autoprune.searching.listener import Listener
 from autoprune.searching.search import search as _search
@@ -108,10 +108,12 @@ def prune(
         coupling = _discovered(model, inputs)
         importance = Importance(model, coupling, Evidence(model, given, scored))
         request = plans.requested(plan, coupling.groups, importance, criterion, multiple_of)
-        pruned = apply(model, coupling, request.plan, importance)
+        pruned = apply(model, coupling, request.plan, importance, gradual=repair)
+        if repair and given:
+            pruned.fill(functools.partial(Reference(model, given()).repair, ridge=0.1))
         smaller = pruned.finish()
         request.tell(model, smaller, coupling, importance)
-        return repaired(smaller, model, pruned.cuts, given(), ridge=0.1) if repair and given else smaller
+        return smaller
 
 
 def measure(

@@ -64,7 +64,10 @@ class Technique(Protocol):
 
     Laws: `keep(i, 0)` keeps all; the removed share equals `ratio` within one element; at least one element stays; a
     higher ratio keeps a subset; scaling the importance changes nothing. One that removes larger parts says by a method
-    `steps(shape)` how many a weight of that shape has: the share is the k / steps nearest to `ratio`, k < steps.
+    `steps(shape)` how many a weight of that shape has: the share is the k / steps nearest to `ratio`, k < steps. One of
+    weights that is `gradual` says by a method `share(progress)` how much of what goes is gone by `progress`, in [0, 1],
+    of the training, and by `filled(part)` how much after a `part` of the way where layers are solved anew meanwhile:
+    never less than before, and all of it at 1.
     """
 
     level: Literal["units", "weights", "blocks"]

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 from autoprune.plan import Plan
 
-__all__ = ["MEASURED_APART", "NEED_A_RUN", "Candidate", "Score", "costs_of", "direction", "dominates", "pareto_front"]
+__all__ = [
+    "MEASURED_APART",
+    "NEED_A_RUN",
+    "Candidate",
+    "Score",
+    "better",
+    "by_quality",
+    "costs_of",
+    "direction",
+    "dominates",
+    "pareto_front",
+]
 
 MEASURED_APART = ("size_compressed", "memory", "energy")  # a search measures them only where they are asked for
 NEED_A_RUN = ("latency", "throughput", "memory", "energy")  # what only running the model on the target tells
@@ -39,7 +51,9 @@ class Score:
     ratio of the study's one dense figure (`beside`), which has its own interval. `throughput` is inputs per second, the
     batch over the median latency; `throughput_low` is the lower end of its interval. How `memory_bytes` (peak) and
     `energy_mj` (millijoules of one call) are measured stands in `measuring/resources.py`. `unavailable` names
-    what could not be measured, each with the reason, as in `energy: this machine has no counter`.
+    what could not be measured, each with the reason, as in `energy: this machine has no counter`. `metric_error` is the
+    standard error of the metric over its samples. `weights` says which of a finished model's are kept, as the better
+    on validation data: "trained", "repaired" or, where nothing was to be repaired, "cut".
     """
 
     metric: float | None = None
@@ -65,6 +79,8 @@ class Score:
     energy_mj: float | None = None
     unavailable: tuple[str, ...] = ()
     elsewhere: Mapping[str, Score] = field(default_factory=dict)  # on further targets, by their name
+    metric_error: float | None = None
+    weights: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object with every field."""
@@ -167,6 +183,45 @@ class Candidate:
     def trained(self) -> bool:
         """Whether its quality is that of a trained model, so that it may stand on the front."""
         return self.stage in ("dense", "trained")
+
+
+def better(first: Score, second: Score, goal: str) -> bool:
+    """Whether the quality of `first` is better; `goal` is the metric's.
+
+    Where the metrics differ by no more than a standard error, that is by a few samples, the loss decides.
+    """
+    if _alike(first, second) and first.loss is not None and second.loss is not None and first.loss != second.loss:
+        return first.loss < second.loss
+    sign = 1 if goal == "maximize" else -1
+    return sign * first.objective("metric") > sign * second.objective("metric")
+
+
+def by_quality(candidates: Sequence[Candidate], goal: str) -> list[Candidate]:
+    """Best metric first; those within a standard error of the best, and so on down, by their loss.
+
+    Among equals the faster comes first, or the smaller.
+    """
+    sign, found = -1.0 if goal == "maximize" else 1.0, list[Candidate]()
+
+    def cost(candidate: Candidate) -> tuple[float, float]:
+        return candidate.score.latency_ratio or 0.0, float(candidate.score.nonzero_params or 0)
+
+    def loss(candidate: Candidate) -> tuple[float, ...]:
+        known = candidate.score.loss
+        return (math.inf if known is None else known, sign * candidate.score.objective("metric"), *cost(candidate))
+
+    left = sorted(candidates, key=lambda each: (sign * each.score.objective("metric"), *cost(each)))
+    while left:
+        alike = [each for each in left if _alike(each.score, left[0].score)]
+        found += sorted(alike, key=loss)
+        left = [each for each in left if each not in alike]
+    return found
+
+
+def _alike(first: Score, second: Score) -> bool:
+    """Whether two metrics are too near each other to tell which is better."""
+    apart = abs(first.objective("metric") - second.objective("metric"))
+    return apart <= max(first.metric_error or 0.0, second.metric_error or 0.0)
 
 
 def direction(objective: str, goal: str) -> Literal["maximize", "minimize"]:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from models import member
 from torch import nn
 
+from autoprune import plugins
+from autoprune.errors import InputError
 from autoprune.plan import Choice, Plan
 from autoprune.pruning.importance import Importance
 from autoprune.pruning.proof import discover
 from autoprune.pruning.pruned import Pruned, apply
-from autoprune.training.schedule import polynomial
+from autoprune.pruning.techniques.sparse import Sparse
 
 
 def prepared(technique: str, ratio: float = 0.8, name: str = "perceptron", **more: Choice) -> tuple[nn.Module, Pruned]:
@@ -20,7 +24,7 @@ def prepared(technique: str, ratio: float = 0.8, name: str = "perceptron", **mor
     plan = Plan(
         {"0:weights": Choice(technique, ratio)} | {key.replace("__", ":"): choice for key, choice in more.items()}
     )
-    return model, apply(model, coupling, plan, Importance(model, coupling), polynomial)
+    return model, apply(model, coupling, plan, Importance(model, coupling), gradual=True)
 
 
 def zeros(model: nn.Module, name: str = "0.weight") -> int:
@@ -53,13 +57,50 @@ def test_the_final_ratio_is_exact(technique: str, ratio: float) -> None:
 
 
 def test_a_gradual_mask_follows_its_schedule() -> None:
-    _, pruned = prepared("sparse")
+    _, pruned = prepared("sparse(end=0.7)")
     assert zeros(pruned.model) == 0
     patterns = train(pruned, 20)
     for step, pattern in enumerate(patterns):
-        assert int((~pattern).sum()) == round(84 * 0.8 * polynomial((step + 1) / 20))
+        assert int((~pattern).sum()) == round(84 * 0.8 * Sparse(end=0.7).share((step + 1) / 20))
     counts = [int(pattern.sum()) for pattern in patterns]
     assert counts == sorted(counts, reverse=True)
+
+
+@settings(max_examples=50, deadline=None, derandomize=True, database=None)
+@given(st.floats(0, 0.4), st.floats(0.5, 1), st.floats(0, 1), st.floats(0.5, 5), st.floats(0, 1), st.floats(0, 1))
+def test_the_share_of_a_schedule_rises_to_one(
+    begin: float, end: float, initial: float, power: float, first: float, second: float
+) -> None:
+    sparse = Sparse(begin, end, initial, power)
+    low, high = sorted((first, second))
+    assert 0.0 <= sparse.share(low) <= sparse.share(high) <= 1.0
+    assert sparse.filled(low) <= sparse.filled(high)
+    assert sparse.share(begin) == pytest.approx(initial) and sparse.filled(0.0) == pytest.approx(initial)
+    assert sparse.share(end) == sparse.share(1.0) == sparse.filled(1.0) == 1.0
+    assert begin == 0 or sparse.share(begin * 0.99) == 0.0
+
+
+def test_the_share_of_a_schedule_by_hand() -> None:
+    assert Sparse(end=0.7).share(0.35) == pytest.approx(1 - 0.5**3)
+    assert Sparse(0.2, 0.6, initial=0.5, power=2).share(0.4) == pytest.approx(1 - 0.5 * 0.5**2)
+    assert Sparse().share(0.0) == 1.0  # full before training begins
+
+
+@pytest.mark.promise("options")
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("begin=0.8, end=0.2", "got begin=0.8 and end=0.2"),
+        ("end=1.5", "shares of the training"),
+        ("begin=-0.1, end=0.5", "got begin=-0.1"),
+        ("initial=1.2", "a share of what goes; got 1.2"),
+        ("power=0", "a power of more than 0; got 0"),
+        ("start=0.1", "did you mean|settings: begin, end, initial, power"),
+    ],
+)
+def test_a_wrong_schedule_is_bad_input(setting: str, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        plugins.create("technique", f"sparse({setting})")
 
 
 def test_a_gradual_mask_zeroes_the_smallest_of_the_current_weights() -> None:

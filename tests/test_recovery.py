@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from autoprune.plan import Choice, Plan
-from autoprune.pruning.pruned import apply
+from autoprune.pruning.pruned import Pruned, apply
 from autoprune.pruning.repair import Reference
-from autoprune.score import Score
-from autoprune.searching import evaluate
+from autoprune.score import Score, better
+from autoprune.searching import recovery as recovering
 from autoprune.searching.evaluate import Evaluator
 from autoprune.searching.preparation import importance, prepare
 from autoprune.task import Recipe, Task
+from autoprune.training import loop
 
 __all__ = ["quick"]  # a fixture that every test here uses
 
@@ -35,13 +36,13 @@ def evaluator(recovery: Recipe, *, frozen: str = "", listener: Listens | None = 
 @pytest.fixture
 def starts(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Tensor]]:
     """The tensors of every model that a training begins with."""
-    found, train = list[dict[str, Tensor]](), evaluate.train
+    found, train = list[dict[str, Tensor]](), recovering.train
 
     def noted(model: nn.Module, *given: Any, **options: Any) -> None:
         found.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
         train(model, *given, **options)
 
-    monkeypatch.setattr(evaluate, "train", noted)
+    monkeypatch.setattr(recovering, "train", noted)
     return found
 
 
@@ -92,7 +93,13 @@ def test_without_epochs_the_repaired_model_is_what_comes_out(plan: Plan) -> None
     given = evaluator(Recipe(epochs=0, **RECIPE))
     model, coupling = given.prepared.model, given.prepared.coupling
     pruned = apply(model, coupling, plan, given.importance)
-    wanted = Reference(model, TASK.batches("train", seed=0)).repair(pruned.finish(), pruned.cuts).state_dict()
+    reference = Reference(model, TASK.batches("train", seed=0))
+    if "sparse" in str(plan.to_json()):
+        pruned = apply(model, coupling, plan, given.importance, gradual=True)
+        pruned.fill(reference.repair)
+        wanted = pruned.finish().state_dict()
+    else:
+        wanted = reference.repair(pruned.finish(), pruned.cuts).state_dict()
     assert done.candidate.stage == "trained" and done.model is not None
     weights = {name: tensor for name, tensor in done.model.state_dict().items() if "weight" in name}
     assert all(torch.equal(tensor, wanted[name]) for name, tensor in weights.items())
@@ -131,8 +138,15 @@ def test_only_the_first_of_several_cuts_is_repaired(
     monkeypatch: pytest.MonkeyPatch, starts: list[dict[str, Tensor]]
 ) -> None:
     solved = list[int]()
-    monkeypatch.setattr(Evaluator, "_repair", lambda self, pruned, final: solved.append(len(starts)))
+    fill = Pruned.fill
+
+    def noted(pruned: Pruned, *given: Any, **options: Any) -> None:
+        solved.append(len(starts))
+        fill(pruned, *given, **options)
+
     given = evaluator(Recipe(epochs=6, repair=True, iterations=2, **RECIPE))
+    monkeypatch.setattr(recovering.Recovery, "untrained", lambda self, plan, repair: self.model)
+    monkeypatch.setattr(Pruned, "fill", noted)
     assert given(CUT, 1).candidate.stage == "trained"
     assert (solved, len(starts)) == ([0], 2)
 
@@ -144,19 +158,21 @@ def test_only_the_first_of_several_cuts_is_repaired(
         (2, 6, {"0:units": "structured"}, [2, 4]),
         (3, 6, {"0:units": "structured", "3:weights": "sparse"}, [1, 1, 4]),
         (2, 2, {"0:units": "structured"}, [2]),  # too few to part
-        (2, 6, {"3:weights": "weight"}, [6]),  # no units go
+        (2, 6, {"3:weights": "weight"}, [2, 4]),
+        (2, 6, {"3:weights": "sparse"}, [2, 4]),
+        (2, 6, {"3:weights": "sparse(end=0.5)"}, [6]),  # a schedule of its own
     ],
 )
 def test_units_go_in_iterations_with_training_between(
     monkeypatch: pytest.MonkeyPatch, iterations: int, epochs: int, choices: dict[str, str], parts: list[int]
 ) -> None:
-    train, seen, shares = evaluate.train, list[tuple[int, int]](), list[float]()
+    train, seen, shares = recovering.train, list[tuple[int, int]](), list[float]()
 
     def noted(model: nn.Module, task: Task, recipe: Recipe, **options: Any) -> None:
         seen.append((recipe.epochs, model[0].out_channels))  # type: ignore[index, arg-type]
         train(model, task, recipe, **options)
 
-    monkeypatch.setattr(evaluate, "train", noted)
+    monkeypatch.setattr(recovering, "train", noted)
     listener = Listens()
     monkeypatch.setattr(listener, "progress", shares.append)
     given = evaluator(Recipe(epochs=epochs, iterations=iterations, **RECIPE), listener=listener)
@@ -164,8 +180,72 @@ def test_units_go_in_iterations_with_training_between(
     assert done.candidate.stage == "trained" and done.model is not None
     assert [each for each, _ in seen] == parts
     widths = [width for _, width in seen]
-    assert widths == sorted(widths, reverse=True) and len(set(widths)) == len(widths)
+    assert widths == sorted(widths, reverse=True)
+    assert len(set(widths)) == (len(widths) if "0:units" in choices else 1)
     assert widths[-1] == (4 if "0:units" in choices else 8) == done.model[0].out_channels  # type: ignore[index]
     assert shares == sorted(shares) and shares[-1] == 1.0 and len(shares) == 6 * epochs
     if "3:weights" in choices:
         assert int((done.model[3].weight == 0).sum()) == done.model[3].weight.numel() // 2  # type: ignore[index, union-attr, arg-type]
+
+
+PLANS = {
+    "structured": CUT,
+    "weight": Plan({"3:weights": Choice("weight", 0.8)}),
+    "sparse": Plan({"3:weights": Choice("sparse", 0.8)}),
+    "gradual": Plan({"3:weights": Choice("sparse(end=0.5, initial=0.5)", 0.8)}),
+    "n_of_m": Plan({"3:weights": Choice("n_of_m", 0.5)}),
+    "mixed": Plan({"0:units": Choice("structured", 0.25), "3:weights": Choice("sparse", 0.5)}),
+}
+
+
+@pytest.mark.promise("reconstruction")
+@pytest.mark.parametrize("rate", [1e-3, 2.0], ids=["trains", "destroys"])
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+def test_a_trained_plan_is_never_worse_than_the_same_plan_untrained(plan: Plan, rate: float) -> None:
+    listener = Listens()
+    given = evaluator(Recipe(epochs=2, repair=True, batch_size=25, learning_rate=rate), listener=listener)
+    before = loop.evaluate(given.recovery.untrained(plan), TASK, "validation", error=True)
+    done = given(plan, 1)
+    assert done.model is not None
+    after = loop.evaluate(done.model, TASK, "validation")
+    score = done.candidate.score
+    assert (score.metric, score.loss) == (after.metric, after.loss)
+    assert not better(Score(metric=before.metric, loss=before.loss, metric_error=before.error), score, "maximize")
+    told = [note for note in listener.notes if "kept as it was before training, repaired" in note]
+    assert (score.weights == "repaired") == (len(told) == 1)
+    assert score.weights == "trained" or after == replace(before, error=None)
+
+
+def test_a_training_that_breaks_down_leaves_the_repaired_model() -> None:
+    listener = Listens()
+    given = evaluator(Recipe(epochs=2, repair=True, batch_size=25, learning_rate=1e30), listener=listener)
+    done = given(CUT, 1).candidate
+    assert (done.stage, done.score.weights) == ("trained", "repaired")
+    assert any("trial 1: training broke down" in note for note in listener.notes)
+
+
+@pytest.mark.promise("reconstruction")
+@pytest.mark.parametrize("ratio", [0.8, 0.9])
+def test_untrained_sparse_is_not_weight_by_another_name(ratio: float) -> None:
+    given = evaluator(Recipe(epochs=0, repair=True, **RECIPE))
+    plans = {name: Plan({"3:weights": Choice(name, ratio)}) for name in ("weight", "sparse")}
+    models = {name: given.recovery.untrained(plan) for name, plan in plans.items()}
+    zeros = {name: model[3].weight == 0 for name, model in models.items()}  # type: ignore[index]
+    assert int(zeros["sparse"].sum()) == int(zeros["weight"].sum()) == round(8 * 16 * 9 * ratio)
+    assert not torch.equal(zeros["sparse"], zeros["weight"])
+    inputs, dense = TASK.data.validation.tensors[0], given.prepared.model
+    with torch.no_grad():
+        away = {name: float((model(inputs) - dense(inputs)).square().mean()) for name, model in models.items()}
+    assert away["sparse"] < 0.98 * away["weight"]
+
+
+@pytest.mark.promise("options")
+@pytest.mark.parametrize(("epochs", "name"), [(2, "structured"), (6, "sparse(end=0.5)")])
+def test_iterations_that_cannot_be_are_told(epochs: int, name: str) -> None:
+    listener = Listens()
+    key = "0:units" if name == "structured" else "3:weights"
+    evaluator(Recipe(epochs=epochs, iterations=2, **RECIPE), listener=listener)(Plan({key: Choice(name, 0.5)}), 7)
+    assert [note for note in listener.notes if "iterations" in note] == [
+        "trial 7 is cut at once, not in 2 iterations: "
+        + ("2 epochs do not part" if epochs == 2 else "its units, blocks or gradual masks go in one piece")
+    ]

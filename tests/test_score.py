@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoprune.plan import Plan
-from autoprune.score import Candidate, Score, direction, dominates, pareto_front
+from autoprune.score import Candidate, Score, better, by_quality, direction, dominates, pareto_front
 
 POINTS = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=12)
 
@@ -100,3 +101,37 @@ def test_the_first_of_equals_stays_and_the_untrained_stay_out() -> None:
 
 def test_dominates_is_strict() -> None:
     assert dominates((1, 2), (1, 3)) and not dominates((1, 2), (1, 2)) and not dominates((0, 3), (1, 2))
+
+
+def judged(number: int, metric: float, error: float | None, loss: float | None, ratio: float = 0.5) -> Candidate:
+    score = Score(metric=metric, metric_error=error, loss=loss, latency_ratio=ratio, nonzero_params=10)
+    return Candidate(number, Plan(), score, True, "trained")
+
+
+@pytest.mark.promise("options")
+@pytest.mark.parametrize(
+    ("candidates", "order"),
+    [
+        ([judged(1, 0.99, 0.005, 0.3), judged(2, 0.987, 0.005, 0.1)], [2, 1]),  # one image of 355
+        ([judged(1, 0.99, 0.005, 0.3), judged(2, 0.98, 0.005, 0.1)], [1, 2]),  # two standard errors
+        ([judged(1, 1.0, 0.0, 0.3), judged(2, 0.997, 0.003, 0.1)], [2, 1]),  # a perfect one has no error of its own
+        ([judged(1, 0.99, None, 0.3), judged(2, 0.987, None, 0.1)], [1, 2]),  # nothing known of the error
+        ([judged(1, 0.99, None, None, 0.5), judged(2, 0.99, None, None, 0.4)], [2, 1]),  # equal: the faster
+        ([judged(1, 0.99, None, 0.3, 0.4), judged(2, 0.99, None, 0.1, 0.5)], [2, 1]),
+        ([judged(1, 0.99, 0.01, 0.3), judged(2, 0.985, 0.01, 0.2), judged(3, 0.97, 0.01, 0.1)], [2, 1, 3]),
+    ],
+)
+def test_where_the_metric_is_coarse_the_loss_decides(candidates: list[Candidate], order: list[int]) -> None:
+    assert [each.number for each in by_quality(candidates, "maximize")] == order
+    turned = [replace(each, score=each.score.updated(metric=-(each.score.metric or 0.0))) for each in candidates]
+    assert [each.number for each in by_quality(turned[::-1], "minimize")] == order
+    if len(candidates) == 2 and candidates[0].score.loss is not None:
+        first, second = candidates[order[0] - 1].score, candidates[order[1] - 1].score
+        assert better(first, second, "maximize") and not better(second, first, "maximize")
+
+
+def test_a_score_of_before_the_error_was_taken_still_loads() -> None:
+    old = {"metric": 0.9, "loss": 0.3, "params": 10}
+    assert Score.from_json(old) == Score(metric=0.9, loss=0.3, params=10)
+    new = Score(metric=0.9, metric_error=0.01, weights="repaired")
+    assert Score.from_json(new.to_json()) == new

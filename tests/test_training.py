@@ -7,8 +7,6 @@ from dataclasses import replace
 import numpy
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
@@ -16,7 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from autoprune.errors import InputError, ModelError, TrainingError
 from autoprune.task import Data, Metric, Recipe, Task
 from autoprune.training import loop, losses, schedule
-from autoprune.training.batches import joined
+from autoprune.training.batches import joined, standard_error
 
 
 @pytest.fixture(autouse=True)
@@ -364,24 +362,35 @@ def test_a_device_that_is_not_there_is_bad_input():
         loop.device("quantum")
 
 
-@given(st.floats(0, 0.4), st.floats(0.5, 1), st.floats(0, 1), st.floats(0, 1))
-def test_the_polynomial_share_rises_from_zero_to_one(begin, end, first, second):
-    low, high = sorted((first, second))
-    share = schedule.polynomial(low, begin, end)
-    assert 0.0 <= share <= schedule.polynomial(high, begin, end) <= 1.0
-    assert schedule.polynomial(begin, begin, end) == 0.0
-    assert schedule.polynomial(end, begin, end) == pytest.approx(1.0)
-    assert schedule.polynomial(1.0, begin, end) == pytest.approx(1.0)
-
-
-def test_the_polynomial_share_by_hand():
-    assert schedule.polynomial(0.35) == pytest.approx(1 - 0.5**3)
-    assert schedule.polynomial(0.7) == 1.0
-    with pytest.raises(ValueError, match="begin < end"):
-        schedule.polynomial(0.5, 0.8, 0.2)
-
-
 def test_the_learning_rate_warms_up_and_ends_at_zero():
     values = [schedule.cosine(step / 200) for step in range(201)]
     assert values[0] == 0.0 and max(values) == values[10] == 1.0 and values[200] == pytest.approx(0.0)
     assert values[:11] == sorted(values[:11]) and values[10:] == sorted(values[10:], reverse=True)
+
+
+def test_the_standard_error_of_an_accuracy_is_the_binomial_one():
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for _ in range(40):
+        right = (torch.rand(400, generator=generator) < 0.9).float()
+        found.append(standard_error(lambda outputs, targets: float(outputs.mean()), right, right))
+    assert sum(found) / len(found) == pytest.approx((0.9 * 0.1 / 400) ** 0.5, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "targets"),
+    [
+        (torch.zeros(10), [1, 2]),  # not tensors
+        (torch.zeros(10), torch.zeros(9)),
+        (torch.zeros(3), torch.zeros(3)),  # too few
+        (torch.tensor(1.0), torch.zeros(10)),
+        (torch.zeros(10), torch.arange(10)),  # the metric wants all of them
+    ],
+)
+def test_no_standard_error_where_a_metric_takes_no_parts(outputs, targets):
+    def metric(outputs, targets):
+        if len(outputs) < 10:
+            raise ValueError("all ten")
+        return 0.5
+
+    assert standard_error(metric, outputs, targets) is None

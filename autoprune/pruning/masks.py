@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -11,41 +12,69 @@ from torch import Tensor, nn
 __all__ = ["Mask", "Masks"]
 
 
+class Gradual(Protocol):
+    """A technique whose masks fill step by step."""
+
+    def filled(self, part: float) -> float:
+        """Of all that goes, how much is gone after a `part` of the way."""
+
+    def share(self, progress: float) -> float:
+        """Of all that goes, how much is gone by `progress` in training."""
+
+
 @dataclass
 class Mask:
     """The mask of one parameter. `keep(weight, share)` gives the pattern at a share in [0, 1] of the final ratio.
 
-    A gradual mask is chosen anew from the current weights at every step of the schedule, as Zhu & Gupta 2017
-    (arXiv:1710.01878) do; any other is chosen once, at the start.
+    A `gradual` mask is empty at first and chosen anew from the current weights whenever its share changes, as
+    Zhu & Gupta 2017 (arXiv:1710.01878) do; any other is chosen once, at the start.
     """
 
     tensor: str
     keep: Callable[[Tensor, float], Tensor]
-    gradual: bool
+    gradual: Gradual | None = None
     pattern: Tensor | None = None
+    share: float | None = None  # that the pattern is of
 
 
 @dataclass
 class Masks:
-    """All masks of a model. `schedule` maps progress in training, in [0, 1], to the share of the final ratio."""
+    """All masks of a model; those that are not gradual are set at once."""
 
     model: nn.Module
     masks: list[Mask] = field(default_factory=list)
-    schedule: Callable[[float], float] = lambda progress: 1.0
 
     def __post_init__(self) -> None:
-        self.step(0.0)
+        self._set({mask.tensor: 0.0 if mask.gradual else 1.0 for mask in self.masks})
+
+    @property
+    def gradual(self) -> bool:
+        """Whether any of them is."""
+        return any(mask.gradual for mask in self.masks)
+
+    def step(self, progress: float) -> None:
+        """Zero what is masked at `progress` in training; call it after each optimiser step."""
+        self._set({mask.tensor: mask.gradual.share(progress) if mask.gradual else 1.0 for mask in self.masks})
+
+    def fill(self, part: float, progress: float) -> bool:
+        """Zero what goes after a `part` of the way to what is masked at `progress`; whether any mask is another now."""
+        return self._set(
+            {
+                mask.tensor: min(mask.gradual.filled(part), mask.gradual.share(progress)) if mask.gradual else 1.0
+                for mask in self.masks
+            }
+        )
 
     @torch.no_grad()
-    def step(self, progress: float) -> None:
-        """Zero what is masked at `progress`; call it after each optimiser step."""
-        parameters = dict(self.model.named_parameters())
+    def _set(self, shares: Mapping[str, float]) -> bool:
+        parameters, changed = dict(self.model.named_parameters()), False
         for mask in self.masks:
-            weight = parameters[mask.tensor]
-            if mask.pattern is None or mask.gradual:
-                share = self.schedule(progress) if mask.gradual else 1.0
-                mask.pattern = mask.keep(weight.detach(), share)
+            weight, share = parameters[mask.tensor], shares[mask.tensor]
+            if mask.pattern is None or mask.share != share:
+                mask.pattern, mask.share = mask.keep(weight.detach(), share), share
+                changed = True
             weight.mul_(mask.pattern.to(weight.device))
+        return changed
 
     def finish(self) -> None:
         """Set every mask to its final ratio and let go of them: from here an exact zero is the mask."""

@@ -20,6 +20,8 @@ from autoprune.space import fits
 
 __all__ = ["Pruned", "apply", "checked", "effective", "follows", "kept_units", "partly"]
 
+_STEPS = 4  # of gradual masks, between repairs
+
 
 @dataclass(frozen=True)
 class Pruned:
@@ -34,6 +36,18 @@ class Pruned:
     removed: list[str]  # blocks
     kept: Mapping[str, Tensor] = field(default_factory=dict)
 
+    def fill(self, repair: Callable[[nn.Module, Sequence[Cut]], nn.Module], progress: float = 1.0) -> None:
+        """Solve the layers anew by `repair`, in place, with the masks as they are to be at `progress` in training.
+
+        What is gradual goes in some steps, each chosen from weights that have made up for the last: what comes out is
+        better than a mask that is chosen at once.
+        """
+        if not self.masks.gradual:
+            copy_tensors(self.model, repair(self.model, self.cuts))
+        for step in range(1, _STEPS + 1) if self.masks.gradual else ():
+            if self.masks.fill(step / _STEPS, progress) or step == _STEPS:
+                copy_tensors(self.model, repair(self.model, self.cuts))
+
     def finish(self) -> nn.Module:
         """The model with every mask at its final ratio, masks let go."""
         self.masks.finish()
@@ -45,13 +59,15 @@ def apply(
     coupling: Coupling,
     plan: Plan,
     importance: Importance,
-    schedule: Callable[[float], float] = lambda progress: 1.0,
+    *,
+    gradual: bool = False,
     after: Pruned | None = None,
 ) -> Pruned:
     """Cut and mask a copy of `model` as `plan` says; `model` is untouched.
 
-    `schedule` maps training progress in [0, 1] to the share of the final ratio of gradual techniques. With `after`, an
-    earlier cut of the same model, the weights are those that it has by now; `follows` says whether it is one.
+    `gradual` leaves masks of gradual techniques empty at first, for `fill` and for training to set them; else all are
+    full. With `after`, an earlier cut of the same model, the weights are those that it has by now; `follows` says
+    whether it is one.
     Raises PlanError for a group, technique or criterion that is not there, is refused or does not fit.
     """
     choices = _effective(checked(coupling, plan, importance), importance)
@@ -61,16 +77,19 @@ def apply(
     if after is not None:
         _take_on(smaller, cuts, after)
     masks = [
-        _mask(model, smaller, group, choice, cuts, importance) for group, choice in choices if group.level == "weights"
+        _mask(model, smaller, group, choice, cuts, importance, gradual)
+        for group, choice in choices
+        if group.level == "weights"
     ]
-    return Pruned(smaller, Masks(smaller, masks, schedule), cuts, coupling.removed(keep), keep)
+    return Pruned(smaller, Masks(smaller, masks), cuts, coupling.removed(keep), keep)
 
 
 def follows(pruned: Pruned, after: Pruned) -> bool:
-    """Whether `after` lost something, and nothing that `pruned` keeps: a unit may be kept for want of another."""
+    """Whether `after` lost something, and no unit that `pruned` keeps: one may be kept for want of another."""
     kept = {(cut.tensor, cut.dim, cut.groups): cut.keep for cut in pruned.cuts}
     pairs = [(kept.get((cut.tensor, cut.dim, cut.groups)), cut.keep) for cut in after.cuts]
-    return bool(pairs) and all(last is not None and not bool((last & ~first).any()) for last, first in pairs)
+    lost = bool(pairs) or bool(after.masks.masks)
+    return lost and all(last is not None and not bool((last & ~first).any()) for last, first in pairs)
 
 
 def _take_on(smaller: nn.Module, cuts: Sequence[Cut], after: Pruned) -> None:
@@ -82,14 +101,18 @@ def _take_on(smaller: nn.Module, cuts: Sequence[Cut], after: Pruned) -> None:
 
 
 def partly(plan: Plan, share: float) -> Plan:
-    """The plan on its way: blocks as they go, of units a share of what goes, all weights still there."""
-    return Plan(
-        {
-            key: choice if key.endswith(":blocks") else replace(choice, ratio=share * choice.ratio)
-            for key, choice in plan
-            if not key.endswith(":weights")
-        }
-    )
+    """The plan on its way: blocks as they go, of units and weights a share of what goes.
+
+    Weights that go by a schedule in training of their own are all there still.
+    """
+    found = {}
+    for key, choice in plan:
+        technique = plugins.create("technique", choice.technique)
+        if technique.level == "blocks":
+            found[key] = choice
+        elif not technique.gradual or technique.share(0.0) == 1:
+            found[key] = replace(choice, ratio=share * choice.ratio)
+    return Plan(found)
 
 
 def effective(coupling: Coupling, plan: Plan, importance: Importance) -> Plan:
@@ -145,7 +168,13 @@ def checked(coupling: Coupling, plan: Plan, importance: Importance) -> list[tupl
 
 
 def _mask(
-    dense: nn.Module, smaller: nn.Module, group: Group, choice: Choice, cuts: list[Cut], importance: Importance
+    dense: nn.Module,
+    smaller: nn.Module,
+    group: Group,
+    choice: Choice,
+    cuts: list[Cut],
+    importance: Importance,
+    gradual: bool,
 ) -> Mask:
     """A mask on what the cut left of a layer's weight; what the criterion sees is the dense model's, cut alike."""
     name = tensor_of(dense, group.name)
@@ -159,4 +188,4 @@ def _mask(
         pattern: Tensor = technique.keep(criterion.score(weight, *seen), choice.ratio * share)
         return pattern
 
-    return Mask(name, keep, technique.gradual)
+    return Mask(name, keep, technique if gradual and technique.gradual else None)

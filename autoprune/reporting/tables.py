@@ -203,7 +203,7 @@ def checks(verification: Mapping[str, Any]) -> Table:
 def _figures(score: Score, masked: bool, extras: Sequence[str]) -> tuple[str, ...]:
     counts = (score.flops, score.params, *((score.nonzero_params,) if masked else ()))
     latency = tuple(cell.replace(" [", "\n[") for cell in (words.latency(score), words.ratio(score)))
-    quality = (words.metric(score.metric), words.metric(score.test_metric))
+    quality = (words.quality(score).replace(" ", "\n"), words.metric(score.test_metric))
     more = [_extra(score, name) for name in extras]
     return (*quality, *latency, *(words.count(value) for value in counts), words.size(score.size_bytes), *more)
 

@@ -20,6 +20,7 @@ __all__ = [
     "metric",
     "milliseconds",
     "outcome",
+    "quality",
     "ratio",
     "size",
     "span",
@@ -65,6 +66,12 @@ def milliseconds(value: float | None) -> str:
 def metric(value: float | None) -> str:
     """Four decimals."""
     return MISSING if value is None else f"{value:.4f}"
+
+
+def quality(score: Score) -> str:
+    """The metric, and its standard error where that is known, as `0.9918 ±0.0047`."""
+    known = score.metric is not None and score.metric_error is not None
+    return f"{metric(score.metric)} ±{score.metric_error:.4f}" if known else metric(score.metric)
 
 
 def latency(score: Score) -> str:
@@ -120,7 +127,9 @@ def outcome(candidate: Candidate) -> str:
     score = candidate.score
     screened = candidate.stage == "screened"
     kind = {"screened": "untrained ", "cost": "as cut, ", "latency": "as cut, "}.get(candidate.stage, "")
-    parts = [] if score.metric is None else [f"{kind}metric {score.metric:.4f}"]
+    parts = [] if score.metric is None else [f"{kind}metric {quality(score)}"]
+    if score.weights in ("repaired", "cut"):
+        parts.append(f"weights as {score.weights}")
     if score.latency_ratio is not None:
         parts.append(f"latency {score.latency_ratio * 100:.1f} % of dense")
     if candidate.reason:

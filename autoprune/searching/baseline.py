@@ -95,7 +95,9 @@ def establish(study: Study, prepared: Prepared, run: Run, listener: Listener) ->
             f"against {untrained.metric:.4g}): check weights, data and task.training before trusting anything below"
         )
     nonzero = sum(int(torch.count_nonzero(parameter)) for parameter in model.parameters())
-    score = prepared.dense.updated(nonzero_params=nonzero, metric=quality.metric, loss=quality.loss, test_metric=test)
+    score = prepared.dense.updated(
+        nonzero_params=nonzero, metric=quality.metric, loss=quality.loss, test_metric=test, metric_error=quality.error
+    )
     score = prepared.costs.stored(model, prepared.pruned(Plan()), score)
     save_weights(model, run.dense / "model.safetensors")
     run.write_json(path, score.to_json() | {"task": _mark(study), "files": digests(run.dense)})

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from autoprune.run import Run
-from autoprune.score import Candidate, Score, costs_of
+from autoprune.score import Candidate, Score, by_quality, costs_of
 from autoprune.searching.evaluate import PROCESSES, decided
 from autoprune.searching.failures import ends_the_search, reason_of
 from autoprune.searching.listener import Listener
@@ -21,21 +21,33 @@ __all__ = ["ranked", "settle"]
 
 
 def ranked(study: Study, candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Feasible trained candidates, best metric first; among equals the faster, or the smaller.
+    """Feasible trained candidates, best quality first (`score.by_quality`).
 
     Where quality alone is limited, the least cost first: all of them keep it.
     """
     goal = study.task.metric.goal
+    found = [candidate for candidate in candidates if candidate.feasible and candidate.trained]
+    if not least_cost_wanted(study):
+        return by_quality(found, goal)
     sign = -1.0 if goal == "maximize" else 1.0
     costs = [name for name in study.search.objectives if name not in ("metric", "loss")]
+    return sorted(found, key=lambda each: (*costs_of(each.score, costs, goal), sign * each.score.objective("metric")))
 
-    def order(candidate: Candidate) -> tuple[float, ...]:
-        score = candidate.score
-        if least_cost_wanted(study):
-            return (*costs_of(score, costs, goal), sign * score.objective("metric"))
-        return (sign * score.objective("metric"), score.latency_ratio or 0.0, float(score.nonzero_params or 0))
 
-    return sorted((candidate for candidate in candidates if candidate.feasible and candidate.trained), key=order)
+def _tell_coarse(study: Study, order: Sequence[Candidate], listener: Listener) -> None:
+    """Say where the loss has put a candidate before one of a better metric."""
+    metric = study.task.metric
+    before = [each for each in order[1:] if metric.better(each.score.objective("metric"), order[0].score.metric or 0.0)]
+    if before and not least_cost_wanted(study):
+        first, score = before[0].number, order[0].score
+        listener.note(
+            f"{metric.name} does not tell trial {order[0].number} ({_shown(score)}) from trial {first} "
+            f"({_shown(before[0].score)}), so the loss decides: {score.loss:.4g} against {before[0].score.loss:.4g}"
+        )
+
+
+def _shown(score: Score) -> str:
+    return f"{score.metric:.4g} ± {score.metric_error or 0:.2g}"
 
 
 def settle(
@@ -46,7 +58,9 @@ def settle(
     Beside it all candidates, with the figures of those that were measured again and did not keep it.
     """
     judged = {candidate.number: candidate for candidate in candidates}
-    for candidate in ranked(study, candidates):
+    order = ranked(study, candidates)
+    _tell_coarse(study, order, listener)
+    for candidate in order:
         listener.started(0, f"measuring trial {candidate.number} again in {PROCESSES} fresh processes")
         try:
             score, broken = _again(study, prepared, dense, run, candidate)

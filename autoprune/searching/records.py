@@ -39,7 +39,8 @@ __all__ = [
     "write_table",
 ]
 
-_QUANTITIES = ("metric", "latency", "flops", "params", "nonzero_params", "size")  # that a budget may limit
+# that a budget may limit, or that decide between candidates
+_QUANTITIES = ("metric", "loss", "latency", "flops", "params", "nonzero_params", "size")
 
 _FIGURES = [name for name in Score().to_json() if name not in ("uncounted", "unavailable")]
 _COLUMNS = [

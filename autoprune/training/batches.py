@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+import math
+import operator
+import statistics
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +17,9 @@ from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
 
 from autoprune.task import Batch, Inputs
 
-__all__ = ["joined", "moved", "sampled", "whole"]
+__all__ = ["joined", "moved", "sampled", "standard_error", "whole"]
+
+_PARTS = 20  # of a split, to take the standard error of a metric from
 
 
 def moved(values: Any, where: torch.device | str) -> Any:
@@ -48,6 +53,30 @@ def _joined(leaves: tuple[Any, ...]) -> Any:
     if any(leaf.dim() == 0 or leaf.shape[1:] != leaves[0].shape[1:] for leaf in leaves):
         return list(leaves)
     return torch.cat(leaves)
+
+
+def standard_error(metric: Callable[[Any, Any], float], outputs: Any, targets: Any) -> float | None:
+    """The standard error of a metric over samples: from what it gives on up to 20 parts of them, every 20th sample.
+
+    None where outputs and targets are not tensors with an entry for each sample, or the metric fails on a part.
+    """
+    leaves = [leaf for leaf in tree_leaves((outputs, targets)) if leaf is not None]
+    if not leaves or not all(isinstance(leaf, Tensor) and leaf.dim() for leaf in leaves):
+        return None
+    count = len(leaves[0])
+    parts = min(_PARTS, count // 2)
+    if parts < 2 or any(len(leaf) != count for leaf in leaves):
+        return None
+    values = []
+    for first in range(parts):
+        places = slice(first, None, parts)
+        part = tree_map_only(Tensor, operator.itemgetter(places), (outputs, targets))
+        try:
+            values.append(float(metric(*part)))
+        except Exception:  # the user's own, which need not take a part: of one class, say
+            return None
+    error = statistics.stdev(values) / math.sqrt(parts)
+    return error if math.isfinite(error) else None
 
 
 def sampled(data: Any, count: int) -> Any:

@@ -28,15 +28,15 @@ def judge(
     device: str = "auto",
     artefact: bytes | Path | nn.Module | None = None,
 ) -> Quality:
-    """Metric and loss of a finished model over a split, in the precision it ships in.
+    """Metric, its standard error and the loss of a finished model over a split, in the precision it ships in.
 
     fp32 is judged by torch on `device`; any other dtype by the target's runtime on what it runs: `artefact` where it is
     there already (see `as_shipped`). Raises as `training.loop.evaluate` and as the runtime does.
     """
     if target.dtype == "fp32":
-        return evaluate(model, task, split, device)
+        return evaluate(model, task, split, device, error=True)
     shipped = as_shipped(model, task, target) if artefact is None else artefact
-    return evaluate(Deployed(shipped, model, target), task, split, "cpu")
+    return evaluate(Deployed(shipped, model, target), task, split, "cpu", error=True)
 
 
 def as_shipped(model: nn.Module, task: Task, target: Target) -> bytes | nn.Module:

@@ -17,7 +17,7 @@ from autoprune import faults
 from autoprune.errors import ModelError, TrainingError
 from autoprune.task import Inputs, Recipe, Task
 from autoprune.training import losses, placement, schedule
-from autoprune.training.batches import joined, moved, whole
+from autoprune.training.batches import joined, moved, standard_error, whole
 from autoprune.training.placement import device, placed, seeded
 
 __all__ = ["Quality", "device", "evaluate", "recalibrate", "train"]
@@ -35,10 +35,14 @@ class Tightens(Protocol):
 
 @dataclass(frozen=True)
 class Quality:
-    """How good a model is on a split: the task's metric over the whole, and the loss averaged over its samples."""
+    """How good a model is on a split: the task's metric over the whole, and the loss averaged over its samples.
+
+    `error` is the metric's standard error, from parts of the split; None where it cannot be taken in parts.
+    """
 
     metric: float
     loss: float
+    error: float | None = None
 
 
 def train(
@@ -81,8 +85,12 @@ def train(
         )
 
 
-def evaluate(model: nn.Module, task: Task, split: Split, device: str = "auto", *, tempered: bool = False) -> Quality:
+def evaluate(
+    model: nn.Module, task: Task, split: Split, device: str = "auto", *, tempered: bool = False, error: bool = False
+) -> Quality:
     """Metric and loss of `model` over a whole split, in eval mode; the model's own mode and device are given back.
+
+    With `error` the metric's standard error too, for which its function is called once more on each of some parts.
 
     The loss of logits is, where it is asked for `tempered`, that at their best temperature. Outputs and targets of all
     batches are concatenated (tensors, in any nesting; anything else, and tensors that do not fit together, are gathered
@@ -109,14 +117,16 @@ def evaluate(model: nn.Module, task: Task, split: Split, device: str = "auto", *
             targets.append(moved(target, "cpu"))
         if not count:
             raise ModelError(f"the {split} data is empty; give at least one batch")
+        given = joined(outputs), joined(targets)
         with faults.code(f"the metric {task.metric.name!r} on the {split} data"):
-            value = task.metric.function(joined(outputs), joined(targets))
+            value = task.metric.function(*given)
+            spread = standard_error(task.metric.function, *given) if error else None
         metric = _number(value, task.metric.name)
     loss = min(totals) / count
     for name, value in ((task.metric.name, metric), ("loss", loss)):
         if not math.isfinite(value):
             raise TrainingError(f"{name} on the {split} data is {value}: the model's outputs have broken down")
-    return Quality(metric, loss)
+    return Quality(metric, loss, spread)
 
 
 def recalibrate(model: nn.Module, task: Task, batches: int = 32, device: str = "auto") -> None:

@@ -1,0 +1,181 @@
+"""Recovery: what a plan left of the quality is got back, by layers solved anew and by training; the better is kept."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from autoprune.errors import InputError, TrainingError
+from autoprune.plan import Plan
+from autoprune.pruning.coupling import Coupling
+from autoprune.pruning.importance import Importance
+from autoprune.pruning.pruned import Pruned, apply, follows, partly
+from autoprune.pruning.repair import Reference
+from autoprune.pruning.shrink import Cut
+from autoprune.score import Score, better
+from autoprune.searching.listener import Listener
+from autoprune.searching.preparation import drawn
+from autoprune.study import Study
+from autoprune.task import Inputs, Recipe
+from autoprune.training.judging import judge
+from autoprune.training.loop import recalibrate, train
+
+__all__ = ["Recovered", "Recovery", "fewer"]
+
+_IMAGES, _POSITIONS = 512, 20  # of training data, that layers are repaired on
+_LARGE = 3 * 64 * 64  # elements of an input: of larger ones fewer are taken, with more positions
+_FEWEST = 64
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """The finished model of a plan, on the CPU and in eval mode, and its quality: metric, loss and `weights`."""
+
+    model: nn.Module
+    score: Score
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """How plans of one dense, trained `model` are recovered, as a study says."""
+
+    study: Study
+    model: nn.Module
+    coupling: Coupling
+    importance: Importance
+    inputs: Inputs
+    listener: Listener
+
+    def untrained(self, plan: Plan, *, repair: bool = True) -> nn.Module:
+        """The plan's model with its layers solved anew, or, where that is not to be, with its norms taken anew."""
+        gradual = repair and self.reference is not None
+        pruned = apply(self.model, self.coupling, plan, self.importance, gradual=gradual)
+        if gradual:
+            pruned.fill(self._solved)
+        model = pruned.finish()
+        if not gradual:
+            recalibrate(model, self.study.task)
+        return model.to("cpu").eval()
+
+    def recovered(self, plan: Plan, number: int = 0) -> Recovered:
+        """The better of the plan's model trained and as it is before, on validation data; see `score.better`.
+
+        Raises TrainingError where neither comes to anything.
+        """
+        recipe, start, broken = self.study.recovery, None, None
+        try:
+            start = self._judged(self.untrained(plan, repair=recipe.repair), "repaired" if self._repairs else "cut")
+            if not recipe.epochs or not self._trainable(plan):
+                return start
+        except TrainingError as error:
+            broken = error
+        if broken is not None and not recipe.epochs:
+            raise broken
+        try:
+            done = self._judged(self.trained(plan, number), "trained")
+        except TrainingError as error:
+            if start is None:
+                raise
+            self._keeps(number, start, f"training broke down: {error}")
+            return start
+        if start is None or better(done.score, start.score, self.study.task.metric.goal):
+            return done
+        name = self.study.task.metric.name
+        told = ", ".join(
+            f"{name} {each.score.metric:.4g} and loss {each.score.loss:.4g} {what}"
+            for each, what in ((start, "before training"), (done, "after it"))
+        )
+        self._keeps(number, start, told)
+        return start
+
+    @property
+    def _repairs(self) -> bool:
+        """Whether training starts from layers solved anew."""
+        return self.study.recovery.repair and self.reference is not None
+
+    def _keeps(self, number: int, start: Recovered, told: str) -> None:
+        self.listener.note(f"trial {number}: {told}; it is kept as it was before training, {start.score.weights}")
+
+    def _judged(self, model: nn.Module, weights: str) -> Recovered:
+        study = self.study
+        found = judge(model, study.task, study.target, "validation", study.recovery.device)
+        return Recovered(model, Score(metric=found.metric, metric_error=found.error, loss=found.loss, weights=weights))
+
+    def _trainable(self, plan: Plan) -> bool:
+        """Whether there is something to train; a model of which nothing could be trained before raises in training."""
+        if not _trainable(self.model):
+            return True
+        return _trainable(apply(self.model, self.coupling, plan, self.importance).model)
+
+    def trained(self, plan: Plan, number: int = 0) -> nn.Module:
+        """The plan's model trained, with its masks multiplied in and its batch-norm statistics anew.
+
+        It is cut in iterations, where the recipe says so, or at once, with a note of what stands against them.
+        """
+        recipe = self.study.recovery
+        parts, epochs = recipe.iterations, recipe.epochs
+        share, done, after = epochs // (parts + 1), 0, None
+        whole = apply(self.model, self.coupling, plan, self.importance)
+        for part in range(1, parts) if share else ():
+            going = partly(plan, part / parts)
+            made = apply(self.model, self.coupling, going, self.importance, gradual=True)
+            if not follows(whole, made) or (after is not None and not follows(made, after)):
+                continue
+            if after is not None:
+                made = apply(self.model, self.coupling, going, self.importance, gradual=True, after=after)
+            self._train(made, replace(recipe, epochs=share), done)
+            done, after = done + share, made
+        if parts > 1 and not done:
+            why = "its units, blocks or gradual masks go in one piece" if share else f"{epochs} epochs do not part"
+            self.listener.note(f"trial {number} is cut at once, not in {parts} iterations: {why}")
+        pruned = apply(self.model, self.coupling, plan, self.importance, gradual=True, after=after)
+        self._train(pruned, replace(recipe, epochs=epochs - done), done)
+        model = pruned.finish()
+        recalibrate(model, self.study.task)
+        return model.to("cpu").eval()
+
+    def _train(self, pruned: Pruned, recipe: Recipe, before: int) -> None:
+        """Train by `recipe`, after so many epochs `before`; at first from repaired layers, where it says so."""
+        epochs = self.study.recovery.epochs
+        if self._repairs and not before:
+            pruned.fill(self._solved, progress=0.0)
+        pruned.masks.step(0.0)
+        train(
+            pruned.model,
+            self.study.task,
+            recipe,
+            seed=self.study.search.seed + before,
+            teacher=self.model,
+            masks=pruned.masks,
+            report=lambda share: self.listener.progress((before + share * recipe.epochs) / epochs),
+        )
+
+    def _solved(self, model: nn.Module, cuts: Sequence[Cut]) -> nn.Module:
+        """A repaired copy; what training would leave alone stays."""
+        assert self.reference is not None
+        frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+        return self.reference.repair(model, cuts, frozen=frozen)
+
+    @functools.cached_property
+    def reference(self) -> Reference | None:
+        """None, with a note, where there is too little to repair on: plans are judged with norms alone taken anew."""
+        images = fewer(self.inputs, _IMAGES)
+        positions = _POSITIONS * max(1, _IMAGES // images)
+        try:
+            return Reference(self.model, drawn(self.study), images=images, positions=positions)
+        except InputError as error:
+            self.listener.note(f"layers are not repaired after a cut: {error}")
+            return None
+
+
+def fewer(inputs: Inputs, count: int) -> int:
+    """So many inputs, or fewer large ones."""
+    size = sum(tensor.numel() for tensor in inputs.rows(1).tensors())
+    return max(_FEWEST, min(count, count * _LARGE // max(1, size)))
+
+
+def _trainable(model: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in model.parameters())
