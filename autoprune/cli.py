@@ -73,6 +73,7 @@ def check(
         records.checked(report),
         tables.groups(report.groups, report.variables),
         *tables.costs(scores),
+        f"{report.origin[:1].upper()}{report.origin[1:]}",
         time,
         *([crowd] if crowd else []),
         *report.warnings,

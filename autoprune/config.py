@@ -166,7 +166,7 @@ def build(config: Config, task: Task | None = None) -> Study:
     recovery = Recipe(**resolved["recovery"])
     with config.locating():
         if task is None:
-            training = Recipe(**resolved["task"]["training"])
+            training = tasks.recipe(resolved["task"]["training"])
             _check_device("task.training", training)
             task = tasks.build(resolved["task"], config.folders, training)
         _check_device("recovery", recovery)

@@ -145,6 +145,9 @@ class Recipe:
     stays), else from the weights as cut. It is cut in so many `iterations`, with training between (Han et al. 2015,
     arXiv:1506.02626): of n, each but the last has epochs // (n + 1), the last what is left; where that is none, it
     is cut at once. The repair is that of the first cut.
+
+    The learning rate rises in a line over the share `warmup` of the steps and then follows the `schedule`. `momentum`
+    is SGD's (Nesterov's where it is not 0) or the first beta of Adam. `weight_decay` acts on weights alone.
     """
 
     epochs: int = 5
@@ -155,6 +158,9 @@ class Recipe:
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
     learning_rate: float = 1e-3
     weight_decay: float = 1e-2
+    momentum: float = 0.9
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: float = 0.05
     distill: float = 0.0
     temperature: float = 4.0
     repair: bool = False
@@ -163,7 +169,11 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Task:
-    """A trained (or to be trained) model, its data and how it is judged. `build()` gives it untrained."""
+    """A trained (or to be trained) model, its data and how it is judged. `build()` gives it as its factory does.
+
+    `baseline` says whether the dense model is trained first: `always`, `never`, or, with `auto`, where neither weights
+    nor a module were given and it guesses.
+    """
 
     build: Callable[[], nn.Module]
     data: Data
@@ -175,6 +185,7 @@ class Task:
     description: Mapping[str, Any] = field(default_factory=dict)  # the task's section of the study
     sources: tuple[Path, ...] = ()  # the user's files behind it
     given: nn.Module | None = None  # a module passed in Python, already trained
+    baseline: Literal["auto", "always", "never"] = "auto"
 
     def batches(self, split: Literal["train", "validation", "test"], *, seed: int | None = None) -> Iterator[Batch]:
         """Adapted batches of a split; shuffled by `seed` where one is given and the split is a data set."""
@@ -219,7 +230,7 @@ class Task:
 
     def digest(self) -> str:
         """16 hexadecimal digits over the description, the user's files, the weights and a fingerprint of the data."""
-        state = hashlib.sha256(json.dumps(dict(self.description), sort_keys=True, default=str).encode())
+        state = hashlib.sha256(json.dumps(_described(self.description), sort_keys=True, default=str).encode())
         for path in (*self.sources, *([self.weights] if self.weights else [])):
             state.update(Path(path).read_bytes())
         for split in ("train", "validation"):
@@ -230,6 +241,17 @@ class Task:
                     name.encode() + tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
                 )
         return state.hexdigest()[:16]
+
+
+_LATER = {"baseline": "auto", "momentum": 0.9, "schedule": "cosine", "warmup": 0.05}
+
+
+def _described(section: Mapping[str, Any]) -> dict[str, Any]:
+    """Without keys of `training` that came later and say what was so before: runs from then go on."""
+    training = section.get("training")
+    if not isinstance(training, Mapping):
+        return dict(section)
+    return {**section, "training": {key: value for key, value in training.items() if _LATER.get(key) != value}}
 
 
 def _loader(data: Any, recipe: Recipe, seed: int | None) -> Any:

@@ -114,7 +114,7 @@ def judged(number: int, metric: float, error: float | None, loss: float | None, 
     [
         ([judged(1, 0.99, 0.005, 0.3), judged(2, 0.987, 0.005, 0.1)], [2, 1]),  # one image of 355
         ([judged(1, 0.99, 0.005, 0.3), judged(2, 0.98, 0.005, 0.1)], [1, 2]),  # two standard errors
-        ([judged(1, 1.0, 0.0, 0.3), judged(2, 0.997, 0.003, 0.1)], [2, 1]),  # a perfect one has no error of its own
+        ([judged(1, 1.0, 0.0, 0.3), judged(2, 0.997, 0.004, 0.1)], [2, 1]),  # a perfect one has no error of its own
         ([judged(1, 0.99, None, 0.3), judged(2, 0.987, None, 0.1)], [1, 2]),  # nothing known of the error
         ([judged(1, 0.99, None, None, 0.5), judged(2, 0.99, None, None, 0.4)], [2, 1]),  # equal: the faster
         ([judged(1, 0.99, None, 0.3, 0.4), judged(2, 0.99, None, 0.1, 0.5)], [2, 1]),

@@ -363,7 +363,7 @@ def test_a_device_that_is_not_there_is_bad_input():
 
 
 def test_the_learning_rate_warms_up_and_ends_at_zero():
-    values = [schedule.cosine(step / 200) for step in range(201)]
+    values = [schedule.learning_rate(step / 200) for step in range(201)]
     assert values[0] == 0.0 and max(values) == values[10] == 1.0 and values[200] == pytest.approx(0.0)
     assert values[:11] == sorted(values[:11]) and values[10:] == sorted(values[10:], reverse=True)
 

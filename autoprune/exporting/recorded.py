@@ -22,7 +22,7 @@ from autoprune.measuring.deployed import Deployed
 from autoprune.pruning.outline import Outline
 from autoprune.score import Score
 from autoprune.target import Budget, Limit, Target
-from autoprune.task import Inputs, Recipe, Task
+from autoprune.task import Inputs, Task
 from autoprune.training import tasks
 
 __all__ = ["NotHere", "Recorded", "Skipped"]
@@ -129,7 +129,7 @@ class Recorded:
         if section["model"] == "python":
             raise Skipped("not checked: model and data of this study were given in Python, and are only there")
         try:
-            return tasks.build(section, self.folders, Recipe(**section["training"]))
+            return tasks.build(section, self.folders, tasks.recipe(section["training"]))
         except InputError as problem:
             if self.record["files"][artefact.STUDY] == artefact.digest(self.folder / artefact.STUDY):
                 raise NotHere from problem

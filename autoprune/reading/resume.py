@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import BaseModel
 
 from autoprune.errors import InputError, without_passwords
+from autoprune.reading.schema import Recovery, Training
 from autoprune.reading.yaml_lines import KeyPath
 from autoprune.run import Run
 from autoprune.target import Budget
@@ -96,12 +98,20 @@ def _recorded(run: Run) -> dict[str, Any]:
     return old
 
 
+def _before(path: KeyPath) -> Any:
+    """What was so before a key of a recipe was there, its default; nothing of any other."""
+    sections: dict[KeyPath, BaseModel] = {("task", "training"): Training(), ("recovery",): Recovery()}
+    return getattr(sections.get(path[:-1]), str(path[-1]), _NOTHING) if path else _NOTHING
+
+
 def _differing(old: Any, new: Any, path: KeyPath) -> Iterator[str]:
     if path in _MAY_CHANGE:
         return
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in dict.fromkeys((*old, *new)):
             yield from _differing(old.get(key, _NOTHING), new.get(key, _NOTHING), (*path, key))
+    elif old is _NOTHING and new == _before(path):
+        return
     elif old != new:
         first, second = ("nothing" if side is _NOTHING else repr(side) for side in (old, new))
         yield f"{'.'.join(path)}: {first} -> {second}"

@@ -12,10 +12,12 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from autoprune.reading.values import (
     METRICS,
+    Baseline,
     Device,
     Duration,
     Finalists,
     Loss,
+    Momentum,
     Named,
     Names,
     Objectives,
@@ -24,6 +26,7 @@ from autoprune.reading.values import (
     Precision,
     Ratio,
     Sampler,
+    Schedule,
     Share,
     Some,
     TargetDevice,
@@ -31,7 +34,7 @@ from autoprune.reading.values import (
     one_of,
 )
 
-__all__ = ["Options", "StudySchema", "TargetSchema", "TaskSchema", "Training"]
+__all__ = ["Options", "Recovery", "StudySchema", "TargetSchema", "TaskSchema", "Training"]
 
 
 class _Section(BaseModel):
@@ -66,8 +69,9 @@ class MetricSchema(_Section):
 
 
 class Training(_Section):
-    """How the dense model is trained, where it has no weights."""
+    """Whether and how the dense model is trained: `auto` where it guesses and no weights are named."""
 
+    baseline: Baseline = "auto"
     epochs: int = Field(default=20, ge=0)
     batch_size: int = Field(default=64, ge=1)
     workers: int = Field(default=0, ge=0)
@@ -76,6 +80,9 @@ class Training(_Section):
     optimizer: Optimizer = "adamw"
     learning_rate: Positive = 0.001
     weight_decay: float = Field(default=0.01, ge=0)
+    momentum: Momentum = 0.9
+    schedule: Schedule = "cosine"
+    warmup: Momentum = 0.05
 
 
 class Recovery(_Section):
@@ -89,6 +96,9 @@ class Recovery(_Section):
     optimizer: Optimizer = "adamw"
     learning_rate: Positive = 0.001
     weight_decay: float = Field(default=0.01, ge=0)
+    momentum: Momentum = 0.9
+    schedule: Schedule = "cosine"
+    warmup: Momentum = 0.05
     distill: Share = 0.5
     temperature: Positive = 4.0
     repair: bool = True

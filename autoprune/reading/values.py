@@ -13,9 +13,11 @@ from autoprune.errors import nearest
 __all__ = [
     "LOSSES",
     "METRICS",
+    "Baseline",
     "Device",
     "Duration",
     "Loss",
+    "Momentum",
     "Named",
     "Names",
     "Objectives",
@@ -24,6 +26,7 @@ __all__ = [
     "Precision",
     "Ratio",
     "Sampler",
+    "Schedule",
     "Share",
     "Some",
     "TargetDevice",
@@ -156,6 +159,9 @@ Names = Annotated[list[str], AfterValidator(_once)]
 Some = Annotated[list[str], Field(min_length=1), AfterValidator(_once)]
 Device = Annotated[str, AfterValidator(partial(_device, ("auto", "cpu", "cuda", "mps")))]
 Precision = Annotated[str, AfterValidator(partial(one_of, "precision", ("fp32", "bf16", "fp16")))]
+Schedule = Annotated[str, AfterValidator(partial(one_of, "schedule", ("cosine", "linear", "constant")))]
+Baseline = Annotated[str, AfterValidator(partial(one_of, "baseline", ("auto", "always", "never")))]
+Momentum = Annotated[float, Field(ge=0, lt=1)]
 Optimizer = Annotated[str, AfterValidator(partial(one_of, "optimizer", ("adamw", "adam", "sgd")))]
 Loss = Annotated[str, AfterValidator(partial(_reference_or, "loss", LOSSES))]
 Sampler = Annotated[str, AfterValidator(partial(one_of, "sampler", SAMPLERS))]

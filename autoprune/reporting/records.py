@@ -46,6 +46,10 @@ class Checked(Protocol):
         """What the user should know."""
 
     @property
+    def origin(self) -> str:
+        """Where the dense model's weights come from, and whether it is trained first."""
+
+    @property
     def unreachable(self) -> str | None:
         """Why no plan can meet the budget, where the most pruned one does not."""
 
@@ -110,6 +114,7 @@ def checked(report: Checked) -> dict[str, Any]:
         "variables": {variable.name: asdict(variable.options) for variable in report.variables},
         "dense": report.dense.to_json(),
         "lowest": report.lowest.to_json(),
+        "baseline": report.origin,
         "seconds": report.seconds,
         "warnings": list(report.warnings),
         "unreachable": report.unreachable,

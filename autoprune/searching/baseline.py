@@ -20,10 +20,11 @@ from autoprune.run import Run, write_whole
 from autoprune.score import Score
 from autoprune.searching.integrity import digests, intact
 from autoprune.searching.listener import Listener
+from autoprune.searching.origin import at_chance
 from autoprune.searching.preparation import Prepared
 from autoprune.study import Study
 from autoprune.training.judging import judge
-from autoprune.training.loop import evaluate, train
+from autoprune.training.loop import train
 
 __all__ = ["establish", "kept", "save_weights"]
 
@@ -74,11 +75,7 @@ def establish(study: Study, prepared: Prepared, run: Run, listener: Listener) ->
             f"{run.folder} has results of this study, but its data or what is behind it ({behind}) has changed since. "
             f"Start anew with --fresh, which keeps the old folder as {run.folder.name}.1, or give another --out"
         )
-    untrained = None
-    if study.task.given is None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(study.search.seed)
-            untrained = evaluate(study.task.build(), study.task, "validation", study.task.training.device)
+    listener.note(prepared.origin)
     if not prepared.trained:
         listener.started(0, f"training the dense model, {study.task.training.epochs} epochs")
         train(model, study.task, study.task.training, seed=study.search.seed, report=listener.progress)
@@ -88,11 +85,10 @@ def establish(study: Study, prepared: Prepared, run: Run, listener: Listener) ->
         if study.task.data.test is not None
         else None
     )
-    if untrained is not None and not study.task.metric.better(quality.metric, untrained.metric):
+    if at_chance(study.task, model, prepared.inputs):
         listener.note(
-            "WARNING: the dense model is no better than an untrained one "
-            f"({study.task.metric.name} {quality.metric:.4g} "
-            f"against {untrained.metric:.4g}): check weights, data and task.training before trusting anything below"
+            f"WARNING: the dense model guesses ({study.task.metric.name} {quality.metric:.4g}), copies with shuffled "
+            "weights do as well: check weights, data and task.training before trusting anything below"
         )
     nonzero = sum(int(torch.count_nonzero(parameter)) for parameter in model.parameters())
     score = prepared.dense.updated(

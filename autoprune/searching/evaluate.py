@@ -16,8 +16,9 @@ from autoprune.pruning.importance import Importance
 from autoprune.pruning.pruned import Pruned, apply
 from autoprune.score import NEED_A_RUN, Candidate, Score
 from autoprune.searching.listener import Listener
+from autoprune.searching.origin import fewer
 from autoprune.searching.preparation import Prepared
-from autoprune.searching.recovery import Recovery, fewer
+from autoprune.searching.recovery import Recovery
 from autoprune.study import Study
 from autoprune.task import Task
 from autoprune.training.batches import sampled

@@ -24,6 +24,7 @@ from autoprune.run import Run
 from autoprune.score import Score
 from autoprune.searching.costs import Costs
 from autoprune.searching.listener import CLOSING_S, FRESH_S, Listener, Quiet
+from autoprune.searching.origin import origin
 from autoprune.space import Variable, uniform
 from autoprune.study import Study
 from autoprune.target import Budget
@@ -43,7 +44,8 @@ _OPENING_S = 30.0  # about what precedes the first trial: the profile of the tar
 class Prepared:
     """The dense model with its weights as far as they were given, and what pruning it can come to.
 
-    `smallest` is the cost of the most-pruned plan. `epoch_s` is what one training epoch of the dense model takes.
+    `trained` says that it is taken as it is, `origin` why. `smallest` is the cost of the most-pruned plan. `epoch_s` is
+    what one training epoch of the dense model takes.
     """
 
     model: nn.Module
@@ -55,6 +57,7 @@ class Prepared:
     dense: Score
     smallest: Score
     epoch_s: float
+    origin: str = ""
 
     def pruned(self, plan: Plan) -> Pruned:
         """The plan applied for its costs alone, ranked by weight magnitude."""
@@ -112,10 +115,9 @@ def prepare(study: Study, run: Run | None = None, listener: Listener | None = No
     refuses = importance(study, model, coupling).refuses
     variables = study.space.resolve(coupling.groups, study.target.multiple_of, refuses)
     costs = Costs(study, model, coupling, inputs, run)
-    trained = study.task.given is not None or study.task.weights is not None
-    prepared = Prepared(
-        model, trained, inputs, coupling, variables, costs, Score(), Score(), _epoch_seconds(study, model)
-    )
+    begun = origin(study, model, inputs)
+    seconds = _epoch_seconds(study, model)
+    prepared = Prepared(model, begun.ready, inputs, coupling, variables, costs, Score(), Score(), seconds, begun.text)
     offered = [name for variable in variables for name in variable.options.techniques]
     listener.started(0, f"measuring the dense and the smallest model on {study.target.name}")
     smallest = uniform(variables, ("structured", "neuron", "heads", "weight", "sparse", *offered), 1.0)

@@ -17,17 +17,16 @@ from autoprune.pruning.repair import Reference
 from autoprune.pruning.shrink import Cut
 from autoprune.score import Score, better
 from autoprune.searching.listener import Listener
+from autoprune.searching.origin import fewer
 from autoprune.searching.preparation import drawn
 from autoprune.study import Study
 from autoprune.task import Inputs, Recipe
 from autoprune.training.judging import judge
 from autoprune.training.loop import recalibrate, train
 
-__all__ = ["Recovered", "Recovery", "fewer"]
+__all__ = ["Recovered", "Recovery"]
 
 _IMAGES, _POSITIONS = 512, 20  # of training data, that layers are repaired on
-_LARGE = 3 * 64 * 64  # elements of an input: of larger ones fewer are taken, with more positions
-_FEWEST = 64
 
 
 @dataclass(frozen=True)
@@ -169,12 +168,6 @@ class Recovery:
         except InputError as error:
             self.listener.note(f"layers are not repaired after a cut: {error}")
             return None
-
-
-def fewer(inputs: Inputs, count: int) -> int:
-    """So many inputs, or fewer large ones."""
-    size = sum(tensor.numel() for tensor in inputs.rows(1).tensors())
-    return max(_FEWEST, min(count, count * _LARGE // max(1, size)))
 
 
 def _trainable(model: nn.Module) -> bool:

@@ -48,6 +48,7 @@ class Checked:
     warnings: list[str]
     unreachable: str | None
     needless: str | None = None
+    origin: str = ""  # of the dense model's weights, and whether it is trained first
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,7 @@ def check(study: Study) -> Checked:
         warnings_of(study, prepared),
         unreachable,
         needless(study, prepared.dense),
+        prepared.origin,
     )
 
 

@@ -57,7 +57,7 @@ def train(
 ) -> None:
     """Train `model` in place by `recipe`; it ends on the CPU, in eval mode.
 
-    The learning rate warms up over 5 % of the steps and falls along a cosine to 0. With a teacher and `recipe.distill`
+    The learning rate follows `recipe.schedule` after `recipe.warmup` of the steps. With a teacher and `recipe.distill`
     = d the loss is (1 - d) loss + d distance to the teacher's outputs (`losses.distillation`). After each optimiser
     step `masks.step(progress)` and `report(progress)` are called, progress in (0, 1].
 
@@ -224,8 +224,9 @@ class _Session:
         return tree_map_only(Tensor, lambda tensor: tensor.float() if tensor.is_floating_point() else tensor, output)
 
     def _learning_rate(self, progress: float) -> None:
+        factor = schedule.learning_rate(progress, self.recipe.schedule, self.recipe.warmup)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.recipe.learning_rate * schedule.cosine(progress)
+            group["lr"] = factor * self.recipe.learning_rate
 
 
 def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
@@ -240,10 +241,10 @@ def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         {"params": params, "weight_decay": decay} for params, decay in ((decayed, recipe.weight_decay), (others, 0.0))
     ]
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(groups, recipe.learning_rate, momentum=0.9, nesterov=True)
+        return torch.optim.SGD(groups, recipe.learning_rate, momentum=recipe.momentum, nesterov=recipe.momentum > 0)
     kind: type[torch.optim.Adam] = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[recipe.optimizer]
     fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in trained)
-    return kind(groups, recipe.learning_rate, fused=fused)
+    return kind(groups, recipe.learning_rate, betas=(recipe.momentum, 0.999), fused=fused)
 
 
 def _number(value: Any, name: str) -> float:

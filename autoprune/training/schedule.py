@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["cosine"]
+__all__ = ["learning_rate"]
 
 
-def cosine(progress: float, warmup: float = 0.05) -> float:
-    """Factor of the learning rate: up from 0 in a line until `warmup`, then down to 0 along half a cosine."""
+def learning_rate(progress: float, schedule: str = "cosine", warmup: float = 0.05) -> float:
+    """Factor of the learning rate: up from 0 in a line until `warmup`, then by the schedule.
+
+    That is down to 0 along half a `cosine` or in a line (`linear`), or 1 (`constant`).
+    """
     if progress < warmup:
         return progress / warmup
-    return 0.5 * (1.0 + math.cos(math.pi * min((progress - warmup) / (1.0 - warmup), 1.0)))
+    rest = min((progress - warmup) / (1.0 - warmup), 1.0)
+    return {"cosine": 0.5 * (1.0 + math.cos(math.pi * rest)), "linear": 1.0 - rest, "constant": 1.0}[schedule]

@@ -17,7 +17,12 @@ from autoprune.training import data, losses
 from autoprune.training.references import called, named, resolved, sources, split
 from autoprune.training.weights import load_weights
 
-__all__ = ["build", "load_weights", "metric", "model"]
+__all__ = ["build", "load_weights", "metric", "model", "recipe"]
+
+
+def recipe(training: Mapping[str, Any]) -> Recipe:
+    """How a study's `task.training` says that the dense model is trained; whether it is stands in the task."""
+    return Recipe(**{key: value for key, value in training.items() if key != "baseline"})
 
 
 def build(section: Mapping[str, Any], folders: Sequence[Path], recipe: Recipe) -> Task:
@@ -38,6 +43,7 @@ def build(section: Mapping[str, Any], folders: Sequence[Path], recipe: Recipe) -
         training=recipe,
         weights=_weights(section.get("weights"), folders),
         description=dict(section),
+        baseline=(section.get("training") or {}).get("baseline", "auto"),
     )
     _try_batch(task)
     function = given_metric.get("function") if isinstance(given_metric, Mapping) else None
