@@ -211,17 +211,9 @@ def test_a_trained_plan_is_never_worse_than_the_same_plan_untrained(plan: Plan, 
     score = done.candidate.score
     assert (score.metric, score.loss) == (after.metric, after.loss)
     assert not better(Score(metric=before.metric, loss=before.loss, metric_error=before.error), score, "maximize")
-    told = [note for note in listener.notes if "kept as it was before training, repaired" in note]
+    told = [note for note in listener.notes if "kept as it was before, repaired" in note]
     assert (score.weights == "repaired") == (len(told) == 1)
     assert score.weights == "trained" or after == replace(before, error=None)
-
-
-def test_a_training_that_breaks_down_leaves_the_repaired_model() -> None:
-    listener = Listens()
-    given = evaluator(Recipe(epochs=2, repair=True, batch_size=25, learning_rate=1e30), listener=listener)
-    done = given(CUT, 1).candidate
-    assert (done.stage, done.score.weights) == ("trained", "repaired")
-    assert any("trial 1: training broke down" in note for note in listener.notes)
 
 
 @pytest.mark.promise("reconstruction")

@@ -26,7 +26,8 @@ from autoprune.plan import Choice, Plan
 from autoprune.reporting.sensitivity import plot, record, table
 from autoprune.run import Run
 from autoprune.score import Candidate, Score
-from autoprune.searching import evaluate, results
+from autoprune.searching import recovery as recovering
+from autoprune.searching import results
 from autoprune.searching import steering as steering_module
 from autoprune.searching.evaluate import Evaluator, decided
 from autoprune.searching.exchange import exchanged, filled, narrowed
@@ -286,7 +287,7 @@ def test_so_many_plans_whose_training_breaks_down_are_tried(
     def breaks(*args: Any, **options: Any) -> None:
         raise TrainingError("the loss is nan")
 
-    monkeypatch.setattr(evaluate, "train", breaks)
+    monkeypatch.setattr(recovering, "train", breaks)
     with pytest.raises(BudgetError):
         searched(tmp_path, trials=30, finalists=1, timeout_s=timeout)
     assert [row["stage"] for row in rows(tmp_path)].count("failed") == most

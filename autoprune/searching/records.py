@@ -39,8 +39,7 @@ __all__ = [
     "write_table",
 ]
 
-# that a budget may limit, or that decide between candidates
-_QUANTITIES = ("metric", "loss", "latency", "flops", "params", "nonzero_params", "size")
+_QUANTITIES = ("metric", "latency", "flops", "params", "nonzero_params", "size")  # that a budget may limit
 
 _FIGURES = [name for name in Score().to_json() if name not in ("uncounted", "unavailable")]
 _COLUMNS = [
@@ -62,7 +61,8 @@ def worth_keeping(candidate: Candidate, before: Sequence[Candidate], goal: str) 
     """Whether no earlier trial is as good in quality and in every cost: only then can a budget want this one."""
     measured = [name for name in MEASURED_APART if candidate.score.figure(name) is not None]
     alike = [each for each in before if all(each.score.figure(name) is not None for name in measured)]
-    quantities = (*_QUANTITIES, *measured)
+    judged = ["loss"] if all(each.score.loss is not None for each in (*alike, candidate)) else []  # it may decide
+    quantities = (*_QUANTITIES, *judged, *measured)
     return any(each.number == candidate.number for each in pareto_front([*alike, candidate], quantities, goal))
 
 

@@ -62,41 +62,31 @@ class Recovery:
     def recovered(self, plan: Plan, number: int = 0) -> Recovered:
         """The better of the plan's model trained and as it is before, on validation data; see `score.better`.
 
-        Raises TrainingError where neither comes to anything.
+        Raises TrainingError where training breaks down.
         """
-        recipe, start, broken = self.study.recovery, None, None
+        recipe, start = self.study.recovery, None
         try:
             start = self._judged(self.untrained(plan, repair=recipe.repair), "repaired" if self._repairs else "cut")
-            if not recipe.epochs or not self._trainable(plan):
-                return start
-        except TrainingError as error:
-            broken = error
-        if broken is not None and not recipe.epochs:
-            raise broken
-        try:
-            done = self._judged(self.trained(plan, number), "trained")
-        except TrainingError as error:
-            if start is None:
+        except TrainingError:  # its outputs are not finite: training may mend that
+            if not recipe.epochs:
                 raise
-            self._keeps(number, start, f"training broke down: {error}")
+        if start is not None and not (recipe.epochs and self._trainable(plan)):
             return start
+        done = self._judged(self.trained(plan, number), "trained")
         if start is None or better(done.score, start.score, self.study.task.metric.goal):
             return done
         name = self.study.task.metric.name
-        told = ", ".join(
-            f"{name} {each.score.metric:.4g} and loss {each.score.loss:.4g} {what}"
-            for each, what in ((start, "before training"), (done, "after it"))
+        before, after = (f"{name} {each.score.metric:.4g}, loss {each.score.loss:.4g}" for each in (start, done))
+        self.listener.note(
+            f"trial {number}: {before} before training, {after} after it; "
+            f"it is kept as it was before, {start.score.weights}"
         )
-        self._keeps(number, start, told)
         return start
 
     @property
     def _repairs(self) -> bool:
         """Whether training starts from layers solved anew."""
         return self.study.recovery.repair and self.reference is not None
-
-    def _keeps(self, number: int, start: Recovered, told: str) -> None:
-        self.listener.note(f"trial {number}: {told}; it is kept as it was before training, {start.score.weights}")
 
     def _judged(self, model: nn.Module, weights: str) -> Recovered:
         study = self.study
