@@ -86,6 +86,7 @@ class Engine:
         return SimpleNamespace(
             groups=GROUPS, variables=variables, dense=DENSE, lowest=lowest, seconds=200.0, warnings=["few trials"],
             unreachable=None if self.best else "the most pruned plan still takes 60 % of dense", needless=self.needless,
+            origin="the dense model guesses as yet, so it is trained first, 20 epochs",
         )  # fmt: skip
 
     def _result(self, name: str, call: Any, run: Run) -> Any:
@@ -250,7 +251,8 @@ def test_check_lists_groups_refusals_costs_and_time(engine):
     shown = run("check", "small.yaml")
     assert shown.exit_code == 0
     for text in ("stem.0, stage1.conv2", "4 units", "refused: its channels are the network's output", "1.23M",
-                 "most pruned", "about 3 min 20 s to 10 min 0 s", "few trials", "10x8 weights"):  # fmt: skip
+                 "most pruned", "about 3 min 20 s to 10 min 0 s", "few trials", "10x8 weights",
+                 "The dense model guesses as yet, so it is trained first, 20 epochs"):  # fmt: skip
         assert text in shown.stdout, text
     record = json.loads(run("check", "small.yaml", "--json").stdout)
     assert [group["size"] for group in record["groups"]] == [4, 80, 10]
