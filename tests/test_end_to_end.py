@@ -82,7 +82,7 @@ def test_killed_again_and_again_it_goes_on(here: Path) -> None:
     assert not (folder / "dense" / "score.json").exists()
 
     process = start(here, "search", "mine.yaml")
-    until(process, "trial 2 of 10", then=0.2)
+    until(process, "trial 4 of 12", then=0.2)
     _, said = run(here, "search", "mine.yaml", status=2)
     assert "another search is running" in said
     send(process, signal.SIGKILL)
@@ -113,7 +113,7 @@ def test_killed_again_and_again_it_goes_on(here: Path) -> None:
 
 def test_interrupted_once_it_exports_the_best_so_far(here: Path) -> None:
     process = start(here, "search", "mine.yaml", "--set", "export.formats=[safetensors]")
-    until(process, "trial 6 of 10: metric", then=0.1)  # the first that is trained
+    until(process, "best: trial", then=0.1)  # the first that is trained
     status, said = send(process, signal.SIGINT)
     assert status == 130 and "interrupted" in said and "Traceback" not in said
     folder = here / "runs" / "mine"
@@ -143,7 +143,7 @@ def test_json_stands_alone_on_stdout_whatever_models_and_their_processes_print(t
 def test_interrupted_twice_it_stops_at_once_and_goes_on_later(here: Path) -> None:
     run(here, "search", "mine.yaml", "--out", "whole", "-q")
     process = start(here, "search", "mine.yaml", "--out", "cut")
-    until(process, "trial 2 of 10", then=0.2)
+    until(process, "trial 4 of 12", then=0.2)
     os.killpg(process.pid, signal.SIGINT)
     time.sleep(0.3)
     began = time.monotonic()

@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import random
+import re
 import statistics
 import sys
 from collections.abc import Callable, Mapping
@@ -26,12 +27,13 @@ from autoprune.plan import Choice, Plan
 from autoprune.reporting.sensitivity import plot, record, table
 from autoprune.run import Run
 from autoprune.score import Candidate, Score
+from autoprune.searching import logbook, results
 from autoprune.searching import recovery as recovering
-from autoprune.searching import results
 from autoprune.searching import steering as steering_module
 from autoprune.searching.evaluate import Evaluator, decided
 from autoprune.searching.exchange import exchanged, filled, narrowed
 from autoprune.searching.listener import Quiet
+from autoprune.searching.nets import Nets
 from autoprune.searching.preparation import Prepared, importance, prepare
 from autoprune.searching.probes import useful
 from autoprune.searching.promotion import alike, best, promoted
@@ -82,11 +84,13 @@ def test_the_best_of_many_judged_untrained_are_trained(tmp_path: Path) -> None:
     result = searched(tmp_path, listener)
     table = rows(tmp_path)
     stages = [row["stage"] for row in table]
-    assert stages[0] == "dense" and stages.count("screened") == 11 and stages[-2:] == ["trained", "trained"]
-    assert listener.trained() == [0, 12, 13] and result.best is not None
-    for row in table[1:12]:
-        assert row["metric"] and row["latency_ratio"] and row["feasible"] == "False"
-    fitting = [row for row in table[1:12] if not row["reason"]]
+    assert stages[:3] == ["dense", "probe", "probe"] and stages[-2:] == ["trained", "trained"]
+    assert stages.count("screened") == 11 and listener.trained() == [0, 14, 15] and result.best is not None
+    for row in table[3:14]:
+        assert row["metric"] and row["latency_ratio"]
+        assert row["feasible"] == ("False" if "over the limit" in row["reason"] else "") and not row["origin"]
+    assert [row["origin"].rpartition(" ")[0] for row in table[-2:]] == ["trains trial"] * 2
+    fitting = [row for row in table[3:14] if not row["reason"]]
     trained = {row["plan"] for row in table[-2:]}
     assert min(fitting, key=lambda row: float(row["loss"]))["plan"] in trained
     assert result.best.plan.to_json() in [Plan.from_json(each).to_json() for each in map(json.loads, trained)]
@@ -106,7 +110,7 @@ def test_more_trials_go_on_and_train_only_what_is_better_now(tmp_path: Path) -> 
     assert len(listener.trained()) == len(fresh) <= 2 and not known & set(fresh)
 
 
-@pytest.mark.parametrize(("number", "step"), [(5, "judging"), (12, "training")])
+@pytest.mark.parametrize(("number", "step"), [(7, "judging"), (14, "training")])
 def test_a_killed_search_ends_like_one_that_was_not(tmp_path: Path, number: int, step: str) -> None:
     whole = searched(tmp_path / "whole")
     with pytest.raises(GeneratorExit, match="killed"):
@@ -305,7 +309,7 @@ def test_what_is_planned_under_another_budget_is_what_is_left_under_it(tmp_path:
     ended = len(rows(tmp_path))
     searched(tmp_path, again)
     searched(tmp_path, tighter, budget={"flops": "35%"})
-    assert (first.trials, again.trials, tighter.trials) == (14, ended + 2, ended + 12 + 2)
+    assert (first.trials, again.trials, tighter.trials) == (16, ended + 2, ended + 2 + 12 + 2)  # with probes
 
 
 def test_a_counted_limit_on_a_further_target_is_foreseen(prepared: Prepared, tmp_path: Path) -> None:
@@ -373,6 +377,36 @@ def test_plans_that_keep_the_same_units_have_one_effect(prepared: Prepared, tmp_
     assert effect(0.5) == effect(0.51) != effect(0.6)  # of 16 units
     assert effect(0.01) == found.effect(Plan())
     assert effect(0.5, "weight", "3:weights") != effect(0.51, "weight", "3:weights")
+
+
+@pytest.mark.promise("options")
+def test_plans_that_mask_the_same_weights_are_one_net(prepared: Prepared, tmp_path: Path) -> None:
+    nets = Nets(steering(prepared, tmp_path))
+    cut = {"0:units": Choice("structured", 0.5)}
+    nets.add(Plan({**cut, "3:weights": Choice("weight", 0.5, "l1")}))
+    for technique, ratio, criterion, known in (
+        ("sparse", 0.5, "l1", True), ("weight", 0.5, "l2", True), ("weight", 0.5, "lamp", True),
+        ("weight", 0.5, "random", False), ("n_of_m", 0.5, "l1", False), ("weight", 0.6, "l1", False),
+    ):  # fmt: skip
+        assert (Plan({**cut, "3:weights": Choice(technique, ratio, criterion)}) in nets) == known, technique
+    assert Plan({"3:weights": Choice("weight", 0.5, "l1")}) not in nets
+
+
+@pytest.mark.promise("options")
+def test_no_net_is_judged_twice(tmp_path: Path) -> None:
+    """Though three criteria rank single weights alike, and two techniques differ in training alone."""
+    options = Options(("structured", "weight", "sparse"), (0.0, 0.9), ("l1", "l2", "lamp"))
+    given = replace(
+        screening({"nonzero_params": "50%"}, objectives=("metric", "nonzero_params"), trials=14, finalists=1),
+        space=Space(options, {"6": Options((), (0.0, 0.9), ())}),
+    )
+    run_search(given, Run(tmp_path))
+    nets = [
+        tuple(row[name] for name in ("loss", "flops", "params", "nonzero_params"))
+        for row in rows(tmp_path)
+        if row["stage"] == "screened"
+    ]
+    assert len(nets) >= 10 and len(set(nets)) == len(nets)
 
 
 def test_a_sample_that_comes_to_a_net_judged_before_is_moved_on(prepared: Prepared, tmp_path: Path) -> None:
@@ -692,6 +726,7 @@ def test_a_global_ranking_fits_and_cuts_the_least_important(prepared: Prepared, 
         assert tight.choices[key].ratio >= choice.ratio
 
 
+@pytest.mark.promise("probes")
 @pytest.mark.parametrize(
     ("budget", "weights"), [({"flops": "55%"}, False), ({"nonzero_params": "55%"}, True), ({"metric_drop": "1"}, True)]
 )
@@ -699,10 +734,90 @@ def test_a_technique_that_moves_no_figure_leaves_the_space(
     prepared: Prepared, budget: dict[str, str], weights: bool
 ) -> None:
     objectives = ("metric",) if "metric_drop" in budget else ("metric", next(iter(budget)))
-    found, notes = useful(screening(budget, objectives=objectives), prepared, Quiet())
+    found, probes = useful(screening(budget, objectives=objectives), prepared, Quiet())
     assert any(each.name.endswith(":weights") for each in found.variables) == weights
-    assert any(note.startswith("weight: no gain") and "100.0% of dense" in note for note in notes) != weights
     assert any(each.name.endswith(":units") for each in found.variables)
+    left = {each.technique: each.verdict for each in probes if each.left}
+    assert set(left) == (set() if weights else {"weight"})
+    assert all(
+        "weight: no gain" in text and "100.0% of dense" in text and "not searched" in text for text in left.values()
+    )
+    assert [each.technique for each in probes] == ([] if "metric_drop" in budget else ["structured", "weight"])
+
+
+@pytest.mark.promise("probes")
+def test_probes_are_trials_of_the_journal_that_count_for_nothing(tmp_path: Path) -> None:
+    listener = Listens()
+    result = searched(tmp_path, listener)
+    table = rows(tmp_path)
+    probes = [row for row in table if row["stage"] == "probe"]
+    assert [row["techniques"] for row in probes] == ["structured", "weight"] and len(table) == 12 + 2 + 2
+    for row, share in zip(probes, (0.5, 1.0), strict=True):
+        assert row["origin"] == f"probe of {row['techniques']}" and row["state"] == "COMPLETE"
+        assert float(row["latency_ratio"]) > 0 and int(row["flops"]) <= share * int(table[0]["flops"])
+        assert not row["feasible"] and not row["metric"] and row["plan"]
+    assert "structured: a gain" in probes[0]["reason"] and "so it is not searched" in probes[1]["reason"]
+    assert probes[1]["reason"] in listener.notes
+    front = json.loads((tmp_path / "front.json").read_text())
+    assert not {each["trial"] for each in front["front"]} & {int(row["trial"]) for row in probes}
+    assert all(each.stage in ("dense", "trained") for each in result.front)
+    searched(tmp_path)
+    assert [row["plan"] for row in rows(tmp_path)] == [row["plan"] for row in table]  # kept, and not repeated
+    searched(tmp_path, budget={"flops": "30%"})
+    longer = rows(tmp_path)[: len(table)]
+    assert [(row["stage"], row["plan"]) for row in longer] == [(row["stage"], row["plan"]) for row in table]
+
+
+@pytest.mark.promise("probes")
+def test_a_run_whose_journal_has_no_probes_goes_on_and_gets_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as older:
+        older.setattr(Journal, "_keep_probes", lambda self, probes: None)
+        searched(tmp_path)
+    before = rows(tmp_path)
+    searched(tmp_path)
+    after = rows(tmp_path)
+    assert [row["plan"] for row in after[: len(before)]] == [row["plan"] for row in before]
+    assert [row["stage"] for row in after[len(before) :]] == ["probe", "probe"]
+
+
+@pytest.mark.promise("probes")
+def test_a_run_keeps_a_log_of_what_was_said(tmp_path: Path) -> None:
+    listener = Listens()
+    searched(tmp_path, listener)
+    log = tmp_path / "log.txt"
+    said = log.read_text()
+    lines = said.splitlines()
+    assert all(re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d{4} ", line) for line in lines)
+    assert all(note in said for note in listener.notes) and all(what in said for _, what in listener.began)
+    assert "proving the groups" in lines[1] and sum("ends, screened" in line for line in lines) == 11
+    searched(tmp_path)
+    assert log.read_text().startswith(said) and len(log.read_text()) > len(said)
+    shorter = Run(tmp_path / "other")
+    with pytest.raises(InputError):  # what is refused leaves nothing
+        run_search(screening({"flops": "150%"}), shorter)
+    assert not (shorter.folder / "log.txt").exists()
+
+
+@pytest.mark.promise("probes")
+def test_a_log_is_bounded_follows_no_link_and_ends_no_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logbook, "_MOST", 4000)
+    book = logbook.Logbook(Quiet(), tmp_path / "log.txt", "a search")
+    book.open()
+    for number in range(300):
+        book.note(f"note {number}\nof two lines \x1b[31m")
+        assert (tmp_path / "log.txt").stat().st_size <= 4000
+    lines = (tmp_path / "log.txt").read_text().splitlines()
+    assert lines[-1].endswith("note 299\\nof two lines \\x1b[31m") and all(line.startswith("20") for line in lines)
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "mine")
+    listener = Listens()
+    linked = logbook.Logbook(listener, tmp_path / "link", "a search")
+    linked.open()
+    linked.note("here")
+    assert (tmp_path / "mine").read_text() == "mine"
+    assert len(listener.notes) == 2 and "cannot be written" in listener.notes[0] and listener.notes[1] == "here"
 
 
 class Stream(IterableDataset[int]):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
+from autoprune.plan import Plan
 from autoprune.score import Score, direction
 from autoprune.searching.failures import ends_the_search, reason_of
 from autoprune.searching.listener import Listener
@@ -11,19 +12,30 @@ from autoprune.searching.preparation import Prepared
 from autoprune.space import highest_ratio, uniform
 from autoprune.study import Study
 
-__all__ = ["useful"]
+__all__ = ["Probe", "useful"]
 
 _MOVED = 0.02  # of dense, at least: less is noise
 
 
-def useful(study: Study, prepared: Prepared, listener: Listener) -> tuple[Prepared, list[str]]:
-    """`prepared` without the decisions that change nothing, and a line for each technique that is of no use.
+@dataclass(frozen=True)
+class Probe:
+    """A technique measured alone, everywhere at its highest ratio; `verdict` says what came of it, `left` whether it
+    left the space.
+    """
 
-    Each technique is measured alone, everywhere at its highest ratio. A decision goes where all its techniques are of
-    no use; where only one is left at all, everything stays.
+    technique: str
+    plan: Plan
+    score: Score
+    verdict: str
+    left: bool
+
+
+def useful(study: Study, prepared: Prepared, listener: Listener) -> tuple[Prepared, list[Probe]]:
+    """`prepared` without the decisions that change nothing, and the probe of each technique that is offered.
+
+    A decision goes where all its techniques are of no use; where none would be left at all, everything stays.
     """
     offered = dict.fromkeys(name for variable in prepared.variables for name in variable.options.techniques)
-    highest = {name: highest_ratio(prepared.variables, (name,)) for name in offered}
     wanted = dict.fromkeys(
         [limit.quantity for limit in study.budget.limits if limit.quantity != "metric_drop" and not limit.target]
         + [name for name in study.search.objectives if name not in ("metric", "loss")]
@@ -31,26 +43,32 @@ def useful(study: Study, prepared: Prepared, listener: Listener) -> tuple[Prepar
     if not wanted or any(limit.target for limit in study.budget.limits):
         return prepared, []
     listener.started(0, f"measuring each technique alone on {study.target.name}")
+    highest = {name: highest_ratio(prepared.variables, (name,)) for name in offered}
+    plans = {name: uniform(prepared.variables, (name,), highest[name]) for name in offered}
     alone: dict[str, Score] = {}
-    for name in offered:
+    for name, plan in plans.items():
         try:
-            alone[name] = prepared.cost(uniform(prepared.variables, (name,), highest[name]))
+            alone[name] = prepared.cost(plan)
         except Exception as error:  # says something of one extreme plan alone: the technique stays
             if ends_the_search(error):
                 raise
             listener.note(f"{name} cannot be measured alone at a ratio of {highest[name]:g}: {reason_of(error)}")
     shown = {name: _moves(score, prepared.dense, list(wanted), study) for name, score in alone.items()}
-    idle = [name for name, moved in shown.items() if not any(change for change, _ in moved.values())]
-    kept = [each for each in prepared.variables if not set(each.options.techniques) <= set(idle)]
-    if not idle or not kept:
-        return prepared, []
-    notes = [
-        f"{name}: no gain on {study.target.name} at a ratio of {highest[name]:g} everywhere "
-        f"({', '.join(f'{quantity} {text}' for quantity, (_, text) in shown[name].items())}), so it is not searched"
-        for name in idle
-        if not any(name in each.options.techniques for each in kept)
-    ]
-    return replace(prepared, variables=kept), notes
+    idle = {name for name, moved in shown.items() if not any(change for change, _ in moved.values())}
+    kept = [each for each in prepared.variables if not set(each.options.techniques) <= idle]
+    kept = kept or prepared.variables
+    searched = {name for variable in kept for name in variable.options.techniques}
+
+    def verdict(name: str) -> str:
+        figures = ", ".join(f"{quantity} {text}" for quantity, (_, text) in shown[name].items())
+        where = f"on {study.target.name} at a ratio of {highest[name]:g} everywhere ({figures})"
+        if name not in idle:
+            return f"{name}: a gain {where}"
+        only = "where nothing else would be left" if searched <= idle else "beside others of its groups"
+        return f"{name}: no gain {where}, " + (f"searched {only}" if name in searched else "so it is not searched")
+
+    probes = [Probe(name, plans[name], alone[name], verdict(name), name not in searched) for name in alone]
+    return replace(prepared, variables=kept), probes
 
 
 def _moves(score: Score, dense: Score, wanted: list[str], study: Study) -> dict[str, tuple[bool, str]]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
 from autoprune.plan import Plan
+from autoprune.searching.nets import Nets
 from autoprune.searching.preparation import Prepared
 from autoprune.searching.steering import Steering
 from autoprune.space import NONE, Variable, highest_ratio, parameters, plan_of, uniform
@@ -33,10 +34,12 @@ def proposals(prepared: Prepared, steering: Steering, solved: Sequence[Callable[
         plans.append(_to_budget(variables, steering, (technique,), shares[0]))
     for share in shares if solved else shares[:1]:
         plans += [_to_budget(variables, steering, _UNITS, share), *(solve(share) for solve in solved)]
-    different: dict[Hashable, Plan] = {}
+    known, different = Nets(steering), list[Plan]()
     for plan in plans:
-        different.setdefault(steering.effect(plan), plan)
-    return list(different.values())
+        if plan not in known:
+            known.add(plan)
+            different.append(plan)
+    return different
 
 
 def _to_budget(variables: Sequence[Variable], steering: Steering, techniques: Sequence[str], share: float) -> Plan:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from optuna.trial import TrialState
 from safetensors.torch import load_model
 from torch import nn
 
@@ -48,6 +49,7 @@ _COLUMNS = [
     "stage",
     "feasible",
     "reason",
+    "origin",
     "seconds",
     *_FIGURES,
     "uncounted",
@@ -178,25 +180,31 @@ def write_table(run: Run, candidates: Sequence[Candidate], trials: Sequence[Any]
 
 
 def _row(trial: Any, candidate: Candidate | None, groups: Sequence[Group]) -> dict[str, Any]:
-    row: dict[str, Any] = {"trial": trial.number, "state": trial.state.name, "seconds": trial.user_attrs.get("seconds")}
-    if candidate is None and trial.user_attrs.get("held_back"):
+    attrs = trial.user_attrs
+    row: dict[str, Any] = {"trial": trial.number, "state": trial.state.name, "seconds": attrs.get("seconds")}
+    if attrs.get("stage") == "probe" and {"plan", "score", "reason"} <= set(attrs):
+        plan, score = Plan.from_json(attrs["plan"]), Score.from_json(attrs["score"])
+        candidate = Candidate(trial.number, plan, score, False, "probe", attrs["reason"])
+        row["state"] = TrialState.COMPLETE.name  # Optuna's FAIL keeps it from the samplers; it was measured to its end
+    elif candidate is None and attrs.get("held_back"):
         row |= {"state": "WAITING", "reason": "held back while the best were trained; judged when the search goes on"}
     elif candidate is None and trial.state.is_finished():
-        row["reason"] = trial.user_attrs.get("again", "interrupted") + ": its plan is tried again as another trial"
+        row["reason"] = attrs.get("again", "interrupted") + ": its plan is tried again as another trial"
     if candidate is not None:
         figures = candidate.score.to_json()
         techniques = sorted({choice.technique for _, choice in candidate.plan})
         row |= {name: figures[name] for name in _FIGURES}
         row |= {
             "stage": candidate.stage,
-            "feasible": candidate.feasible,
+            "feasible": _feasible(candidate),
             "reason": candidate.reason,
+            "origin": _origin(attrs),
             "uncounted": " ".join(candidate.score.uncounted),
             "techniques": "+".join(techniques) or "dense",
             "widths": _widths(groups, candidate.plan),
         }
-    if "plan" in trial.user_attrs:
-        row["plan"] = json.dumps(trial.user_attrs["plan"])
+    if "plan" in attrs:
+        row["plan"] = json.dumps(attrs["plan"])
     return row
 
 
@@ -204,3 +212,19 @@ def _widths(groups: Sequence[Group], plan: Plan) -> str:
     """`conv1:units 64 → 32; layer1.0:blocks gone`: what is left of the units and blocks that a plan names."""
     left = widths_of(groups, plan).items()
     return "; ".join(f"{key} {f'{before} → {after}' if after else 'gone'}" for key, (before, after) in left)
+
+
+def _feasible(candidate: Candidate) -> bool | None:
+    """None, where only training or fresh processes can tell: what was judged untrained keeps all that is known."""
+    if candidate.stage == "probe" or (candidate.stage == "screened" and not candidate.reason):
+        return None
+    return candidate.feasible
+
+
+def _origin(attrs: Mapping[str, Any]) -> str | None:
+    """Why there is a trial beside those asked for: what it follows from."""
+    if "probe" in attrs:
+        return f"probe of {attrs['probe']}"
+    if "promotes" in attrs:
+        return f"trains trial {attrs['promotes']}"
+    return f"refills trial {attrs['refills']}" if "refills" in attrs else None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from autoprune.plan import Plan
@@ -16,6 +16,7 @@ from autoprune.run import Run
 from autoprune.score import Candidate, Score
 from autoprune.searching.evaluate import Evaluator
 from autoprune.searching.exchange import exchanged, filled, narrowed
+from autoprune.searching.nets import Nets
 from autoprune.searching.promotion import best
 from autoprune.searching.proposals import by_importance, proposals, ranked_globally, shallower
 from autoprune.searching.sensitivity import RATIOS, knapsack, sensitivities
@@ -44,13 +45,17 @@ class Screening:
         self.variables = evaluate.prepared.variables
         self.surrogate = Surrogate(self.variables)
         self._observed: set[int] = set()
-        self._effects: set[Hashable] = set()
 
     @functools.cached_property
     def steering(self) -> Steering:
         """What plans will cost, after a profile of the target, which is kept in the run."""
         self.evaluate.listener.started(0, f"profiling {self.study.target.name}")
         return Steering.of(self.study, self.evaluate.prepared, self.dense, self.evaluate.importance, self.run)
+
+    @functools.cached_property
+    def nets(self) -> Nets:
+        """Those that were judged."""
+        return Nets(self.steering)
 
     def proposals(self) -> list[Plan]:
         """The first plans; a ranking of all units among them and, where trials outnumber sensitivities, a knapsack."""
@@ -104,7 +109,7 @@ class Screening:
             found = narrowed(self.variables, self.steering.fitted(sample, share), fits, draw)
             found = self._filled(found, fits, draw)
             plan = plan_of(self.variables, found)
-            if self.steering.effect(plan) not in self._effects:
+            if plan not in self.nets:
                 return found
             used = self.steering.violation(plan)
             new = self._new(used if self.steering.whole else max(used, 0.0))
@@ -119,7 +124,7 @@ class Screening:
     def _new(self, allowed: float) -> Callable[[Mapping[str, Any]], bool]:
         """Whether parameters come to a net that costs no more than is `allowed` and was not judged yet."""
         within = self._within(allowed)
-        return lambda child: within(child) and self.steering.effect(plan_of(self.variables, child)) not in self._effects
+        return lambda child: within(child) and plan_of(self.variables, child) not in self.nets
 
     def neighbour(
         self, candidates: list[Candidate], given: Callable[[int], dict[str, Any]], draw: str
@@ -166,7 +171,7 @@ class Screening:
             return all((1 + used) * off.get(key, 1.0) <= 1 - _REST for key, used in spent.items())
 
         fuller = (filled(self.variables, given, fits, f"{draw} {each}") for each in range(_CHILDREN))
-        new = [each for each in fuller if self.steering.effect(plan_of(self.variables, each)) not in self._effects]
+        new = [each for each in fuller if plan_of(self.variables, each) not in self.nets]
         order = self.surrogate.order([self.steering.effective(plan_of(self.variables, each)) for each in new])
         return new[order[0]] if new else None
 
@@ -190,7 +195,7 @@ class Screening:
         for each in candidates:
             if each.number not in self._observed:
                 self._observed.add(each.number)
-                self._effects.add(self.steering.effect(each.plan))
+                self.nets.add(each.plan)
                 self.steering.observe(each.plan, each.score)
                 if each.stage == "screened" and each.score.loss is not None:
                     self.surrogate.observe(self.steering.effective(each.plan), each.score.loss)

@@ -17,9 +17,10 @@ from autoprune.searching.evaluate import Evaluator
 from autoprune.searching.failures import Failures
 from autoprune.searching.finalists import ranked, settle
 from autoprune.searching.listener import Listener
+from autoprune.searching.logbook import Logbook
 from autoprune.searching.misses import nearest_miss, needless
 from autoprune.searching.preparation import Prepared, importance, prepare, require_reachable
-from autoprune.searching.probes import useful
+from autoprune.searching.probes import Probe, useful
 from autoprune.searching.promotion import best, promoted
 from autoprune.searching.screening import Screening
 from autoprune.searching.stall import watched
@@ -75,6 +76,7 @@ def train_best(study: Study, run: Run, listener: Listener | None = None) -> Resu
     with watched(study, listener) as listener, run.locked():
         run.sweep()
         limit = TimeLimit(study.search.timeout_s)
+        log = listener = Logbook(listener, run.folder / "log.txt", f"train the best judged for {study.budget}")
         prepared = _checked(study, run, listener)
         dense = baseline.establish(study, prepared, run, listener)
         candidates = Journal.read(study, run, dense)
@@ -85,6 +87,7 @@ def train_best(study: Study, run: Run, listener: Listener | None = None) -> Resu
                 f"{judged or 'None was judged untrained'}; search under this budget judges more"
             )
         Run.write_yaml(run.study, dict(study.resolved))
+        log.open()
         if study.search.finalists is not None:
             prepared, _ = useful(study, prepared, listener)
         search = _Search(study, run, prepared, limit, listener)
@@ -105,15 +108,17 @@ def _checked(study: Study, run: Run, listener: Listener) -> Prepared:
 def _searched(study: Study, run: Run, listener: Listener) -> Result:
     """The straight line: prepare, baseline, trials, finalists, export."""
     limit = TimeLimit(study.search.timeout_s)
+    log = listener = Logbook(listener, run.folder / "log.txt", f"search {study.name}, {study.budget}")
     prepared = _checked(study, run, listener)
     Run.write_yaml(run.study, dict(study.resolved))
-    idle: list[str] = []
+    log.open()
+    probes: list[Probe] = []
     if study.search.finalists is not None:
-        prepared, idle = useful(study, prepared, listener)
-    for text in (*idle, *warnings_of(study, prepared)):
+        prepared, probes = useful(study, prepared, listener)
+    for text in (*(each.verdict for each in probes if each.left), *warnings_of(study, prepared)):
         listener.note(text)
     interrupted = False
-    search = _Search(study, run, prepared, limit, listener)
+    search = _Search(study, run, prepared, limit, listener, probes)
     try:
         search.begin()
         search.loops()
@@ -148,8 +153,17 @@ def warnings_of(study: Study, prepared: Prepared) -> list[str]:
 class _Search:
     """The state of one search."""
 
-    def __init__(self, study: Study, run: Run, prepared: Prepared, limit: TimeLimit, listener: Listener) -> None:
+    def __init__(
+        self,
+        study: Study,
+        run: Run,
+        prepared: Prepared,
+        limit: TimeLimit,
+        listener: Listener,
+        probes: Sequence[Probe] = (),
+    ) -> None:
         self.study, self.run, self.prepared, self.time, self.listener = study, run, prepared, limit, listener
+        self.probes = probes
         self.journal = Journal(study, run, prepared.variables)
         if self.journal.damage is not None:
             listener.note(self.journal.damage)
@@ -162,13 +176,15 @@ class _Search:
         trained = baseline.kept(self.study, self.run)
         left = max(0, trials - (done if self.study.search.finalists is None else self.journal.finished()))
         left = left if judging else 0
-        whole = done + left + (self.study.search.finalists or 0)
+        probes, finalists = len(self.journal.unprobed(self.probes)), self.study.search.finalists or 0
+        whole = self.journal.numbered() + probes + left + finalists
         self.time.prepared()
         training = self.prepared.training_s(self.study)
         if (shortfall := self.time.shortfall(self.prepared.baseline_s(self.study, trained), training)) is not None:
             self.listener.note(shortfall)
-        if left and self.study.search.finalists is not None:
-            self.listener.note(f"{left} plans are judged untrained, the best {self.study.search.finalists} are trained")
+        if left and finalists:
+            beside = f"; {probes} techniques were measured alone" if probes else ""
+            self.listener.note(f"{left} plans are judged untrained, the best {finalists} are trained{beside}")
         self.listener.planned(self.prepared.seconds(self.study, left, trained), whole)
         if done:
             self.listener.note(f"going on with {self.run.folder}: {done} trials are done{self._replaced()}")
@@ -178,7 +194,7 @@ class _Search:
         evaluate = Evaluator(self.study, self.prepared, dense, scores, self.listener)
         self.dense, self.trials = dense, Trials(evaluate, self.journal, self.run, task)
         self.screening = Screening(evaluate, self.run, f"{task}-{self.study.search.seed}", self._late_to_judge)
-        self.journal.start(self.screening.proposals if judging else None, dense)
+        self.journal.start(self.screening.proposals if judging else None, dense, self.probes)
 
     def _replaced(self) -> str:
         """What of an earlier search this one may replace, and where its own results go."""

@@ -160,6 +160,12 @@ class Steering:
         kept = [(key, bytes(each.to(torch.uint8).tolist())) for key, each in keep.items() if not bool(each.all())]
         return (*kept, *((key, choice) for key, choice in self.effective(plan) if key not in keep))
 
+    def shape(self, plan: Plan) -> Hashable:
+        """The same for all plans of one `effect`, and for those that differ in how equal shares are masked."""
+        keep = self._keeps(plan)
+        kept = [(key, bytes(each.to(torch.uint8).tolist())) for key, each in keep.items() if not bool(each.all())]
+        return (*kept, *((key, choice.ratio) for key, choice in self.effective(plan) if key not in keep))
+
     def observe(self, plan: Plan, score: Score) -> None:
         """Learn from a measured plan, while there is much to learn."""
         keep = self._keeps(plan)

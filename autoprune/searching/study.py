@@ -14,6 +14,7 @@ from autoprune.errors import InputError
 from autoprune.plan import Plan
 from autoprune.run import Run
 from autoprune.score import Candidate, Score, direction
+from autoprune.searching.probes import Probe
 from autoprune.searching.samplers import SAMPLERS, Steered
 from autoprune.searching.storage import opened
 from autoprune.space import Parameters, Variable, distributions, parameters, plan_of
@@ -65,17 +66,18 @@ class Journal:
             return []
         for each in studies:
             _check_version(each, run, damage)
-        journal.optuna = max(studies, key=lambda found: len(found.trials))
+        journal.optuna = max(studies, key=_length)
         return journal.candidates(dense)
 
-    def start(self, proposals: Callable[[], Sequence[Plan]] | None, dense: Score) -> None:
+    def start(self, proposals: Callable[[], Sequence[Plan]] | None, dense: Score, probes: Sequence[Probe] = ()) -> None:
         """Take over trials of other budgets, queue what was interrupted, and once, while trials are left, proposals.
 
-        None where no plan is to be judged: then those are for a later start.
+        The dense model is the first trial, the `probes` come next. None where no plan is to be judged: then those are
+        for a later start.
         """
         self._dense = dense
         with _quiet():
-            longest = max((self.optuna, *self._others), key=lambda study: len(study.trials))
+            longest = max((self.optuna, *self._others), key=_length)
             if longest is not self.optuna:
                 self._take_over(longest)
             for trial in self.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
@@ -85,10 +87,27 @@ class Journal:
             self._queue_again()
             if proposals is None:
                 return
-            if not self.optuna.user_attrs.get("proposed") and self.finished() < self._study.search.trials:
+            proposing = not self.optuna.user_attrs.get("proposed") and self.finished() < self._study.search.trials
+            if proposing:
+                self.optuna.enqueue_trial(parameters(self._variables, Plan()), skip_if_exists=True)
+            self._keep_probes(probes)
+            if proposing:
                 for plan in proposals():
                     self.optuna.enqueue_trial(parameters(self._variables, plan), skip_if_exists=True)
                 self.optuna.set_user_attr("proposed", True)
+
+    def unprobed(self, probes: Sequence[Probe]) -> list[Probe]:
+        """Those that are not in the journal yet, under this budget."""
+        trials = (each.user_attrs for each in self.optuna.get_trials(deepcopy=False) if _probes(each))
+        known = {(attrs["probe"], attrs["budget"]) for attrs in trials}
+        return [each for each in probes if (each.technique, str(self._study.budget)) not in known]
+
+    def _keep_probes(self, probes: Sequence[Probe]) -> None:
+        """Record probes as trials; FAIL, without parameters: nothing is to be learnt from them of the space."""
+        for each in self.unprobed(probes):
+            attrs = {"probe": each.technique, "plan": each.plan.to_json(), "score": each.score.to_json()}
+            attrs |= {"budget": str(self._study.budget), "reason": each.verdict, "stage": "probe"}
+            self.optuna.add_trial(optuna.trial.create_trial(state=TrialState.FAIL, user_attrs=attrs))
 
     def ask(
         self, given: Parameters | None = None, *, steer: Callable[[Parameters], Any] | None = None
@@ -104,7 +123,8 @@ class Journal:
                 untouched = parameters(self._variables, Plan())
                 self.optuna.sampler = Steered(optuna.samplers.RandomSampler(), self._variables, lambda _: untouched)
             else:
-                sampler = SAMPLERS[self._study.search.sampler](zlib.crc32(self.draw().encode()))
+                seed, settings = zlib.crc32(self.draw().encode()), self._study.search
+                sampler = SAMPLERS[settings.sampler](seed, settings.trials)
                 self.optuna.sampler = Steered(sampler, self._variables, steer) if steer else sampler
             trial = self.optuna.ask(dict(distributions(self._variables)))
             chosen = plan_of(self._variables, trial.params)
@@ -198,6 +218,11 @@ class Journal:
         trials = self.optuna.get_trials(deepcopy=False)
         return {each.user_attrs["refills"]: each.number for each in trials if _ended(each) and _refills(each)}
 
+    def numbered(self) -> int:
+        """How many trials have a number that is not waiting to be tried, under whichever budget."""
+        studies = (self.optuna, *self._others)
+        return max(sum(each.state != TrialState.WAITING for each in one.get_trials(deepcopy=False)) for one in studies)
+
     def known(self) -> int:
         """How many trials have ended, under whichever budget."""
         studies = (self.optuna, *self._others)
@@ -233,7 +258,7 @@ class Journal:
         """Add what trials `other` has more, judged anew; what it stopped untrained is tried again if it may fit."""
         queued = {*self.optuna.user_attrs.get("queued_again", ()), *other.user_attrs.get("queued_again", ())}
         self.optuna.set_user_attr("queued_again", sorted(queued))
-        for trial in other.get_trials()[len(self.optuna.trials) :]:
+        for trial in other.get_trials(deepcopy=False)[_length(self.optuna) :]:
             ended = _ended(trial)
             state, attrs = trial.state, trial.user_attrs
             limits = self._violations(Score.from_json(attrs["score"]), attrs["stage"]) if ended else {}
@@ -259,11 +284,16 @@ class Journal:
 
 def _check_version(found: optuna.Study, run: Run, damage: str | None) -> None:
     version = found.user_attrs.get("version", None if damage is None else _VERSION)  # its line may be a lost one
-    if found.trials and version != _VERSION:
+    if _length(found) and version != _VERSION:
         raise InputError(
             f"{run.folder} was searched by another version of autoprune, whose plans and figures do not compare with "
             "this one's; start anew with --fresh, which keeps the old folder"
         )
+
+
+def _length(study: optuna.Study) -> int:
+    """How many trials it has, none of them copied: of a thousand that takes seconds."""
+    return len(study.get_trials(deepcopy=False))
 
 
 def _ended(trial: FrozenTrial) -> bool:
@@ -276,6 +306,10 @@ def _ended(trial: FrozenTrial) -> bool:
 
 def _promotes(trial: FrozenTrial) -> bool:
     return "promotes" in trial.user_attrs
+
+
+def _probes(trial: FrozenTrial) -> bool:
+    return trial.user_attrs.get("stage") == "probe"
 
 
 def _refills(trial: FrozenTrial) -> bool:

@@ -1,0 +1,49 @@
+"""Nets: plans that come to one net, untrained, are one; judging it twice tells nothing."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Hashable
+
+from autoprune.plan import Plan
+from autoprune.pruning.pruned import apply
+from autoprune.searching.steering import Steering
+
+__all__ = ["Nets"]
+
+
+class Nets:
+    """The nets of some plans. Whether two plans that mask equal shares come to one is told by the masks themselves:
+    on the same weights techniques that differ in training alone, or criteria that rank alike, do.
+    """
+
+    def __init__(self, steering: Steering) -> None:
+        self._steering = steering
+        self._plans: dict[Hashable, list[Plan]] = {}  # by what is cheap to tell of the net
+        self._masks: dict[Plan, bytes] = {}
+
+    def add(self, plan: Plan) -> None:
+        """Remember the net that a plan comes to."""
+        if plan not in self:
+            self._plans.setdefault(self._steering.shape(plan), []).append(plan)
+
+    def __contains__(self, plan: object) -> bool:
+        assert isinstance(plan, Plan)
+        alike = self._plans.get(self._steering.shape(plan), [])
+        if not alike:
+            return False
+        effect = self._steering.effect(plan)
+        if any(self._steering.effect(other) == effect for other in alike):
+            return True
+        return any(self._masked(other) == self._masked(plan) for other in alike)
+
+    def _masked(self, plan: Plan) -> bytes:
+        """A digest of the masks that are set on what the cut left."""
+        if plan not in self._masks:
+            prepared = self._steering.prepared
+            pruned = apply(prepared.model, prepared.coupling, plan, self._steering.importance)
+            found = hashlib.sha256()
+            for name, keep in sorted(pruned.masks.final().items()):
+                found.update(name.encode() + keep.cpu().numpy().tobytes())
+            self._masks[plan] = found.digest()
+        return self._masks[plan]
