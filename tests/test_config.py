@@ -288,6 +288,12 @@ def test_a_module_is_looked_for_in_the_studys_folder_and_never_imported(tmp_path
     assert config.read(other).folder == elsewhere.resolve()  # found in the current folder
 
 
+def test_a_target_that_names_a_folder_is_told_with_the_place_of_its_key(tmp_path):
+    for given in ("''", ".", ".."):
+        with pytest.raises(StudyError, match=r"small.yaml, line 6, key 'target'"):
+            config.read(written(tmp_path, STUDY + f"target: {given}\n"))
+
+
 def test_a_missing_package_keeps_its_kind_and_its_place():
     with pytest.raises(MissingPackage, match=r"package_missing\.yaml, line 7, key 'task.model'.*install the package"):
         config.read(WRONG / "package_missing.yaml")

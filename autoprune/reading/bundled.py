@@ -28,7 +28,8 @@ def located(given: str, kind: Literal["study", "target"], folder: Path) -> Path:
         return known[given]
     path = Path(given).expanduser()
     for candidate in (folder / path, path):
-        if os.path.exists(candidate):  # of a name too long, or with a NUL, there is none
+        # of a name too long, or with a NUL, there is none; a study's folder has a hint of its own
+        if os.path.exists(candidate) and not (kind == "target" and os.path.isdir(candidate)):
             return candidate
     if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
         beside = [each.name for each in path.parent.glob("*.y*ml")]
