@@ -9,6 +9,7 @@ import random
 import re
 import statistics
 import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -680,6 +681,31 @@ def test_without_a_limit_on_costs_the_whole_front_is_searched(tmp_path: Path) ->
     best_ = json.loads((tmp_path / "front.json").read_text())["best"]
     kept = [row for row in trained if row["feasible"] == "True"]  # not dense
     assert int(table[best_]["flops"]) == min(int(row["flops"]) for row in kept) < dense
+
+
+@pytest.mark.promise("speed")
+@pytest.mark.parametrize("budget", [{"latency": "50%"}, {"metric_drop": "0.1"}, {}])
+def test_a_thousand_plans_are_ranked_in_a_moment(budget: dict[str, str]) -> None:
+    given, draw = screening(budget, objectives=("metric", "latency")), random.Random(0)
+    dense = Score(metric=0.95, latency_ratio=1.0)
+    candidates = [_screened(number % 100, draw.random(), draw.uniform(0.1, 0.49)) for number in range(1000)]
+    candidates = [replace(each, number=number) for number, each in enumerate(candidates)]
+    taken = []
+    for _ in range(3):
+        began = time.process_time()
+        found = best(given, dense, candidates)
+        taken.append(time.process_time() - began)
+    assert min(taken) < 0.1 and (len(found) == 1000 or "metric_drop" in budget)
+
+
+@pytest.mark.promise("speed")
+def test_a_journal_is_read_without_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import optuna
+
+    result = searched(tmp_path, trials=4, finalists=1)
+    monkeypatch.setattr(optuna.trial.FrozenTrial, "__deepcopy__", lambda *_: pytest.fail("copied"), raising=False)
+    found = Journal.read(screening(), Run(tmp_path), result.dense)
+    assert [each.stage for each in found].count("screened") >= 3
 
 
 def test_where_only_quality_is_limited_the_front_is_halved() -> None:
