@@ -93,8 +93,20 @@ def default_adapter(batch: Any) -> Batch:
         raise ModelError(
             f"a batch must be (inputs, target) or a dictionary with labels, got {type(batch).__name__}; give an adapter"
         )
+    _refuse_samples(batch[0], batch[1])
     inputs = Inputs.of(batch[0])
     return inputs.args, inputs.kwargs, batch[1]
+
+
+def _refuse_samples(inputs: Any, targets: Any) -> None:
+    """A list with an image for each sample, as torchvision's detection data gives, would be taken for arguments."""
+    lists = isinstance(inputs, (tuple, list)) and isinstance(targets, (tuple, list))
+    if lists and len(inputs) == len(targets) and any(isinstance(target, Mapping) for target in targets):
+        raise ModelError(
+            f"a batch is a list of {len(inputs)} inputs and one of as many targets, as detection models take them; "
+            "needed is one tensor with the batch first: give an adapter that makes it (inputs of one size, stacked), "
+            "or a loader whose collate_fn does"
+        )
 
 
 def main_output(output: Any) -> Tensor:

@@ -218,7 +218,9 @@ def _extra(score: Score, name: str) -> str:
 
 def plain(title: str, caption: str | None = None) -> Table:
     """A table without vertical lines: figures need the room."""
-    return Table(title=title, caption=caption, box=box.SIMPLE, padding=(0, 1, 0, 0))
+    # as Text: rich reads titles as markup, and drops the brackets of `pip install 'autoprune[energy]'`
+    head, foot = Text(title, style="table.title"), Text(caption, style="table.caption") if caption else None
+    return Table(title=head, caption=foot, box=box.SIMPLE, padding=(0, 1, 0, 0))
 
 
 def _unit(group: Group) -> str:
