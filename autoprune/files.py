@@ -10,7 +10,9 @@ import struct
 from pathlib import Path
 from typing import Any
 
-__all__ = ["check_safetensors", "open_plain", "read_json", "read_plain"]
+from autoprune.errors import InputError
+
+__all__ = ["check_safetensors", "json_of", "open_plain", "read_json", "read_plain", "text_of"]
 
 JSON_LIMIT = 64 * 2**20  # bytes; a run of 1,000 trials has records of 4 MB
 _HEADER = 16 * 2**20  # bytes; a hundred thousand tensors, which take two seconds to read
@@ -19,9 +21,10 @@ _HEADER = 16 * 2**20  # bytes; a hundred thousand tensors, which take two second
 def open_plain(path: Path, flags: int = os.O_RDONLY) -> int:
     """A descriptor of a plain file. Raises OSError with the file's name for a pipe, a device or a folder, at once."""
     descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
         os.close(descriptor)
-        raise OSError(errno.EINVAL, "is no plain file", str(path))
+        raise OSError(errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL, "is no plain file", str(path))
     return descriptor
 
 
@@ -34,16 +37,44 @@ def read_plain(path: Path, limit: int) -> bytes:
         return file.read(size)
 
 
+def text_of(path: Path, longest: int) -> str:
+    """The text of a file of at most `longest` bytes. Raises InputError, which does not name the file.
+
+    FileNotFoundError and IsADirectoryError pass: what to do then the caller knows.
+    """
+    try:
+        return read_plain(path, longest).decode("utf-8")
+    except (FileNotFoundError, IsADirectoryError):
+        raise
+    except UnicodeDecodeError as error:
+        raise InputError(f"not a text file in UTF-8 (byte {error.start})") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        said = {
+            errno.EINVAL: "this is no regular file; save what it holds to a file and give that",
+            errno.EFBIG: f"this file is larger than {longest // 1024:,} KiB, which nothing of its kind is",
+        }
+        strerror = getattr(error, "strerror", None) or error
+        raise InputError(said.get(getattr(error, "errno", 0), f"cannot be read: {strerror}")) from error
+
+
+def json_of(text: str) -> Any:
+    """The value of JSON text. Raises InputError, also for nesting and numbers without end."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise InputError("this JSON is nested too deeply") from error
+    except json.JSONDecodeError as error:
+        raise InputError(f"this is no JSON: {error}") from error
+    except ValueError as error:
+        raise InputError("this JSON has a number of too many digits") from error
+
+
 def read_json(path: Path) -> Any:
     """What a JSON file holds. Raises ValueError with its name where it cannot be read, whatever the reason."""
     try:
-        return json.loads(read_plain(path, JSON_LIMIT))
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
-    except RecursionError as error:
-        raise ValueError(f"{path} cannot be read: it is nested too deep") from error
-    except ValueError as error:  # JSON, UTF-8, or a number of thousands of digits
-        raise ValueError(f"{path} is no JSON: {str(error)[:100]}") from error
+        return json_of(text_of(path, JSON_LIMIT))
+    except (OSError, InputError) as error:
+        raise ValueError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
 def check_safetensors(path: Path) -> None:

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1] / "autoprune"
 NOUNS = ("files", "scratch", "plugins", "group", "plan", "fingerprint", "task", "target", "score", "space", "run")
 NOUNS += ("study",)
 LAYERS = (
-    ("errors", "faults", "documents"),
+    ("errors", "faults"),
     NOUNS,
     ("pruning",),
     ("formats",),

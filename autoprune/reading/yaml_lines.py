@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from autoprune import documents
+from autoprune import files
 from autoprune.errors import InputError, MissingPackage, StudyError
 
 __all__ = ["Document", "KeyPath", "Place", "key_paths", "parse", "read", "scalar"]
@@ -83,7 +83,7 @@ def read(path: Path, shown: str | None = None) -> Document:
         hint = f"; did you mean {inner}?" if os.path.exists(inner) else "; give a YAML file"
         raise StudyError(f"this is a folder{hint}", file=name)
     try:
-        text = documents.text_of(path, _BYTES)
+        text = files.text_of(path, _BYTES)
     except FileNotFoundError as error:
         raise StudyError("there is no such file", file=name) from error
     except InputError as error:
