@@ -164,6 +164,8 @@ def _guarded(found: type, what: str) -> type:
         for name, value in vars(each).items()
         if isinstance(value, FunctionType) and not name.startswith("_") and _is_users(value.__code__.co_filename)
     }
+    if not methods:  # one of ours, named by its module
+        return found
     names = {"__module__": found.__module__, "__qualname__": found.__qualname__, "__doc__": found.__doc__}
     return type(found)(found.__name__, (found,), methods | names)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -12,11 +13,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 import torch
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 
 import autoprune
 from autoprune.errors import InputError
+from autoprune.searching.storage import mend
 
 OWN = Path(__file__).parent / "own"
 LIMIT_S = 240
@@ -30,8 +35,8 @@ def here(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def start(here: Path, *arguments: str) -> subprocess.Popen[str]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+def start(here: Path, *arguments: str, **variables: str) -> subprocess.Popen[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | variables
     return subprocess.Popen(
         [sys.executable, "-m", "autoprune", *arguments], cwd=here, env=environment, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
@@ -137,6 +142,50 @@ def test_json_stands_alone_on_stdout_whatever_models_and_their_processes_print(t
     assert all(said in err for said in ("at import", "called", "by descriptor", "by a child"))
     out, err = run(tmp_path, "targets", "nowhere", "--json", status=2)
     assert (out, "unknown target" in err) == ("", True)
+
+
+def ended_trials(folder: Path) -> dict[tuple[str, int], Any]:
+    """What the journal has of every trial that ended: its values, its figures, its plan."""
+    storage = JournalStorage(JournalFileBackend(str(folder / "study.journal")))
+    studies = (optuna.load_study(storage=storage, study_name=name) for name in optuna.get_all_study_names(storage))
+    return {
+        (study.study_name, trial.number): (trial.values, trial.user_attrs)
+        for study in studies
+        for trial in study.get_trials(deepcopy=False)
+        if "stage" in trial.user_attrs
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.promise("leftovers")
+@pytest.mark.promise("journal")
+def test_killed_thirty_times_it_loses_no_trial_and_leaves_nothing_behind(here: Path) -> None:
+    draw, folder, temporary = random.Random(0), here / "runs" / "mine", here / "temporary"
+    temporary.mkdir()
+    asked = ("search", "mine.yaml", "--trials", "1000", "--set", "export.formats=[safetensors]")
+    before: dict[tuple[str, int], Any] = {}
+    for _ in range(30):
+        process = start(here, *asked, TMPDIR=str(temporary))
+        time.sleep(draw.uniform(2, 14))
+        send(process, signal.SIGKILL)
+        if not (folder / "study.journal").exists():
+            continue
+        copy = here / "copy"
+        shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("*.lock"), symlinks=True)
+        mend(copy / "study.journal")
+        after = ended_trials(copy)
+        assert all(after[place] == trial for place, trial in before.items())
+        for path in copy.rglob("*.json"):
+            assert path.name.startswith(".") or json.loads(path.read_text()) is not None
+        shutil.rmtree(copy)
+        before = after
+    screened = sum(attributes["stage"] == "screened" for _, attributes in before.values())
+    assert screened > 10
+    run(here, *asked[:3], str(screened), *asked[4:], "-q")
+    assert json.loads((folder / "best" / "verification.json").read_text())["passed"]
+    assert not list(temporary.iterdir()) and not (folder / ".scratch").exists()
+    hidden = {path.name for path in folder.rglob(".*")}
+    assert hidden <= {".lock"}, hidden
 
 
 @pytest.mark.slow

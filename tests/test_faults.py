@@ -141,7 +141,7 @@ PLACES = {  # in MINE -> what is said of it
     "validation": "sample 7 of the validation data",
     "data": ":data' failed",
     "adapter": "adapter, on batch 1 of the train data",
-    "loss": "the loss on the train data",
+    "loss": "the loss on the validation data",
     "metric": "the metric 'own' on the validation data",
     "criterion": "the criterion",
     "technique": "the technique",

@@ -120,7 +120,8 @@ def test_int8_keeps_the_accuracy_of_a_trained_net(task, trained):
     assert found.metric >= plain.metric - 0.02
     assert found.loss != plain.loss and found.loss == pytest.approx(plain.loss, abs=0.05)
     assert judging.judge(trained, task, INT8, "validation") == found  # calibrated on the same inputs each time
-    assert judging.judge(trained, task, Target(), "validation", "cpu") == plain
+    same = judging.judge(trained, task, Target(), "validation", "cpu")
+    assert (same.metric, same.loss) == (plain.metric, plain.loss)
 
 
 def test_a_broken_quantisation_shows_in_the_metric(task, trained):

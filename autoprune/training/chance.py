@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from autoprune import faults
 from autoprune.errors import ModelError, TrainingError
 from autoprune.task import Task
 from autoprune.training import losses, placement
@@ -37,8 +38,9 @@ def guesses(model: nn.Module, task: Task) -> bool:
     """
     copies = [_shuffled(model, seed) for seed in range(_COPIES)]
     try:
-        own, *others = (_skill(each, task) for each in (model, *copies))
-    except Exception:  # of the user's own loss, which need not take several batches as one
+        with faults.code("the loss, over all of the validation data,"):
+            own, *others = (_skill(each, task) for each in (model, *copies))
+    except Exception:  # the user's own loss need not take several batches as one; a real fault shows again below
         own, others = None, []
     if own is None or None in others:
         return not _loss(model, task) < _BETTER * min(_loss(each, task) for each in copies)
