@@ -224,10 +224,15 @@ class Task:
             return sum(1 for _ in faults.drawn(loader, f"the {split} data"))
 
     def calibration(self, count: int) -> Inputs:
-        """The first `count` training inputs, in the data's own order, as one batch on the CPU."""
+        """The first `count` training inputs, in the data's own order, as one batch on the CPU.
+
+        Batches of other shapes than the first are left out; what is missing then is repeated from the start.
+        """
         parts: list[Inputs] = []
         for args, kwargs, _ in self.batches("train"):
-            parts.append(Inputs(args, kwargs))
+            part = Inputs(args, kwargs)
+            if not parts or _shapes(part) == _shapes(parts[0]):
+                parts.append(part)
             if sum(part.batch_size for part in parts) >= count:
                 break
         if not parts:
@@ -253,6 +258,10 @@ class Task:
                     name.encode() + tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
                 )
         return state.hexdigest()[:16]
+
+
+def _shapes(inputs: Inputs) -> list[torch.Size]:
+    return [tensor.shape[1:] for tensor in inputs.tensors()]
 
 
 _LATER = {"baseline": "auto", "momentum": 0.9, "schedule": "cosine", "warmup": 0.05}

@@ -397,3 +397,37 @@ def test_a_run_gets_the_password_of_its_storage_from_the_environment(tmp_path, m
     monkeypatch.setattr(storage.optuna.storages, "get_storage", opened.append)
     storage.opened(study, Run(tmp_path / "run"))
     assert opened == [url]
+
+
+@pytest.mark.promise("options")
+@pytest.mark.parametrize(
+    ("section", "given", "key", "says"),
+    [
+        ("task.training", "momentum: 1.0", "task.training.momentum", "less than 1"),
+        ("task.training", "schedule: cosin", "task.training.schedule", "did you mean 'cosine'?"),
+        ("task.training", "warmup: -0.1", "task.training.warmup", "greater than or equal to 0|at least 0"),
+        ("task.training", "baseline: sometimes", "task.training.baseline", "known: auto, always, never"),
+        ("recovery", "schedule: step", "recovery.schedule", "known: cosine, linear, constant"),
+        ("recovery", "epochs: 3, iterations: 3", "recovery.iterations", "need at least 4 epochs"),
+        ("recovery", "epochs: 0, iterations: 2", "recovery.iterations", "need at least 3 epochs"),
+    ],
+)
+def test_a_recipe_that_cannot_be_is_refused_with_its_key(section, given, key, says, tmp_path):
+    training = f", training: {{{given}}}" if section == "task.training" else ""
+    recovery = f"recovery: {{{given}}}\n" if section == "recovery" else ""
+    text = f"version: 1\ntask: {{model: zoo:digits_cnn, data: zoo:digits{training}}}\nbudget: {{latency: 50%}}\n"
+    with pytest.raises(StudyError, match=says) as refused:
+        config.read(written(tmp_path, text + recovery))
+    assert refused.value.key == key
+
+
+def test_a_run_of_before_these_keys_goes_on(tmp_path):
+    text = "version: 1\ntask: {model: zoo:digits_cnn, data: zoo:digits}\nbudget: {latency: 50%}\n"
+    resolved = config.read(written(tmp_path, text)).resolved()
+    later = ("baseline", "momentum", "schedule", "warmup")
+    training = {key: value for key, value in resolved["task"]["training"].items() if key not in later}
+    recovery = {key: value for key, value in resolved["recovery"].items() if key not in later}
+    before = resolved | {"task": resolved["task"] | {"training": training}, "recovery": recovery}
+    assert before != resolved and config.differences(before, resolved) == []
+    other = resolved | {"recovery": resolved["recovery"] | {"momentum": 0.5}}
+    assert config.differences(before, other) == ["recovery.momentum: nothing -> 0.5"]

@@ -394,3 +394,27 @@ def test_no_standard_error_where_a_metric_takes_no_parts(outputs, targets):
         return 0.5
 
     assert standard_error(metric, outputs, targets) is None
+
+
+@pytest.mark.promise("options")
+@pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd"])
+@pytest.mark.parametrize(
+    "other",
+    [{"momentum": 0.0}, {"schedule": "linear"}, {"schedule": "constant"}, {"warmup": 0.5}, {"weight_decay": 0.9}],
+    ids=str,
+)
+def test_every_key_of_a_recipe_changes_the_training(optimizer, other):
+    usual = replace(make_task().training, optimizer=optimizer)
+    weights = []
+    for recipe in (usual, replace(usual, **other)):
+        model = net()
+        loop.train(model, make_task(recipe=recipe), recipe, seed=0)
+        weights.append(state(model))
+    assert float((weights[0] - weights[1]).abs().max()) > 1e-4
+
+
+@pytest.mark.parametrize(("name", "middle", "last"), [("cosine", 0.5, 0.0), ("linear", 0.5, 0.0), ("constant", 1, 1)])
+def test_a_schedule_begins_at_the_end_of_the_warmup(name, middle, last):
+    found = [schedule.learning_rate(progress, name, 0.2) for progress in (0.0, 0.1, 0.2, 0.6, 1.0)]
+    assert found == pytest.approx([0.0, 0.5, 1.0, middle, last])
+    assert schedule.learning_rate(0.0, name, 0.0) == 1.0  # no warm-up at all

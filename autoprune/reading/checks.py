@@ -22,6 +22,7 @@ def check(values: StudySchema, document: Document, folders: Sequence[Path]) -> N
     """
     _check_budget(values, document)
     _check_space(values, document, folders)
+    _check_recovery(values, document)
     if values.target.runtime != RECORDED:
         with document.placing(("target", "runtime")):
             check_plugin("runtime", values.target.runtime, folders)
@@ -51,6 +52,17 @@ def _check_budget(values: StudySchema, document: Document) -> None:
         raise document.error(
             f"with {shown} alone nothing keeps the quality; add metric to the objectives, or metric_drop to the budget",
             ("search", "objectives"),
+        )
+
+
+def _check_recovery(values: StudySchema, document: Document) -> None:
+    """Each cut but the last is trained for epochs // (iterations + 1): none of them may be left without."""
+    epochs, iterations = values.recovery.epochs, values.recovery.iterations
+    if 1 < iterations > epochs - 1:
+        raise document.error(
+            f"{iterations} iterations of cutting and training need at least {iterations + 1} epochs, "
+            f"recovery.epochs is {epochs}; raise that, or write iterations: 1",
+            ("recovery", "iterations"),
         )
 
 

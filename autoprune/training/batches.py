@@ -6,7 +6,7 @@ import itertools
 import math
 import operator
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,5 +119,6 @@ class _First:
             if seen >= self.count:
                 return
             yield batch
-            tensors = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.dim()]
+            held = dict(batch) if isinstance(batch, Mapping) else batch
+            tensors = [leaf for leaf in tree_leaves(held) if isinstance(leaf, Tensor) and leaf.dim()]
             seen += len(tensors[0]) if tensors else 1

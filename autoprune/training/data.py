@@ -71,9 +71,17 @@ def checked(given: object) -> Data:
             )
         if isinstance(part, tuple) and part and all(isinstance(each, Tensor) for each in part):
             raise StudyError(f"the {name} data is a tuple of tensors; give TensorDataset(inputs, targets)", key=KEY)
-        if hasattr(part, "__len__") and len(part) == 0:
+        if _length(part) == 0:
             raise StudyError(f"the {name} data is empty", key=KEY)
     return given
+
+
+def _length(part: Any) -> int | None:
+    """None where it is not known: a loader, or a chain, of streams has the method, and raises."""
+    try:
+        return len(part)
+    except TypeError:
+        return None
 
 
 def _torchvision(name: str, args: dict[str, Any], folders: Sequence[Path]) -> Data:
