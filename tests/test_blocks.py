@@ -213,6 +213,7 @@ def test_how_confident_a_model_is_does_not_count_untrained(prepared: Prepared) -
     assert judged.loss < 0.7 * evaluate(confident, given.task, "validation", "cpu").loss
 
 
+@pytest.mark.slow
 def test_blocks_go_in_a_search_of_their_own(tmp_path: Path) -> None:
     listener = Listens()
     result = run_search(deep({"flops": "35%"}, trials=25), Run(tmp_path), listener)
