@@ -135,7 +135,9 @@ def drawn(source: Iterable[Any], what: str) -> Iterator[Any]:
             sample = _sample(error)
             if isinstance(error, StopIteration) and sample is None and _HANDED not in str(error):
                 return
-            died = "a worker process of " if isinstance(error, (ConnectionError, EOFError)) else ""
+            # a worker that is gone: its pipe breaks, or the socket file that it handed a tensor by is no longer there
+            gone = isinstance(error, (ConnectionError, EOFError, FileNotFoundError)) and not Fault.of(error).own
+            died = "a worker process of " if gone else ""
             where = f"{died}{what}" if sample is None else f"sample {sample} of {what}"
             raise CodeError(f"{where} failed with {Fault.of(error)}") from error
         yield item
