@@ -22,7 +22,7 @@ from autoprune import scratch
 from autoprune.errors import InputError
 from autoprune.files import open_plain, read_json
 
-__all__ = ["Run", "write_whole"]
+__all__ = ["Run", "free_name", "write_whole"]
 
 _DEPTH = 3  # levels of a run's folder: cache/KIND/KEY.json, trials/NUMBER/model.safetensors
 
@@ -46,6 +46,14 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def free_name(path: Path, mark: str) -> Path:
+    """The first of `path`.`mark`1, `path`.`mark`2, ... that nothing has, a dangling link neither."""
+    number = 1
+    while os.path.lexists(place := path.with_name(f"{path.name}.{mark}{number}")):
+        number += 1
+    return place
 
 
 @dataclass(frozen=True)
@@ -192,10 +200,7 @@ class Run:
 
     def move_away(self) -> Path:
         """Rename the folder to the first free NAME.1, NAME.2, ... and return that; nothing is deleted."""
-        number = 1
-        while (target := self.folder.with_name(f"{self.folder.name}.{number}")).exists():
-            number += 1
-        return self.folder.rename(target)
+        return self.folder.rename(free_name(self.folder, ""))
 
 
 def _digest(value: Any) -> str:

@@ -16,7 +16,7 @@ from torch import nn
 from autoprune.errors import InputError
 from autoprune.files import read_json
 from autoprune.plan import Plan
-from autoprune.run import Run, write_whole
+from autoprune.run import Run, free_name, write_whole
 from autoprune.score import Score
 from autoprune.searching.integrity import digests, intact
 from autoprune.searching.listener import Listener
@@ -105,10 +105,7 @@ def _set_aside(run: Run, listener: Listener) -> None:
     entries = list(run.dense.iterdir()) if run.dense.is_dir() else [run.dense]
     if all(path.name != "score.json" and path.is_file() for path in entries):
         return  # a kill left the weights alone: score.json is written last
-    number = 1
-    while (place := run.folder / f"dense.damaged-{number}").exists():
-        number += 1
-    run.dense.rename(place)
+    place = run.dense.rename(free_name(run.dense, "damaged-"))
     listener.note(f"{run.dense} is damaged, or was not finished; it is kept as {place.name}, and made anew")
 
 

@@ -14,7 +14,7 @@ from optuna.storages.journal import BaseJournalBackend
 
 from autoprune.errors import InputError, MissingPackage, without_passwords
 from autoprune.files import read_plain
-from autoprune.run import Run, write_whole
+from autoprune.run import Run, free_name, write_whole
 from autoprune.searching.journal_lines import whole
 from autoprune.study import Study
 
@@ -100,9 +100,7 @@ def _content(journal: Path) -> bytes:
 
 
 def _kept_beside(journal: Path, content: bytes) -> Path:
-    number = 1
-    while (copy := journal.with_name(f"{journal.name}.damaged-{number}")).exists() or copy.is_symlink():
-        number += 1
+    copy = free_name(journal, "damaged-")
     write_whole(copy, lambda temporary: temporary.write_bytes(content))
     return copy
 

@@ -42,15 +42,6 @@ def placed(model: nn.Module, where: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def _teaching(teacher: nn.Module | None, where: torch.device) -> Iterator[nn.Module | None]:
-    if teacher is None:
-        yield None
-    else:
-        with placed(teacher, where):
-            yield teacher
-
-
-@contextmanager
 def seeded(seed: int, where: torch.device) -> Iterator[None]:
     """Every random generator set by `seed` inside, and as it was before afterwards."""
     python, array = random.getstate(), numpy.random.get_state()
