@@ -18,13 +18,15 @@ from autoprune.plan import Choice, Plan
 from autoprune.pruning.coupling import Coupling, tensor_of
 from autoprune.pruning.importance import Importance
 from autoprune.pruning.pruned import effective, kept_units
+from autoprune.pruning.thresholds import Threshold
 from autoprune.space import Options, Space, fits, matches, uniform, unscored
 
 __all__ = ["Request", "requested"]
 
 _UNITS = ("structured", "neuron", "heads")
 _RANGE = (0.0, 0.999)
-_KEYS = {"technique", "ratio", "criterion", "multiple_of"}
+_KEYS = {"technique", "ratio", "criterion", "multiple_of", "scope"}
+_SCOPES = ("layer", "global")
 _OFF = 0.1  # a share that is further from the ratio asked for is told
 _SHOWN = 8  # groups in one warning
 
@@ -118,6 +120,8 @@ def _by_patterns(
             if abs(choice.ratio - gone / len(fresh)) > _OFF or (choice.ratio and not gone):
                 what = f"{len(fresh)} block" + "s" * (len(fresh) > 1)
                 told.append(f"{pattern}: asked {choice.ratio:.2f} of {what}, {gone} go{'es' * (gone == 1)}")
+        elif wanted.get("scope") == "global":
+            fresh = wished = _globally(pattern, fresh, choice, found, importance)
         elif choice.ratio == 1:
             raise PlanError(f"{pattern!r}: the ratio is the share removed, in [0, 1); got 1")
         taken = set(fresh) & set(choices)
@@ -137,11 +141,13 @@ def _choice(pattern: Any, wanted: Any, criterion: str) -> Choice:
         raise PlanError(f"patterns on layer names are text; got {pattern!r}")
     if not isinstance(wanted, Mapping) or set(wanted) - _KEYS or not {"technique", "ratio"} <= set(wanted):
         raise PlanError(
-            f"{pattern!r} needs technique and ratio, and may have criterion and multiple_of; got {wanted!r}"
+            f"{pattern!r} needs technique and ratio, and may have criterion, multiple_of and scope; got {wanted!r}"
         )
     ratio = wanted["ratio"]
     if isinstance(ratio, bool) or not isinstance(ratio, Real) or not 0 <= ratio <= 1:  # type: ignore[operator]
         raise PlanError(f"{pattern!r}: the ratio is the share removed, in [0, 1), of blocks [0, 1]; got {ratio!r}")
+    if wanted.get("scope", "layer") not in _SCOPES:
+        raise PlanError(f"{pattern!r}: scope is one of {', '.join(_SCOPES)}; got {wanted['scope']!r}")
     try:
         arguments.whole(wanted.get("multiple_of", 1), "multiple_of")
     except InputError as error:
@@ -165,6 +171,19 @@ def _chosen(
         for variable in variables
         for key, each in variable.choices(choice.technique, choice.ratio, choice.criterion).items()
     }
+
+
+def _globally(
+    pattern: str, chosen: Mapping[str, Choice], choice: Choice, found: Sequence[Group], importance: Importance
+) -> dict[str, Choice]:
+    """The ratio of each layer where one threshold over the weights of all of them removes what the choice says."""
+    plugin = plugins.create("technique", choice.technique)
+    if plugin.level != "weights" or hasattr(plugin, "steps"):
+        raise PlanError(f"{pattern!r}: scope: global is for weight and sparse, which rank single weights")
+    if choice.ratio == 1:
+        raise PlanError(f"{pattern!r}: the ratio is the share removed, in [0, 1); got 1")
+    scores = {group.key: importance.weights(group, choice.criterion) for group in found if group.key in chosen}
+    return {key: replace(choice, ratio=ratio) for key, ratio in Threshold(scores).ratios(choice.ratio).items()}
 
 
 def _blocks(keys: Collection[str], choice: Choice, found: Sequence[Group], importance: Importance) -> dict[str, Choice]:

@@ -67,7 +67,7 @@ class Technique(Protocol):
     `steps(shape)` how many a weight of that shape has: the share is the k / steps nearest to `ratio`, k < steps. One of
     weights that is `gradual` says by a method `share(progress)` how much of what goes is gone by `progress`, in [0, 1],
     of the training, and by `filled(part)` how much after a `part` of the way where layers are solved anew meanwhile:
-    never less than before, and all of it at 1.
+    never less than before, and all of it at 1. For one that is `elementwise` only the order of the elements counts.
     """
 
     level: Literal["units", "weights", "blocks"]
@@ -92,7 +92,8 @@ class Criterion(Protocol):
     `needs` says what it must see of the model on data: "gradients" (mean d loss / d weight), "squared gradients" (the
     mean of their squares), "activations" (the L2 norm of the input feature that a weight multiplies). `comparable` says
     that sums of different groups compare as they are, as estimates of the loss do; where it is False, importance is
-    relative to the average unit of the group.
+    relative to the average unit of the group. Criteria of one `order`, where they name it, put the weights of a layer
+    in the same order, and are one criterion for elementwise techniques.
     """
 
     scores: Literal["elements", "weights", "filters", "scales"]

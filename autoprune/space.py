@@ -75,10 +75,18 @@ class Variable:
         return _step(self.groups[0], self.multiple_of)
 
     def choices(self, technique: str, ratio: float, criterion: str) -> dict[str, Choice]:
-        """The same choice for each group, its ratio moved to one that the group and the technique can come to."""
-        return {
-            group.key: Choice(technique, self._reached(technique, group, ratio), criterion) for group in self.groups
-        }
+        """The same choice for each group, its ratio moved to one that the group and the technique can come to.
+
+        Of criteria that rank alike for the technique, the first one stands for all: what is one net is one plan.
+        """
+        leading = self._leading(technique, criterion)
+        return {group.key: Choice(technique, self._reached(technique, group, ratio), leading) for group in self.groups}
+
+    def _leading(self, technique: str, criterion: str) -> str:
+        order = _order(criterion)
+        if order is None or not getattr(plugins.create("technique", technique), "elementwise", False):
+            return criterion
+        return next((name for name in self.options.criteria if _order(name) == order), criterion)
 
     def _reached(self, technique: str, group: Group, ratio: float) -> float:
         """The nearest share in range that a technique of few steps can remove; of any other, the ratio as `rounded`."""
@@ -102,6 +110,12 @@ class Variable:
             return ratio
         kept = min(max(1, fewest, round(group.size * (1 - ratio) / step)), most) * step
         return max(0.0, 1 - kept / group.size)
+
+
+def _order(criterion: str) -> str | None:
+    """The order in which a criterion puts the weights of a layer, where others put them so too."""
+    found: str | None = getattr(plugins.create("criterion", criterion), "order", None)
+    return found
 
 
 def _step(group: Group, multiple_of: int) -> int:

@@ -8,13 +8,15 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
+from autoprune import plugins
 from autoprune.plan import Plan
+from autoprune.pruning.thresholds import Threshold
 from autoprune.searching.nets import Nets
 from autoprune.searching.preparation import Prepared
 from autoprune.searching.steering import Steering
 from autoprune.space import NONE, Variable, highest_ratio, parameters, plan_of, uniform
 
-__all__ = ["by_importance", "proposals", "ranked_globally", "shallower"]
+__all__ = ["by_importance", "proposals", "ranked_globally", "shallower", "thresholds"]
 
 _UNITS = ("structured", "neuron", "heads")
 _LEVELS = 40  # of the global threshold
@@ -98,11 +100,57 @@ def ranked_globally(prepared: Prepared, steering: Steering, share: float) -> Pla
                 found[f"{variable.name}.ratio"] = min(max(gone, low), high)
         return plan_of(prepared.variables, found)
 
+    return at(_least(lambda level: steering.fits(at(level), share)))
+
+
+def thresholds(prepared: Prepared, steering: Steering) -> list[Callable[[float], Plan]]:
+    """Plans of a share of the budget in which weights alone go, by one threshold over those of all layers.
+
+    For `weight` and `sparse` where they are offered, by magnitude and, among the criteria that rank alike, by LAMP.
+    """
+    offered = {name for variable in prepared.variables for name in variable.options.techniques}
+    return [
+        functools.partial(_under_threshold, prepared, steering, technique, criterion)
+        for technique in sorted(offered)
+        if _scattered(technique)
+        for criterion in ("l1", "lamp")
+    ]
+
+
+def _scattered(technique: str) -> bool:
+    """Whether single weights go, any number of them."""
+    plugin = plugins.create("technique", technique)
+    return plugin.level == "weights" and getattr(plugin, "elementwise", False) and not hasattr(plugin, "steps")
+
+
+def _under_threshold(prepared: Prepared, steering: Steering, technique: str, criterion: str, share: float) -> Plan:
+    """Of all weights as few go as the budget asks. A layer keeps the share that its own range of ratios allows."""
+    variables = [each for each in prepared.variables if technique in each.options.techniques]
+    scores = {
+        each.name: torch.cat([steering.importance.weights(group, criterion).flatten() for group in each.groups])
+        for each in variables
+    }
+    ranked, untouched = Threshold(scores), dict(parameters(prepared.variables, Plan()))
+
+    def at(level: int) -> Plan:
+        found: dict[str, object] = dict(untouched)
+        for variable in variables:
+            low, high = variable.options.ratio
+            found[f"{variable.name}.technique"] = technique
+            found[f"{variable.name}.ratio"] = min(max(ratios[level][variable.name], low), high)
+        return plan_of(prepared.variables, found)
+
+    ratios = [ranked.ratios(level / _LEVELS) for level in range(_LEVELS + 1)]
+    return at(_least(lambda level: steering.fits(at(level), share)))
+
+
+def _least(fits: Callable[[int], bool]) -> int:
+    """The least of the levels that fits, the highest where none does."""
     low, high = 0, _LEVELS
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if steering.fits(at(middle), share) else (middle, high)
-    return at(high)
+        low, high = (low, middle) if fits(middle) else (middle, high)
+    return high
 
 
 def _importances(prepared: Prepared, steering: Steering) -> Mapping[str, torch.Tensor]:

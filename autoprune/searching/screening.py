@@ -18,7 +18,7 @@ from autoprune.searching.evaluate import Evaluator
 from autoprune.searching.exchange import exchanged, filled, narrowed
 from autoprune.searching.nets import Nets
 from autoprune.searching.promotion import best
-from autoprune.searching.proposals import by_importance, proposals, ranked_globally, shallower
+from autoprune.searching.proposals import by_importance, proposals, ranked_globally, shallower, thresholds
 from autoprune.searching.sensitivity import RATIOS, knapsack, sensitivities
 from autoprune.searching.steering import Steering
 from autoprune.searching.surrogate import Surrogate
@@ -66,10 +66,11 @@ class Screening:
         def ranked(share: float) -> Plan:
             return ranked_globally(prepared, self.steering, share)
 
+        masked = thresholds(prepared, self.steering)
         alone = shallower(self.variables, self.steering, by_importance(self.variables, self.steering))
         levels = sum(len(each.options.techniques) * (1 if each.whole else len(RATIOS)) for each in self.variables)
         if levels > settings.trials or not self.steering.budget.limits:
-            return proposals(prepared, self.steering, [ranked, *alone])
+            return proposals(prepared, self.steering, [ranked, *masked, *alone])
         self.evaluate.listener.started(0, f"judging {levels} single decisions")
         judge, listener = self.evaluate.untrained, self.evaluate.listener
         rows = sensitivities(
@@ -83,7 +84,7 @@ class Screening:
             note=listener.note,
         )
         if not rows:
-            return proposals(prepared, self.steering, [ranked, *alone])
+            return proposals(prepared, self.steering, [ranked, *masked, *alone])
         dense, losses = judge(Plan()), {row.variable: row.loss for row in rows}
         blocks = [each for each in self.variables if each.name in losses and each.whole]
         shallow = shallower(self.variables, self.steering, sorted(blocks, key=lambda each: losses[each.name]))
@@ -91,7 +92,7 @@ class Screening:
         def solved(share: float) -> Plan:
             return knapsack(self.variables, rows, dense, self.steering, share)
 
-        return proposals(prepared, self.steering, [ranked, solved, *shallow])
+        return proposals(prepared, self.steering, [ranked, *masked, solved, *shallow])
 
     def steered(self, draw: str) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
         """How a sample is moved: scaled to the budget, or where the whole front is wanted to one of its levels.

@@ -14,6 +14,7 @@ class L2:
     scores = "elements"
     needs = ()
     comparable = False
+    order = "magnitude"
 
     def score(self, weight: Tensor) -> Tensor:
         """Shaped like `weight`."""

@@ -15,6 +15,7 @@ class LAMP:
     scores = "weights"
     needs = ()
     comparable = True
+    order = "magnitude"
 
     def score(self, weight: Tensor) -> Tensor:
         """Shaped like `weight`, in [0, 1]; the largest weight of a layer has 1."""

@@ -24,6 +24,7 @@ class NOfM:
     m: int = 4
     level = "weights"
     gradual = False
+    elementwise = True
 
     def __post_init__(self) -> None:
         if self.m < 2:

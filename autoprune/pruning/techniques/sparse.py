@@ -27,6 +27,7 @@ class Sparse:
     power: float = 3.0
     level = "weights"
     gradual = True
+    elementwise = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.begin <= self.end <= 1:

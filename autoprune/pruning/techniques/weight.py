@@ -16,6 +16,7 @@ class Weight:
 
     level = "weights"
     gradual = False
+    elementwise = True
 
     def fits(self, group: Group) -> str | None:
         """Fits any weight tensor."""
