@@ -308,12 +308,13 @@ def verify(
     """Check an artefact against its own record: outputs, metric, widths, size, latency; writes verification.json."""
     from autoprune.exporting import artefact
     from autoprune.exporting import verify as verifying
+    from autoprune.files import read_mapping
     from autoprune.reporting import tables
 
     output = Output(as_json, quiet)
     try:
         result = verifying.verify(folder, trust=trust)
     except VerificationError:
-        output.show(artefact.read_mapping(folder / artefact.VERIFICATION))
+        output.show(read_mapping(folder / artefact.VERIFICATION))
         raise
     output.show(result, tables.checks(result))

@@ -32,6 +32,7 @@ __all__ = [
     "TrainingError",
     "TrialsError",
     "VerificationError",
+    "brief",
     "nearest",
     "paragraph",
     "without_passwords",
@@ -56,6 +57,11 @@ def paragraph(text: str, longest: int = _LONGEST) -> str:
         return plain
     end = min(_END, longest // 3)
     return f"{plain[: longest - end - 5]} ... {plain[-end:]}"
+
+
+def brief(problem: BaseException) -> str:
+    """What an exception says, on one line of at most 300 characters."""
+    return " ".join(str(problem).split())[:300]
 
 
 def without_passwords(text: str) -> str:

@@ -10,10 +10,14 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from autoprune.errors import InputError
+import yaml
 
-__all__ = ["check_safetensors", "json_of", "open_plain", "read_json", "read_plain", "text_of"]
+from autoprune.errors import InputError, brief
 
+__all__ = ["check_safetensors", "json_of", "open_plain", "read_json", "read_mapping", "read_plain", "text_of"]
+
+_YAML_LIMIT = 2**20  # bytes; a study has a few thousand, and PyYAML reads 100,000 a second
+_VALUES = 1_000_000  # of a record, aliases written out
 JSON_LIMIT = 64 * 2**20  # bytes; a run of 1,000 trials has records of 4 MB
 _HEADER = 16 * 2**20  # bytes; a hundred thousand tensors, which take two seconds to read
 
@@ -75,6 +79,36 @@ def read_json(path: Path) -> Any:
         return json_of(text_of(path, JSON_LIMIT))
     except (OSError, InputError) as error:
         raise ValueError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The mapping in a JSON or YAML file. Raises ValueError, with the file's name, for anything else."""
+    try:
+        content = read_plain(path, JSON_LIMIT if path.suffix == ".json" else _YAML_LIMIT)
+        value = json.loads(content) if path.suffix == ".json" else yaml.safe_load(content)
+        if not _bounded(value):
+            raise ValueError("its aliases stand for more than a million values")
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as problem:
+        raise ValueError(f"{path.name} cannot be read: {brief(problem)}") from problem
+    if not isinstance(value, dict):
+        raise ValueError(f"{path.name} must hold a mapping, it holds {type(value).__name__}")
+    return value
+
+
+def _bounded(value: Any) -> bool:
+    """Whether a record is no more than `_VALUES` values when every alias is written out."""
+    sizes: dict[int, int] = {}  # by identity: what several aliases name is one object
+
+    def size(inner: Any) -> int:
+        if not isinstance(inner, (dict, list)):
+            return 1
+        if id(inner) not in sizes:
+            sizes[id(inner)] = _VALUES + 1  # while it is counted: one that holds itself has no end
+            parts = [*inner, *inner.values()] if isinstance(inner, dict) else inner
+            sizes[id(inner)] = 1 + sum(size(part) for part in parts)
+        return sizes[id(inner)]
+
+    return size(value) <= _VALUES
 
 
 def check_safetensors(path: Path) -> None:

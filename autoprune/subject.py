@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from autoprune import config
-from autoprune.errors import InputError, ModelError
+from autoprune.errors import InputError, ModelError, brief
 from autoprune.exporting import artefact, recorded
 from autoprune.exporting.trust import require_trust
 from autoprune.measuring.breakdown import Breakdown, breakdown
@@ -165,8 +165,8 @@ def _readable(folder: Path) -> Iterator[None]:
     """Turn what a broken record raises into a ModelError."""
     try:
         yield
-    except (ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{folder}: its records are broken: {artefact.brief(error)}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{folder}: its records are broken: {brief(error)}") from error
     except (recorded.Skipped, recorded.NotHere) as error:
         raise InputError(f"the model of {folder} cannot be built here: {error.__cause__ or error}") from error
 

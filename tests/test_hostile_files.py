@@ -28,6 +28,7 @@ from torch import nn
 from autoprune import plugins
 from autoprune.errors import ModelError
 from autoprune.exporting import artefact
+from autoprune.files import read_mapping
 from autoprune.formats.onnx import Onnx
 from autoprune.formats.program import Program
 from autoprune.formats.safetensors import Safetensors
@@ -385,5 +386,5 @@ def test_a_bomb_of_a_record_is_refused(name: str, kind: str, tmp_path: Path) -> 
     else:
         path.write_bytes(ALIASES.encode() if kind == "aliases" else RECORDS[kind])
     with pytest.raises(ValueError, match=name) as refused:
-        artefact.read_mapping(path)
+        read_mapping(path)
     assert len(str(refused.value)) <= 500

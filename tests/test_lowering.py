@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from autoprune.errors import InputError, MissingPackage, ModelError
-from autoprune.exporting import artefact, lowered
+from autoprune.exporting import lowered
 from autoprune.exporting.export import Finished, export
 from autoprune.exporting.load import load
 from autoprune.exporting.verify import verify
+from autoprune.files import read_mapping
 from autoprune.measuring import latency, measure
 from autoprune.measuring.latency import Latency
 from autoprune.measuring.lowered_choice import LayerRecord
@@ -409,9 +410,9 @@ def exported(folder: Path, target: Target) -> nn.Module:
 
 def test_an_artefact_for_the_eager_runtime_is_loaded_lowered(always_faster: list[int], tmp_path: Path) -> None:
     model = exported(tmp_path / "best", EAGER)
-    record = artefact.read_mapping(tmp_path / "best" / "lowering.json")
+    record = read_mapping(tmp_path / "best" / "lowering.json")
     assert record["kernels"] == {"conv": "csr", "wide": "csr", "fc": "csr"}
-    assert "lowering.json" in artefact.read_mapping(tmp_path / "best" / "score.json")["files"]
+    assert "lowering.json" in read_mapping(tmp_path / "best" / "score.json")["files"]
     found, plain = load(tmp_path / "best", Net), load(tmp_path / "best", Net, lowered=False)
     assert {name: layer.kernel for name, layer in lowered_layers(found)} == record["kernels"]
     assert not list(lowered_layers(plain))

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_damaged_files import DAMAGES
 from test_exporting import MINE, WIDTHS, change, section
 from typer.testing import CliRunner
 
@@ -238,3 +239,30 @@ def test_records_of_before_still_pass(whole: Recorded) -> None:
         record.update(version=1, latency_ms=0.5, latency_ms_low=0.4, latency_ms_high=0.55)
 
     assert failing(whole, edit) == {}
+
+
+FILES = ("study.yaml", "plan.json", "score.json", "reference.safetensors", "model.safetensors", "verification.json")
+COMMANDS = (["verify"], ["measure", "--layers", "0"])
+
+
+CASES = [
+    pytest.param(name, damage, command, marks=[] if (row + column) % 5 == 0 else pytest.mark.slow)
+    for row, name in enumerate(FILES)
+    for column, damage in enumerate(DAMAGES)
+    for command in COMMANDS
+]
+
+
+@pytest.mark.promise("damaged-files")
+@pytest.mark.parametrize(("name", "damage", "command"), CASES)
+def test_a_damaged_artefact_is_a_paragraph(
+    made: Path, tmp_path: Path, name: str, damage: Callable[[Path], None], command: list[str]
+) -> None:
+    folder = Path(shutil.copytree(made, tmp_path / "best"))
+    (folder / "verification.json").write_text('{"version": 1, "passed": true, "open": [], "checks": []}')
+    damage(folder / name)
+    ended = CliRunner().invoke(app, [*command, str(folder), "--trust"])
+    assert isinstance(ended.exception, SystemExit | None), ended.exception
+    needed = name in ("study.yaml", "plan.json", "score.json", "reference.safetensors", "model.safetensors")
+    assert ended.exit_code in ((2, 4) if needed and command == ["verify"] else (0, 2))
+    assert len(ended.stderr) <= 600 and "Traceback" not in ended.output

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
-from autoprune import files, plugins
-from autoprune.errors import InputError, ModelError
+from autoprune import plugins
+from autoprune.errors import InputError, ModelError, brief
+from autoprune.files import check_safetensors, read_mapping
 from autoprune.plan import Plan
 from autoprune.pruning.outline import Outline
 from autoprune.task import Inputs
@@ -28,11 +28,9 @@ __all__ = [
     "STUDY",
     "VERIFICATION",
     "WEIGHTS",
-    "brief",
     "digest",
     "error",
     "output_tensors",
-    "read_mapping",
     "read_plan",
     "read_reference",
     "require",
@@ -42,9 +40,6 @@ __all__ = [
 
 STUDY, PLAN, SCORE, VERIFICATION = "study.yaml", "plan.json", "score.json", "verification.json"
 WEIGHTS, REFERENCE = "model.safetensors", "reference.safetensors"
-
-_YAML_LIMIT = 2**20  # bytes; a study has a few thousand, and PyYAML reads 100,000 a second
-_VALUES = 1_000_000  # of a record, aliases written out
 
 _RUNS = {"onnx": "onnx", "module": "safetensors"}  # what a runtime takes -> the format of the file it runs
 
@@ -70,36 +65,6 @@ def digest(path: Path) -> dict[str, Any]:
     """`{"sha256": ..., "size_bytes": ...}` of a file."""
     with open(path, "rb") as file:
         return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "size_bytes": path.stat().st_size}
-
-
-def read_mapping(path: Path) -> dict[str, Any]:
-    """The mapping in a JSON or YAML file. Raises ValueError, with the file's name, for anything else."""
-    try:
-        content = files.read_plain(path, files.JSON_LIMIT if path.suffix == ".json" else _YAML_LIMIT)
-        value = json.loads(content) if path.suffix == ".json" else yaml.safe_load(content)
-        if not _bounded(value):
-            raise ValueError("its aliases stand for more than a million values")
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as problem:
-        raise ValueError(f"{path.name} cannot be read: {brief(problem)}") from problem
-    if not isinstance(value, dict):
-        raise ValueError(f"{path.name} must hold a mapping, it holds {type(value).__name__}")
-    return value
-
-
-def _bounded(value: Any) -> bool:
-    """Whether a record is no more than `_VALUES` values when every alias is written out."""
-    sizes: dict[int, int] = {}  # by identity: what several aliases name is one object
-
-    def size(inner: Any) -> int:
-        if not isinstance(inner, (dict, list)):
-            return 1
-        if id(inner) not in sizes:
-            sizes[id(inner)] = _VALUES + 1  # while it is counted: one that holds itself has no end
-            parts = [*inner, *inner.values()] if isinstance(inner, dict) else inner
-            sizes[id(inner)] = 1 + sum(size(part) for part in parts)
-        return sizes[id(inner)]
-
-    return size(value) <= _VALUES
 
 
 def read_plan(folder: Path) -> tuple[Plan, Outline]:
@@ -135,7 +100,7 @@ def write_reference(path: Path, inputs: Inputs, outputs: Sequence[Tensor]) -> No
 def read_reference(path: Path) -> tuple[Inputs, list[Tensor]]:
     """What `write_reference` wrote. Raises ValueError where the file cannot be read, or holds no outputs."""
     try:
-        files.check_safetensors(path)
+        check_safetensors(path)
         with safe_open(path, "pt") as file:
             structure = json.loads(file.metadata()["structure"])
             held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no iterator of its own)
@@ -162,11 +127,6 @@ def error(recorded: Tensor, got: Tensor, scale: float | None = None) -> float:
     difference = float((a[finite] - b[finite]).abs().max()) if finite.any() else 0.0
     scale = float(a[finite].abs().max()) if scale is None and finite.any() else scale
     return difference / scale if scale else (0.0 if difference == 0 else float("inf"))
-
-
-def brief(problem: BaseException) -> str:
-    """What an exception says, on one line of at most 300 characters."""
-    return " ".join(str(problem).split())[:300]
 
 
 def _described(value: Any, tensors: list[Tensor]) -> dict[str, Any]:

@@ -14,8 +14,9 @@ import torch
 from torch import nn
 
 from autoprune import plugins
-from autoprune.errors import AutopruneError, InputError, ModelError
+from autoprune.errors import AutopruneError, InputError, ModelError, brief
 from autoprune.exporting import artefact, lowered, shipped
+from autoprune.files import read_mapping
 from autoprune.measuring import hosts, resources
 from autoprune.plan import Plan
 from autoprune.pruning.outline import Outline
@@ -108,7 +109,7 @@ def _save(name: str, model: nn.Module, sample: Any, folder: Path, folders: Seque
     except AutopruneError:
         raise
     except Exception as problem:  # exporters raise kinds of their own, without end
-        reason = f"{type(problem).__name__}: {artefact.brief(problem)}"
+        reason = f"{type(problem).__name__}: {brief(problem)}"
         raise ModelError(f"the model cannot be saved in format {name!r}: {reason}") from problem
     if not (folder / filename).is_file():
         raise ModelError(f"the format {name!r} wrote no {filename}")
@@ -182,6 +183,6 @@ def _own_files(folder: Path) -> set[str]:
     own = {artefact.STUDY, artefact.PLAN, artefact.SCORE, artefact.VERIFICATION, artefact.REFERENCE, lowered.LOWERING}
     own |= {plugins.load("format", name)().filename for name in plugins.names("format")}
     try:
-        return own | set(artefact.read_mapping(folder / artefact.SCORE)["files"])
+        return own | set(read_mapping(folder / artefact.SCORE)["files"])
     except (ValueError, KeyError, TypeError):
         return own  # a broken record: what it alone knew is kept

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from autoprune.errors import InputError, ModelError, PlanError, StudyError
+from autoprune.errors import InputError, ModelError, PlanError, StudyError, brief
 from autoprune.exporting import artefact
 from autoprune.exporting import lowered as lowering
+from autoprune.files import read_mapping
 from autoprune.formats.safetensors import Safetensors
 from autoprune.pruning.outline import Outline
 from autoprune.training import tasks
@@ -73,11 +74,11 @@ def _dense(folder: Path, model: Given | None, trust: bool) -> nn.Module:
 
 def _from_study(folder: Path, trust: bool) -> nn.Module:
     try:
-        study = artefact.read_mapping(folder / artefact.STUDY)
+        study = read_mapping(folder / artefact.STUDY)
         section: Mapping[str, Any] = study["task"]
         reference, args = split(section["model"], "task.model")
     except (StudyError, ValueError, KeyError, TypeError) as problem:
-        what = f"{folder / artefact.STUDY} is broken: {artefact.brief(problem)}"
+        what = f"{folder / artefact.STUDY} is broken: {brief(problem)}"
         raise ModelError(f"{what}; give the dense module: load(folder, model=...)") from problem
     if reference == "python":
         raise InputError(f"the model of {folder} was given in Python; give it again: load(folder, model=MyNet())")

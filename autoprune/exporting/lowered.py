@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from autoprune.errors import InputError, ModelError
-from autoprune.exporting import artefact
+from autoprune.files import read_mapping
 from autoprune.measuring import lowering
 from autoprune.run import Run
 from autoprune.target import Target
@@ -37,7 +37,7 @@ def read(folder: Path) -> dict[str, Any] | None:
     if not (folder / LOWERING).exists():
         return None
     try:
-        return artefact.read_mapping(folder / LOWERING)
+        return read_mapping(folder / LOWERING)
     except ValueError as problem:
         raise ModelError(f"{folder}: {problem}") from problem
 

@@ -15,6 +15,7 @@ from autoprune import plugins
 from autoprune.errors import InputError
 from autoprune.exporting import artefact, lowered
 from autoprune.exporting.load import search_folders
+from autoprune.files import read_mapping
 from autoprune.formats.onnx import Onnx
 from autoprune.formats.safetensors import Safetensors
 from autoprune.measuring import hosts, measure
@@ -47,12 +48,12 @@ class Recorded:
     @cached_property
     def study(self) -> dict[str, Any]:
         """The resolved study."""
-        return artefact.read_mapping(self.folder / artefact.STUDY)
+        return read_mapping(self.folder / artefact.STUDY)
 
     @cached_property
     def record(self) -> dict[str, Any]:
         """score.json."""
-        return artefact.read_mapping(self.folder / artefact.SCORE)
+        return read_mapping(self.folder / artefact.SCORE)
 
     @cached_property
     def score(self) -> Score:

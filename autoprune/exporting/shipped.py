@@ -8,8 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from autoprune.errors import brief
 from autoprune.exporting.artefact import REFERENCE as _REFERENCE
-from autoprune.exporting.artefact import brief, output_tensors, read_reference
+from autoprune.exporting.artefact import output_tensors, read_reference
 from autoprune.files import check_safetensors
 from autoprune.measuring.deployed import Deployed
 from autoprune.study import Study

@@ -9,6 +9,7 @@ from typing import Any
 
 from autoprune.errors import InputError
 from autoprune.exporting import artefact
+from autoprune.files import read_mapping
 
 __all__ = ["dangers", "require_trust"]
 
@@ -26,7 +27,7 @@ def require_trust(folder: Path, trust: bool, command: str) -> None:
     named: list[str] = []
     for name in () if trust else (artefact.STUDY, artefact.SCORE):
         try:
-            named += dangers(artefact.read_mapping(folder / name))
+            named += dangers(read_mapping(folder / name))
         except ValueError:
             continue
     if named:

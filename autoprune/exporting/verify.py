@@ -9,12 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from autoprune.errors import InputError, MissingPackage, VerificationError
+from autoprune.errors import InputError, MissingPackage, VerificationError, brief
 from autoprune.exporting import artefact
 from autoprune.exporting.checks import checks
 from autoprune.exporting.held import Check, Failed, Found
 from autoprune.exporting.recorded import NotHere, Recorded, Skipped
 from autoprune.exporting.trust import require_trust
+from autoprune.files import read_mapping
 from autoprune.run import Run
 from autoprune.task import Task
 
@@ -83,7 +84,7 @@ def verify_in_fresh_process(folder: Path | str, task: Task | None = None) -> dic
     if ended.returncode == InputError.exit_status:
         raise InputError(said)
     try:
-        result = artefact.read_mapping(path / artefact.VERIFICATION)
+        result = read_mapping(path / artefact.VERIFICATION)
     except ValueError as problem:
         raise VerificationError(f"{path}: verification broke down, status {ended.returncode}: {said}") from problem
     _raise_failures(path, result)
@@ -125,7 +126,7 @@ def _checked(name: str, check: Check) -> dict[str, Any]:
     except InputError as problem:
         detail = str(problem)
     except Exception as problem:
-        detail = f"{type(problem).__name__}: {artefact.brief(problem)}"
+        detail = f"{type(problem).__name__}: {brief(problem)}"
     plain = {key: _plain(figures[key]) for key in figures}
     entry = {"name": name, "passed": passed, "detail": detail, "figures": plain}
     return entry | ({"unchecked": dict(unchecked)} if unchecked else {})

@@ -7,9 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from autoprune.errors import StudyError
+from autoprune.files import read_mapping
 from autoprune.run import Run
 from autoprune.target import Target
 
@@ -30,7 +29,7 @@ def target_of(source: str, given: dict[str, Any], folders: Sequence[Path], neste
         raise StudyError(f"there is no run {source!r}; looked in {places}", key="target.from")
     study = Run(folder).study
     try:
-        kept = yaml.safe_load(study.read_text(encoding="utf-8"))["target"]
+        kept = read_mapping(study)["target"]
         fields = {key: value for key, value in kept.items() if key != "from"}
         if fields["runtime"] == RECORDED:
             if nested == _NESTED:
@@ -38,7 +37,7 @@ def target_of(source: str, given: dict[str, Any], folders: Sequence[Path], neste
             base = target_of(kept["from"], {}, (folder,), nested + 1)
         else:
             base = Target(**fields)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         said = f"{study} does not say what was measured there ({type(error).__name__}); give the folder of a search"
         raise StudyError(said, key="target.from") from error
     for key, value in given.items():

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel
 
 from autoprune.errors import InputError, without_passwords
+from autoprune.files import read_mapping
 from autoprune.reading.schema import Recovery, Training
 from autoprune.reading.yaml_lines import KeyPath
 from autoprune.run import Run
@@ -87,11 +87,11 @@ def _begun(run: Run) -> bool:
 def _recorded(run: Run) -> dict[str, Any]:
     """The study that a run was begun with. Raises InputError where that cannot be read."""
     try:
-        old = yaml.safe_load(run.study.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError):
-        old = None
-    if not isinstance(old, dict) or not isinstance(old.get("budget") or {}, dict):
-        raise InputError(f"{run.study} cannot be read; --fresh starts anew and keeps the old folder as NAME.1")
+        old = read_mapping(run.study)
+    except ValueError as error:
+        raise InputError(f"{run.folder}: {error}; --fresh starts anew and keeps the old folder as NAME.1") from error
+    if not isinstance(old.get("budget") or {}, dict):
+        raise InputError(f"{run.study} has no budget; --fresh starts anew and keeps the old folder as NAME.1")
     search = old.get("search")
     if isinstance(search, dict) and isinstance(search.get("storage"), str):  # runs before this had the password in it
         old["search"] = search | {"storage": without_passwords(search["storage"])}

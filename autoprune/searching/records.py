@@ -16,6 +16,7 @@ from torch import nn
 
 from autoprune.errors import InputError
 from autoprune.exporting import artefact
+from autoprune.files import read_mapping
 from autoprune.group import Group
 from autoprune.plan import Plan
 from autoprune.pruning.outline import Outline
@@ -28,6 +29,7 @@ from autoprune.study import Study
 
 __all__ = [
     "answering",
+    "damaged",
     "exported",
     "front_record",
     "keep_model",
@@ -71,8 +73,8 @@ def worth_keeping(candidate: Candidate, before: Sequence[Candidate], goal: str) 
 def exported(run: Run, study: Study, candidates: Sequence[Candidate]) -> Candidate | None:
     """The best, as a finished search of the same trials, budget and formats exported and verified it; or None."""
     try:
-        front, record = artefact.read_mapping(run.front), artefact.read_mapping(run.best / artefact.SCORE)
-        verified = artefact.read_mapping(run.best / artefact.VERIFICATION)
+        front, record = read_mapping(run.front), read_mapping(run.best / artefact.SCORE)
+        verified = read_mapping(run.best / artefact.VERIFICATION)
         formats = {*study.formats, "safetensors", artefact.runs(study.target.runtime, (study.folder,))}
         same = (
             front["best"] == record["trial"]
@@ -100,6 +102,13 @@ def keep_model(run: Run, candidate: Candidate, model: nn.Module, dense: nn.Modul
 def with_models(run: Run, candidates: Iterable[Candidate]) -> list[Candidate]:
     """Those whose trained model the run has kept, and that is as it was written."""
     return [each for each in candidates if intact(run.trial(each.number))]
+
+
+def damaged(run: Run, candidates: Iterable[Candidate]) -> list[int]:
+    """The numbers of those whose model was kept and is not as it was written any more."""
+    return [
+        each.number for each in candidates if run.trial(each.number).exists() and not intact(run.trial(each.number))
+    ]
 
 
 def answering(run: Run, candidates: Iterable[Candidate]) -> list[Candidate]:

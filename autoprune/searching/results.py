@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from autoprune import plugins
 from autoprune.errors import BudgetError, InputError, TrainingError
-from autoprune.exporting import artefact
 from autoprune.exporting.export import Finished, copy_artefact, export, refuse_foreign
 from autoprune.exporting.verify import verify_in_fresh_process
+from autoprune.files import read_mapping
 from autoprune.group import Group
 from autoprune.plan import Plan
 from autoprune.pruning.pruned import checked
@@ -30,6 +30,7 @@ from autoprune.searching.steering import Steering
 from autoprune.searching.study import Journal
 from autoprune.space import Variable
 from autoprune.study import Study
+from autoprune.task import Recipe
 from autoprune.training.judging import judge
 from autoprune.training.loop import Quality
 
@@ -49,6 +50,7 @@ class Checked:
     unreachable: str | None
     needless: str | None = None
     origin: str = ""  # of the dense model's weights, and whether it is trained first
+    recipes: Mapping[str, Recipe] = field(default_factory=dict)  # by the study's key: `training` where it is used
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,7 @@ def check(study: Study) -> Checked:
         unreachable,
         needless(study, prepared.dense),
         prepared.origin,
+        ({} if prepared.trained else {"training": study.task.training}) | {"recovery": study.recovery},
     )
 
 
@@ -143,7 +146,7 @@ def apply_plan(study: Study, plan: Plan, out: Path, listener: Listener | None = 
 def answerable(study: Study, run: Run) -> list[Answer]:
     """The budgets that a run can answer now; neither model nor target is touched."""
     with run.locked():
-        dense = Score.from_json(artefact.read_mapping(run.dense / "score.json"))
+        dense = Score.from_json(read_mapping(run.dense / "score.json"))
         return answers(study, dense, records.answering(run, Journal.read(study, run, dense)))
 
 
