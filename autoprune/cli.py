@@ -74,6 +74,7 @@ def check(
         tables.groups(report.groups, report.variables),
         *tables.costs(scores),
         f"{report.origin[:1].upper()}{report.origin[1:]}",
+        *(words.recipe(key, recipe) for key, recipe in report.recipes.items()),
         time,
         *([crowd] if crowd else []),
         *report.warnings,

@@ -26,6 +26,7 @@ from autoprune.run import Run
 from autoprune.score import Candidate, Score
 from autoprune.searching.answers import Answer
 from autoprune.space import Options, Variable
+from autoprune.task import Recipe
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = ("check", "search", "measure", "targets", "prune", "export", "verify")
@@ -87,6 +88,7 @@ class Engine:
             groups=GROUPS, variables=variables, dense=DENSE, lowest=lowest, seconds=200.0, warnings=["few trials"],
             unreachable=None if self.best else "the most pruned plan still takes 60 % of dense", needless=self.needless,
             origin="the dense model guesses as yet, so it is trained first, 20 epochs",
+            recipes={"recovery": Recipe(epochs=7, momentum=0.8)},
         )  # fmt: skip
 
     def _result(self, name: str, call: Any, run: Run) -> Any:
@@ -252,12 +254,13 @@ def test_check_lists_groups_refusals_costs_and_time(engine):
     assert shown.exit_code == 0
     for text in ("stem.0, stage1.conv2", "4 units", "refused: its channels are the network's output", "1.23M",
                  "most pruned", "about 3 min 20 s to 10 min 0 s", "few trials", "10x8 weights",
-                 "The dense model guesses as yet, so it is trained first, 20 epochs"):  # fmt: skip
-        assert text in shown.stdout, text
+                 "The dense model guesses as yet, so it is trained first, 20 epochs",
+                 "recovery: epochs 7, batch_size 64", "weight_decay 0.01, momentum 0.8, schedule cosine"):  # fmt: skip
+        assert text in " ".join(shown.stdout.split()) or text in shown.stdout, text
     record = json.loads(run("check", "small.yaml", "--json").stdout)
     assert [group["size"] for group in record["groups"]] == [4, 80, 10]
     assert record["groups"][0]["variable"] == "stem:units"
-    assert record["seconds"] == 200.0
+    assert record["seconds"] == 200.0 and record["recipes"]["recovery"]["momentum"] == 0.8
 
 
 @pytest.mark.promise("finished-run")

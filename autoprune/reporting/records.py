@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,6 +12,7 @@ from autoprune.run import Run
 from autoprune.score import Candidate, Score
 from autoprune.searching.answers import Answer
 from autoprune.space import Variable
+from autoprune.task import Recipe
 
 __all__ = ["Checked", "Measured", "Result", "checked", "measured", "result"]
 
@@ -56,6 +57,10 @@ class Checked(Protocol):
     @property
     def needless(self) -> str | None:
         """Why there is nothing to search, where the dense model keeps the budget."""
+
+    @property
+    def recipes(self) -> Mapping[str, Recipe]:
+        """How what is trained is trained, by the study's key."""
 
 
 class Result(Protocol):
@@ -115,6 +120,7 @@ def checked(report: Checked) -> dict[str, Any]:
         "dense": report.dense.to_json(),
         "lowest": report.lowest.to_json(),
         "baseline": report.origin,
+        "recipes": {key: asdict(recipe) for key, recipe in report.recipes.items()},
         "seconds": report.seconds,
         "warnings": list(report.warnings),
         "unreachable": report.unreachable,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 
 from autoprune.group import Group
 from autoprune.plan import Choice
 from autoprune.pruning.widths import units_left
 from autoprune.score import Candidate, Score
+from autoprune.task import Recipe
 
 __all__ = [
     "MISSING",
@@ -22,6 +24,7 @@ __all__ = [
     "outcome",
     "quality",
     "ratio",
+    "recipe",
     "size",
     "span",
 ]
@@ -111,6 +114,12 @@ def busy() -> str | None:
     return f"this machine is busy (load {load:.0f} on {cores} cores): expect the longer time, or more"
 
 
+def recipe(key: str, given: Recipe) -> str:
+    """One line of every key of a recipe, as a study writes them: `recovery: epochs 5, batch_size 64, ...`."""
+    values = ((name, f"{value:g}" if isinstance(value, float) else value) for name, value in asdict(given).items())
+    return f"{key}: {', '.join(f'{name} {value}' for name, value in values)}"
+
+
 def choice(given: Choice | None, group: Group) -> str:
     """`structured 128 → 56 (l1)`; of single weights `weight -45 % (l1)`; of a block that goes whole `depth: gone`."""
     if given is None:
@@ -128,7 +137,7 @@ def outcome(candidate: Candidate) -> str:
     screened = candidate.stage == "screened"
     kind = {"screened": "untrained ", "cost": "as cut, ", "latency": "as cut, "}.get(candidate.stage, "")
     parts = [] if score.metric is None else [f"{kind}metric {quality(score)}"]
-    if score.weights in ("repaired", "cut"):
+    if score.weights not in (None, "trained"):
         parts.append(f"weights as {score.weights}")
     if score.latency_ratio is not None:
         parts.append(f"latency {score.latency_ratio * 100:.1f} % of dense")
