@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import itertools
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -112,7 +113,7 @@ def prepare(study: Study, run: Run | None = None, listener: Listener | None = No
     listener.started(0, "proving the groups of units")
     inputs = study.task.calibration(max(2, study.target.batch))
     coupling = discover(model, inputs)
-    refuses = importance(study, model, coupling).refuses
+    refuses = importance(study, model, coupling, batches=1).refuses
     variables = study.space.resolve(coupling.groups, study.target.multiple_of, refuses)
     costs = Costs(study, model, coupling, inputs, run)
     begun = origin(study, model, inputs)
@@ -124,10 +125,13 @@ def prepare(study: Study, run: Run | None = None, listener: Listener | None = No
     return Prepared(**vars(prepared) | {"dense": prepared.cost(Plan()), "smallest": prepared.cost(smallest)})
 
 
-def importance(study: Study, model: nn.Module, coupling: Coupling) -> Importance:
-    """Importance on `model` as it is now; what criteria see of it on a few training batches is gathered when needed."""
+def importance(study: Study, model: nn.Module, coupling: Coupling, batches: int | None = None) -> Importance:
+    """Importance on `model` as it is now; what criteria see of it on a few training batches is gathered when needed.
+
+    One of the `batches` is enough to know what has a gradient or an input at all.
+    """
     loss = functools.partial(losses.of_split, study.task.loss, split="train")
-    return Importance(model, coupling, Evidence(model, functools.partial(drawn, study), loss))
+    return Importance(model, coupling, Evidence(model, lambda: itertools.islice(drawn(study), batches), loss))
 
 
 def drawn(study: Study) -> Iterator[Batch]:
