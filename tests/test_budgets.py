@@ -121,6 +121,25 @@ def test_another_budget_leaves_the_results_of_the_first_as_they_are(finished: Pa
     assert second.best.score.flops <= 0.35 * second.dense.flops  # type: ignore[operator]
 
 
+@pytest.mark.promise("budgets")
+def test_a_deeper_budget_begins_with_the_plans_that_others_trained(finished: Path) -> None:
+    dense = Score.from_json(json.loads((finished / "dense" / "score.json").read_text()))
+    trained = [each for each in Journal.read(given({"flops": "55%"}), Run(finished), dense) if each.stage == "trained"]
+    deeper = searched(finished, {"flops": "35%"})
+    made = given({"flops": "35%"})
+    first = [each.plan for each in Journal.read(made, Run(finished), dense) if each.stage == "screened"]
+
+    def scales(plan: Plan, other: Plan) -> bool:
+        """Whether a plan is another one whose every ratio has grown by the same factor, or to the end of its range."""
+        pairs = [(plan.choices[key], choice) for key, choice in other if key in plan.choices]
+        factors = {round(one.ratio / two.ratio, 2) for one, two in pairs if two.ratio > 0 and one.ratio < 0.89}
+        same = [(one.technique, one.criterion) == (two.technique, two.criterion) for one, two in pairs]
+        return len(pairs) == len(other) == len(plan) and all(same) and len(factors) <= 1 and plan != other
+
+    assert deeper.best is not None and trained
+    assert any(scales(plan, each.plan) for plan in first for each in trained)
+
+
 @pytest.mark.promise("finished-run")
 def test_the_same_budget_goes_on_where_it_was_and_says_what_it_may_replace(finished: Path) -> None:
     listener = Listens()

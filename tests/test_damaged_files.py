@@ -27,6 +27,8 @@ PLACES = (
     "cache/*/*.json",
     "best/score.json",
     "best/verification.json",
+    "best/study.yaml",
+    "study.yaml",
 )
 
 
@@ -109,3 +111,21 @@ def test_weights_that_are_not_numbers_are_noticed_and_trained_again(whole: Path,
     after = load_file(weights)
     assert any("dense.damaged-1" in note for note in listener.notes) and intact(folder / "dense")
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.promise("damaged-files")
+def test_a_trial_whose_model_is_damaged_is_named(whole: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(whole, tmp_path / "run"))
+    damaged = max(folder.glob("trials/*/model.safetensors"))
+    torn(damaged)
+    listener = Listens()
+    searched(folder, listener)
+    assert any(note.endswith(f"the models of the trials {damaged.parent.name}") for note in listener.notes)
+    assert not any("damaged" in note for note in _notes(whole, tmp_path / "second"))
+
+
+def _notes(whole: Path, place: Path) -> list[str]:
+    """What is said where a run that is whole goes on."""
+    listener = Listens()
+    searched(Path(shutil.copytree(whole, place)), listener)
+    return listener.notes

@@ -21,7 +21,7 @@ from autoprune.pruning.forward import outputs_of
 from autoprune.pruning.importance import Importance
 from autoprune.pruning.outline import Outline
 from autoprune.pruning.proof import discover, relative_error
-from autoprune.pruning.pruned import apply, effective, kept_units
+from autoprune.pruning.pruned import Pruned, apply, effective, follows, kept_units
 from autoprune.reporting import tables
 from autoprune.score import Candidate, Score
 from autoprune.space import Options, Space
@@ -237,3 +237,25 @@ def test_tables_show_blocks_as_blocks() -> None:
     assert "stage.1 stage.1 a block depth all or nothing" in lines and "stage.1 a block depth: gone" in lines
     _, whole = " ".join(lines).split("left whole:")
     assert "stage.0.one" in whole and "stage.0," not in whole
+
+
+def test_a_cut_follows_one_whose_blocks_it_has_lost_as_well() -> None:
+    model = net()
+    coupling = discover(model, INPUTS)
+    importance = Importance(model, coupling)
+
+    def cut(**ratios: float) -> Pruned:
+        names = {"first": "stage.0", "second": "stage.1"}
+        choices = {f"{names[name]}:blocks": Choice("depth", ratio) for name, ratio in ratios.items()}
+        return apply(model, coupling, Plan(choices), importance)
+
+    def inside(ratio: float) -> Pruned:
+        choices = {"stage.0.one:units": Choice("structured", ratio)}
+        return apply(model, coupling, Plan(choices), importance)
+
+    assert follows(cut(first=1, second=1), cut(first=1)) and not follows(cut(second=1), cut(first=1))
+    assert follows(cut(first=1), inside(0.5)) and not follows(inside(0.5), cut(first=1))
+    deeper = apply(model, coupling, Plan({"stage.0:blocks": Choice("depth", 1)}), importance, after=inside(0.5))
+    alone = cut(first=1)
+    error = relative_error(outputs_of(deeper.model, INPUTS), outputs_of(alone.model, INPUTS))
+    assert error <= 1e-6  # what is left of the net is the same

@@ -241,3 +241,50 @@ def test_iterations_that_cannot_be_are_told(epochs: int, name: str) -> None:
         "trial 7 is cut at once, not in 2 iterations: "
         + ("2 epochs do not part" if epochs == 2 else "its units, blocks or gradual masks go in one piece")
     ]
+
+
+def shallower(given: Evaluator, plan: Plan) -> Pruned:
+    """A cut that another budget has trained, made up: the dense weights, but of what the plan cuts."""
+    return apply(given.prepared.model, given.prepared.coupling, plan, given.importance)
+
+
+@pytest.mark.promise("budgets")
+def test_a_deeper_plan_starts_from_a_trained_shallower_one_where_that_is_the_better_start(
+    starts: list[dict[str, Tensor]],
+) -> None:
+    listener = Listens()
+    given = evaluator(Recipe(epochs=2, repair=True, **RECIPE), listener=listener)
+    gentle, deep = (Plan({"0:units": Choice("structured", ratio)}) for ratio in (0.25, 0.75))
+    trained = shallower(given, gentle)
+    loop.train(trained.model, TASK, Recipe(epochs=15, **RECIPE), seed=0)
+    trained.model.eval()
+    given(deep, 1, trained)
+    left = apply(
+        given.prepared.model, given.prepared.coupling, deep, given.importance, after=trained
+    ).model.state_dict()
+    assert all(torch.equal(starts[-1][name], left[name]) for name in left if "weight" in name)
+    assert any("trained model of a looser budget" in note for note in listener.notes)
+    assert not any("looser" in note for note in _notes_beside_a_worse_model(starts, deep, gentle))
+
+
+def _notes_beside_a_worse_model(starts: list[dict[str, Tensor]], deep: Plan, gentle: Plan) -> list[str]:
+    """What is said where the dense model is trained and the shallower one is noise; the start is as without it."""
+    listener = Listens()
+    given = evaluator(Recipe(epochs=2, repair=True, **RECIPE), listener=listener)
+    loop.train(given.prepared.model, TASK, Recipe(epochs=15, **RECIPE), seed=0)
+    given.prepared.model.eval()
+    noise = shallower(given, gentle)
+    with torch.no_grad():
+        for parameter in noise.model.parameters():
+            parameter.copy_(torch.randn_like(parameter))
+    given(deep, 2, noise), given(deep, 3)
+    assert all(torch.equal(starts[-2][name], starts[-1][name]) for name in starts[-1])
+    return listener.notes
+
+
+@pytest.mark.promise("budgets")
+def test_what_has_lost_what_a_plan_keeps_is_no_start(starts: list[dict[str, Tensor]]) -> None:
+    given = evaluator(Recipe(epochs=1, repair=True, **RECIPE))
+    other = shallower(given, Plan({"3:units": Choice("structured", 0.5)}))
+    given(CUT, 1, other), given(CUT, 2)
+    assert all(torch.equal(starts[-2][name], starts[-1][name]) for name in starts[-1])

@@ -248,6 +248,28 @@ def test_more_processes_decide_where_the_first_do_not(value: float, reach: float
     assert seen == asked
 
 
+@pytest.mark.promise("slack")
+@pytest.mark.parametrize(
+    ("value", "reach", "asked"), [(0.45, 0.02, [5, 15]), (0.45, 0.01, [5]), (0.488, 0.02, [5, 15]), (0.488, 0.011, [5])]
+)
+def test_an_interval_that_takes_more_than_may_be_left_is_measured_in_more_processes(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch, value: float, reach: float, asked: list[int]
+) -> None:
+    seen = list[int]()
+
+    def latency(pruned: Any, score: Score, *, processes: int = 0) -> Score:
+        seen.append(processes)
+        return score.updated(latency_ratio=value, latency_ratio_high=value + (reach if processes == 5 else 0.001))
+
+    given = screening({"latency": "50%"}, objectives=("metric", "latency"))
+    dense = Score(1.0, latency_ratio=1.0, latency_ratio_high=1.0)
+    scores = importance(given, prepared.model, prepared.coupling)
+    evaluate = Evaluator(given, prepared, dense, scores, Listens())
+    monkeypatch.setattr(prepared.costs, "latency", latency)
+    score = evaluate.finalist(Plan({"0:units": Choice("structured", 0.5)}), 1)
+    assert seen == asked and score.latency_ratio_high == value + (reach if asked == [5] else 0.001)
+
+
 def test_objectives_without_a_metric_get_the_least_cost_that_keeps_it(tmp_path: Path) -> None:
     budget = {"flops": "80%", "metric_drop": "0.02"}
     result = searched(tmp_path, budget=budget, objectives=("flops",), trials=15, finalists=4)
@@ -641,12 +663,12 @@ def test_a_plan_that_spends_what_a_finalist_left_takes_its_place() -> None:
     finalist, other = _screened(1, 0.8, 0.45), replace(_screened(2, 0.7, 0.45), plan=far)
     fuller, worse = _screened(3, 0.85, 0.4985), _screened(3, 0.79, 0.49)  # of the first the edge is known better
     assert promoted(given, dense, [finalist, other, fuller], {}, 1) == finalist
-    assert promoted(given, dense, [finalist, other, fuller], {}, 1, {1: 3}) == fuller
+    assert promoted(given, dense, [finalist, other, fuller], {}, 1, {1: [3]}) == fuller
     slow = replace(fuller, number=4, stage="latency")
-    assert promoted(given, dense, [finalist, other, fuller, slow], {3: 4}, 1, {1: 3}) == finalist
+    assert promoted(given, dense, [finalist, other, fuller, slow], {3: 4}, 1, {1: [3]}) == finalist
     trained = replace(fuller, number=4, stage="trained", feasible=True)
-    assert promoted(given, dense, [finalist, other, fuller, trained], {3: 4}, 2, {1: 3}) == other
-    assert promoted(given, dense, [finalist, other, worse], {}, 1, {1: 3}) == finalist
+    assert promoted(given, dense, [finalist, other, fuller, trained], {3: 4}, 2, {1: [3]}) == other
+    assert promoted(given, dense, [finalist, other, worse], {}, 1, {1: [3]}) == finalist
 
 
 @pytest.mark.promise("slack")
@@ -657,6 +679,7 @@ def test_what_finalists_leave_of_the_budget_is_spent_before_they_are_trained(
     searched(tmp_path)
     table = rows(tmp_path)
     refills = _marked(tmp_path, "refills")
+    assert max(list(refills.values()).count(finalist) for finalist in refills.values()) <= 3
     assert refills and [row["stage"] for row in table].count("screened") == 11 + len(refills)
     for number, finalist in refills.items():
         before, after = table[finalist], table[number]

@@ -48,6 +48,11 @@ class Pruned:
             if self.masks.fill(step / _STEPS, progress) or step == _STEPS:
                 copy_tensors(self.model, repair(self.model, self.cuts))
 
+    @property
+    def lost(self) -> bool:
+        """Whether units or weights went, not whole blocks alone."""
+        return bool(self.cuts) or bool(self.masks.masks)
+
     def finish(self) -> nn.Module:
         """The model with every mask at its final ratio, masks let go."""
         self.masks.finish()
@@ -85,11 +90,14 @@ def apply(
 
 
 def follows(pruned: Pruned, after: Pruned) -> bool:
-    """Whether `after` lost something, and no unit that `pruned` keeps: one may be kept for want of another."""
+    """Whether `after` lost no unit and no block that `pruned` keeps: one may be kept for want of another."""
+    if not set(after.removed) <= set(pruned.removed):
+        return False
+    gone = tuple(f"{name}." for name in pruned.removed)
     kept = {(cut.tensor, cut.dim, cut.groups): cut.keep for cut in pruned.cuts}
-    pairs = [(kept.get((cut.tensor, cut.dim, cut.groups)), cut.keep) for cut in after.cuts]
-    lost = bool(pairs) or bool(after.masks.masks)
-    return lost and all(last is not None and not bool((last & ~first).any()) for last, first in pairs)
+    left = [cut for cut in after.cuts if not (gone and cut.tensor.startswith(gone))]
+    pairs = [(kept.get((cut.tensor, cut.dim, cut.groups)), cut.keep) for cut in left]
+    return all(last is not None and not bool((last & ~first).any()) for last, first in pairs)
 
 
 def _take_on(smaller: nn.Module, cuts: Sequence[Cut], after: Pruned) -> None:

@@ -28,6 +28,7 @@ __all__ = ["PROCESSES", "Evaluated", "Evaluator", "decided"]
 
 PROCESSES, _MORE = 5, 15  # fresh ones, that the latency of finalists is measured in
 
+_BLUR = 0.03  # of the budget: what the model that ships may leave of it
 _JUDGED = 1000  # inputs of training and of validation data, that untrained plans are judged on
 
 
@@ -55,8 +56,8 @@ class Evaluator:
     importance: Importance
     listener: Listener
 
-    def __call__(self, plan: Plan, number: int) -> Evaluated:
-        """Judge a plan. A training that breaks down is a failed candidate, not an error."""
+    def __call__(self, plan: Plan, number: int, shallower: Pruned | None = None) -> Evaluated:
+        """Judge a plan; see `Recovery.recovered`. A training that breaks down is a failed candidate, not an error."""
         study, listener = self.study, self.listener
         pruned = apply(self.prepared.model, self.prepared.coupling, plan, self.importance)
         listener.started(number, "counting")
@@ -69,7 +70,7 @@ class Evaluator:
             return self._untrained(plan, number, pruned, score, stage, "; ".join(reasons))
         listener.started(number, f"training {study.recovery.epochs} epochs")
         try:
-            done = self.recovery.recovered(plan, number)
+            done = self.recovery.recovered(plan, number, shallower)
         except TrainingError as error:
             return Evaluated(Candidate(number, plan, score, False, "failed", str(error)))
         model, quality = done.model, done.score
@@ -95,7 +96,17 @@ class Evaluator:
         latency = functools.partial(self.prepared.costs.latency, pruned, score)
         if self.study.search.finalists is None:
             return latency()
-        return decided(lambda processes: latency(processes=processes), self._broken)
+        score = decided(lambda processes: latency(processes=processes), self._broken)
+        return latency(processes=_MORE) if self._blurred(score) else score
+
+    def _blurred(self, score: Score) -> bool:
+        """Whether an interval takes more of the budget than may be left of it: in more processes it is narrower."""
+        goal = self.study.task.metric.goal
+        used, middle = (
+            max(self.study.budget.violations(each, self.dense, goal).values(), default=0.0)
+            for each in (score, score.expected())
+        )
+        return used - middle > _BLUR and middle < -_BLUR
 
     def finalist(self, plan: Plan, number: int) -> Score:
         """What a plan costs, as it is before it is trained: what is limited in fresh processes."""

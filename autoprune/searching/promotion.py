@@ -22,19 +22,21 @@ def promoted(
     candidates: Sequence[Candidate],
     promotions: Mapping[int, int],
     count: int,
-    refills: Mapping[int, int] | None = None,
+    refills: Mapping[int, Sequence[int]] | None = None,
 ) -> Candidate | None:
     """The next candidate to train, so that the best `count` end trained; None where they are.
 
     `promotions`: for the number of each that was promoted, that of the trial which trained its plan. One that turned
     out not to keep the budget, or whose training broke down, does not count. `refills`: for the number of one that was
-    given units back, that of the better plan which takes its place. What is alike comes after what is not.
+    given units back, those of the plans that came of it; a better one takes its place. What is alike comes after what
+    is not.
     """
     by_number = {each.number: each for each in candidates}
     known = {each.plan: each for each in candidates if each.stage == "trained"}
     found: dict[int, Candidate] = {}  # what trained them
     left: dict[int, Candidate] = {}
-    for candidate in best(study, dense, candidates, (refills or {}).values()):
+    fuller = [number for numbers in (refills or {}).values() for number in numbers]
+    for candidate in best(study, dense, candidates, fuller):
         if candidate.number in promotions:
             tried = by_number[promotions[candidate.number]]
             if tried.stage == "trained":
@@ -51,12 +53,14 @@ def promoted(
     return None
 
 
-def _replaced(left: Mapping[int, Candidate], refills: Mapping[int, int]) -> list[Candidate]:
+def _replaced(left: Mapping[int, Candidate], refills: Mapping[int, Sequence[int]]) -> list[Candidate]:
     """Without those in whose place a better one stands."""
     order = {number: place for place, number in enumerate(left)}
-    return [
-        each for number, each in left.items() if order.get(refills.get(number, number), len(order)) >= order[number]
-    ]
+
+    def first(number: int) -> bool:
+        return all(order.get(fuller, len(order)) >= order[number] for fuller in refills.get(number, ()))
+
+    return [candidate for number, candidate in left.items() if first(number)]
 
 
 def _apart(ordered: Sequence[Candidate], count: int) -> list[Candidate]:

@@ -59,29 +59,46 @@ class Recovery:
             recalibrate(model, self.study.task)
         return model.to("cpu").eval()
 
-    def recovered(self, plan: Plan, number: int = 0) -> Recovered:
+    def recovered(self, plan: Plan, number: int = 0, shallower: Pruned | None = None) -> Recovered:
         """The better of the plan's model trained and as it is before, on validation data; see `score.better`.
 
+        Training starts from the dense model cut and repaired, or from what the plan leaves of the trained `shallower`
+        model where that is the better start (the families of ZipLM, Kurtic et al. 2023, arXiv:2302.04089).
         Raises TrainingError where training breaks down.
         """
-        recipe, start = self.study.recovery, None
+        recipe, start, after = self.study.recovery, None, None
         try:
             start = self._judged(self.untrained(plan, repair=recipe.repair), "repaired" if self._repairs else "cut")
         except TrainingError:  # its outputs are not finite: training may mend that
             if not recipe.epochs:
                 raise
+        deeper = None if shallower is None else self._inherited(plan, shallower)
+        if deeper is not None and (start is None or better(deeper.score, start.score, self.study.task.metric.goal)):
+            start, after = deeper, shallower
+            self.listener.note(f"trial {number} starts from the trained model of a looser budget, the better start")
         if start is not None and not (recipe.epochs and self._trainable(plan)):
             return start
-        done = self._judged(self.trained(plan, number), "trained")
+        done = self._judged(self.trained(plan, number, after), "trained")
         if start is None or better(done.score, start.score, self.study.task.metric.goal):
             return done
         name = self.study.task.metric.name
-        before, after = (f"{name} {each.score.metric:.4g}, loss {each.score.loss:.4g}" for each in (start, done))
+        first, last = (f"{name} {each.score.metric:.4g}, loss {each.score.loss:.4g}" for each in (start, done))
         self.listener.note(
-            f"trial {number}: {before} before training, {after} after it; "
+            f"trial {number}: {first} before training, {last} after it; "
             f"it is kept as it was before, {start.score.weights}"
         )
         return start
+
+    def _inherited(self, plan: Plan, shallower: Pruned) -> Recovered | None:
+        """What the plan leaves of a trained model, untrained; None where it keeps what that has lost."""
+        if not follows(apply(self.model, self.coupling, plan, self.importance), shallower):
+            return None
+        model = apply(self.model, self.coupling, plan, self.importance, after=shallower).finish()
+        try:
+            recalibrate(model, self.study.task)
+            return self._judged(model.to("cpu").eval(), "inherited")
+        except TrainingError:
+            return None
 
     @property
     def _repairs(self) -> bool:
@@ -99,37 +116,38 @@ class Recovery:
             return True
         return _trainable(apply(self.model, self.coupling, plan, self.importance).model)
 
-    def trained(self, plan: Plan, number: int = 0) -> nn.Module:
+    def trained(self, plan: Plan, number: int = 0, shallower: Pruned | None = None) -> nn.Module:
         """The plan's model trained, with its masks multiplied in and its batch-norm statistics anew.
 
-        It is cut in iterations, where the recipe says so, or at once, with a note of what stands against them.
+        It is cut in iterations, where the recipe says so, or at once, with a note of what stands against them. With
+        `shallower`, from what the plan leaves of that trained model.
         """
         recipe = self.study.recovery
         parts, epochs = recipe.iterations, recipe.epochs
-        share, done, after = epochs // (parts + 1), 0, None
+        share, done, after = epochs // (parts + 1), 0, shallower
         whole = apply(self.model, self.coupling, plan, self.importance)
         for part in range(1, parts) if share else ():
             going = partly(plan, part / parts)
             made = apply(self.model, self.coupling, going, self.importance, gradual=True)
-            if not follows(whole, made) or (after is not None and not follows(made, after)):
+            if not (made.lost and follows(whole, made)) or (after is not None and not follows(made, after)):
                 continue
             if after is not None:
                 made = apply(self.model, self.coupling, going, self.importance, gradual=True, after=after)
-            self._train(made, replace(recipe, epochs=share), done)
+            self._train(made, replace(recipe, epochs=share), done, repaired=after is None)
             done, after = done + share, made
         if parts > 1 and not done:
             why = "its units, blocks or gradual masks go in one piece" if share else f"{epochs} epochs do not part"
             self.listener.note(f"trial {number} is cut at once, not in {parts} iterations: {why}")
         pruned = apply(self.model, self.coupling, plan, self.importance, gradual=True, after=after)
-        self._train(pruned, replace(recipe, epochs=epochs - done), done)
+        self._train(pruned, replace(recipe, epochs=epochs - done), done, repaired=after is None)
         model = pruned.finish()
         recalibrate(model, self.study.task)
         return model.to("cpu").eval()
 
-    def _train(self, pruned: Pruned, recipe: Recipe, before: int) -> None:
-        """Train by `recipe`, after so many epochs `before`; at first from repaired layers, where it says so."""
+    def _train(self, pruned: Pruned, recipe: Recipe, before: int, *, repaired: bool) -> None:
+        """Train by `recipe`, after so many epochs `before`; what is cut out of dense `repaired`, where it says so."""
         epochs = self.study.recovery.epochs
-        if self._repairs and not before:
+        if self._repairs and repaired:
             pruned.fill(self._solved, progress=0.0)
         pruned.masks.step(0.0)
         train(

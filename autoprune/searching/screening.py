@@ -22,7 +22,7 @@ from autoprune.searching.proposals import by_importance, proposals, ranked_globa
 from autoprune.searching.sensitivity import RATIOS, knapsack, sensitivities
 from autoprune.searching.steering import Steering
 from autoprune.searching.surrogate import Surrogate
-from autoprune.space import plan_of
+from autoprune.space import parameters, plan_of
 
 __all__ = ["Screening"]
 
@@ -38,9 +38,20 @@ _PATIENCE, _IDLE = 60, 0.5  # trials without a better plan, at least, and their 
 class Screening:
     """Which plans are judged untrained next. `mark` names the task and its seed, for what is kept."""
 
-    def __init__(self, evaluate: Evaluator, run: Run, mark: str, late: Callable[[], bool]) -> None:
-        """Nothing is measured before it is needed. `late()`: whether the time is over."""
+    def __init__(
+        self,
+        evaluate: Evaluator,
+        run: Run,
+        mark: str,
+        late: Callable[[], bool],
+        of_other_budgets: Callable[[], list[Candidate]] = list,
+    ) -> None:
+        """Nothing is measured before it is needed. `late()`: whether the time is over.
+
+        `of_other_budgets()`: what was trained for them, the best first; scaled to this one it is among the first plans.
+        """
         self.evaluate, self.run, self.mark, self.late = evaluate, run, mark, late
+        self.of_other_budgets = of_other_budgets
         self.study, self.dense = evaluate.study, evaluate.dense
         self.variables = evaluate.prepared.variables
         self.surrogate = Surrogate(self.variables)
@@ -66,7 +77,7 @@ class Screening:
         def ranked(share: float) -> Plan:
             return ranked_globally(prepared, self.steering, share)
 
-        masked = thresholds(prepared, self.steering)
+        masked = [*thresholds(prepared, self.steering), *self._scaled()]
         alone = shallower(self.variables, self.steering, by_importance(self.variables, self.steering))
         levels = sum(len(each.options.techniques) * (1 if each.whole else len(RATIOS)) for each in self.variables)
         if levels > settings.trials or not self.steering.budget.limits:
@@ -93,6 +104,15 @@ class Screening:
             return knapsack(self.variables, rows, dense, self.steering, share)
 
         return proposals(prepared, self.steering, [ranked, *masked, solved, *shallow])
+
+    def _scaled(self) -> list[Callable[[float], Plan]]:
+        """The plans that were trained for other budgets, their ratios scaled to a share of this one."""
+
+        def scaled(plan: Plan, share: float) -> Plan:
+            return plan_of(self.variables, self.steering.fitted(parameters(self.variables, plan), share))
+
+        best_ones = self.of_other_budgets()[: self.study.search.finalists or 0]
+        return [functools.partial(scaled, each.plan) for each in best_ones]
 
     def steered(self, draw: str) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
         """How a sample is moved: scaled to the budget, or where the whole front is wanted to one of its levels.

@@ -34,6 +34,7 @@ __all__ = ["Result", "search", "train_best"]
 
 _MORE = 10  # plans are judged beyond the trials asked for, while none keeps the budget
 _ROUNDS = 3  # times the finalists that are trained, at most, while none keeps the budget
+_REFILLS = 3  # plans, at most, in which a finalist gets back what it leaves of the budget
 _TRIED = 10  # times the finalists that are promoted in one start, at most: of some latency or training is too bad
 
 
@@ -193,7 +194,12 @@ class _Search:
         scores = importance(self.study, self.prepared.model, self.prepared.coupling)
         evaluate = Evaluator(self.study, self.prepared, dense, scores, self.listener)
         self.dense, self.trials = dense, Trials(evaluate, self.journal, self.run, task)
-        self.screening = Screening(evaluate, self.run, f"{task}-{self.study.search.seed}", self._late_to_judge)
+        if lost := records.damaged(self.run, self.trials.candidates()):
+            listed = ", ".join(map(str, lost))
+            self.listener.note(f"damaged since they were kept, and left out: the models of the trials {listed}")
+        mark = f"{task}-{self.study.search.seed}"
+        others = self.trials.of_other_budgets
+        self.screening = Screening(evaluate, self.run, mark, self._late_to_judge, others)
         self.journal.start(self.screening.proposals if judging else None, dense, self.probes)
 
     def _replaced(self) -> str:
@@ -271,9 +277,13 @@ class _Search:
             self.trials.run_one(self.journal.promote(chosen), chosen.plan, self.trials.trained)
 
     def _refilled(self, finalist: Candidate) -> bool:
-        """Whether a finalist was judged again with what it leaves of the budget, in fresh processes, given back."""
+        """Whether a finalist was judged again with what it leaves of the budget, in fresh processes, given back.
+
+        A few times: what is given back differs, and which of it is worth most is seen only then.
+        """
         refills = self.journal.refills()
-        if self.time.over() or finalist.number in {*refills, *refills.values()}:
+        tried = len(refills.get(finalist.number, ()))
+        if self.time.over() or tried == _REFILLS or any(finalist.number in fuller for fuller in refills.values()):
             return False
         given = self.journal.parameters(finalist.number)
         if plan_of(self.prepared.variables, given) != finalist.plan:  # it has what is no longer searched

@@ -213,15 +213,23 @@ class Journal:
         ended = (trial for trial in self.optuna.get_trials(deepcopy=False) if _ended(trial) and _promotes(trial))
         return {trial.user_attrs["promotes"]: trial.number for trial in ended}
 
-    def refills(self) -> dict[int, int]:
-        """For the number of every finalist that was given units back, that of the trial which judged it so."""
-        trials = self.optuna.get_trials(deepcopy=False)
-        return {each.user_attrs["refills"]: each.number for each in trials if _ended(each) and _refills(each)}
+    def refills(self) -> dict[int, list[int]]:
+        """For the number of every finalist that was given units back, those of the trials which judged it so."""
+        fuller: dict[int, list[int]] = {}
+        for trial in self.optuna.get_trials(deepcopy=False):
+            if _ended(trial) and _refills(trial):
+                fuller.setdefault(trial.user_attrs["refills"], []).append(trial.number)
+        return fuller
 
     def numbered(self) -> int:
         """How many trials have a number that is not waiting to be tried, under whichever budget."""
         studies = (self.optuna, *self._others)
         return max(sum(each.state != TrialState.WAITING for each in one.get_trials(deepcopy=False)) for one in studies)
+
+    def numbers(self) -> set[int]:
+        """Those of the trials that were begun under the study's budget."""
+        trials, budget = self.optuna.get_trials(deepcopy=False), str(self._study.budget)
+        return {each.number for each in trials if each.user_attrs.get("budget") == budget}
 
     def known(self) -> int:
         """How many trials have ended, under whichever budget."""

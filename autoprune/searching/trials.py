@@ -12,8 +12,9 @@ from optuna.trial import Trial
 
 from autoprune import plugins
 from autoprune.plan import Plan
+from autoprune.pruning.pruned import Pruned, apply, follows
 from autoprune.run import Run
-from autoprune.score import Candidate, Score, pareto_front
+from autoprune.score import Candidate, Score, by_quality, pareto_front
 from autoprune.searching import records
 from autoprune.searching.evaluate import Evaluated, Evaluator
 from autoprune.searching.failures import Failures
@@ -59,7 +60,25 @@ class Trials:
             first = self.evaluate.baseline()
             return Evaluated(replace(first.candidate, number=number), first.model)
         score = records.kept_result(self.run, self._key(plan), number)
-        return self.evaluate(plan, number) if score is None else self.evaluate.known(plan, number, score)
+        if score is not None:
+            return self.evaluate.known(plan, number, score)
+        return self.evaluate(plan, number, self._shallower(plan))
+
+    def of_other_budgets(self) -> list[Candidate]:
+        """What was trained for other budgets and kept, the best quality first."""
+        mine = self.journal.numbers()
+        other = [each for each in self.candidates() if each.stage == "trained" and each.number not in mine]
+        return by_quality(records.with_models(self.run, other), self.study.task.metric.goal)
+
+    def _shallower(self, plan: Plan) -> Pruned | None:
+        """Of the models trained for other budgets that lost nothing which the plan keeps, the one with least left."""
+        ready, scores = self.evaluate.prepared, self.evaluate.importance
+        wanted = apply(ready.model, ready.coupling, plan, scores)
+        for candidate in sorted(self.of_other_budgets(), key=lambda each: each.score.nonzero_params or 0):
+            pruned = apply(ready.model, ready.coupling, candidate.plan, scores)
+            if follows(wanted, pruned):
+                return replace(pruned, model=records.kept_model(self.run, candidate.number, ready.model))
+        return None
 
     def screened(self, plan: Plan, number: int) -> Evaluated:
         """A plan judged untrained, unless it was before."""
