@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_search import TASK, Listens, quick, study
+from test_search import TASK, Listens, quick, quicker, study
 from torch import Tensor, nn
 
 from autoprune.plan import Choice, Plan
@@ -63,7 +63,9 @@ def deep(budget: Mapping[str, Any] | None = None, **settings: Any) -> Study:
 
 @pytest.fixture(scope="module")
 def prepared() -> Prepared:
-    return prepare(deep())
+    with pytest.MonkeyPatch.context() as patch:
+        quicker(patch)
+        return prepare(deep())
 
 
 def steering(prepared: Prepared, folder: Path, **budget: str) -> Steering:

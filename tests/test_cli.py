@@ -374,6 +374,7 @@ def test_measure_counts_a_model_of_the_users_own(tmp_path, monkeypatch):
     ]
 
 
+@pytest.mark.slow
 def test_measure_puts_targets_and_models_side_by_side(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "own.yaml").write_text("runtime: eager\n")

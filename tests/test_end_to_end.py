@@ -80,15 +80,15 @@ def points(folder: Path) -> list[tuple[float, int, bool]]:
 
 
 def test_killed_again_and_again_it_goes_on(here: Path) -> None:
-    folder = here / "runs" / "mine"
-    process = start(here, "search", "mine.yaml")
+    folder, asked = here / "runs" / "mine", ("search", "mine.yaml", "--set", "search.finalists=1")
+    process = start(here, *asked)
     until(process, "training the dense model", then=0.05)
     send(process, signal.SIGKILL)
     assert not (folder / "dense" / "score.json").exists()
 
-    process = start(here, "search", "mine.yaml")
-    until(process, "trial 4 of 12", then=0.2)
-    _, said = run(here, "search", "mine.yaml", status=2)
+    process = start(here, *asked)
+    until(process, "trial 4 of 9", then=0.2)
+    _, said = run(here, *asked, status=2)
     assert "another search is running" in said
     send(process, signal.SIGKILL)
     dense = folder / "dense" / "model.safetensors"
@@ -97,7 +97,7 @@ def test_killed_again_and_again_it_goes_on(here: Path) -> None:
     journal.write_bytes(journal.read_bytes()[:-5])
     os.symlink(str(journal), f"{journal}.lock")
 
-    out, said = run(here, "search", "mine.yaml", "--json")
+    out, said = run(here, *asked, "--json")
     assert dense.stat().st_mtime_ns == stamp
     result = json.loads(out)
     assert result["best"]["score"]["flops"] <= 0.6 * result["baseline"]["flops"] and result["best"]["feasible"]
@@ -116,6 +116,7 @@ def test_killed_again_and_again_it_goes_on(here: Path) -> None:
         autoprune.load(folder / "best")
 
 
+@pytest.mark.slow
 def test_interrupted_once_it_exports_the_best_so_far(here: Path) -> None:
     process = start(here, "search", "mine.yaml", "--set", "export.formats=[safetensors]")
     until(process, "best: trial", then=0.1)  # the first that is trained
@@ -126,6 +127,7 @@ def test_interrupted_once_it_exports_the_best_so_far(here: Path) -> None:
     assert json.loads((folder / "best" / "verification.json").read_text())["passed"]
 
 
+@pytest.mark.slow
 @pytest.mark.promise("limits-of-time")
 def test_json_stands_alone_on_stdout_whatever_models_and_their_processes_print(tmp_path: Path) -> None:
     (tmp_path / "loud.py").write_text(

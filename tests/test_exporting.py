@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from marks import slow_but
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -216,7 +217,7 @@ def test_a_sound_artefact_passes_every_check(folder: Path) -> None:
     assert 0 < figures["latency"]["ratio_low"] <= figures["latency"]["ratio"] <= figures["latency"]["ratio_high"] < 0.9
 
 
-@pytest.mark.parametrize("share", [0.0, 0.5])
+@pytest.mark.parametrize("share", slow_but([0.5], [0.0, 0.5]))
 @pytest.mark.parametrize("name", [*RECORDS, *MODELS.values()])
 def test_a_truncated_file_fails(folder: Path, name: str, share: float) -> None:
     content = (folder / name).read_bytes()
@@ -224,7 +225,7 @@ def test_a_truncated_file_fails(folder: Path, name: str, share: float) -> None:
     assert "files" in failures(folder)
 
 
-@pytest.mark.parametrize("name", [*RECORDS, *MODELS.values()])
+@pytest.mark.parametrize("name", slow_but(["plan.json", "model.onnx"], [*RECORDS, *MODELS.values()]))
 def test_a_missing_file_and_one_of_garbage_fail(folder: Path, name: str) -> None:
     size = (folder / name).stat().st_size
     (folder / name).write_bytes(b"\xff\x00:{" * (size // 4) + b"x" * (size % 4))
@@ -233,7 +234,7 @@ def test_a_missing_file_and_one_of_garbage_fail(folder: Path, name: str) -> None
     assert "files" in failures(folder)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", slow_but(["safetensors"], MODELS))
 def test_one_flipped_weight_fails(made: Made, folder: Path, name: str) -> None:
     path = folder / MODELS[name]
     content = bytearray(path.read_bytes())
@@ -245,7 +246,7 @@ def test_one_flipped_weight_fails(made: Made, folder: Path, name: str) -> None:
     assert "sha256" in failed["files"] and f"outputs of {name}" in failed
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", slow_but(["onnx"], MODELS))
 def test_the_dense_model_swapped_in_fails_even_where_the_record_was_signed_again(
     made: Made, folder: Path, name: str, unmeasured: None
 ) -> None:
@@ -327,6 +328,7 @@ def test_latency_fails_where_even_the_lower_end_is_over_the_limit(
     assert latency["figures"]["surely_inside"] is inside and latency["figures"]["limit"] == "90%"
 
 
+@pytest.mark.slow
 def test_a_target_that_runs_modules_is_checked_on_the_weights_file(made: Made, tmp_path: Path) -> None:
     study = replace(made.study, target=Target("cpu_eager", runtime="eager"), budget=Budget.parse({"latency": "100s"}))
     exported = export(study, made.finished, tmp_path / "best", formats=[])
@@ -539,6 +541,7 @@ def test_a_fresh_process_that_breaks_down_is_no_success(
         verify_in_fresh_process(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("autoprune.__main__") is None, reason="needs the command line")
 def test_a_fresh_process_finds_the_same(folder: Path) -> None:
     result = verify_in_fresh_process(folder)

@@ -11,6 +11,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from marks import slow_but
 from torch import nn
 
 from autoprune.errors import InputError, ModelError
@@ -272,7 +273,7 @@ class Small(nn.Module):
 IMAGES = Inputs.of(torch.randn(2, 1, 12, 12))
 
 
-@pytest.mark.parametrize("runtime", ["onnxruntime", "eager"])
+@pytest.mark.parametrize("runtime", slow_but(["onnxruntime"], ["onnxruntime", "eager"]))
 def test_measure_gives_every_cost_figure(runtime):
     small, dense = Small(16), Small(64)
     with torch.no_grad():

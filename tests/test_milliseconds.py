@@ -117,6 +117,7 @@ def test_the_dense_figure_is_measured_once_and_gone_on_with(tmp_path: Path, drif
     assert prepared[0] == prepared[1] and prepared[0].latency_ms == DENSE_MS
 
 
+@pytest.mark.slow
 def test_dense_is_all_of_dense(tmp_path: Path) -> None:
     own = study({"memory": "90%", "latency": "90%"}, objectives=("metric", "latency", "memory"))
     prepared = prepare(own, Run(tmp_path))

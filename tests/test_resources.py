@@ -9,6 +9,7 @@ from typing import Any
 import onnx
 import pytest
 import torch
+from marks import slow_but
 from onnx import numpy_helper
 from torch import nn
 
@@ -28,7 +29,7 @@ def linear(width: int) -> nn.Sequential:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells the peak")
-@pytest.mark.parametrize("target", [EAGER, ONNX], ids=["eager", "onnxruntime"])
+@pytest.mark.parametrize("target", slow_but([ONNX], [EAGER, ONNX]), ids=["eager", "onnxruntime"])
 def test_peak_memory_grows_by_the_weights(target: Target) -> None:
     found = []
     for width in (64, 2048):

@@ -19,7 +19,7 @@ from typing import Any, cast
 import pytest
 import torch
 from scipy.stats import spearmanr
-from test_search import TASK, Listens, crash_at, figures, quick, study
+from test_search import TASK, Listens, crash_at, figures, quick, quicker, study
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from autoprune.errors import BudgetError, InputError, MissingPackage, TrainingError
@@ -71,7 +71,9 @@ def rows(folder: Path) -> list[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def prepared() -> Prepared:
-    return prepare(screening())
+    with pytest.MonkeyPatch.context() as patch:
+        quicker(patch)
+        return prepare(screening())
 
 
 def steering(prepared: Prepared, folder: Path, **budget: str) -> Steering:
@@ -111,7 +113,7 @@ def test_more_trials_go_on_and_train_only_what_is_better_now(tmp_path: Path) -> 
     assert len(listener.trained()) == len(fresh) <= 2 and not known & set(fresh)
 
 
-@pytest.mark.parametrize(("number", "step"), [(7, "judging"), (14, "training")])
+@pytest.mark.parametrize(("number", "step"), [(7, "judging"), pytest.param(14, "training", marks=pytest.mark.slow)])
 def test_a_killed_search_ends_like_one_that_was_not(tmp_path: Path, number: int, step: str) -> None:
     whole = searched(tmp_path / "whole")
     with pytest.raises(GeneratorExit, match="killed"):
@@ -568,6 +570,7 @@ def test_what_is_foreseen_of_quality_ranks_plans_that_were_never_judged(prepared
     assert spearmanr(order, [late_groups_matter(unseen[place]) for place in found]).statistic > 0.9
 
 
+@pytest.mark.slow
 def test_the_neighbour_that_is_judged_is_the_most_promising_of_many(prepared: Prepared, tmp_path: Path) -> None:
     asked = screening({"flops": "55%"}, trials=50)
     loops = Screening(

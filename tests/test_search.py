@@ -17,6 +17,7 @@ from typing import Any
 import optuna
 import pytest
 import torch
+from marks import slow_but
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -210,7 +211,7 @@ def crash_at(number: int, what: str) -> Callable[[int, str], None]:
     return at
 
 
-@pytest.mark.parametrize("damage", ["none", "torn", "garbage", "lock"])
+@pytest.mark.parametrize("damage", slow_but(["torn"], ["none", "torn", "garbage", "lock"]))
 def test_a_killed_search_goes_on_and_ends_like_one_that_was_not(tmp_path: Path, damage: str) -> None:
     whole = searched(tmp_path / "whole")
     trained = [int(row["trial"]) for row in rows(tmp_path / "whole") if row["stage"] == "trained"]
@@ -671,7 +672,7 @@ def _draws(sampler: str, losses: Callable[[dict[str, Any]], float], count: int =
 
 
 @pytest.mark.promise("samplers")
-@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "gp", "random"])
+@pytest.mark.parametrize("sampler", slow_but(["tpe", "nsga2", "random"], ["tpe", "nsga2", "gp", "random"]))
 def test_a_sampler_draws_by_what_was_told(sampler: str) -> None:
     low, high = (
         _draws(sampler, lambda params, sign=sign: sign * sum(params[f"{n}.ratio"] for n in range(6)))

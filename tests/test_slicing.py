@@ -5,6 +5,7 @@ import onnx
 import pytest
 import torch
 import torch.nn.functional as F
+from marks import slow_but
 from torch import nn
 
 from autoprune.errors import ModelError
@@ -260,7 +261,7 @@ def shapes_of(content):
     return [each for each in given if len(each) > 1]
 
 
-@pytest.mark.parametrize("name", DISCOVERED)
+@pytest.mark.parametrize("name", slow_but(["lstm"], DISCOVERED))
 def test_groups_that_are_found_are_cut_one_by_one_and_together(name):
     build, inputs = DISCOVERED[name]
     model = randomised(build())
@@ -283,8 +284,8 @@ def test_groups_that_are_found_are_cut_one_by_one_and_together(name):
         assert all(error(a, b) <= 1e-4 for a, b in zip(run(content, five), expected, strict=True))
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "int8"])
-@pytest.mark.parametrize("name", ["attention", "two lstms of one size"])
+@pytest.mark.parametrize("dtype", slow_but(["fp32"], ["fp32", "int8"]))
+@pytest.mark.parametrize("name", slow_but(["attention"], ["attention", "two lstms of one size"]))
 def test_a_search_slices_for_the_batch_and_the_dtype_of_its_target(name, dtype):
     from test_search import study
 
@@ -332,6 +333,7 @@ def test_the_proof_sees_through_zeros():
         assert slicer.proved(model, []) and slicer.proved(wrong, []) == (model is zero)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_first", [True, False])
 def test_torchs_attention_is_sliced_in_the_form_that_is_exported(batch_first):
     """Cut, it is another graph than dense: as soon as one is cut, and not where only other layers are."""
@@ -464,7 +466,7 @@ BLOCKS = {
 }
 
 
-@pytest.mark.parametrize("gone", [(0,), (2,), (0, 1), (1, 2), (0, 1, 2)])
+@pytest.mark.parametrize("gone", slow_but([(1, 2)], [(0,), (2,), (0, 1), (1, 2), (0, 1, 2)]))
 @pytest.mark.parametrize("name", BLOCKS)
 def test_blocks_that_go_are_left_out(name, gone):
     build, inputs, stage = BLOCKS[name]
@@ -547,8 +549,8 @@ def test_a_slice_takes_milliseconds():
 
 
 @pytest.mark.promise("figures")
-@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
-@pytest.mark.parametrize("ratio", [0.0, 0.5, 0.9])
+@pytest.mark.parametrize("kind", slow_but([nn.LSTM], [nn.LSTM, nn.GRU]))
+@pytest.mark.parametrize("ratio", slow_but([0.5], [0.0, 0.5, 0.9]))
 def test_the_size_that_is_judged_is_that_of_the_file_that_ships(tmp_path, kind, ratio):
     from test_search import study
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from marks import slow_but
 from models import member
 from torch import Tensor, nn
 
@@ -71,7 +72,7 @@ def test_zeros_of_a_written_width_are_refused_with_what_torch_says() -> None:
     assert "Expected hidden size (1, 2, " in refusal and "got [1, 2, 8]" in refusal
 
 
-@pytest.mark.parametrize("name", ["last_states", "laid_out_states", "cells"])
+@pytest.mark.parametrize("name", slow_but(["cells"], ["last_states", "laid_out_states", "cells"]))
 @pytest.mark.parametrize("format", ["onnx", "program"])
 def test_a_cut_net_runs_from_its_file_at_two_batch_sizes(name: str, format: str, tmp_path: Path) -> None:
     model, inputs = member(name).make()
