@@ -28,7 +28,7 @@ from autoprune.errors import AutopruneError
 from autoprune.group import Group
 from autoprune.plan import Choice, Plan
 from autoprune.pruning.coupling import Coupling
-from autoprune.pruning.forward import outputs_of
+from autoprune.pruning.surgery.forward import outputs_of
 from autoprune.pruning.importance import Importance
 from autoprune.pruning.masking import masked_outputs
 from autoprune.pruning.proof import discover

@@ -35,7 +35,7 @@ from _coverage_peer_reference import Removed, reference
 from _coverage_peer_settings import prepare, settings, settle
 from torch import Tensor, nn
 
-from autoprune.pruning.forward import output_tensors, outputs_of
+from autoprune.pruning.surgery.forward import output_tensors, outputs_of
 from autoprune.task import Inputs
 
 RIGHT = 1e-4

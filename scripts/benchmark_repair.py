@@ -27,7 +27,7 @@ from autoprune.pruning.importance import Importance
 from autoprune.pruning.proof import discover
 from autoprune.pruning.pruned import Pruned, apply
 from autoprune.pruning.repair import Reference
-from autoprune.pruning.shrink import replace_tensors
+from autoprune.pruning.surgery.shrink import replace_tensors
 from autoprune.task import Data, Metric, Recipe, Task
 from autoprune.training.loop import evaluate, recalibrate, train
 from autoprune.zoo.datasets.digits import digits

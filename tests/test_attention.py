@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import autoprune
-from autoprune.pruning.attention import Attention
-from autoprune.pruning.forward import outputs_of
+from autoprune.pruning.surgery.attention import Attention
+from autoprune.pruning.surgery.forward import outputs_of
 from autoprune.pruning.importance import Importance
 from autoprune.pruning.masking import masked_outputs
 from autoprune.pruning.proof import TOLERANCE, discover, relative_error

@@ -17,9 +17,9 @@ import autoprune
 from autoprune.errors import PlanError
 from autoprune.group import Group
 from autoprune.plan import Choice, Plan
-from autoprune.pruning.forward import outputs_of
+from autoprune.pruning.surgery.forward import outputs_of
 from autoprune.pruning.importance import Importance
-from autoprune.pruning.outline import Outline
+from autoprune.pruning.surgery.architecture import Outline
 from autoprune.pruning.proof import discover, relative_error
 from autoprune.pruning.pruned import Pruned, apply, effective, follows, kept_units
 from autoprune.reporting import tables

@@ -27,7 +27,7 @@ from autoprune.formats.safetensors import Safetensors
 from autoprune.measuring import measure
 from autoprune.measuring.latency import Latency
 from autoprune.plan import Choice, Plan
-from autoprune.pruning import shrink
+from autoprune.pruning.surgery import shrink
 from autoprune.score import Score
 from autoprune.space import Space
 from autoprune.study import Settings, Study

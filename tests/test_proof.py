@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autoprune.pruning.coupling import Coupling
-from autoprune.pruning.forward import outputs_of
+from autoprune.pruning.surgery.forward import outputs_of
 from autoprune.pruning.masking import masked_outputs
 from autoprune.pruning.proof import TOLERANCE, discover, random_keep, relative_error
-from autoprune.pruning.shrink import replace_tensors
+from autoprune.pruning.surgery.shrink import replace_tensors
 from autoprune.task import Inputs
 
 INPUTS = Inputs.of(torch.randn(2, 6, generator=torch.Generator().manual_seed(0)))

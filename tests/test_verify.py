@@ -24,7 +24,7 @@ from autoprune.exporting.recorded import Recorded
 from autoprune.measuring import measure, resources
 from autoprune.measuring.latency import Latency
 from autoprune.plan import Choice, Plan
-from autoprune.pruning import shrink
+from autoprune.pruning.surgery import shrink
 from autoprune.score import Score
 from autoprune.searching.asked import compressed
 from autoprune.space import Space

@@ -18,7 +18,7 @@ from autoprune import plugins
 from autoprune.errors import InputError, ModelError, brief
 from autoprune.files import check_safetensors, read_mapping
 from autoprune.plan import Plan
-from autoprune.pruning.outline import Outline
+from autoprune.pruning.surgery.architecture import Outline
 from autoprune.task import Inputs
 
 __all__ = [

@@ -19,7 +19,7 @@ from autoprune.exporting import artefact, lowered, shipped
 from autoprune.files import read_mapping
 from autoprune.measuring import hosts, resources
 from autoprune.plan import Plan
-from autoprune.pruning.outline import Outline
+from autoprune.pruning.surgery.architecture import Outline
 from autoprune.run import Run
 from autoprune.score import Score
 from autoprune.study import Study

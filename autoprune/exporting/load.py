@@ -15,7 +15,7 @@ from autoprune.exporting import artefact
 from autoprune.exporting import lowered as lowering
 from autoprune.files import read_mapping
 from autoprune.formats.safetensors import Safetensors
-from autoprune.pruning.outline import Outline
+from autoprune.pruning.surgery.architecture import Outline
 from autoprune.training import tasks
 from autoprune.training.references import split
 

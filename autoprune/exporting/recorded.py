@@ -20,7 +20,7 @@ from autoprune.formats.onnx import Onnx
 from autoprune.formats.safetensors import Safetensors
 from autoprune.measuring import hosts, measure
 from autoprune.measuring.deployed import Deployed
-from autoprune.pruning.outline import Outline
+from autoprune.pruning.surgery.architecture import Outline
 from autoprune.score import Score
 from autoprune.target import Budget, Limit, Target
 from autoprune.task import Inputs, Task

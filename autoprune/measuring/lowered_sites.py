@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from autoprune.errors import InputError
-from autoprune.pruning.shrink import replace_tensors
+from autoprune.pruning.surgery.shrink import replace_tensors
 from autoprune.target import Target
 from autoprune.task import Inputs
 

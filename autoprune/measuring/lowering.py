@@ -19,7 +19,7 @@ from autoprune.measuring.lowered_choice import DENSE, Decisions, LayerRecord, de
 from autoprune.measuring.lowered_kernels import patterns
 from autoprune.measuring.lowered_layers import LoweredLinear, lowered, raised, replace_layers
 from autoprune.measuring.lowered_sites import placed, sites
-from autoprune.pruning.shrink import replace_tensors
+from autoprune.pruning.surgery.shrink import replace_tensors
 from autoprune.target import Target
 from autoprune.task import Inputs
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from autoprune.pruning.coupling import Coupling
-from autoprune.pruning.forward import output_tensors, plain_forward
+from autoprune.pruning.surgery.forward import output_tensors, plain_forward
 from autoprune.task import Inputs
 
 __all__ = ["SMOOTH_TERMS", "TERMS", "Array", "Features", "Operation", "operations"]

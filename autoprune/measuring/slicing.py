@@ -21,7 +21,7 @@ from autoprune.formats._tracing import eval_mode, onnx_model, outputs_of, stripp
 from autoprune.measuring.bypass import Spans
 from autoprune.measuring.cells import RECURRENT, Cells
 from autoprune.measuring.loosening import loosen, tighten
-from autoprune.pruning.shrink import Cut
+from autoprune.pruning.surgery.shrink import Cut
 from autoprune.task import Inputs
 
 __all__ = ["Slicer", "export"]

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from autoprune.group import Group
-from autoprune.pruning.forward import plain_forward, steady_forward
-from autoprune.pruning.shrink import Skipped, named_tensors, replace_tensors
+from autoprune.pruning.surgery.forward import plain_forward, steady_forward
+from autoprune.pruning.surgery.shrink import Skipped, named_tensors, replace_tensors
 from autoprune.task import Inputs
 
 __all__ = ["blocks_groups", "removed"]

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from autoprune.pruning.shrink import named_tensors
+from autoprune.pruning.surgery.shrink import named_tensors
 
 __all__ = ["Calls", "Contraction"]
 

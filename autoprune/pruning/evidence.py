@@ -14,9 +14,9 @@ from torch.overrides import TorchFunctionMode
 
 from autoprune.errors import InputError
 from autoprune.plugins import Need
-from autoprune.pruning.attention import Attention
-from autoprune.pruning.forward import plain_forward
-from autoprune.pruning.shrink import replace_tensors
+from autoprune.pruning.surgery.attention import Attention
+from autoprune.pruning.surgery.forward import plain_forward
+from autoprune.pruning.surgery.shrink import replace_tensors
 from autoprune.task import Batch, Inputs
 
 __all__ = ["Evidence", "activations", "gradients", "joined"]

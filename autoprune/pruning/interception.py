@@ -14,10 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from autoprune.errors import ModelError
-from autoprune.pruning import literals
-from autoprune.pruning.forward import STATISTICS, dims_of, on_cpu, output_tensors, plain_forward, steady_forward
+from autoprune.pruning.surgery import literals
+from autoprune.pruning.surgery.forward import STATISTICS, dims_of, on_cpu, output_tensors, plain_forward, steady_forward
 from autoprune.pruning.propagation import Propagation, Running
-from autoprune.pruning.reparametrised import ties
+from autoprune.pruning.surgery.parametrizations import ties
 from autoprune.task import Inputs
 
 __all__ = ["propagate"]

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from autoprune.pruning.attention import Attention
+from autoprune.pruning.surgery.attention import Attention
 from autoprune.pruning.coupling import Coupling, Slot
-from autoprune.pruning.forward import STATISTICS, dims_of, outputs_of
-from autoprune.pruning.reparametrised import Reparametrised, kept_function, reparametrised
-from autoprune.pruning.shrink import replace_tensors
+from autoprune.pruning.surgery.forward import STATISTICS, dims_of, outputs_of
+from autoprune.pruning.surgery.parametrizations import Reparametrised, kept_function, reparametrised
+from autoprune.pruning.surgery.shrink import replace_tensors
 from autoprune.task import Inputs
 
 __all__ = ["masked_outputs"]

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten
 
-from autoprune.pruning.forward import output_tensors, plain_forward, steady_forward
-from autoprune.pruning.shrink import named_tensors
+from autoprune.pruning.surgery.forward import output_tensors, plain_forward, steady_forward
+from autoprune.pruning.surgery.shrink import named_tensors
 from autoprune.pruning.steady import DROPOUTS, RECURRENT
 from autoprune.task import Inputs
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from autoprune.pruning.ids import Balance, varying
-from autoprune.pruning.literals import ATTRIBUTE, Literal
+from autoprune.pruning.surgery.literals import ATTRIBUTE, Literal
 from autoprune.pruning.tying import Tying
 
 __all__ = ["Norms"]

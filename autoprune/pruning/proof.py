@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from autoprune.group import Group
 from autoprune.pruning.blocks import blocks_groups
 from autoprune.pruning.coupling import Coupling, trace
-from autoprune.pruning.forward import outputs_of
+from autoprune.pruning.surgery.forward import outputs_of
 from autoprune.pruning.masking import masked_outputs
-from autoprune.pruning.rebinding import bind
-from autoprune.pruning.shrink import replace_tensors
+from autoprune.pruning.surgery.patch_forward import bind
+from autoprune.pruning.surgery.shrink import replace_tensors
 from autoprune.task import Inputs
 
 __all__ = ["TOLERANCE", "discover", "prove", "random_keep", "randomised", "relative_error", "telling_keep"]

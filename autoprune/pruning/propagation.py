@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map_only
 
 from autoprune.pruning.demands import Demands
-from autoprune.pruning.forward import on_cpu
+from autoprune.pruning.surgery.forward import on_cpu
 from autoprune.pruning.ids import Ids, Labels, varying
 from autoprune.pruning.layers import Layers
 from autoprune.pruning.movement import COPIES, MOVES, PARAMETER_MOVES, RESHAPES, argument, move
 from autoprune.pruning.operators import attention, by_rule, pointwise, tie
-from autoprune.pruning.reparametrised import reparametrised
+from autoprune.pruning.surgery.parametrizations import reparametrised
 
 __all__ = ["Propagation", "Running"]
 

@@ -15,7 +15,7 @@ from autoprune.plan import Choice, Plan
 from autoprune.pruning.coupling import Coupling, tensor_of
 from autoprune.pruning.importance import Importance
 from autoprune.pruning.masks import Mask, Masks
-from autoprune.pruning.shrink import Cut, copy_tensors, shrink, take
+from autoprune.pruning.surgery.shrink import Cut, copy_tensors, shrink, take
 from autoprune.space import fits
 
 __all__ = ["Pruned", "apply", "checked", "effective", "follows", "kept_units", "partly"]

@@ -10,8 +10,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from autoprune.pruning.demands import Demands
 from autoprune.pruning.ids import Ids, Labels, Use, small, varying
-from autoprune.pruning.literals import Literal
-from autoprune.pruning.shrink import named_tensors
+from autoprune.pruning.surgery.literals import Literal
+from autoprune.pruning.surgery.shrink import named_tensors
 
 __all__ = ["Tying"]
 

@@ -21,7 +21,7 @@ from autoprune.measuring.latency import Latency
 from autoprune.pruning.coupling import Coupling
 from autoprune.pruning.masks import Masks
 from autoprune.pruning.pruned import Pruned
-from autoprune.pruning.shrink import replace_tensors
+from autoprune.pruning.surgery.shrink import replace_tensors
 from autoprune.run import Run
 from autoprune.score import Score
 from autoprune.searching.asked import asked, compressed

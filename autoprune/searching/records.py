@@ -19,7 +19,7 @@ from autoprune.exporting import artefact
 from autoprune.files import read_mapping
 from autoprune.group import Group
 from autoprune.plan import Plan
-from autoprune.pruning.outline import Outline
+from autoprune.pruning.surgery.architecture import Outline
 from autoprune.pruning.widths import widths_of
 from autoprune.run import Run, write_whole
 from autoprune.score import MEASURED_APART, Candidate, Score, pareto_front

@@ -14,7 +14,7 @@ from autoprune.pruning.coupling import Coupling
 from autoprune.pruning.importance import Importance
 from autoprune.pruning.pruned import Pruned, apply, follows, partly
 from autoprune.pruning.repair import Reference
-from autoprune.pruning.shrink import Cut
+from autoprune.pruning.surgery.shrink import Cut
 from autoprune.score import Score, better
 from autoprune.searching.listener import Listener
 from autoprune.searching.origin import fewer

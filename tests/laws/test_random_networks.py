@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from autoprune.pruning.forward import outputs_of
+from autoprune.pruning.surgery.forward import outputs_of
 from autoprune.pruning.masking import masked_outputs
 from autoprune.pruning.proof import TOLERANCE, discover, random_keep, relative_error
 from autoprune.task import Inputs

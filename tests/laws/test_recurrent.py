@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import autoprune
 from autoprune import plugins
 from autoprune.pruning.coupling import Coupling
-from autoprune.pruning.forward import outputs_of
+from autoprune.pruning.surgery.forward import outputs_of
 from autoprune.pruning.proof import TOLERANCE, discover, random_keep, relative_error
 from autoprune.task import Inputs
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from autoprune.errors import PlanError
-from autoprune.pruning.attention import Attention
-from autoprune.pruning.reparametrised import Reparametrised, kept_function
+from autoprune.pruning.surgery.attention import Attention
+from autoprune.pruning.surgery.parametrizations import Reparametrised, kept_function
 
 __all__ = ["Cut", "Skipped", "copy_tensors", "named_tensors", "replace_tensors", "resize", "shrink", "take", "widths"]
 

@@ -9,9 +9,9 @@ from typing import Any
 from torch import nn
 
 from autoprune.pruning.blocks import removed
-from autoprune.pruning.literals import Bindings
-from autoprune.pruning.rebinding import bind, bindings_of
-from autoprune.pruning.shrink import resize, widths
+from autoprune.pruning.surgery.literals import Bindings
+from autoprune.pruning.surgery.patch_forward import bind, bindings_of
+from autoprune.pruning.surgery.shrink import resize, widths
 
 __all__ = ["Outline"]
 

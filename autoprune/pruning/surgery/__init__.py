@@ -1,0 +1,1 @@
+"""What changes a module, and knows nothing of groups."""
