@@ -28,11 +28,11 @@ from autoprune.errors import AutopruneError
 from autoprune.group import Group
 from autoprune.plan import Choice, Plan
 from autoprune.pruning.coupling import Coupling
-from autoprune.pruning.surgery.forward import outputs_of
 from autoprune.pruning.importance import Importance
 from autoprune.pruning.masking import masked_outputs
 from autoprune.pruning.proof import discover
 from autoprune.pruning.pruned import apply
+from autoprune.pruning.surgery.forward import outputs_of
 from autoprune.space import fits
 from autoprune.task import Inputs
 

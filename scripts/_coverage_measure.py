@@ -19,8 +19,8 @@ from _coverage_models import Case
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from autoprune.pruning.surgery.forward import outputs_of
 from autoprune.pruning.proof import relative_error
+from autoprune.pruning.surgery.forward import outputs_of
 from autoprune.task import Inputs
 
 RATIO = 0.5

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autoprune.pruning.coupling import Coupling
-from autoprune.pruning.surgery.forward import outputs_of
 from autoprune.pruning.masking import masked_outputs
 from autoprune.pruning.proof import TOLERANCE, discover, random_keep, relative_error
+from autoprune.pruning.surgery.forward import outputs_of
 from autoprune.pruning.surgery.shrink import replace_tensors
 from autoprune.task import Inputs
 

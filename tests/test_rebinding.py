@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 import autoprune
 from autoprune.errors import ModelError
-from autoprune.pruning.surgery.forward import outputs_of
 from autoprune.pruning.masking import masked_outputs
-from autoprune.pruning.surgery.architecture import Outline
 from autoprune.pruning.proof import TOLERANCE, discover, random_keep, relative_error
+from autoprune.pruning.surgery.architecture import Outline
+from autoprune.pruning.surgery.forward import outputs_of
 from autoprune.pruning.surgery.patch_forward import bindings_of
 from autoprune.task import Inputs
 

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import autoprune
-from autoprune.pruning.surgery.forward import output_tensors, outputs_of
 from autoprune.pruning.masking import masked_outputs
-from autoprune.pruning.surgery.architecture import Outline
 from autoprune.pruning.proof import TOLERANCE, discover, random_keep, relative_error
+from autoprune.pruning.surgery.architecture import Outline
+from autoprune.pruning.surgery.forward import output_tensors, outputs_of
 from autoprune.pruning.surgery.shrink import named_tensors
 from autoprune.task import Inputs
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from autoprune.measuring.slicing import Slicer
-from autoprune.pruning.surgery.attention import Attention
 from autoprune.pruning.coupling import Coupling
 from autoprune.pruning.proof import randomised, telling_keep
 from autoprune.pruning.pruned import Pruned
+from autoprune.pruning.surgery.attention import Attention
 from autoprune.task import Inputs
 
 __all__ = ["Graphs"]

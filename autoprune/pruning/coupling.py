@@ -10,16 +10,16 @@ from torch import Tensor, nn
 
 from autoprune.errors import ModelError
 from autoprune.group import Group
+from autoprune.pruning.grouping import TRAINING_ONLY, Units, collect_units, owner_of
+from autoprune.pruning.stages import positions_of, staged
 from autoprune.pruning.surgery.attention import Attention
 from autoprune.pruning.surgery.forward import on_cpu
-from autoprune.pruning.grouping import TRAINING_ONLY, Units, collect_units, owner_of
-from autoprune.pruning.interception import propagate
 from autoprune.pruning.surgery.literals import Bindings, Literal
-from autoprune.pruning.modes import TrainingPath, training_path
-from autoprune.pruning.propagation import Propagation
 from autoprune.pruning.surgery.patch_forward import bind
 from autoprune.pruning.surgery.shrink import Cut, replace_tensors, shrink
-from autoprune.pruning.stages import positions_of, staged
+from autoprune.pruning.tracing.propagation import Propagation
+from autoprune.pruning.tracing.trace import propagate
+from autoprune.pruning.tracing.training_mode import TrainingPath, training_path
 from autoprune.task import Inputs
 
 __all__ = ["Coupling", "Slot", "layer_of", "tensor_of", "trace"]

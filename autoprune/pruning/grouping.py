@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from autoprune.group import Group
-from autoprune.pruning.ids import Balance
-from autoprune.pruning.propagation import Propagation
+from autoprune.pruning.tracing.channel_ids import Balance
+from autoprune.pruning.tracing.propagation import Propagation
 
 __all__ = ["TRAINING_ONLY", "Units", "collect_units", "owner_of"]
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from autoprune.group import Group
 from autoprune.pruning.blocks import blocks_groups
 from autoprune.pruning.coupling import Coupling, trace
-from autoprune.pruning.surgery.forward import outputs_of
 from autoprune.pruning.masking import masked_outputs
+from autoprune.pruning.surgery.forward import outputs_of
 from autoprune.pruning.surgery.patch_forward import bind
 from autoprune.pruning.surgery.shrink import replace_tensors
 from autoprune.task import Inputs

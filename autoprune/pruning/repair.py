@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from autoprune.errors import InputError
-from autoprune.pruning.surgery.attention import Attention
 from autoprune.pruning.contractions import Calls, Contraction
 from autoprune.pruning.evidence import joined
-from autoprune.pruning.surgery.forward import plain_forward
 from autoprune.pruning.least_squares import Regression
+from autoprune.pruning.surgery.attention import Attention
+from autoprune.pruning.surgery.forward import plain_forward
 from autoprune.pruning.surgery.shrink import Cut, named_tensors, replace_tensors
 from autoprune.task import Batch, Inputs
 

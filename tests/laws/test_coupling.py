@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from autoprune.errors import ModelError
 from autoprune.plan import Choice, Plan
 from autoprune.pruning.coupling import Coupling
-from autoprune.pruning.surgery.forward import output_tensors, outputs_of
 from autoprune.pruning.importance import Importance
-from autoprune.pruning.interception import propagate
 from autoprune.pruning.masking import masked_outputs
-from autoprune.pruning.surgery.architecture import Outline
 from autoprune.pruning.proof import TOLERANCE, discover, relative_error
 from autoprune.pruning.pruned import apply, follows, partly
+from autoprune.pruning.surgery.architecture import Outline
+from autoprune.pruning.surgery.forward import output_tensors, outputs_of
 from autoprune.pruning.surgery.shrink import named_tensors, widths
+from autoprune.pruning.tracing.trace import propagate
 from autoprune.space import fits
 from autoprune.task import Inputs
 

@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from autoprune.pruning.surgery.forward import outputs_of
 from autoprune.pruning.masking import masked_outputs
 from autoprune.pruning.proof import TOLERANCE, discover, random_keep, relative_error
+from autoprune.pruning.surgery.forward import outputs_of
 from autoprune.task import Inputs
 
 WIDTH = 12

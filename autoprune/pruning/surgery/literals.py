@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autoprune.pruning.ids import Labels, matched, varying
+from autoprune.pruning.tracing.channel_ids import Labels, matched, varying
 
 __all__ = ["ATTRIBUTE", "Bindings", "Call", "Change", "Literal", "read"]
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import _SpectralNorm, _WeightNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from autoprune.pruning.ids import Use
+from autoprune.pruning.tracing.channel_ids import Use
 
 __all__ = ["Reparametrised", "kept_function", "reparametrised", "ties"]
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from autoprune.pruning.ids import Balance, varying
 from autoprune.pruning.surgery.literals import ATTRIBUTE, Literal
-from autoprune.pruning.tying import Tying
+from autoprune.pruning.tracing.channel_ids import Balance, varying
+from autoprune.pruning.tracing.parameter_ids import Tying
 
 __all__ = ["Norms"]
 

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from autoprune.pruning.ids import matched, varying, vector_along
+from autoprune.pruning.tracing.channel_ids import matched, varying, vector_along
 
 if TYPE_CHECKING:
-    from autoprune.pruning.propagation import Propagation
+    from autoprune.pruning.tracing.propagation import Propagation
 
 __all__ = ["COPIES", "MOVES", "PARAMETER_MOVES", "RESHAPES", "argument", "move"]
 

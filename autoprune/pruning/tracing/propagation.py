@@ -19,13 +19,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map_only
 
-from autoprune.pruning.demands import Demands
 from autoprune.pruning.surgery.forward import on_cpu
-from autoprune.pruning.ids import Ids, Labels, varying
-from autoprune.pruning.layers import Layers
-from autoprune.pruning.movement import COPIES, MOVES, PARAMETER_MOVES, RESHAPES, argument, move
-from autoprune.pruning.operators import attention, by_rule, pointwise, tie
 from autoprune.pruning.surgery.parametrizations import reparametrised
+from autoprune.pruning.tracing.channel_ids import Ids, Labels, varying
+from autoprune.pruning.tracing.constraints import Demands
+from autoprune.pruning.tracing.data_movement import COPIES, MOVES, PARAMETER_MOVES, RESHAPES, argument, move
+from autoprune.pruning.tracing.layers import Layers
+from autoprune.pruning.tracing.operators import attention, by_rule, pointwise, tie
 
 __all__ = ["Propagation", "Running"]
 

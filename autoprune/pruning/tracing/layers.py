@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from autoprune.pruning.demands import Demands
-from autoprune.pruning.ids import Balance, Ids, Labels, spread
-from autoprune.pruning.norms import Norms
-from autoprune.pruning.recurrent import recurrent_rules
+from autoprune.pruning.tracing.channel_ids import Balance, Ids, Labels, spread
+from autoprune.pruning.tracing.constraints import Demands
+from autoprune.pruning.tracing.norms import Norms
+from autoprune.pruning.tracing.recurrent import recurrent_rules
 
 __all__ = ["Layers"]
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from autoprune.pruning.ids import Balance, Ids, Use, compact, varying, vector_along
+from autoprune.pruning.tracing.channel_ids import Balance, Ids, Use, compact, varying, vector_along
 
 __all__ = ["Demands"]
 

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from autoprune.pruning.ids import varying
+from autoprune.pruning.tracing.channel_ids import varying
 
 if TYPE_CHECKING:
-    from autoprune.pruning.propagation import Propagation
+    from autoprune.pruning.tracing.propagation import Propagation
 
 __all__ = ["attention", "by_rule", "pointwise", "product", "tie"]
 

@@ -16,8 +16,8 @@ from torch.utils._pytree import tree_flatten
 from autoprune.errors import ModelError
 from autoprune.pruning.surgery import literals
 from autoprune.pruning.surgery.forward import STATISTICS, dims_of, on_cpu, output_tensors, plain_forward, steady_forward
-from autoprune.pruning.propagation import Propagation, Running
 from autoprune.pruning.surgery.parametrizations import ties
+from autoprune.pruning.tracing.propagation import Propagation, Running
 from autoprune.task import Inputs
 
 __all__ = ["propagate"]

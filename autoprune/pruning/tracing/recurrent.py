@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from autoprune.pruning.ids import Balance, Role, Use, spread, varying
+from autoprune.pruning.tracing.channel_ids import Balance, Role, Use, spread, varying
 
 if TYPE_CHECKING:
-    from autoprune.pruning.layers import Layers
+    from autoprune.pruning.tracing.layers import Layers
 
 __all__ = ["recurrent_rules"]
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
-from autoprune.pruning.demands import Demands
-from autoprune.pruning.ids import Ids, Labels, Use, small, varying
 from autoprune.pruning.surgery.literals import Literal
 from autoprune.pruning.surgery.shrink import named_tensors
+from autoprune.pruning.tracing.channel_ids import Ids, Labels, Use, small, varying
+from autoprune.pruning.tracing.constraints import Demands
 
 __all__ = ["Tying"]
 
