@@ -18,10 +18,10 @@ from autoprune.group import Group
 from autoprune.measuring.measure import measure as _measure
 from autoprune.outcome import SearchResult
 from autoprune.plan import Plan
-from autoprune.pruning.coupling import Coupling
+from autoprune.pruning.coupling.coupling import Coupling
+from autoprune.pruning.coupling.verify import discover
 from autoprune.pruning.evidence import Evidence
 from autoprune.pruning.importance import Importance
-from autoprune.pruning.proof import discover
 from autoprune.pruning.pruned import apply
 from autoprune.pruning.repair import Reference
 from autoprune.score import Score

@@ -15,8 +15,8 @@ from _coverage_models import case
 from torch import nn
 
 from autoprune.plan import Choice, Plan
+from autoprune.pruning.coupling.verify import discover
 from autoprune.pruning.importance import Importance
-from autoprune.pruning.proof import discover
 from autoprune.pruning.pruned import apply
 from autoprune.task import Inputs
 

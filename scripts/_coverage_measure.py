@@ -19,7 +19,7 @@ from _coverage_models import Case
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from autoprune.pruning.proof import relative_error
+from autoprune.pruning.coupling.verify import relative_error
 from autoprune.pruning.surgery.forward import outputs_of
 from autoprune.task import Inputs
 

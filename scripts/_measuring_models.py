@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from autoprune import plugins
 from autoprune.measuring import flops
 from autoprune.measuring.slicing import Slicer, export
-from autoprune.pruning.coupling import Coupling
-from autoprune.pruning.proof import discover
+from autoprune.pruning.coupling.coupling import Coupling
+from autoprune.pruning.coupling.verify import discover
 from autoprune.target import Target
 from autoprune.task import Inputs
 

@@ -33,7 +33,7 @@ from autoprune.measuring.latency import Latency
 from autoprune.measuring.layout import Layout
 from autoprune.measuring.predictor import Predictor
 from autoprune.measuring.slicing import Slicer
-from autoprune.pruning.proof import discover, random_keep
+from autoprune.pruning.coupling.verify import discover, random_keep
 from autoprune.target import Target
 from autoprune.task import Inputs
 

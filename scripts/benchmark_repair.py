@@ -23,8 +23,8 @@ from torch.utils.data import TensorDataset
 
 from autoprune.group import Group
 from autoprune.plan import Choice, Plan
+from autoprune.pruning.coupling.verify import discover
 from autoprune.pruning.importance import Importance
-from autoprune.pruning.proof import discover
 from autoprune.pruning.pruned import Pruned, apply
 from autoprune.pruning.repair import Reference
 from autoprune.pruning.surgery.shrink import replace_tensors

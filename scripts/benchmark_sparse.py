@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autoprune.plan import Choice, Plan
-from autoprune.pruning.proof import discover
+from autoprune.pruning.coupling.verify import discover
 from autoprune.score import Score, better
 from autoprune.searching.listener import Quiet
 from autoprune.searching.preparation import importance

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 import autoprune
+from autoprune.pruning.coupling.masked_reference import masked_outputs
+from autoprune.pruning.coupling.verify import TOLERANCE, discover, relative_error
 from autoprune.pruning.importance import Importance
-from autoprune.pruning.masking import masked_outputs
-from autoprune.pruning.proof import TOLERANCE, discover, relative_error
 from autoprune.pruning.surgery.attention import Attention
 from autoprune.pruning.surgery.forward import outputs_of
 from autoprune.task import Inputs

@@ -14,7 +14,7 @@ from test_search import TASK, Listens, quick, quicker, study
 from torch import Tensor, nn
 
 from autoprune.plan import Choice, Plan
-from autoprune.pruning.proof import discover
+from autoprune.pruning.coupling.verify import discover
 from autoprune.run import Run
 from autoprune.searching.evaluate import Evaluator
 from autoprune.searching.exchange import exchanged, narrowed

@@ -80,12 +80,12 @@ def test_a_wrong_study_is_refused_by_file_line_and_key(wrong: Wrong):
 
 @pytest.mark.parametrize("wrong", studies("model"))
 def test_a_study_that_does_not_fit_its_model_is_refused_by_file_line_and_key(wrong: Wrong):
-    from autoprune.pruning import proof
+    from autoprune.pruning.coupling import verify
 
     read = config.read(wrong.path)  # nothing is wrong with it by itself
     with pytest.raises(StudyError) as caught, read.locating():
         study = config.build(read)
-        groups = proof.discover(study.task.build(), study.task.calibration(2)).groups
+        groups = verify.discover(study.task.build(), study.task.calibration(2)).groups
         study.space.resolve(groups)
     wrong.check(str(caught.value))
 

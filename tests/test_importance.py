@@ -17,10 +17,10 @@ from autoprune.errors import InputError, PlanError
 from autoprune.group import Group
 from autoprune.plan import Choice, Plan
 from autoprune.plugins import Need
-from autoprune.pruning.coupling import Coupling
+from autoprune.pruning.coupling.coupling import Coupling
+from autoprune.pruning.coupling.verify import discover
 from autoprune.pruning.evidence import Evidence, activations, gradients
 from autoprune.pruning.importance import Importance
-from autoprune.pruning.proof import discover
 from autoprune.pruning.pruned import apply, kept_units
 from autoprune.task import Inputs
 

@@ -9,7 +9,7 @@ from torch import nn
 from autoprune.errors import ModelError
 from autoprune.measuring.layout import Layout
 from autoprune.measuring.operations import TERMS, Features
-from autoprune.pruning.proof import discover
+from autoprune.pruning.coupling.verify import discover
 from autoprune.task import Inputs
 
 INPUTS = Inputs.of(torch.randn(2, 3, 12, 12))

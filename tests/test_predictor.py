@@ -11,7 +11,7 @@ from autoprune.measuring.latency import Latency
 from autoprune.measuring.operations import TERMS
 from autoprune.measuring.predictor import Predictor
 from autoprune.measuring.slicing import Slicer
-from autoprune.pruning.proof import discover
+from autoprune.pruning.coupling.verify import discover
 from autoprune.target import Target
 from autoprune.task import Inputs
 

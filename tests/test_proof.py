@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from autoprune.pruning.coupling import Coupling
-from autoprune.pruning.masking import masked_outputs
-from autoprune.pruning.proof import TOLERANCE, discover, random_keep, relative_error
+from autoprune.pruning.coupling.coupling import Coupling
+from autoprune.pruning.coupling.masked_reference import masked_outputs
+from autoprune.pruning.coupling.verify import TOLERANCE, discover, random_keep, relative_error
 from autoprune.pruning.surgery.forward import outputs_of
 from autoprune.pruning.surgery.shrink import replace_tensors
 from autoprune.task import Inputs

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import autoprune
 from autoprune.errors import ModelError
-from autoprune.pruning.masking import masked_outputs
-from autoprune.pruning.proof import TOLERANCE, discover, random_keep, relative_error
+from autoprune.pruning.coupling.masked_reference import masked_outputs
+from autoprune.pruning.coupling.verify import TOLERANCE, discover, random_keep, relative_error
 from autoprune.pruning.surgery.architecture import Outline
 from autoprune.pruning.surgery.forward import outputs_of
 from autoprune.pruning.surgery.patch_forward import bindings_of

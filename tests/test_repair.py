@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from autoprune.errors import InputError
 from autoprune.pruning.contractions import Calls, Contraction
-from autoprune.pruning.coupling import trace
+from autoprune.pruning.coupling.coupling import trace
+from autoprune.pruning.coupling.verify import random_keep, relative_error
 from autoprune.pruning.least_squares import towards
-from autoprune.pruning.proof import random_keep, relative_error
 from autoprune.pruning.repair import Reference, repair
 from autoprune.pruning.surgery.forward import outputs_of
 from autoprune.pruning.surgery.shrink import Cut, shrink

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from autoprune import config
 from autoprune.errors import StudyError
 from autoprune.group import Group
-from autoprune.pruning.coupling import trace
+from autoprune.pruning.coupling.coupling import trace
 from autoprune.reporting import tables
 from autoprune.space import Options, Space, Variable
 from autoprune.task import Inputs

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import autoprune
-from autoprune.pruning.masking import masked_outputs
-from autoprune.pruning.proof import TOLERANCE, discover, random_keep, relative_error
+from autoprune.pruning.coupling.masked_reference import masked_outputs
+from autoprune.pruning.coupling.verify import TOLERANCE, discover, random_keep, relative_error
 from autoprune.pruning.surgery.architecture import Outline
 from autoprune.pruning.surgery.forward import output_tensors, outputs_of
 from autoprune.pruning.surgery.shrink import named_tensors

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from autoprune.group import Group
 from autoprune.plan import Choice, Plan
-from autoprune.pruning.coupling import trace
+from autoprune.pruning.coupling.coupling import trace
 from autoprune.pruning.importance import Importance
 from autoprune.pruning.pruned import kept_units
 from autoprune.pruning.widths import widths_of

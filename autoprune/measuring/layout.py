@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from autoprune.errors import InputError, ModelError, nearest
 from autoprune.measuring.operations import Array, Features, Operation, operations
-from autoprune.pruning.coupling import Coupling
+from autoprune.pruning.coupling.coupling import Coupling
 from autoprune.task import Inputs
 
 __all__ = ["Layout", "Row"]

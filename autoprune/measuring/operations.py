@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autoprune.pruning.coupling import Coupling
+from autoprune.pruning.coupling.coupling import Coupling
 from autoprune.pruning.surgery.forward import output_tensors, plain_forward
 from autoprune.task import Inputs
 

@@ -21,7 +21,7 @@ from autoprune.measuring.latency import Latency
 from autoprune.measuring.layout import Layout, Row
 from autoprune.measuring.operations import SMOOTH_TERMS, TERMS, Array
 from autoprune.measuring.regression import Measured, Posterior, fitted, prior, spread
-from autoprune.pruning.coupling import Coupling
+from autoprune.pruning.coupling.coupling import Coupling
 from autoprune.task import Inputs
 
 __all__ = ["Prediction", "Predictor"]

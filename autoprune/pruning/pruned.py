@@ -12,7 +12,7 @@ from autoprune import plugins
 from autoprune.errors import PlanError, nearest
 from autoprune.group import Group
 from autoprune.plan import Choice, Plan
-from autoprune.pruning.coupling import Coupling, tensor_of
+from autoprune.pruning.coupling.coupling import Coupling, tensor_of
 from autoprune.pruning.importance import Importance
 from autoprune.pruning.masks import Mask, Masks
 from autoprune.pruning.surgery.shrink import Cut, copy_tensors, shrink, take

@@ -16,10 +16,10 @@ from torch import nn
 from autoprune import faults
 from autoprune.errors import BudgetError, ModelError, StudyError, TrainingError
 from autoprune.plan import Plan
-from autoprune.pruning.coupling import Coupling
+from autoprune.pruning.coupling.coupling import Coupling
+from autoprune.pruning.coupling.verify import discover
 from autoprune.pruning.evidence import Evidence
 from autoprune.pruning.importance import Importance
-from autoprune.pruning.proof import discover
 from autoprune.pruning.pruned import Pruned, apply
 from autoprune.run import Run
 from autoprune.score import Score

@@ -10,7 +10,7 @@ from torch import nn
 
 from autoprune.errors import InputError, TrainingError
 from autoprune.plan import Plan
-from autoprune.pruning.coupling import Coupling
+from autoprune.pruning.coupling.coupling import Coupling
 from autoprune.pruning.importance import Importance
 from autoprune.pruning.pruned import Pruned, apply, follows, partly
 from autoprune.pruning.repair import Reference

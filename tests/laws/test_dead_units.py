@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from models import member
 
 import autoprune
-from autoprune.pruning.proof import relative_error
+from autoprune.pruning.coupling.verify import relative_error
 from autoprune.pruning.surgery.forward import outputs_of
 
 # net -> widths, each with the (tensor, dimension) of every consumer

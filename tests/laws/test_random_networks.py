@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from autoprune.pruning.masking import masked_outputs
-from autoprune.pruning.proof import TOLERANCE, discover, random_keep, relative_error
+from autoprune.pruning.coupling.masked_reference import masked_outputs
+from autoprune.pruning.coupling.verify import TOLERANCE, discover, random_keep, relative_error
 from autoprune.pruning.surgery.forward import outputs_of
 from autoprune.task import Inputs
 

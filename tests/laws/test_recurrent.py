@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import autoprune
 from autoprune import plugins
-from autoprune.pruning.coupling import Coupling
-from autoprune.pruning.proof import TOLERANCE, discover, random_keep, relative_error
+from autoprune.pruning.coupling.coupling import Coupling
+from autoprune.pruning.coupling.verify import TOLERANCE, discover, random_keep, relative_error
 from autoprune.pruning.surgery.forward import outputs_of
 from autoprune.task import Inputs
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from autoprune.pruning.blocks import removed
+from autoprune.pruning.coupling.residual_blocks import removed
 from autoprune.pruning.surgery.literals import Bindings
 from autoprune.pruning.surgery.patch_forward import bind, bindings_of
 from autoprune.pruning.surgery.shrink import resize, widths

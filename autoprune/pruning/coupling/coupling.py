@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from autoprune.errors import ModelError
 from autoprune.group import Group
-from autoprune.pruning.grouping import TRAINING_ONLY, Units, collect_units, owner_of
-from autoprune.pruning.stages import positions_of, staged
+from autoprune.pruning.coupling.grouping import TRAINING_ONLY, Units, collect_units, owner_of
+from autoprune.pruning.coupling.stages import positions_of, staged
 from autoprune.pruning.surgery.attention import Attention
 from autoprune.pruning.surgery.forward import on_cpu
 from autoprune.pruning.surgery.literals import Bindings, Literal

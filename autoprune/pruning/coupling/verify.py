@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from autoprune.group import Group
-from autoprune.pruning.blocks import blocks_groups
-from autoprune.pruning.coupling import Coupling, trace
-from autoprune.pruning.masking import masked_outputs
+from autoprune.pruning.coupling.coupling import Coupling, trace
+from autoprune.pruning.coupling.masked_reference import masked_outputs
+from autoprune.pruning.coupling.residual_blocks import blocks_groups
 from autoprune.pruning.surgery.forward import outputs_of
 from autoprune.pruning.surgery.patch_forward import bind
 from autoprune.pruning.surgery.shrink import replace_tensors

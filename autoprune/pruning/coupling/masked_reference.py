@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from autoprune.pruning.coupling import Coupling, Slot
+from autoprune.pruning.coupling.coupling import Coupling, Slot
 from autoprune.pruning.surgery.attention import Attention
 from autoprune.pruning.surgery.forward import STATISTICS, dims_of, outputs_of
 from autoprune.pruning.surgery.parametrizations import Reparametrised, kept_function, reparametrised

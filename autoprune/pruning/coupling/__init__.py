@@ -1,0 +1,1 @@
+"""Channel ids -> groups of coupled units and residual blocks, each verified."""
