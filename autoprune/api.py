@@ -23,7 +23,7 @@ from autoprune.pruning.coupling.verify import discover
 from autoprune.pruning.evidence import Evidence
 from autoprune.pruning.importance import Importance
 from autoprune.pruning.pruned import apply
-from autoprune.pruning.repair import Reference
+from autoprune.pruning.reconstruction.reconstruct import Reference
 from autoprune.score import Score
 from autoprune.searching.listener import Listener
 from autoprune.searching.search import search as _search

@@ -26,7 +26,7 @@ from autoprune.plan import Choice, Plan
 from autoprune.pruning.coupling.verify import discover
 from autoprune.pruning.importance import Importance
 from autoprune.pruning.pruned import Pruned, apply
-from autoprune.pruning.repair import Reference
+from autoprune.pruning.reconstruction.reconstruct import Reference
 from autoprune.pruning.surgery.shrink import replace_tensors
 from autoprune.task import Data, Metric, Recipe, Task
 from autoprune.training.loop import evaluate, recalibrate, train

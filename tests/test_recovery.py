@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from autoprune.plan import Choice, Plan
 from autoprune.pruning.pruned import Pruned, apply
-from autoprune.pruning.repair import Reference
+from autoprune.pruning.reconstruction.reconstruct import Reference
 from autoprune.score import Score, better
 from autoprune.searching import recovery as recovering
 from autoprune.searching.evaluate import Evaluator

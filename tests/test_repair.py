@@ -12,11 +12,11 @@ from models import MEMBERS, Member, conv, member
 from torch import Tensor, nn
 
 from autoprune.errors import InputError
-from autoprune.pruning.contractions import Calls, Contraction
 from autoprune.pruning.coupling.coupling import trace
 from autoprune.pruning.coupling.verify import random_keep, relative_error
-from autoprune.pruning.least_squares import towards
-from autoprune.pruning.repair import Reference, repair
+from autoprune.pruning.reconstruction.im2col import Calls, Contraction
+from autoprune.pruning.reconstruction.reconstruct import Reference, repair
+from autoprune.pruning.reconstruction.ridge import towards
 from autoprune.pruning.surgery.forward import outputs_of
 from autoprune.pruning.surgery.shrink import Cut, shrink
 from autoprune.task import Batch, Inputs

@@ -13,7 +13,7 @@ from autoprune.plan import Plan
 from autoprune.pruning.coupling.coupling import Coupling
 from autoprune.pruning.importance import Importance
 from autoprune.pruning.pruned import Pruned, apply, follows, partly
-from autoprune.pruning.repair import Reference
+from autoprune.pruning.reconstruction.reconstruct import Reference
 from autoprune.pruning.surgery.shrink import Cut
 from autoprune.score import Score, better
 from autoprune.searching.listener import Listener

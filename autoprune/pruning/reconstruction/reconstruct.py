@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from autoprune.errors import InputError
-from autoprune.pruning.contractions import Calls, Contraction
 from autoprune.pruning.evidence import joined
-from autoprune.pruning.least_squares import Regression
+from autoprune.pruning.reconstruction.im2col import Calls, Contraction
+from autoprune.pruning.reconstruction.ridge import Regression
 from autoprune.pruning.surgery.attention import Attention
 from autoprune.pruning.surgery.forward import plain_forward
 from autoprune.pruning.surgery.shrink import Cut, named_tensors, replace_tensors
