@@ -18,11 +18,11 @@ from autoprune.group import Group
 from autoprune.measuring.measure import measure as _measure
 from autoprune.outcome import SearchResult
 from autoprune.plan import Plan
+from autoprune.pruning.apply import apply
+from autoprune.pruning.calibration import Evidence
 from autoprune.pruning.coupling.coupling import Coupling
 from autoprune.pruning.coupling.verify import discover
-from autoprune.pruning.evidence import Evidence
 from autoprune.pruning.importance import Importance
-from autoprune.pruning.pruned import apply
 from autoprune.pruning.reconstruction.reconstruct import Reference
 from autoprune.score import Score
 from autoprune.searching.listener import Listener

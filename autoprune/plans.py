@@ -15,9 +15,9 @@ from autoprune import arguments, plugins
 from autoprune.errors import InputError, PlanError, StudyError
 from autoprune.group import Group
 from autoprune.plan import Choice, Plan
+from autoprune.pruning.apply import effective, kept_units
 from autoprune.pruning.coupling.coupling import Coupling, tensor_of
 from autoprune.pruning.importance import Importance
-from autoprune.pruning.pruned import effective, kept_units
 from autoprune.pruning.thresholds import Threshold
 from autoprune.space import Options, Space, fits, matches, uniform, unscored
 

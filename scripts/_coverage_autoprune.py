@@ -27,11 +27,11 @@ from autoprune import plugins
 from autoprune.errors import AutopruneError
 from autoprune.group import Group
 from autoprune.plan import Choice, Plan
+from autoprune.pruning.apply import apply
 from autoprune.pruning.coupling.coupling import Coupling
 from autoprune.pruning.coupling.masked_reference import masked_outputs
 from autoprune.pruning.coupling.verify import discover
 from autoprune.pruning.importance import Importance
-from autoprune.pruning.pruned import apply
 from autoprune.pruning.surgery.forward import outputs_of
 from autoprune.space import fits
 from autoprune.task import Inputs

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from autoprune.formats.onnx import Onnx
 from autoprune.formats.program import Program
+from autoprune.pruning.apply import apply
 from autoprune.pruning.coupling.verify import discover, relative_error
 from autoprune.pruning.importance import Importance
-from autoprune.pruning.pruned import apply
 from autoprune.pruning.surgery.forward import output_tensors, outputs_of
 from autoprune.task import Inputs
 

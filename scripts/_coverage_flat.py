@@ -15,9 +15,9 @@ from _coverage_models import case
 from torch import nn
 
 from autoprune.plan import Choice, Plan
+from autoprune.pruning.apply import apply
 from autoprune.pruning.coupling.verify import discover
 from autoprune.pruning.importance import Importance
-from autoprune.pruning.pruned import apply
 from autoprune.task import Inputs
 
 CANDIDATES, EVERY = 200, 20

@@ -19,9 +19,9 @@ from torch import nn
 
 from autoprune.errors import VerificationError
 from autoprune.plan import Choice, Plan
+from autoprune.pruning.apply import apply
 from autoprune.pruning.coupling.verify import discover
 from autoprune.pruning.importance import Importance
-from autoprune.pruning.pruned import apply
 from autoprune.reading.schema import Recovery
 from autoprune.run import Run
 from autoprune.score import Candidate

@@ -23,9 +23,9 @@ from torch.utils.data import TensorDataset
 
 from autoprune.group import Group
 from autoprune.plan import Choice, Plan
+from autoprune.pruning.apply import Pruned, apply
 from autoprune.pruning.coupling.verify import discover
 from autoprune.pruning.importance import Importance
-from autoprune.pruning.pruned import Pruned, apply
 from autoprune.pruning.reconstruction.reconstruct import Reference
 from autoprune.pruning.surgery.shrink import replace_tensors
 from autoprune.task import Data, Metric, Recipe, Task

@@ -17,9 +17,9 @@ import autoprune
 from autoprune.errors import PlanError
 from autoprune.group import Group
 from autoprune.plan import Choice, Plan
+from autoprune.pruning.apply import Pruned, apply, effective, follows, kept_units
 from autoprune.pruning.coupling.verify import discover, relative_error
 from autoprune.pruning.importance import Importance
-from autoprune.pruning.pruned import Pruned, apply, effective, follows, kept_units
 from autoprune.pruning.surgery.architecture import Outline
 from autoprune.pruning.surgery.forward import outputs_of
 from autoprune.reporting import tables

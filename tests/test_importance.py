@@ -17,11 +17,11 @@ from autoprune.errors import InputError, PlanError
 from autoprune.group import Group
 from autoprune.plan import Choice, Plan
 from autoprune.plugins import Need
+from autoprune.pruning.apply import apply, kept_units
+from autoprune.pruning.calibration import Evidence, activations, gradients
 from autoprune.pruning.coupling.coupling import Coupling
 from autoprune.pruning.coupling.verify import discover
-from autoprune.pruning.evidence import Evidence, activations, gradients
 from autoprune.pruning.importance import Importance
-from autoprune.pruning.pruned import apply, kept_units
 from autoprune.task import Inputs
 
 

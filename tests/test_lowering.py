@@ -28,9 +28,9 @@ from autoprune.measuring.lowered_kernels import fitting, patterns
 from autoprune.measuring.lowered_layers import LoweredConv2d, LoweredLayer, LoweredLinear, lowered_layers, raised
 from autoprune.measuring.lowering import Lowered, lower, openvino_config, rebuild, rows
 from autoprune.plan import Choice, Plan
+from autoprune.pruning.apply import apply
 from autoprune.pruning.coupling.verify import discover
 from autoprune.pruning.importance import Importance
-from autoprune.pruning.pruned import apply
 from autoprune.searching import costs
 from autoprune.space import Space
 from autoprune.study import Settings, Study

@@ -12,9 +12,9 @@ from torch import nn
 from autoprune import plugins
 from autoprune.errors import InputError
 from autoprune.plan import Choice, Plan
+from autoprune.pruning.apply import Pruned, apply
 from autoprune.pruning.coupling.verify import discover
 from autoprune.pruning.importance import Importance
-from autoprune.pruning.pruned import Pruned, apply
 from autoprune.pruning.techniques.sparse import Sparse
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from autoprune.plan import Choice, Plan
-from autoprune.pruning.pruned import Pruned, apply
+from autoprune.pruning.apply import Pruned, apply
 from autoprune.pruning.reconstruction.reconstruct import Reference
 from autoprune.score import Score, better
 from autoprune.searching import recovery as recovering

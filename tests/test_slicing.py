@@ -13,9 +13,9 @@ from autoprune.measuring.loosening import BATCH, loose_shape
 from autoprune.measuring.measure import timed
 from autoprune.measuring.slicing import Slicer, export
 from autoprune.plan import Choice, Plan
+from autoprune.pruning.apply import apply
 from autoprune.pruning.coupling.verify import discover
 from autoprune.pruning.importance import Importance
-from autoprune.pruning.pruned import apply
 from autoprune.pruning.surgery.attention import Attention as CutAttention
 from autoprune.pruning.surgery.shrink import Cut, shrink
 from autoprune.space import fits

@@ -9,9 +9,9 @@ from rich.console import Console
 
 from autoprune.group import Group
 from autoprune.plan import Choice, Plan
+from autoprune.pruning.apply import kept_units
 from autoprune.pruning.coupling.coupling import trace
 from autoprune.pruning.importance import Importance
-from autoprune.pruning.pruned import kept_units
 from autoprune.pruning.widths import widths_of
 from autoprune.reporting import tables, words
 from autoprune.score import Candidate, Score

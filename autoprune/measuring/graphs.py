@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from autoprune.measuring.slicing import Slicer
+from autoprune.pruning.apply import Pruned
 from autoprune.pruning.coupling.coupling import Coupling
 from autoprune.pruning.coupling.verify import randomised, telling_keep
-from autoprune.pruning.pruned import Pruned
 from autoprune.pruning.surgery.attention import Attention
 from autoprune.task import Inputs
 

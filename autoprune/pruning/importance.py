@@ -13,8 +13,8 @@ from autoprune import plugins
 from autoprune.errors import InputError
 from autoprune.group import Group
 from autoprune.plugins import Criterion, Need
+from autoprune.pruning.calibration import Evidence
 from autoprune.pruning.coupling.coupling import Coupling, tensor_of
-from autoprune.pruning.evidence import Evidence
 from autoprune.space import unscored
 
 __all__ = ["Importance"]

@@ -18,9 +18,9 @@ from autoprune.measuring import lowering, measure, precision, resources
 from autoprune.measuring.graphs import Graphs
 from autoprune.measuring.hosts import machine
 from autoprune.measuring.latency import Latency
+from autoprune.pruning.apply import Pruned
 from autoprune.pruning.coupling.coupling import Coupling
 from autoprune.pruning.masks import Masks
-from autoprune.pruning.pruned import Pruned
 from autoprune.pruning.surgery.shrink import replace_tensors
 from autoprune.run import Run
 from autoprune.score import Score

@@ -12,8 +12,8 @@ from torch import nn
 
 from autoprune.errors import TrainingError
 from autoprune.plan import Plan
+from autoprune.pruning.apply import Pruned, apply
 from autoprune.pruning.importance import Importance
-from autoprune.pruning.pruned import Pruned, apply
 from autoprune.score import NEED_A_RUN, Candidate, Score
 from autoprune.searching.listener import Listener
 from autoprune.searching.origin import fewer

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Hashable
 
 from autoprune.plan import Plan
-from autoprune.pruning.pruned import apply
+from autoprune.pruning.apply import apply
 from autoprune.searching.steering import Steering
 
 __all__ = ["Nets"]

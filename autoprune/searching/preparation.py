@@ -16,11 +16,11 @@ from torch import nn
 from autoprune import faults
 from autoprune.errors import BudgetError, ModelError, StudyError, TrainingError
 from autoprune.plan import Plan
+from autoprune.pruning.apply import Pruned, apply
+from autoprune.pruning.calibration import Evidence
 from autoprune.pruning.coupling.coupling import Coupling
 from autoprune.pruning.coupling.verify import discover
-from autoprune.pruning.evidence import Evidence
 from autoprune.pruning.importance import Importance
-from autoprune.pruning.pruned import Pruned, apply
 from autoprune.run import Run
 from autoprune.score import Score
 from autoprune.searching.costs import Costs

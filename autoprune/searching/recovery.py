@@ -10,9 +10,9 @@ from torch import nn
 
 from autoprune.errors import InputError, TrainingError
 from autoprune.plan import Plan
+from autoprune.pruning.apply import Pruned, apply, follows, partly
 from autoprune.pruning.coupling.coupling import Coupling
 from autoprune.pruning.importance import Importance
-from autoprune.pruning.pruned import Pruned, apply, follows, partly
 from autoprune.pruning.reconstruction.reconstruct import Reference
 from autoprune.pruning.surgery.shrink import Cut
 from autoprune.score import Score, better

@@ -13,7 +13,7 @@ from autoprune.exporting.verify import verify_in_fresh_process
 from autoprune.files import read_mapping
 from autoprune.group import Group
 from autoprune.plan import Plan
-from autoprune.pruning.pruned import checked
+from autoprune.pruning.apply import checked
 from autoprune.run import Run
 from autoprune.score import Candidate, Score, pareto_front
 from autoprune.searching import baseline, records

@@ -21,9 +21,9 @@ from autoprune.measuring import lowering
 from autoprune.measuring.latency import Latency
 from autoprune.measuring.predictor import Predictor
 from autoprune.plan import Plan
+from autoprune.pruning.apply import Pruned, apply, effective, kept_units
 from autoprune.pruning.importance import Importance
 from autoprune.pruning.masks import Masks
-from autoprune.pruning.pruned import Pruned, apply, effective, kept_units
 from autoprune.run import Run
 from autoprune.score import Score
 from autoprune.searching.preparation import Prepared

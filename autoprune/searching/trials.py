@@ -12,7 +12,7 @@ from optuna.trial import Trial
 
 from autoprune import plugins
 from autoprune.plan import Plan
-from autoprune.pruning.pruned import Pruned, apply, follows
+from autoprune.pruning.apply import Pruned, apply, follows
 from autoprune.run import Run
 from autoprune.score import Candidate, Score, by_quality, pareto_front
 from autoprune.searching import records

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from autoprune.errors import ModelError
 from autoprune.plan import Choice, Plan
+from autoprune.pruning.apply import apply, follows, partly
 from autoprune.pruning.coupling.coupling import Coupling
 from autoprune.pruning.coupling.masked_reference import masked_outputs
 from autoprune.pruning.coupling.verify import TOLERANCE, discover, relative_error
 from autoprune.pruning.importance import Importance
-from autoprune.pruning.pruned import apply, follows, partly
 from autoprune.pruning.surgery.architecture import Outline
 from autoprune.pruning.surgery.forward import output_tensors, outputs_of
 from autoprune.pruning.surgery.shrink import named_tensors, widths

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from autoprune.errors import InputError
-from autoprune.pruning.evidence import joined
+from autoprune.pruning.calibration import joined
 from autoprune.pruning.reconstruction.im2col import Calls, Contraction
 from autoprune.pruning.reconstruction.ridge import Regression
 from autoprune.pruning.surgery.attention import Attention
