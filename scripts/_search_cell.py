@@ -16,7 +16,7 @@ from _search_tasks import WIDTHS, Case
 from torch import nn
 
 from autoprune.measuring import measure
-from autoprune.measuring.latency import Latency
+from autoprune.measuring.timing.latency import Latency
 from autoprune.run import Run
 from autoprune.searching.preparation import Prepared, prepare
 from autoprune.space import Options, Space

@@ -31,7 +31,8 @@ from _measuring_models import Subject
 
 from autoprune import plugins
 from autoprune.errors import AutopruneError
-from autoprune.measuring import hosts, measure
+from autoprune.measuring import measure
+from autoprune.measuring.timing import subprocesses
 from autoprune.target import Target
 
 RATIO = 0.5
@@ -116,7 +117,7 @@ def repeat(results: Results, size: int, figures: int, minutes: float, rows: list
                 target = Target("benchmark", "cpu", runtime, threads)
                 try:
                     candidate, dense = subject.artefacts(keep, target)
-                    found = hosts.fresh(candidate, dense, subject.inputs, target, processes, budget_s=seconds)
+                    found = subprocesses.fresh(candidate, dense, subject.inputs, target, processes, budget_s=seconds)
                     plain = naive(candidate, dense, subject, target) if runtime != "compiled" else None
                 except AutopruneError as error:
                     results.add("repeat", row=row, failed=True, why=str(error))
@@ -154,11 +155,11 @@ def artefact(results: Results, size: int, figures: int) -> None:
         try:
             candidate, dense = subject.artefacts(keep, target)
             if not results.of("recorded", runtime=runtime):
-                found = hosts.fresh(candidate, dense, subject.inputs, target, 5, budget_s=1.5)
+                found = subprocesses.fresh(candidate, dense, subject.inputs, target, 5, budget_s=1.5)
                 results.add("recorded", runtime=runtime, **found.to_json())
             for number in range(figures):
                 if not results.of("artefact", runtime=runtime, number=number):
-                    found = hosts.fresh(candidate, dense, subject.inputs, target, 1, budget_s=1.5)
+                    found = subprocesses.fresh(candidate, dense, subject.inputs, target, 1, budget_s=1.5)
                     results.add("artefact", runtime=runtime, number=number, **found.to_json())
         except AutopruneError as error:
             print(f"{runtime}: {error}")

@@ -28,11 +28,12 @@ from _predictor_models import SmallViT
 from torch import Tensor, nn
 
 from autoprune import plugins
-from autoprune.measuring import flops, latency, measure, slicing
-from autoprune.measuring.latency import Latency
+from autoprune.measuring import flops, measure, slicing
 from autoprune.measuring.layout import Layout
 from autoprune.measuring.predictor import Predictor
 from autoprune.measuring.slicing import Slicer
+from autoprune.measuring.timing import latency
+from autoprune.measuring.timing.latency import Latency
 from autoprune.pruning.coupling.verify import discover, random_keep
 from autoprune.target import Target
 from autoprune.task import Inputs

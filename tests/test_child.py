@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from autoprune.errors import ModelError
-from autoprune.measuring import child, hosts
+from autoprune.measuring.timing import child, subprocesses
 from autoprune.target import Target
 
 CHILD = """
@@ -104,4 +104,4 @@ def test_a_latency_names_the_process_that_failed(tmp_path: Path) -> None:
     import torch
 
     with pytest.raises(ModelError, match="a process that measures the latency failed: ONNX Runtime cannot open"):
-        hosts.fresh(tmp_path / "broken.onnx", None, Inputs((torch.zeros(1, 3),)), Target(), 1, 0.01)
+        subprocesses.fresh(tmp_path / "broken.onnx", None, Inputs((torch.zeros(1, 3),)), Target(), 1, 0.01)

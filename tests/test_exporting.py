@@ -25,7 +25,7 @@ from autoprune.exporting.load import load
 from autoprune.exporting.verify import verify, verify_in_fresh_process
 from autoprune.formats.safetensors import Safetensors
 from autoprune.measuring import measure
-from autoprune.measuring.latency import Latency
+from autoprune.measuring.timing.latency import Latency
 from autoprune.plan import Choice, Plan
 from autoprune.pruning.surgery import shrink
 from autoprune.score import Score

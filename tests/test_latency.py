@@ -15,9 +15,9 @@ from marks import slow_but
 from torch import nn
 
 from autoprune.errors import InputError, ModelError
-from autoprune.measuring import crowding, hosts, latency
-from autoprune.measuring.latency import Latency, compare, compare_anew, median_interval
 from autoprune.measuring.measure import measure, timed
+from autoprune.measuring.timing import contention, latency, subprocesses
+from autoprune.measuring.timing.latency import Latency, compare, compare_anew, median_interval
 from autoprune.target import Target
 from autoprune.task import Inputs
 
@@ -177,8 +177,8 @@ class Machine:
 
     def __init__(self, monkeypatch, others, seconds):
         self.now, self.seconds = 0.0, seconds
-        monkeypatch.setattr(crowding, "_cores", lambda: [0, 1])
-        monkeypatch.setattr(crowding, "_busy_s", lambda cores: self.now + others * min(self.now, seconds))
+        monkeypatch.setattr(contention, "_cores", lambda: [0, 1])
+        monkeypatch.setattr(contention, "_busy_s", lambda cores: self.now + others * min(self.now, seconds))
         monkeypatch.setattr(time, "perf_counter", lambda: self.now)
         monkeypatch.setattr(time, "process_time", lambda: self.now)
         monkeypatch.setattr(time, "perf_counter_ns", lambda: round(self.now * 1e9))
@@ -191,12 +191,12 @@ class Machine:
 
 
 def test_the_busy_time_of_all_processes_holds_this_ones():
-    cores = crowding._cores()
+    cores = contention._cores()
     assert 1 <= len(cores) <= os.cpu_count()
-    busy, own, begin = crowding._busy_s(cores), time.process_time(), time.perf_counter()
+    busy, own, begin = contention._busy_s(cores), time.process_time(), time.perf_counter()
     while time.process_time() - own < 0.3:
         pass
-    assert 0.2 <= crowding._busy_s(cores) - busy <= len(cores) * (time.perf_counter() - begin) + 0.1
+    assert 0.2 <= contention._busy_s(cores) - busy <= len(cores) * (time.perf_counter() - begin) + 0.1
 
 
 @pytest.mark.parametrize(("threads", "others", "aside"), [(2, 1.0, True), (2, 0.1, False), (1, 1.0, False)])
@@ -293,10 +293,10 @@ def test_fresh_processes_agree_with_this_one(tmp_path):
 
     small, dense = export(Small(16), IMAGES), export(Small(64), IMAGES)
     (tmp_path / "dense.onnx").write_bytes(dense)
-    apart = hosts.fresh(small, tmp_path / "dense.onnx", IMAGES, Target(), processes=2, budget_s=0.2)
+    apart = subprocesses.fresh(small, tmp_path / "dense.onnx", IMAGES, Target(), processes=2, budget_s=0.2)
     here = timed(small, dense, IMAGES, Target(), budget_s=0.2)
     assert apart.ratio == pytest.approx(here.ratio, rel=0.25)
-    for one in (hosts.fresh(small, small, IMAGES, Target(), processes=1, budget_s=1.0), apart):
+    for one in (subprocesses.fresh(small, small, IMAGES, Target(), processes=1, budget_s=1.0), apart):
         assert one.ratio_high - one.ratio_low >= 0.017 * one.ratio  # it may drift
 
 
@@ -312,8 +312,8 @@ def test_fresh_processes_agree_with_this_one(tmp_path):
 def test_processes_that_find_no_quiet_are_made_up_for(monkeypatch, crowded, ran, used, aside):
     found = [replace(part(1.0, 0.4 if each == "#" else 0.3), crowded=each == "#", set_aside=1) for each in crowded]
     left = list(found)
-    monkeypatch.setattr(hosts, "_process", lambda _: left.pop(0))
-    result = hosts.fresh(b"", None, IMAGES, Target(), processes=4)
+    monkeypatch.setattr(subprocesses, "_process", lambda _: left.pop(0))
+    result = subprocesses.fresh(b"", None, IMAGES, Target(), processes=4)
     assert (len(found) - len(left), result.processes, result.set_aside - ran) == (ran, used, aside)
     assert result.crowded == (used == 6)
     if not result.crowded:
@@ -323,14 +323,14 @@ def test_processes_that_find_no_quiet_are_made_up_for(monkeypatch, crowded, ran,
 
 def test_one_quiet_process_of_two_is_not_the_answer(monkeypatch):
     left = [replace(part(1.0, 0.4 if each == "#" else 0.3), crowded=each == "#") for each in "#.#"]
-    monkeypatch.setattr(hosts, "_process", lambda _: left.pop(0))
-    result = hosts.fresh(b"", None, IMAGES, Target(), processes=2)
+    monkeypatch.setattr(subprocesses, "_process", lambda _: left.pop(0))
+    result = subprocesses.fresh(b"", None, IMAGES, Target(), processes=2)
     assert result.processes == 3 and result.crowded
 
 
 def test_a_fresh_process_measures_a_module():
     target, inputs = Target(runtime="eager"), Inputs.of(torch.randn(1, 8))
-    result = hosts.fresh(nn.Linear(8, 8), nn.Linear(8, 8), inputs, target, processes=1)
+    result = subprocesses.fresh(nn.Linear(8, 8), nn.Linear(8, 8), inputs, target, processes=1)
     assert result.ratio == pytest.approx(1.0, rel=0.25)
 
 
@@ -338,14 +338,14 @@ def test_a_module_that_cannot_be_pickled_is_measured_here_and_that_is_said(caplo
     model = nn.Linear(4, 4)
     model.hook = lambda x: x
     with caplog.at_level(logging.WARNING, "autoprune"):
-        result = hosts.fresh(model, None, Inputs.of(torch.randn(1, 4)), Target(runtime="eager"), processes=1)
+        result = subprocesses.fresh(model, None, Inputs.of(torch.randn(1, 4)), Target(runtime="eager"), processes=1)
     assert result.ms > 0
     assert "measured in this one" in caplog.text
 
 
 def test_a_damaged_file_fails_with_the_reason():
     with pytest.raises(ModelError, match="cannot open the model"):
-        hosts.fresh(b"no model", None, IMAGES, Target(), processes=1)
+        subprocesses.fresh(b"no model", None, IMAGES, Target(), processes=1)
 
 
 def test_a_device_that_is_not_here_is_refused():
@@ -355,7 +355,7 @@ def test_a_device_that_is_not_here_is_refused():
 
 def test_the_measuring_process_imports_no_torch_for_onnxruntime():
     code = (
-        "import sys, json; import autoprune.measuring.hosts; from autoprune import plugins; "
+        "import sys, json; import autoprune.measuring.timing.subprocesses; from autoprune import plugins; "
         "plugins.load('runtime', 'onnxruntime'); print(json.dumps('torch' in sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -21,12 +21,13 @@ from autoprune.exporting.export import Finished, export
 from autoprune.exporting.load import load
 from autoprune.exporting.verify import verify
 from autoprune.files import read_mapping
-from autoprune.measuring import latency, measure
-from autoprune.measuring.latency import Latency
+from autoprune.measuring import measure
 from autoprune.measuring.lowered_choice import LayerRecord
 from autoprune.measuring.lowered_kernels import fitting, patterns
 from autoprune.measuring.lowered_layers import LoweredConv2d, LoweredLayer, LoweredLinear, lowered_layers, raised
 from autoprune.measuring.lowering import Lowered, lower, openvino_config, rebuild, rows
+from autoprune.measuring.timing import latency
+from autoprune.measuring.timing.latency import Latency
 from autoprune.plan import Choice, Plan
 from autoprune.pruning.apply import apply
 from autoprune.pruning.coupling.verify import discover

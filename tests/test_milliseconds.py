@@ -12,7 +12,7 @@ import pytest
 from test_search import quick, study
 
 from autoprune.measuring import measure
-from autoprune.measuring.latency import Latency
+from autoprune.measuring.timing.latency import Latency
 from autoprune.plan import Plan
 from autoprune.run import Run
 from autoprune.score import Score

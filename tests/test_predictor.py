@@ -6,11 +6,11 @@ import torch
 from torch import nn
 
 from autoprune.errors import InputError
-from autoprune.measuring import latency
-from autoprune.measuring.latency import Latency
 from autoprune.measuring.operations import TERMS
 from autoprune.measuring.predictor import Predictor
 from autoprune.measuring.slicing import Slicer
+from autoprune.measuring.timing import latency
+from autoprune.measuring.timing.latency import Latency
 from autoprune.pruning.coupling.verify import discover
 from autoprune.target import Target
 from autoprune.task import Inputs

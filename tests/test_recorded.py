@@ -17,7 +17,7 @@ from test_search import quick, study
 from autoprune import config
 from autoprune.errors import InputError, StudyError
 from autoprune.measuring import measure, resources
-from autoprune.measuring.latency import Latency
+from autoprune.measuring.timing.latency import Latency
 from autoprune.plan import Choice, Plan
 from autoprune.run import Run
 from autoprune.searching.preparation import prepare

@@ -22,7 +22,7 @@ from autoprune.exporting.checks import checks
 from autoprune.exporting.export import Finished, export
 from autoprune.exporting.recorded import Recorded
 from autoprune.measuring import measure, resources
-from autoprune.measuring.latency import Latency
+from autoprune.measuring.timing.latency import Latency
 from autoprune.plan import Choice, Plan
 from autoprune.pruning.surgery import shrink
 from autoprune.score import Score

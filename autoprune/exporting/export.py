@@ -17,7 +17,8 @@ from autoprune import plugins
 from autoprune.errors import AutopruneError, InputError, ModelError, brief
 from autoprune.exporting import artefact, lowered, shipped
 from autoprune.files import read_mapping
-from autoprune.measuring import hosts, resources
+from autoprune.measuring import resources
+from autoprune.measuring.timing import subprocesses
 from autoprune.plan import Plan
 from autoprune.pruning.surgery.architecture import Outline
 from autoprune.run import Run
@@ -121,7 +122,7 @@ def _record(folder: Path, study: Study, done: Finished, score: Score, budget: Bu
     files = {path.name: artefact.digest(path) for path in sorted(folder.iterdir())}
     return score.to_json() | {
         "version": 2,  # since milliseconds are the ratio of one dense figure, and the machine is named
-        "machine": hosts.machine(),
+        "machine": subprocesses.machine(),
         "trial": done.number,
         "goal": study.task.metric.goal,
         "target": study.target.to_json(),

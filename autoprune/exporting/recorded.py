@@ -18,8 +18,9 @@ from autoprune.exporting.load import search_folders
 from autoprune.files import read_mapping
 from autoprune.formats.onnx import Onnx
 from autoprune.formats.safetensors import Safetensors
-from autoprune.measuring import hosts, measure
+from autoprune.measuring import measure
 from autoprune.measuring.deployed import Deployed
+from autoprune.measuring.timing import subprocesses
 from autoprune.pruning.surgery.architecture import Outline
 from autoprune.score import Score
 from autoprune.target import Budget, Limit, Target
@@ -85,7 +86,7 @@ class Recorded:
         """Why figures of time do not compare with those measured here, or None."""
         if self.record.get("version", 1) < 2:
             return "the record is of a version that did not say on which machine it was measured"
-        measured, here = self.record["machine"], hosts.machine()
+        measured, here = self.record["machine"], subprocesses.machine()
         return None if measured == here else f"it was measured on another machine ({measured}); this is {here}"
 
     def on(self, name: str) -> Target:

@@ -9,7 +9,7 @@ from autoprune.errors import ModelError
 from autoprune.exporting.held import Failed, Found, Held, held
 from autoprune.exporting.recorded import Recorded
 from autoprune.measuring import measure, resources
-from autoprune.measuring.latency import Latency
+from autoprune.measuring.timing.latency import Latency
 from autoprune.score import Score
 from autoprune.target import Limit
 

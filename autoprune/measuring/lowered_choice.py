@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from autoprune.errors import ModelError
-from autoprune.measuring import latency, lowered_kernels
+from autoprune.measuring import lowered_kernels
 from autoprune.measuring.lowered_layers import LoweredLayer, lowered
 from autoprune.measuring.lowered_sites import Site
+from autoprune.measuring.timing import latency
 from autoprune.target import Target
 
 __all__ = ["DENSE", "Decisions", "LayerRecord", "decided", "settings", "zeros"]

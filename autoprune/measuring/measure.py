@@ -13,9 +13,10 @@ from torch import nn
 from autoprune import plugins
 from autoprune.errors import ModelError
 from autoprune.formats.safetensors import Safetensors
-from autoprune.measuring import flops, hosts, latency, precision, resources, slicing
-from autoprune.measuring.latency import Latency
+from autoprune.measuring import flops, precision, resources, slicing
 from autoprune.measuring.lowered_layers import raised
+from autoprune.measuring.timing import latency, subprocesses
+from autoprune.measuring.timing.latency import Latency
 from autoprune.score import Score
 from autoprune.target import Target
 from autoprune.task import Inputs
@@ -84,7 +85,7 @@ def timed(
     """
     with _threads_kept():
         if processes:
-            return hosts.fresh(candidate, dense, inputs, target, processes, budget_s)
+            return subprocesses.fresh(candidate, dense, inputs, target, processes, budget_s)
         runtime = plugins.load("runtime", target.runtime)()
         batch = inputs.rows(target.batch)
         artefacts = [each for each in (candidate, dense) if each is not None]

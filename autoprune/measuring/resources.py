@@ -28,7 +28,8 @@ import numpy as np
 
 from autoprune import plugins, scratch
 from autoprune.errors import AutopruneError, ModelError
-from autoprune.measuring import child, energy
+from autoprune.measuring import energy
+from autoprune.measuring.timing import child
 from autoprune.target import Target
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from autoprune import plugins
 from autoprune.measuring import lowering, measure, precision, resources
 from autoprune.measuring.graphs import Graphs
-from autoprune.measuring.hosts import machine
-from autoprune.measuring.latency import Latency
+from autoprune.measuring.timing.latency import Latency
+from autoprune.measuring.timing.subprocesses import machine
 from autoprune.pruning.apply import Pruned
 from autoprune.pruning.coupling.coupling import Coupling
 from autoprune.pruning.masks import Masks

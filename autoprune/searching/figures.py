@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from autoprune.errors import InputError
-from autoprune.measuring.latency import Latency
 from autoprune.measuring.predictor import Predictor
+from autoprune.measuring.timing.latency import Latency
 from autoprune.run import Run
 from autoprune.target import Target
 

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from autoprune.errors import ModelError
 from autoprune.measuring import lowering
-from autoprune.measuring.latency import Latency
 from autoprune.measuring.predictor import Predictor
+from autoprune.measuring.timing.latency import Latency
 from autoprune.plan import Plan
 from autoprune.pruning.apply import Pruned, apply, effective, kept_units
 from autoprune.pruning.importance import Importance

@@ -1,7 +1,7 @@
 """Measure in fresh processes: what differs from process to process is not seen from inside one.
 
-`python -m autoprune.measuring.hosts JOB` is the process. For ONNX Runtime it imports no torch, so that it starts in a
-fraction of a second.
+`python -m autoprune.measuring.timing.subprocesses JOB` is the process. For ONNX Runtime it imports no torch, so that
+it starts in a fraction of a second.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import numpy as np
 
 from autoprune import plugins, scratch
 from autoprune.errors import AutopruneError
-from autoprune.measuring import child, latency
-from autoprune.measuring.latency import Latency
+from autoprune.measuring.timing import child, latency
+from autoprune.measuring.timing.latency import Latency
 from autoprune.target import Target
 
 if TYPE_CHECKING:
@@ -140,7 +140,8 @@ def _here(
 def _process(folder: Path) -> Latency:
     job = json.loads((folder / "job.json").read_text())
     limit = _LIMIT_S + 20 * job["budget_s"]
-    child.run("autoprune.measuring.hosts", [str(folder / "job.json")], "a process that measures the latency", limit)
+    module, what = "autoprune.measuring.timing.subprocesses", "a process that measures the latency"
+    child.run(module, [str(folder / "job.json")], what, limit)
     answer = folder / "answer.json"
     figures = json.loads(answer.read_text())
     answer.unlink()

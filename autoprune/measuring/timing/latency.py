@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from autoprune.measuring.crowding import STRETCH_S, Crowding
+from autoprune.measuring.timing.contention import STRETCH_S, Crowding
 
 __all__ = ["Latency", "compare", "compare_anew", "median_interval"]
 

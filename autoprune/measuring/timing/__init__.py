@@ -1,0 +1,1 @@
+"""Latency: interleaved calls, contention, fresh processes."""
