@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from autoprune import plugins
 from autoprune.measuring import flops
-from autoprune.measuring.slicing import Slicer, export
+from autoprune.measuring.onnx_slicing.slicer import Slicer, export
 from autoprune.pruning.coupling.coupling import Coupling
 from autoprune.pruning.coupling.verify import discover
 from autoprune.target import Target

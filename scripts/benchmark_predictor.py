@@ -28,10 +28,11 @@ from _predictor_models import SmallViT
 from torch import Tensor, nn
 
 from autoprune import plugins
-from autoprune.measuring import flops, measure, slicing
+from autoprune.measuring import flops, measure
 from autoprune.measuring.layout import Layout
+from autoprune.measuring.onnx_slicing import slicer
+from autoprune.measuring.onnx_slicing.slicer import Slicer
 from autoprune.measuring.predictor import Predictor
-from autoprune.measuring.slicing import Slicer
 from autoprune.measuring.timing import latency
 from autoprune.measuring.timing.latency import Latency
 from autoprune.pruning.coupling.verify import discover, random_keep
@@ -97,7 +98,7 @@ class Bench:
         begin = time.perf_counter()
         cut = self.slicer.cut(self.coupling.cuts(keep))
         middle = time.perf_counter()
-        exported = slicing.export(self.coupling.apply(self.model, keep), self.inputs)
+        exported = slicer.export(self.coupling.apply(self.model, keep), self.inputs)
         end = time.perf_counter()
         found = measure.timed(cut, exported, self.inputs, self.target, processes=_PROCESSES, budget_s=_LONG_SECONDS)
         return {"slice_s": middle - begin, "export_s": end - middle, "ratio": found.ratio}

@@ -289,7 +289,7 @@ def test_measure_gives_every_cost_figure(runtime):
 
 
 def test_fresh_processes_agree_with_this_one(tmp_path):
-    from autoprune.measuring.slicing import export
+    from autoprune.measuring.onnx_slicing.slicer import export
 
     small, dense = export(Small(16), IMAGES), export(Small(64), IMAGES)
     (tmp_path / "dense.onnx").write_bytes(dense)

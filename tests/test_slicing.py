@@ -9,9 +9,9 @@ from marks import slow_but
 from torch import nn
 
 from autoprune.errors import ModelError
-from autoprune.measuring.loosening import BATCH, loose_shape
 from autoprune.measuring.measure import timed
-from autoprune.measuring.slicing import Slicer, export
+from autoprune.measuring.onnx_slicing.reshapes import BATCH, loose_shape
+from autoprune.measuring.onnx_slicing.slicer import Slicer, export
 from autoprune.plan import Choice, Plan
 from autoprune.pruning.apply import apply
 from autoprune.pruning.coupling.verify import discover

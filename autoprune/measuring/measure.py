@@ -13,8 +13,9 @@ from torch import nn
 from autoprune import plugins
 from autoprune.errors import ModelError
 from autoprune.formats.safetensors import Safetensors
-from autoprune.measuring import flops, precision, resources, slicing
+from autoprune.measuring import flops, precision, resources
 from autoprune.measuring.lowered_layers import raised
+from autoprune.measuring.onnx_slicing import slicer
 from autoprune.measuring.timing import latency, subprocesses
 from autoprune.measuring.timing.latency import Latency
 from autoprune.score import Score
@@ -68,7 +69,7 @@ def artefact(model: nn.Module, inputs: Inputs, target: Target, calibration: Sequ
     runtime = plugins.load("runtime", target.runtime)()
     if runtime.artefact != "onnx":
         return model
-    return precision.fitted(slicing.export(raised(model), inputs), runtime, target, calibration or [inputs])
+    return precision.fitted(slicer.export(raised(model), inputs), runtime, target, calibration or [inputs])
 
 
 def size_bytes(artefact: bytes | nn.Module) -> int:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from autoprune import plugins
 from autoprune.measuring import lowering, measure, precision, resources
-from autoprune.measuring.graphs import Graphs
+from autoprune.measuring.onnx_slicing.graphs import Graphs
 from autoprune.measuring.timing.latency import Latency
 from autoprune.measuring.timing.subprocesses import machine
 from autoprune.pruning.apply import Pruned

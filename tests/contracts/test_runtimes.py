@@ -11,8 +11,8 @@ from torch import nn
 from autoprune import plugins
 from autoprune.errors import InputError, MissingPackage, ModelError
 from autoprune.measuring.measure import artefact
+from autoprune.measuring.onnx_slicing.slicer import export
 from autoprune.measuring.precision import convert
-from autoprune.measuring.slicing import export
 from autoprune.target import Target
 from autoprune.task import Inputs
 

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from autoprune.errors import ModelError
 from autoprune.formats._tracing import eval_mode, onnx_model, outputs_of, stripped, tensor_aliases
-from autoprune.measuring.bypass import Spans
-from autoprune.measuring.cells import RECURRENT, Cells
-from autoprune.measuring.loosening import loosen, tighten
+from autoprune.measuring.onnx_slicing.recurrent import RECURRENT, Cells
+from autoprune.measuring.onnx_slicing.reshapes import loosen, tighten
+from autoprune.measuring.onnx_slicing.skip_blocks import Spans
 from autoprune.pruning.surgery.shrink import Cut
 from autoprune.task import Inputs
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from autoprune.measuring.slicing import Slicer
+from autoprune.measuring.onnx_slicing.slicer import Slicer
 from autoprune.pruning.apply import Pruned
 from autoprune.pruning.coupling.coupling import Coupling
 from autoprune.pruning.coupling.verify import randomised, telling_keep

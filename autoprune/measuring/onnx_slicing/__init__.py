@@ -1,0 +1,1 @@
+"""A plan's ONNX graph, cut out of the dense one."""
