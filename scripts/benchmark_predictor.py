@@ -29,10 +29,10 @@ from torch import Tensor, nn
 
 from autoprune import plugins
 from autoprune.measuring import flops, measure
-from autoprune.measuring.layout import Layout
 from autoprune.measuring.onnx_slicing import slicer
 from autoprune.measuring.onnx_slicing.slicer import Slicer
-from autoprune.measuring.predictor import Predictor
+from autoprune.measuring.prediction.predictor import Predictor
+from autoprune.measuring.prediction.widths import Layout
 from autoprune.measuring.timing import latency
 from autoprune.measuring.timing.latency import Latency
 from autoprune.pruning.coupling.verify import discover, random_keep

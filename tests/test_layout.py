@@ -7,8 +7,8 @@ from models import MEMBERS
 from torch import nn
 
 from autoprune.errors import ModelError
-from autoprune.measuring.layout import Layout
-from autoprune.measuring.operations import TERMS, Features
+from autoprune.measuring.prediction.features import TERMS, Features
+from autoprune.measuring.prediction.widths import Layout
 from autoprune.pruning.coupling.verify import discover
 from autoprune.task import Inputs
 

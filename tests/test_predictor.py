@@ -7,8 +7,8 @@ from torch import nn
 
 from autoprune.errors import InputError
 from autoprune.measuring.onnx_slicing.slicer import Slicer
-from autoprune.measuring.operations import TERMS
-from autoprune.measuring.predictor import Predictor
+from autoprune.measuring.prediction.features import TERMS
+from autoprune.measuring.prediction.predictor import Predictor
 from autoprune.measuring.timing import latency
 from autoprune.measuring.timing.latency import Latency
 from autoprune.pruning.coupling.verify import discover

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from autoprune.errors import InputError
-from autoprune.measuring.predictor import Predictor
+from autoprune.measuring.prediction.predictor import Predictor
 from autoprune.measuring.timing.latency import Latency
 from autoprune.run import Run
 from autoprune.target import Target

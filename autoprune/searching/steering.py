@@ -18,7 +18,7 @@ from torch import Tensor
 
 from autoprune.errors import ModelError
 from autoprune.measuring import lowering
-from autoprune.measuring.predictor import Predictor
+from autoprune.measuring.prediction.predictor import Predictor
 from autoprune.measuring.timing.latency import Latency
 from autoprune.plan import Plan
 from autoprune.pruning.apply import Pruned, apply, effective, kept_units

@@ -17,9 +17,9 @@ import numpy as np
 from torch import Tensor, nn
 
 from autoprune.errors import InputError, nearest
-from autoprune.measuring.layout import Layout, Row
-from autoprune.measuring.operations import SMOOTH_TERMS, TERMS, Array
-from autoprune.measuring.regression import Measured, Posterior, fitted, prior, spread
+from autoprune.measuring.prediction.features import SMOOTH_TERMS, TERMS, Array
+from autoprune.measuring.prediction.gaussian_process import Measured, Posterior, fitted, prior, spread
+from autoprune.measuring.prediction.widths import Layout, Row
 from autoprune.measuring.timing.latency import Latency
 from autoprune.pruning.coupling.coupling import Coupling
 from autoprune.task import Inputs

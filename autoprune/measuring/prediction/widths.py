@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from autoprune.errors import InputError, ModelError, nearest
-from autoprune.measuring.operations import Array, Features, Operation, operations
+from autoprune.measuring.prediction.features import Array, Features, Operation, operations
 from autoprune.pruning.coupling.coupling import Coupling
 from autoprune.task import Inputs
 

@@ -1,0 +1,1 @@
+"""Latencies foreseen from a short profile of the target."""
