@@ -16,8 +16,8 @@ from autoprune import config
 from autoprune.errors import InputError, ModelError, brief
 from autoprune.exporting import artefact, recorded
 from autoprune.exporting.trust import require_trust
-from autoprune.measuring.breakdown import Breakdown, breakdown
 from autoprune.measuring.measure import measure
+from autoprune.measuring.profiling.per_layer import Breakdown, breakdown
 from autoprune.reading.references import check_reference
 from autoprune.score import Score
 from autoprune.target import Target

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from autoprune.measuring import flops
-from autoprune.measuring.breakdown import OTHER, breakdown
+from autoprune.measuring.profiling.per_layer import OTHER, breakdown
 from autoprune.target import Target
 from autoprune.task import Inputs
 

@@ -405,7 +405,7 @@ def test_measure_puts_targets_and_models_side_by_side(tmp_path, monkeypatch):
 
 def test_measure_shows_what_is_not_available_and_the_costliest_layers(monkeypatch):
     from autoprune import subject
-    from autoprune.measuring.breakdown import Breakdown, Layer
+    from autoprune.measuring.profiling.per_layer import Breakdown, Layer
     from autoprune.target import Target
 
     score = Score(flops=1000, params=30, latency_ms=1.0, memory_bytes=2_000_000, unavailable=("energy: no counter",))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from autoprune.measuring.breakdown import Breakdown, Layer
+from autoprune.measuring.profiling.per_layer import Breakdown, Layer
 from autoprune.reporting import words
 from autoprune.reporting.tables import plain
 

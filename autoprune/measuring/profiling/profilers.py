@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from autoprune import plugins, scratch
-from autoprune.measuring.scopes import Scopes
+from autoprune.measuring.profiling.node_scopes import Scopes
 from autoprune.target import Target
 from autoprune.task import Inputs
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from autoprune.measuring import flops, measure
 from autoprune.measuring.lowered_layers import raised
-from autoprune.measuring.profiles import PROFILERS, Times
+from autoprune.measuring.profiling.profilers import PROFILERS, Times
 from autoprune.target import Target
 from autoprune.task import Inputs
 

@@ -1,0 +1,1 @@
+"""Where the latency is, layer by layer."""
