@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autoprune.measuring import measure
-from autoprune.measuring.lowering import lower
+from autoprune.measuring.sparse_kernels.lower import lower
 from autoprune.target import Target
 from autoprune.task import Inputs
 

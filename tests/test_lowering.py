@@ -22,10 +22,10 @@ from autoprune.exporting.load import load
 from autoprune.exporting.verify import verify
 from autoprune.files import read_mapping
 from autoprune.measuring import measure
-from autoprune.measuring.lowered_choice import LayerRecord
-from autoprune.measuring.lowered_kernels import fitting, patterns
-from autoprune.measuring.lowered_layers import LoweredConv2d, LoweredLayer, LoweredLinear, lowered_layers, raised
-from autoprune.measuring.lowering import Lowered, lower, openvino_config, rebuild, rows
+from autoprune.measuring.sparse_kernels.choose import LayerRecord
+from autoprune.measuring.sparse_kernels.kernels import fitting, patterns
+from autoprune.measuring.sparse_kernels.layers import LoweredConv2d, LoweredLayer, LoweredLinear, lowered_layers, raised
+from autoprune.measuring.sparse_kernels.lower import Lowered, lower, openvino_config, rebuild, rows
 from autoprune.measuring.timing import latency
 from autoprune.measuring.timing.latency import Latency
 from autoprune.plan import Choice, Plan

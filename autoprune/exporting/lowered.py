@@ -13,7 +13,7 @@ from torch import nn
 
 from autoprune.errors import InputError, ModelError
 from autoprune.files import read_mapping
-from autoprune.measuring import lowering
+from autoprune.measuring.sparse_kernels import lower
 from autoprune.run import Run
 from autoprune.target import Target
 from autoprune.task import Inputs
@@ -25,9 +25,9 @@ LOWERING = "lowering.json"
 
 def write(folder: Path, model: nn.Module, inputs: Inputs, target: Target) -> None:
     """Measure which layers of `model` run faster without their zeros, and write that down; nothing where none does."""
-    if not lowering.lowers(target):
+    if not lower.lowers(target):
         return
-    found = lowering.lower(model, inputs, target)
+    found = lower.lower(model, inputs, target)
     if found.used:
         Run.write_json(folder / LOWERING, found.to_json())
 
@@ -49,7 +49,7 @@ def applied(folder: Path, model: nn.Module, asked: bool | None = None) -> nn.Mod
     """
     record = None if asked is False else read(folder)
     if record is not None:
-        return lowering.rebuild(model, record)
+        return lower.rebuild(model, record)
     if asked:
         raise InputError(
             f"{folder} has no {LOWERING}: its target is not torch's eager runtime, or no sparse kernel was faster "

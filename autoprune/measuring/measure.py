@@ -14,8 +14,8 @@ from autoprune import plugins
 from autoprune.errors import ModelError
 from autoprune.formats.safetensors import Safetensors
 from autoprune.measuring import flops, precision, resources
-from autoprune.measuring.lowered_layers import raised
 from autoprune.measuring.onnx_slicing import slicer
+from autoprune.measuring.sparse_kernels.layers import raised
 from autoprune.measuring.timing import latency, subprocesses
 from autoprune.measuring.timing.latency import Latency
 from autoprune.score import Score

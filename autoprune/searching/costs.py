@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from autoprune import plugins
-from autoprune.measuring import lowering, measure, precision, resources
+from autoprune.measuring import measure, precision, resources
 from autoprune.measuring.onnx_slicing.graphs import Graphs
+from autoprune.measuring.sparse_kernels import lower
 from autoprune.measuring.timing.latency import Latency
 from autoprune.measuring.timing.subprocesses import machine
 from autoprune.pruning.apply import Pruned
@@ -223,9 +224,9 @@ class Costs:
     def _timed(self, pruned: Pruned, zeros: Mapping[str, Tensor]) -> Any:
         """The artefact as the target runs it: on torch's eager runtime, layers with zeros on their fastest kernels."""
         artefact = self._artefact(pruned, zeros)
-        if self._graphs is not None or not zeros or not lowering.lowers(self.target):
+        if self._graphs is not None or not zeros or not lower.lowers(self.target):
             return artefact
-        return lowering.lower(artefact, self.inputs, self.target, _Decisions(self)).model
+        return lower.lower(artefact, self.inputs, self.target, _Decisions(self)).model
 
     def _artefact(self, pruned: Pruned, zeros: Mapping[str, Tensor]) -> Any:
         if self._graphs is None:
@@ -245,8 +246,8 @@ class Costs:
     def _key(self, pruned: Pruned, zeros: Mapping[str, Tensor]) -> str:
         shapes = {name: list(parameter.shape) for name, parameter in pruned.model.named_parameters()}
         masks: dict[str, Any] = {name: int(keep.sum()) for name, keep in zeros.items()}
-        if self._graphs is None and lowering.lowers(self.target):  # there the latency depends on where zeros lie
-            masks = {name: [count, *lowering.patterns(zeros[name])] for name, count in masks.items()}
+        if self._graphs is None and lower.lowers(self.target):  # there the latency depends on where zeros lie
+            masks = {name: [count, *lower.patterns(zeros[name])] for name, count in masks.items()}
         return _digest([self.architecture, shapes, masks])
 
     def _shapes(self) -> list[list[int]]:

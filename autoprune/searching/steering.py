@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from autoprune.errors import ModelError
-from autoprune.measuring import lowering
 from autoprune.measuring.prediction.predictor import Predictor
+from autoprune.measuring.sparse_kernels import lower
 from autoprune.measuring.timing.latency import Latency
 from autoprune.plan import Plan
 from autoprune.pruning.apply import Pruned, apply, effective, kept_units
@@ -189,7 +189,7 @@ class Steering:
     def _teaches_nothing(self, plan: Plan, target: str) -> bool:
         """Whether there are zeros that run on sparse kernels, whose latency says nothing of widths."""
         masked = any(key.endswith(":weights") for key, _ in self.effective(plan))
-        return masked and lowering.lowers(self.prepared.costs.on(target).target)
+        return masked and lower.lowers(self.prepared.costs.on(target).target)
 
     def _counted(self, plan: Plan, keep: Mapping[str, Tensor]) -> Score:
         """What can be counted of a plan; the same for all that come to the same widths and masks."""

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from autoprune.measuring import flops, measure
-from autoprune.measuring.lowered_layers import raised
 from autoprune.measuring.profiling.profilers import PROFILERS, Times
+from autoprune.measuring.sparse_kernels.layers import raised
 from autoprune.target import Target
 from autoprune.task import Inputs
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from autoprune.errors import ModelError
-from autoprune.measuring import lowered_kernels
-from autoprune.measuring.lowered_layers import LoweredLayer, lowered
-from autoprune.measuring.lowered_sites import Site
+from autoprune.measuring.sparse_kernels import kernels
+from autoprune.measuring.sparse_kernels.layers import LoweredLayer, lowered
+from autoprune.measuring.sparse_kernels.sites import Site
 from autoprune.measuring.timing import latency
 from autoprune.target import Target
 
@@ -78,7 +78,7 @@ def decided(site: Site, target: Target, decisions: Decisions) -> LayerRecord:
         record = replace(record, note=f"fewer than {FEWEST_ZEROS:.0%} zeros")
     if record.note:
         return record
-    names = lowered_kernels.fitting(weight, weight.device)
+    names = kernels.fitting(weight, weight.device)
     if not names:
         return replace(record, note=f"no sparse kernel for {weight.dtype} on {weight.device.type}")
     alike = [repr(site.layer), record.shape, shapes, round(record.sparsity, 2), names, target.to_json()]

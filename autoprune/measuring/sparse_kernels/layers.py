@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autoprune.errors import ModelError
-from autoprune.measuring import lowered_kernels
-from autoprune.measuring.lowered_kernels import KERNELS
+from autoprune.measuring.sparse_kernels import kernels
+from autoprune.measuring.sparse_kernels.kernels import KERNELS
 
 __all__ = ["LoweredConv2d", "LoweredLayer", "LoweredLinear", "lowered", "lowered_layers", "raised", "replace_layers"]
 
@@ -79,11 +79,11 @@ class LoweredLayer(nn.Module):
         matrix = weight.detach().reshape(len(weight), -1)
         self.size = tuple(matrix.shape)
         self._matrix = None
-        for name, tensor in zip(("values", "crow", "col"), lowered_kernels.packed(self.kernel, matrix), strict=True):
+        for name, tensor in zip(("values", "crow", "col"), kernels.packed(self.kernel, matrix), strict=True):
             self.register_buffer(name, tensor, persistent=False)
 
     def _built(self) -> Tensor:
-        return lowered_kernels.matrix(self.kernel, self.size, self.values, self.crow, self.col)
+        return kernels.matrix(self.kernel, self.size, self.values, self.crow, self.col)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         self._matrix = None

@@ -15,10 +15,10 @@ from torch import nn
 
 from autoprune.errors import InputError, MissingPackage, ModelError
 from autoprune.measuring import measure
-from autoprune.measuring.lowered_choice import DENSE, Decisions, LayerRecord, decided, settings, zeros
-from autoprune.measuring.lowered_kernels import patterns
-from autoprune.measuring.lowered_layers import LoweredLinear, lowered, raised, replace_layers
-from autoprune.measuring.lowered_sites import placed, sites
+from autoprune.measuring.sparse_kernels.choose import DENSE, Decisions, LayerRecord, decided, settings, zeros
+from autoprune.measuring.sparse_kernels.kernels import patterns
+from autoprune.measuring.sparse_kernels.layers import LoweredLinear, lowered, raised, replace_layers
+from autoprune.measuring.sparse_kernels.sites import placed, sites
 from autoprune.pruning.surgery.shrink import replace_tensors
 from autoprune.target import Target
 from autoprune.task import Inputs

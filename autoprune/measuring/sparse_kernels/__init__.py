@@ -1,0 +1,1 @@
+"""Layers with zeros on the kernel measured fastest for them."""
