@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from autoprune.measuring.einsum import einsum_flops
+from autoprune.measuring.einsum_flops import einsum_flops
 from autoprune.measuring.flops import count
 from autoprune.task import Inputs
 

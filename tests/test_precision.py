@@ -15,10 +15,10 @@ from autoprune import plugins
 from autoprune.errors import InputError, ModelError, VerificationError
 from autoprune.exporting import shipped
 from autoprune.exporting.verify import verify
-from autoprune.measuring.deployed import Deployed
 from autoprune.measuring.measure import artefact, measure
 from autoprune.measuring.onnx_slicing.slicer import export
-from autoprune.measuring.precision import convert, fitted, outputs_for
+from autoprune.measuring.quantization import convert, fitted, outputs_for
+from autoprune.measuring.runtime_module import Deployed
 from autoprune.plugins import load
 from autoprune.target import Target
 from autoprune.task import Inputs, Recipe, Task, default_adapter

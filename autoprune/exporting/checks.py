@@ -19,7 +19,7 @@ from autoprune.exporting.lowered import LOWERING
 from autoprune.exporting.recorded import Recorded
 from autoprune.files import check_safetensors
 from autoprune.measuring import measure
-from autoprune.measuring.precision import TOLERANCES
+from autoprune.measuring.quantization import TOLERANCES
 from autoprune.task import Inputs
 from autoprune.training import judging, loop
 from autoprune.training.loop import Quality

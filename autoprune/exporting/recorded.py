@@ -19,7 +19,7 @@ from autoprune.files import read_mapping
 from autoprune.formats.onnx import Onnx
 from autoprune.formats.safetensors import Safetensors
 from autoprune.measuring import measure
-from autoprune.measuring.deployed import Deployed
+from autoprune.measuring.runtime_module import Deployed
 from autoprune.measuring.timing import subprocesses
 from autoprune.pruning.surgery.architecture import Outline
 from autoprune.score import Score

@@ -12,7 +12,7 @@ from autoprune.errors import brief
 from autoprune.exporting.artefact import REFERENCE as _REFERENCE
 from autoprune.exporting.artefact import output_tensors, read_reference
 from autoprune.files import check_safetensors
-from autoprune.measuring.deployed import Deployed
+from autoprune.measuring.runtime_module import Deployed
 from autoprune.study import Study
 from autoprune.training.judging import as_shipped
 

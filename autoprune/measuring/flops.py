@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from autoprune.errors import ModelError
 from autoprune.formats._tracing import eval_mode, outputs_of
-from autoprune.measuring.einsum import einsum_flops
+from autoprune.measuring.einsum_flops import einsum_flops
 from autoprune.task import Inputs
 
 __all__ = ["Flops", "count"]

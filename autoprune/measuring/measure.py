@@ -13,7 +13,7 @@ from torch import nn
 from autoprune import plugins
 from autoprune.errors import ModelError
 from autoprune.formats.safetensors import Safetensors
-from autoprune.measuring import flops, precision, resources
+from autoprune.measuring import flops, quantization, resources
 from autoprune.measuring.onnx_slicing import slicer
 from autoprune.measuring.sparse_kernels.layers import raised
 from autoprune.measuring.timing import latency, subprocesses
@@ -69,7 +69,7 @@ def artefact(model: nn.Module, inputs: Inputs, target: Target, calibration: Sequ
     runtime = plugins.load("runtime", target.runtime)()
     if runtime.artefact != "onnx":
         return model
-    return precision.fitted(slicer.export(raised(model), inputs), runtime, target, calibration or [inputs])
+    return quantization.fitted(slicer.export(raised(model), inputs), runtime, target, calibration or [inputs])
 
 
 def size_bytes(artefact: bytes | nn.Module) -> int:

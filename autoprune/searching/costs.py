@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from autoprune import plugins
-from autoprune.measuring import measure, precision, resources
+from autoprune.measuring import measure, quantization, resources
 from autoprune.measuring.onnx_slicing.graphs import Graphs
 from autoprune.measuring.sparse_kernels import lower
 from autoprune.measuring.timing.latency import Latency
@@ -239,7 +239,7 @@ class Costs:
     def _shipped(self, content: bytes) -> bytes:
         """The graph in the target's dtype; the last one is kept, because several figures are taken of the same."""
         if self._converted[0] != content:
-            fitted = precision.fitted(content, self._runtime, self.target, [self.inputs])
+            fitted = quantization.fitted(content, self._runtime, self.target, [self.inputs])
             self._converted = (content, fitted)
         return self._converted[1]
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from autoprune.measuring import measure
-from autoprune.measuring.deployed import Deployed
+from autoprune.measuring.runtime_module import Deployed
 from autoprune.target import Target
 from autoprune.task import Inputs, Task
 from autoprune.training.loop import Quality, evaluate

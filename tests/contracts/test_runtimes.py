@@ -12,7 +12,7 @@ from autoprune import plugins
 from autoprune.errors import InputError, MissingPackage, ModelError
 from autoprune.measuring.measure import artefact
 from autoprune.measuring.onnx_slicing.slicer import export
-from autoprune.measuring.precision import convert
+from autoprune.measuring.quantization import convert
 from autoprune.target import Target
 from autoprune.task import Inputs
 

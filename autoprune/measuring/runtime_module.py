@@ -12,7 +12,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from autoprune import plugins
 from autoprune.errors import ModelError
-from autoprune.measuring import precision
+from autoprune.measuring import quantization
 from autoprune.measuring.runtimes._feed import Array
 from autoprune.target import Target
 from autoprune.task import Inputs
@@ -32,7 +32,7 @@ class Deployed(nn.Module):
     def __init__(self, artefact: Artefact, model: nn.Module, target: Target) -> None:
         super().__init__()
         runtime = plugins.load("runtime", target.runtime)()
-        self._make: Callable[[Artefact, Inputs, Target], Any] = precision.outputs_for(runtime, target)
+        self._make: Callable[[Artefact, Inputs, Target], Any] = quantization.outputs_for(runtime, target)
         self._target, self._artefact, self._model = target, artefact, [model]  # in a list: no submodule
         self._run: Callable[[Inputs], list[Array]] | None = None
         self._size = 0
