@@ -28,10 +28,10 @@ from autoprune.score import Candidate
 from autoprune.searching.baseline import establish
 from autoprune.searching.finalists import settle
 from autoprune.searching.listener import Quiet
+from autoprune.searching.optuna_study.journal import Journal
 from autoprune.searching.preparation import importance, prepare
 from autoprune.searching.records import kept_model, with_models
 from autoprune.searching.search import search
-from autoprune.searching.study import Journal
 from autoprune.space import Variable, uniform
 from autoprune.study import Settings, Study
 from autoprune.target import Budget

@@ -22,10 +22,10 @@ from autoprune.score import Candidate, Score
 from autoprune.searching import results
 from autoprune.searching.answers import answers, in_words
 from autoprune.searching.misses import nearest_miss, needless
+from autoprune.searching.optuna_study.journal import Journal
 from autoprune.searching.promotion import best
 from autoprune.searching.search import Result
 from autoprune.searching.search import search as run_search
-from autoprune.searching.study import Journal
 from autoprune.study import Study
 from autoprune.target import Budget
 

@@ -383,7 +383,7 @@ def test_a_run_gets_the_password_of_its_storage_from_the_environment(tmp_path, m
     from types import SimpleNamespace
 
     from autoprune.run import Run
-    from autoprune.searching import storage
+    from autoprune.searching.optuna_study import storage
 
     shown, url = f"sqlite:///{tmp_path}/db?password=***", f"sqlite:///{tmp_path}/db?password=secret"
     study = SimpleNamespace(search=SimpleNamespace(storage=shown), name="x")

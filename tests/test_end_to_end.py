@@ -21,7 +21,7 @@ from optuna.storages.journal import JournalFileBackend
 
 import autoprune
 from autoprune.errors import InputError
-from autoprune.searching.storage import mend
+from autoprune.searching.optuna_study.storage import mend
 
 OWN = Path(__file__).parent / "own"
 LIMIT_S = 240

@@ -15,8 +15,8 @@ from optuna.trial import TrialState
 from autoprune.errors import InputError
 from autoprune.plan import Choice, Plan
 from autoprune.score import Score
-from autoprune.searching import storage
-from autoprune.searching.journal_lines import whole
+from autoprune.searching.optuna_study import storage
+from autoprune.searching.optuna_study.journal_lines import whole
 
 FLOATS = {"a:ratio": optuna.distributions.FloatDistribution(0, 0.9)}
 TRIALS = 12

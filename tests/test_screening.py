@@ -35,6 +35,7 @@ from autoprune.searching.evaluate import Evaluator, decided
 from autoprune.searching.exchange import exchanged, filled, narrowed
 from autoprune.searching.listener import Quiet
 from autoprune.searching.nets import Nets
+from autoprune.searching.optuna_study.journal import Journal
 from autoprune.searching.preparation import Prepared, importance, prepare
 from autoprune.searching.probes import useful
 from autoprune.searching.promotion import alike, best, promoted
@@ -44,7 +45,6 @@ from autoprune.searching.search import Result
 from autoprune.searching.search import search as run_search
 from autoprune.searching.sensitivity import Sensitivity, knapsack
 from autoprune.searching.steering import Steering
-from autoprune.searching.study import Journal
 from autoprune.searching.surrogate import Surrogate
 from autoprune.space import NONE, Options, Space, parameters, plan_of, uniform
 from autoprune.study import Study

@@ -28,11 +28,11 @@ from autoprune.run import Run
 from autoprune.score import Candidate, Score
 from autoprune.searching import evaluate, finalists, records, results
 from autoprune.searching.misses import nearest_miss
+from autoprune.searching.optuna_study.journal import Journal
+from autoprune.searching.optuna_study.samplers import SAMPLERS, population
 from autoprune.searching.preparation import prepare
-from autoprune.searching.samplers import SAMPLERS, population
 from autoprune.searching.search import Result
 from autoprune.searching.search import search as run_search
-from autoprune.searching.study import Journal
 from autoprune.space import Options, Space
 from autoprune.study import Settings, Study
 from autoprune.target import Budget, Target

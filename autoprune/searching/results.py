@@ -22,12 +22,12 @@ from autoprune.searching.evaluate import PROCESSES, Evaluator
 from autoprune.searching.finalists import settle
 from autoprune.searching.listener import Listener
 from autoprune.searching.misses import nearest_miss, needless
+from autoprune.searching.optuna_study.journal import Journal
 from autoprune.searching.preparation import Prepared, importance, out_of_reach, prepare
 from autoprune.searching.search import Result, train_best, warnings_of
 from autoprune.searching.sensitivity import RATIOS, Sensitivity, sensitivities
 from autoprune.searching.stall import watched
 from autoprune.searching.steering import Steering
-from autoprune.searching.study import Journal
 from autoprune.space import Variable
 from autoprune.study import Study
 from autoprune.task import Recipe

@@ -19,12 +19,12 @@ from autoprune.searching.finalists import ranked, settle
 from autoprune.searching.listener import Listener
 from autoprune.searching.logbook import Logbook
 from autoprune.searching.misses import nearest_miss, needless
+from autoprune.searching.optuna_study.journal import Journal
 from autoprune.searching.preparation import Prepared, importance, prepare, require_reachable
 from autoprune.searching.probes import Probe, useful
 from autoprune.searching.promotion import best, promoted
 from autoprune.searching.screening import Screening
 from autoprune.searching.stall import watched
-from autoprune.searching.study import Journal
 from autoprune.searching.time_limit import TimeLimit
 from autoprune.searching.trials import Trials
 from autoprune.space import plan_of

@@ -19,7 +19,7 @@ from autoprune.searching import records
 from autoprune.searching.evaluate import Evaluated, Evaluator
 from autoprune.searching.failures import Failures
 from autoprune.searching.finalists import ranked
-from autoprune.searching.study import Journal
+from autoprune.searching.optuna_study.journal import Journal
 
 __all__ = ["Trials"]
 

@@ -15,7 +15,7 @@ from optuna.storages.journal import BaseJournalBackend
 from autoprune.errors import InputError, MissingPackage, without_passwords
 from autoprune.files import read_plain
 from autoprune.run import Run, free_name, write_whole
-from autoprune.searching.journal_lines import whole
+from autoprune.searching.optuna_study.journal_lines import whole
 from autoprune.study import Study
 
 __all__ = ["mend", "opened"]

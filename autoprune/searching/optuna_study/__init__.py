@@ -1,0 +1,1 @@
+"""Optuna: ask, promote, tell, constraints, samplers, storage, resume."""
