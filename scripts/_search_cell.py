@@ -18,7 +18,7 @@ from torch import nn
 from autoprune.measuring import measure
 from autoprune.measuring.timing.latency import Latency
 from autoprune.run import Run
-from autoprune.searching.preparation import Prepared, prepare
+from autoprune.searching.evaluating.preparation import Prepared, prepare
 from autoprune.space import Options, Space
 from autoprune.study import Settings, Study
 from autoprune.target import Budget, Target

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from autoprune import config
-from autoprune.searching import preparation, results
+from autoprune.searching import results
+from autoprune.searching.evaluating import preparation
 from autoprune.task import Data, Metric, Recipe, Task
 from autoprune.zoo.metrics import accuracy
 

@@ -16,8 +16,8 @@ from torch.nn import functional
 from torch.utils.data import TensorDataset
 
 from autoprune.run import Run
-from autoprune.searching import baseline
-from autoprune.searching.preparation import prepare
+from autoprune.searching.evaluating import baseline
+from autoprune.searching.evaluating.preparation import prepare
 from autoprune.searching.results import check
 from autoprune.task import Data, Metric, Recipe, Task
 from autoprune.training.chance import guesses

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from autoprune.plan import Choice, Plan
 from autoprune.pruning.coupling.verify import discover
 from autoprune.run import Run
-from autoprune.searching.evaluate import Evaluator
+from autoprune.searching.evaluating.evaluator import Evaluator
+from autoprune.searching.evaluating.preparation import Prepared, importance, prepare
 from autoprune.searching.exchange import exchanged, narrowed
 from autoprune.searching.listener import Quiet
-from autoprune.searching.preparation import Prepared, importance, prepare
 from autoprune.searching.proposals import by_importance, proposals, shallower
 from autoprune.searching.screening import Screening
 from autoprune.searching.search import search as run_search

@@ -12,7 +12,7 @@ from test_search import Listens, quicker, searched, study
 
 from autoprune.errors import AutopruneError
 from autoprune.run import Run
-from autoprune.searching.integrity import intact
+from autoprune.searching.evaluating.integrity import intact
 from autoprune.searching.results import export_from
 
 PLACES = (

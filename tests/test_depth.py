@@ -209,7 +209,7 @@ def test_a_finished_model_is_measured_as_its_plan_is(monkeypatch: pytest.MonkeyP
     from test_search import study
 
     from autoprune.measuring.timing.latency import Latency
-    from autoprune.searching import costs
+    from autoprune.searching.evaluating import costs
 
     model = net()
     coupling, graphs = discover(model, INPUTS), list[bytes]()

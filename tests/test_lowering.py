@@ -32,7 +32,7 @@ from autoprune.plan import Choice, Plan
 from autoprune.pruning.apply import apply
 from autoprune.pruning.coupling.verify import discover
 from autoprune.pruning.importance import Importance
-from autoprune.searching import costs
+from autoprune.searching.evaluating import costs
 from autoprune.space import Space
 from autoprune.study import Settings, Study
 from autoprune.target import Budget, Target

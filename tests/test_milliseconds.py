@@ -16,8 +16,8 @@ from autoprune.measuring.timing.latency import Latency
 from autoprune.plan import Plan
 from autoprune.run import Run
 from autoprune.score import Score
+from autoprune.searching.evaluating.preparation import prepare
 from autoprune.searching.optuna_study.journal import Journal
-from autoprune.searching.preparation import prepare
 from autoprune.searching.search import Result
 from autoprune.searching.search import search as run_search
 from autoprune.target import Limit

@@ -20,7 +20,7 @@ from autoprune.measuring import measure, resources
 from autoprune.measuring.timing.latency import Latency
 from autoprune.plan import Choice, Plan
 from autoprune.run import Run
-from autoprune.searching.preparation import prepare
+from autoprune.searching.evaluating.preparation import prepare
 from autoprune.searching.search import Result
 from autoprune.searching.search import search as run_search
 from autoprune.target import Target

@@ -15,9 +15,9 @@ from autoprune.plan import Choice, Plan
 from autoprune.pruning.apply import Pruned, apply
 from autoprune.pruning.reconstruction.reconstruct import Reference
 from autoprune.score import Score, better
-from autoprune.searching import recovery as recovering
-from autoprune.searching.evaluate import Evaluator
-from autoprune.searching.preparation import importance, prepare
+from autoprune.searching.evaluating import recovery as recovering
+from autoprune.searching.evaluating.evaluator import Evaluator
+from autoprune.searching.evaluating.preparation import importance, prepare
 from autoprune.task import Recipe, Task
 from autoprune.training import loop
 

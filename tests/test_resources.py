@@ -17,7 +17,7 @@ from autoprune import config
 from autoprune.errors import ModelError, StudyError
 from autoprune.measuring import energy, measure, resources
 from autoprune.score import Score
-from autoprune.searching.asked import asked
+from autoprune.searching.evaluating.quantities import asked
 from autoprune.target import Budget, Target
 from autoprune.task import Inputs
 

@@ -29,15 +29,15 @@ from autoprune.reporting.sensitivity import plot, record, table
 from autoprune.run import Run
 from autoprune.score import Candidate, Score
 from autoprune.searching import logbook, results
-from autoprune.searching import recovery as recovering
 from autoprune.searching import steering as steering_module
-from autoprune.searching.evaluate import Evaluator, decided
+from autoprune.searching.evaluating import recovery as recovering
+from autoprune.searching.evaluating.evaluator import Evaluator, decided
+from autoprune.searching.evaluating.preparation import Prepared, importance, prepare
+from autoprune.searching.evaluating.probes import useful
 from autoprune.searching.exchange import exchanged, filled, narrowed
 from autoprune.searching.listener import Quiet
 from autoprune.searching.nets import Nets
 from autoprune.searching.optuna_study.journal import Journal
-from autoprune.searching.preparation import Prepared, importance, prepare
-from autoprune.searching.probes import useful
 from autoprune.searching.promotion import alike, best, promoted
 from autoprune.searching.proposals import ranked_globally
 from autoprune.searching.screening import Screening
@@ -199,7 +199,7 @@ def test_a_promoted_plan_keeps_what_is_no_longer_searched(tmp_path: Path) -> Non
 def test_where_the_finalists_do_not_keep_the_budget_others_are_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from autoprune.searching.costs import Costs
+    from autoprune.searching.evaluating.costs import Costs
 
     measured, refused = Costs.of_finished, list[int]()
 
@@ -220,7 +220,7 @@ def test_where_the_finalists_do_not_keep_the_budget_others_are_trained(
 def test_a_finalist_that_is_slower_in_fresh_processes_costs_no_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from autoprune.searching.costs import Costs
+    from autoprune.searching.evaluating.costs import Costs
 
     measured, refused = Costs.latency, list[int]()
 

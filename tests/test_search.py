@@ -26,11 +26,12 @@ from autoprune.errors import BudgetError, InputError, TrainingError
 from autoprune.plan import Choice, Plan
 from autoprune.run import Run
 from autoprune.score import Candidate, Score
-from autoprune.searching import evaluate, finalists, records, results
+from autoprune.searching import finalists, records, results
+from autoprune.searching.evaluating import evaluator
+from autoprune.searching.evaluating.preparation import prepare
 from autoprune.searching.misses import nearest_miss
 from autoprune.searching.optuna_study.journal import Journal
 from autoprune.searching.optuna_study.samplers import SAMPLERS, population
-from autoprune.searching.preparation import prepare
 from autoprune.searching.search import Result
 from autoprune.searching.search import search as run_search
 from autoprune.space import Options, Space
@@ -602,10 +603,10 @@ def test_search_in_python_with_dictionaries_and_a_metric_to_minimise(tmp_path: P
 
 def test_a_known_result_is_judged_by_the_budget_of_now() -> None:
     dense = Score(0.9, flops=1000)
-    evaluator = evaluate.Evaluator(study(), None, dense, None, Listens())  # type: ignore[arg-type]
+    judge = evaluator.Evaluator(study(), None, dense, None, Listens())  # type: ignore[arg-type]
     plan = Plan({"0:units": Choice("structured", 0.5)})
-    assert evaluator.known(plan, 3, Score(0.8, flops=400)).candidate.feasible
-    late = evaluator.known(plan, 4, Score(0.8, flops=600)).candidate
+    assert judge.known(plan, 3, Score(0.8, flops=400)).candidate.feasible
+    late = judge.known(plan, 4, Score(0.8, flops=600)).candidate
     assert not late.feasible and late.reason == "flops 60%, over the limit of 55%" and late.number == 4
 
 

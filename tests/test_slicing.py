@@ -289,7 +289,7 @@ def test_groups_that_are_found_are_cut_one_by_one_and_together(name):
 def test_a_search_slices_for_the_batch_and_the_dtype_of_its_target(name, dtype):
     from test_search import study
 
-    from autoprune.searching.costs import Costs
+    from autoprune.searching.evaluating.costs import Costs
 
     build, inputs = DISCOVERED[name]
     model = randomised(build())
@@ -339,7 +339,7 @@ def test_torchs_attention_is_sliced_in_the_form_that_is_exported(batch_first):
     """Cut, it is another graph than dense: as soon as one is cut, and not where only other layers are."""
     from test_search import study
 
-    from autoprune.searching.costs import Costs
+    from autoprune.searching.evaluating.costs import Costs
 
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(16, 4, 24, batch_first=batch_first)
@@ -555,7 +555,7 @@ def test_the_size_that_is_judged_is_that_of_the_file_that_ships(tmp_path, kind, 
     from test_search import study
 
     from autoprune import plugins
-    from autoprune.searching.costs import Costs
+    from autoprune.searching.evaluating.costs import Costs
 
     class Net(nn.Module):
         def __init__(self):

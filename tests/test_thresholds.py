@@ -15,7 +15,7 @@ from autoprune.errors import PlanError
 from autoprune.group import Group
 from autoprune.pruning.criteria.lamp import LAMP
 from autoprune.pruning.thresholds import Threshold
-from autoprune.searching.preparation import prepare
+from autoprune.searching.evaluating.preparation import prepare
 from autoprune.searching.proposals import proposals, thresholds
 from autoprune.space import Options, Variable
 

@@ -26,7 +26,7 @@ from autoprune.measuring.timing.latency import Latency
 from autoprune.plan import Choice, Plan
 from autoprune.pruning.surgery import shrink
 from autoprune.score import Score
-from autoprune.searching.asked import compressed
+from autoprune.searching.evaluating.quantities import compressed
 from autoprune.space import Space
 from autoprune.study import Settings, Study
 from autoprune.target import Budget, Target

@@ -11,8 +11,8 @@ import torch
 from autoprune import plugins
 from autoprune.plan import Plan
 from autoprune.pruning.thresholds import Threshold
+from autoprune.searching.evaluating.preparation import Prepared
 from autoprune.searching.nets import Nets
-from autoprune.searching.preparation import Prepared
 from autoprune.searching.steering import Steering
 from autoprune.space import NONE, Variable, highest_ratio, parameters, plan_of, uniform
 

@@ -23,8 +23,8 @@ from autoprune.pruning.surgery.architecture import Outline
 from autoprune.pruning.widths import widths_of
 from autoprune.run import Run, write_whole
 from autoprune.score import MEASURED_APART, Candidate, Score, pareto_front
-from autoprune.searching.baseline import save_weights
-from autoprune.searching.integrity import digests, intact
+from autoprune.searching.evaluating.baseline import save_weights
+from autoprune.searching.evaluating.integrity import digests, intact
 from autoprune.study import Study
 
 __all__ = [

@@ -16,14 +16,15 @@ from autoprune.plan import Plan
 from autoprune.pruning.apply import checked
 from autoprune.run import Run
 from autoprune.score import Candidate, Score, pareto_front
-from autoprune.searching import baseline, records
+from autoprune.searching import records
 from autoprune.searching.answers import Answer, answers
-from autoprune.searching.evaluate import PROCESSES, Evaluator
+from autoprune.searching.evaluating import baseline
+from autoprune.searching.evaluating.evaluator import PROCESSES, Evaluator
+from autoprune.searching.evaluating.preparation import Prepared, importance, out_of_reach, prepare
 from autoprune.searching.finalists import settle
 from autoprune.searching.listener import Listener
 from autoprune.searching.misses import nearest_miss, needless
 from autoprune.searching.optuna_study.journal import Journal
-from autoprune.searching.preparation import Prepared, importance, out_of_reach, prepare
 from autoprune.searching.search import Result, train_best, warnings_of
 from autoprune.searching.sensitivity import RATIOS, Sensitivity, sensitivities
 from autoprune.searching.stall import watched

@@ -14,7 +14,7 @@ from typing import Any
 from autoprune.plan import Plan
 from autoprune.run import Run
 from autoprune.score import Candidate, Score
-from autoprune.searching.evaluate import Evaluator
+from autoprune.searching.evaluating.evaluator import Evaluator
 from autoprune.searching.exchange import exchanged, filled, narrowed
 from autoprune.searching.nets import Nets
 from autoprune.searching.promotion import best

@@ -11,17 +11,18 @@ from autoprune.exporting.verify import verify_in_fresh_process
 from autoprune.group import Group
 from autoprune.run import Run
 from autoprune.score import Candidate, Score
-from autoprune.searching import baseline, records
+from autoprune.searching import records
 from autoprune.searching.answers import Answer, answers, in_words
-from autoprune.searching.evaluate import Evaluator
+from autoprune.searching.evaluating import baseline
+from autoprune.searching.evaluating.evaluator import Evaluator
+from autoprune.searching.evaluating.preparation import Prepared, importance, prepare, require_reachable
+from autoprune.searching.evaluating.probes import Probe, useful
 from autoprune.searching.failures import Failures
 from autoprune.searching.finalists import ranked, settle
 from autoprune.searching.listener import Listener
 from autoprune.searching.logbook import Logbook
 from autoprune.searching.misses import nearest_miss, needless
 from autoprune.searching.optuna_study.journal import Journal
-from autoprune.searching.preparation import Prepared, importance, prepare, require_reachable
-from autoprune.searching.probes import Probe, useful
 from autoprune.searching.promotion import best, promoted
 from autoprune.searching.screening import Screening
 from autoprune.searching.stall import watched

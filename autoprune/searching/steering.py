@@ -26,7 +26,7 @@ from autoprune.pruning.importance import Importance
 from autoprune.pruning.masks import Masks
 from autoprune.run import Run
 from autoprune.score import Score
-from autoprune.searching.preparation import Prepared
+from autoprune.searching.evaluating.preparation import Prepared
 from autoprune.space import NONE, plan_of
 from autoprune.study import Study
 from autoprune.target import QUANTITIES, Budget, Limit

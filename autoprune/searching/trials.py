@@ -16,7 +16,7 @@ from autoprune.pruning.apply import Pruned, apply, follows
 from autoprune.run import Run
 from autoprune.score import Candidate, Score, by_quality, pareto_front
 from autoprune.searching import records
-from autoprune.searching.evaluate import Evaluated, Evaluator
+from autoprune.searching.evaluating.evaluator import Evaluated, Evaluator
 from autoprune.searching.failures import Failures
 from autoprune.searching.finalists import ranked
 from autoprune.searching.optuna_study.journal import Journal

@@ -14,9 +14,9 @@ from autoprune.errors import InputError
 from autoprune.plan import Plan
 from autoprune.run import Run
 from autoprune.score import Candidate, Score, direction
+from autoprune.searching.evaluating.probes import Probe
 from autoprune.searching.optuna_study.samplers import SAMPLERS, Steered
 from autoprune.searching.optuna_study.storage import opened
-from autoprune.searching.probes import Probe
 from autoprune.space import Parameters, Variable, distributions, parameters, plan_of
 from autoprune.study import Study
 

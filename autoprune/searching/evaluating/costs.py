@@ -25,8 +25,8 @@ from autoprune.pruning.masks import Masks
 from autoprune.pruning.surgery.shrink import replace_tensors
 from autoprune.run import Run
 from autoprune.score import Score
-from autoprune.searching.asked import asked, compressed
-from autoprune.searching.figures import Figures
+from autoprune.searching.evaluating.figures import Figures
+from autoprune.searching.evaluating.quantities import asked, compressed
 from autoprune.study import Study
 from autoprune.target import Budget, Target
 from autoprune.task import Inputs

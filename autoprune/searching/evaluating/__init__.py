@@ -1,0 +1,1 @@
+"""One plan -> its costs and its quality, the cheapest first."""
