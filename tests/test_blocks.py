@@ -18,14 +18,14 @@ from autoprune.pruning.coupling.verify import discover
 from autoprune.run import Run
 from autoprune.searching.evaluating.evaluator import Evaluator
 from autoprune.searching.evaluating.preparation import Prepared, importance, prepare
-from autoprune.searching.exchange import exchanged, narrowed
 from autoprune.searching.listener import Quiet
-from autoprune.searching.proposals import by_importance, proposals, shallower
-from autoprune.searching.screening import Screening
+from autoprune.searching.proposing.budget_scaling import Steering
+from autoprune.searching.proposing.heuristics import by_importance, proposals, shallower
+from autoprune.searching.proposing.local_search import exchanged, narrowed
+from autoprune.searching.proposing.loss_model import Surrogate
+from autoprune.searching.proposing.screening import Screening
+from autoprune.searching.proposing.sensitivity import knapsack, sensitivities
 from autoprune.searching.search import search as run_search
-from autoprune.searching.sensitivity import knapsack, sensitivities
-from autoprune.searching.steering import Steering
-from autoprune.searching.surrogate import Surrogate
 from autoprune.space import Options, Space, parameters, plan_of
 from autoprune.study import Study
 from autoprune.task import Inputs

@@ -29,23 +29,23 @@ from autoprune.reporting.sensitivity import plot, record, table
 from autoprune.run import Run
 from autoprune.score import Candidate, Score
 from autoprune.searching import logbook, results
-from autoprune.searching import steering as steering_module
 from autoprune.searching.evaluating import recovery as recovering
 from autoprune.searching.evaluating.evaluator import Evaluator, decided
 from autoprune.searching.evaluating.preparation import Prepared, importance, prepare
 from autoprune.searching.evaluating.probes import useful
-from autoprune.searching.exchange import exchanged, filled, narrowed
 from autoprune.searching.listener import Quiet
-from autoprune.searching.nets import Nets
 from autoprune.searching.optuna_study.journal import Journal
 from autoprune.searching.promotion import alike, best, promoted
-from autoprune.searching.proposals import ranked_globally
-from autoprune.searching.screening import Screening
+from autoprune.searching.proposing import budget_scaling as steering_module
+from autoprune.searching.proposing.budget_scaling import Steering
+from autoprune.searching.proposing.heuristics import ranked_globally
+from autoprune.searching.proposing.local_search import exchanged, filled, narrowed
+from autoprune.searching.proposing.loss_model import Surrogate
+from autoprune.searching.proposing.nets import Nets
+from autoprune.searching.proposing.screening import Screening
+from autoprune.searching.proposing.sensitivity import Sensitivity, knapsack
 from autoprune.searching.search import Result
 from autoprune.searching.search import search as run_search
-from autoprune.searching.sensitivity import Sensitivity, knapsack
-from autoprune.searching.steering import Steering
-from autoprune.searching.surrogate import Surrogate
 from autoprune.space import NONE, Options, Space, parameters, plan_of, uniform
 from autoprune.study import Study
 from autoprune.target import Target
@@ -289,7 +289,7 @@ def test_the_time_limit_leaves_time_to_train(tmp_path: Path) -> None:
 
 
 def test_it_stops_by_itself_where_nothing_gets_better(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from autoprune.searching import screening as module
+    from autoprune.searching.proposing import screening as module
 
     monkeypatch.setattr(module, "_PATIENCE", 5)
     monkeypatch.setattr(module, "_IDLE", 0.0)

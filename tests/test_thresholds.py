@@ -16,7 +16,7 @@ from autoprune.group import Group
 from autoprune.pruning.criteria.lamp import LAMP
 from autoprune.pruning.thresholds import Threshold
 from autoprune.searching.evaluating.preparation import prepare
-from autoprune.searching.proposals import proposals, thresholds
+from autoprune.searching.proposing.heuristics import proposals, thresholds
 from autoprune.space import Options, Variable
 
 __all__ = ["quick"]  # a fixture: short measurements

@@ -1,10 +1,10 @@
 """(Task, Space, Target) -> Pareto front."""
 
+from autoprune.searching.proposing.sensitivity import RATIOS
 from autoprune.searching.results import Checked, answerable, check, export_trained, sensitivity
 from autoprune.searching.results import apply_plan as prune
 from autoprune.searching.results import export_from as export
 from autoprune.searching.search import Result, search
-from autoprune.searching.sensitivity import RATIOS
 
 __all__ = [
     "RATIOS",

@@ -25,10 +25,10 @@ from autoprune.searching.finalists import settle
 from autoprune.searching.listener import Listener
 from autoprune.searching.misses import nearest_miss, needless
 from autoprune.searching.optuna_study.journal import Journal
+from autoprune.searching.proposing.budget_scaling import Steering
+from autoprune.searching.proposing.sensitivity import RATIOS, Sensitivity, sensitivities
 from autoprune.searching.search import Result, train_best, warnings_of
-from autoprune.searching.sensitivity import RATIOS, Sensitivity, sensitivities
 from autoprune.searching.stall import watched
-from autoprune.searching.steering import Steering
 from autoprune.space import Variable
 from autoprune.study import Study
 from autoprune.task import Recipe

@@ -24,7 +24,7 @@ from autoprune.searching.logbook import Logbook
 from autoprune.searching.misses import nearest_miss, needless
 from autoprune.searching.optuna_study.journal import Journal
 from autoprune.searching.promotion import best, promoted
-from autoprune.searching.screening import Screening
+from autoprune.searching.proposing.screening import Screening
 from autoprune.searching.stall import watched
 from autoprune.searching.time_limit import TimeLimit
 from autoprune.searching.trials import Trials

@@ -7,7 +7,7 @@ from collections.abc import Hashable
 
 from autoprune.plan import Plan
 from autoprune.pruning.apply import apply
-from autoprune.searching.steering import Steering
+from autoprune.searching.proposing.budget_scaling import Steering
 
 __all__ = ["Nets"]
 

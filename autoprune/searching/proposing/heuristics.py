@@ -12,8 +12,8 @@ from autoprune import plugins
 from autoprune.plan import Plan
 from autoprune.pruning.thresholds import Threshold
 from autoprune.searching.evaluating.preparation import Prepared
-from autoprune.searching.nets import Nets
-from autoprune.searching.steering import Steering
+from autoprune.searching.proposing.budget_scaling import Steering
+from autoprune.searching.proposing.nets import Nets
 from autoprune.space import NONE, Variable, highest_ratio, parameters, plan_of, uniform
 
 __all__ = ["by_importance", "proposals", "ranked_globally", "shallower", "thresholds"]

@@ -14,7 +14,7 @@ from autoprune.errors import TrainingError
 from autoprune.plan import Plan
 from autoprune.run import Run
 from autoprune.searching.failures import Failures
-from autoprune.searching.steering import Steering
+from autoprune.searching.proposing.budget_scaling import Steering
 from autoprune.space import NONE, Variable, parameters, plan_of
 from autoprune.training.loop import Quality
 

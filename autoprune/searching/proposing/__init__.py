@@ -1,0 +1,1 @@
+"""Where plans come from, and how they are scaled to the budget."""
