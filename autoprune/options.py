@@ -104,7 +104,7 @@ def _studies() -> list[str]:
 def show_result(output: Output, result: Any, study: StudyNoun) -> None:
     """Print what a search, or the application of one plan, ended with."""
     from autoprune.reporting import records, tables
-    from autoprune.searching import answers
+    from autoprune.searching.selecting import answers
 
     asked = {*(limit.key for limit in study.budget.limits), *study.search.objectives}
     shown = tables.closing(result, study.task.metric.name, asked)

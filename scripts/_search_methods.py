@@ -27,11 +27,11 @@ from autoprune.run import Run
 from autoprune.score import Candidate
 from autoprune.searching.evaluating.baseline import establish
 from autoprune.searching.evaluating.preparation import importance, prepare
-from autoprune.searching.finalists import settle
 from autoprune.searching.listener import Quiet
 from autoprune.searching.optuna_study.journal import Journal
 from autoprune.searching.records import kept_model, with_models
 from autoprune.searching.search import search
+from autoprune.searching.selecting.finalists import settle
 from autoprune.space import Variable, uniform
 from autoprune.study import Settings, Study
 from autoprune.target import Budget

@@ -24,8 +24,8 @@ import optuna
 from autoprune import config
 from autoprune.run import Run
 from autoprune.score import Candidate, Score
-from autoprune.searching import promotion
 from autoprune.searching.optuna_study.journal import Journal
+from autoprune.searching.selecting import promotion
 from autoprune.study import Study
 
 BUDGET, OTHER = "latency=60%", "latency=90%"

@@ -20,12 +20,12 @@ from autoprune.reading.resume import open_run
 from autoprune.run import Run
 from autoprune.score import Candidate, Score
 from autoprune.searching import results
-from autoprune.searching.answers import answers, in_words
-from autoprune.searching.misses import nearest_miss, needless
 from autoprune.searching.optuna_study.journal import Journal
-from autoprune.searching.promotion import best
 from autoprune.searching.search import Result
 from autoprune.searching.search import search as run_search
+from autoprune.searching.selecting.answers import answers, in_words
+from autoprune.searching.selecting.infeasible import nearest_miss, needless
+from autoprune.searching.selecting.promotion import best
 from autoprune.study import Study
 from autoprune.target import Budget
 

@@ -24,7 +24,7 @@ from autoprune.group import Group
 from autoprune.plan import Choice, Plan
 from autoprune.run import Run
 from autoprune.score import Candidate, Score
-from autoprune.searching.answers import Answer
+from autoprune.searching.selecting.answers import Answer
 from autoprune.space import Options, Variable
 from autoprune.task import Recipe
 

@@ -23,9 +23,9 @@ from autoprune import cli, faults, plugins
 from autoprune.errors import CodeError, ModelError, TrialsError, VerificationError
 from autoprune.run import Run
 from autoprune.score import Candidate
-from autoprune.searching import finalists
 from autoprune.searching.evaluating import preparation
 from autoprune.searching.search import search
+from autoprune.searching.selecting import finalists
 from autoprune.searching.stall import watched
 from autoprune.space import Options, Space
 from autoprune.study import Settings, Study

@@ -35,7 +35,6 @@ from autoprune.searching.evaluating.preparation import Prepared, importance, pre
 from autoprune.searching.evaluating.probes import useful
 from autoprune.searching.listener import Quiet
 from autoprune.searching.optuna_study.journal import Journal
-from autoprune.searching.promotion import alike, best, promoted
 from autoprune.searching.proposing import budget_scaling as steering_module
 from autoprune.searching.proposing.budget_scaling import Steering
 from autoprune.searching.proposing.heuristics import ranked_globally
@@ -46,6 +45,7 @@ from autoprune.searching.proposing.screening import Screening
 from autoprune.searching.proposing.sensitivity import Sensitivity, knapsack
 from autoprune.searching.search import Result
 from autoprune.searching.search import search as run_search
+from autoprune.searching.selecting.promotion import alike, best, promoted
 from autoprune.space import NONE, Options, Space, parameters, plan_of, uniform
 from autoprune.study import Study
 from autoprune.target import Target

@@ -26,14 +26,15 @@ from autoprune.errors import BudgetError, InputError, TrainingError
 from autoprune.plan import Choice, Plan
 from autoprune.run import Run
 from autoprune.score import Candidate, Score
-from autoprune.searching import finalists, records, results
+from autoprune.searching import records, results
 from autoprune.searching.evaluating import evaluator
 from autoprune.searching.evaluating.preparation import prepare
-from autoprune.searching.misses import nearest_miss
 from autoprune.searching.optuna_study.journal import Journal
 from autoprune.searching.optuna_study.samplers import SAMPLERS, population
 from autoprune.searching.search import Result
 from autoprune.searching.search import search as run_search
+from autoprune.searching.selecting import finalists
+from autoprune.searching.selecting.infeasible import nearest_miss
 from autoprune.space import Options, Space
 from autoprune.study import Settings, Study
 from autoprune.target import Budget, Target

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from autoprune.group import Group
 from autoprune.run import Run
 from autoprune.score import Candidate, Score
-from autoprune.searching.answers import Answer
+from autoprune.searching.selecting.answers import Answer
 from autoprune.space import Variable
 from autoprune.task import Recipe
 

@@ -13,7 +13,7 @@ from autoprune.group import Group
 from autoprune.reporting import words
 from autoprune.reporting.records import Result
 from autoprune.score import Candidate, Score
-from autoprune.searching.answers import Answer
+from autoprune.searching.selecting.answers import Answer
 from autoprune.space import Variable
 
 __all__ = ["answers", "checks", "closing", "costs", "family", "front", "groups", "plain", "treatment"]

@@ -17,17 +17,17 @@ from autoprune.pruning.apply import checked
 from autoprune.run import Run
 from autoprune.score import Candidate, Score, pareto_front
 from autoprune.searching import records
-from autoprune.searching.answers import Answer, answers
 from autoprune.searching.evaluating import baseline
 from autoprune.searching.evaluating.evaluator import PROCESSES, Evaluator
 from autoprune.searching.evaluating.preparation import Prepared, importance, out_of_reach, prepare
-from autoprune.searching.finalists import settle
 from autoprune.searching.listener import Listener
-from autoprune.searching.misses import nearest_miss, needless
 from autoprune.searching.optuna_study.journal import Journal
 from autoprune.searching.proposing.budget_scaling import Steering
 from autoprune.searching.proposing.sensitivity import RATIOS, Sensitivity, sensitivities
 from autoprune.searching.search import Result, train_best, warnings_of
+from autoprune.searching.selecting.answers import Answer, answers
+from autoprune.searching.selecting.finalists import settle
+from autoprune.searching.selecting.infeasible import nearest_miss, needless
 from autoprune.searching.stall import watched
 from autoprune.space import Variable
 from autoprune.study import Study

@@ -12,19 +12,19 @@ from autoprune.group import Group
 from autoprune.run import Run
 from autoprune.score import Candidate, Score
 from autoprune.searching import records
-from autoprune.searching.answers import Answer, answers, in_words
 from autoprune.searching.evaluating import baseline
 from autoprune.searching.evaluating.evaluator import Evaluator
 from autoprune.searching.evaluating.preparation import Prepared, importance, prepare, require_reachable
 from autoprune.searching.evaluating.probes import Probe, useful
 from autoprune.searching.failures import Failures
-from autoprune.searching.finalists import ranked, settle
 from autoprune.searching.listener import Listener
 from autoprune.searching.logbook import Logbook
-from autoprune.searching.misses import nearest_miss, needless
 from autoprune.searching.optuna_study.journal import Journal
-from autoprune.searching.promotion import best, promoted
 from autoprune.searching.proposing.screening import Screening
+from autoprune.searching.selecting.answers import Answer, answers, in_words
+from autoprune.searching.selecting.finalists import ranked, settle
+from autoprune.searching.selecting.infeasible import nearest_miss, needless
+from autoprune.searching.selecting.promotion import best, promoted
 from autoprune.searching.stall import watched
 from autoprune.searching.time_limit import TimeLimit
 from autoprune.searching.trials import Trials

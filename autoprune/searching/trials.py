@@ -18,8 +18,8 @@ from autoprune.score import Candidate, Score, by_quality, pareto_front
 from autoprune.searching import records
 from autoprune.searching.evaluating.evaluator import Evaluated, Evaluator
 from autoprune.searching.failures import Failures
-from autoprune.searching.finalists import ranked
 from autoprune.searching.optuna_study.journal import Journal
+from autoprune.searching.selecting.finalists import ranked
 
 __all__ = ["Trials"]
 

@@ -15,13 +15,13 @@ from autoprune.plan import Plan
 from autoprune.run import Run
 from autoprune.score import Candidate, Score
 from autoprune.searching.evaluating.evaluator import Evaluator
-from autoprune.searching.promotion import best
 from autoprune.searching.proposing.budget_scaling import Steering
 from autoprune.searching.proposing.heuristics import by_importance, proposals, ranked_globally, shallower, thresholds
 from autoprune.searching.proposing.local_search import exchanged, filled, narrowed
 from autoprune.searching.proposing.loss_model import Surrogate
 from autoprune.searching.proposing.nets import Nets
 from autoprune.searching.proposing.sensitivity import RATIOS, knapsack, sensitivities
+from autoprune.searching.selecting.promotion import best
 from autoprune.space import parameters, plan_of
 
 __all__ = ["Screening"]

@@ -12,8 +12,8 @@ from autoprune.searching.evaluating.evaluator import PROCESSES, decided
 from autoprune.searching.evaluating.preparation import Prepared
 from autoprune.searching.failures import ends_the_search, reason_of
 from autoprune.searching.listener import Listener
-from autoprune.searching.promotion import least_cost_wanted
 from autoprune.searching.records import kept_model
+from autoprune.searching.selecting.promotion import least_cost_wanted
 from autoprune.study import Study
 from autoprune.training.judging import judge
 

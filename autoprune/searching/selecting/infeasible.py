@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from autoprune.score import Candidate, Score
-from autoprune.searching.answers import answers, in_words
+from autoprune.searching.selecting.answers import answers, in_words
 from autoprune.study import Study
 from autoprune.target import Budget
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from autoprune.score import NEED_A_RUN, Candidate, Score
-from autoprune.searching.promotion import EDGE
+from autoprune.searching.selecting.promotion import EDGE
 from autoprune.study import Study
 from autoprune.target import Limit
 
