@@ -25,7 +25,7 @@ from autoprune.pruning.coupling.verify import discover
 from autoprune.pruning.importance import Importance
 from autoprune.pruning.reconstruction.reconstruct import Reference
 from autoprune.score import Score
-from autoprune.searching.listener import Listener
+from autoprune.searching.callback import Listener
 from autoprune.searching.search import search as _search
 from autoprune.target import Target
 from autoprune.task import Batch, Data, Inputs, Recipe, Task, default_adapter

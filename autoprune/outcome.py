@@ -10,7 +10,7 @@ from torch import nn
 from autoprune.errors import ModelError
 from autoprune.plan import Plan
 from autoprune.score import Candidate, Score
-from autoprune.searching import records, results
+from autoprune.searching import commands, records
 from autoprune.searching.search import Result
 from autoprune.study import Study
 
@@ -91,5 +91,5 @@ class SearchResult:
     def export(self, out: str | Path, trial: int | None = None) -> Path:
         """Write the best, or another trial of the front, to a folder in every format of the study, and verify it."""
         number = self.best.candidate.number if trial is None else trial
-        results.export_from(self.study, self.result.run, Path(out), number)
+        commands.export_from(self.study, self.result.run, Path(out), number)
         return Path(out)

@@ -25,9 +25,9 @@ from autoprune.pruning.importance import Importance
 from autoprune.reading.schema import Recovery
 from autoprune.run import Run
 from autoprune.score import Candidate
+from autoprune.searching.callback import Quiet
 from autoprune.searching.evaluating.baseline import establish
 from autoprune.searching.evaluating.preparation import importance, prepare
-from autoprune.searching.listener import Quiet
 from autoprune.searching.optuna_study.journal import Journal
 from autoprune.searching.records import kept_model, with_models
 from autoprune.searching.search import search

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from autoprune import config
-from autoprune.searching import results
+from autoprune.searching import commands
 from autoprune.searching.evaluating import preparation
 from autoprune.task import Data, Metric, Recipe, Task
 from autoprune.zoo.metrics import accuracy
@@ -93,7 +93,7 @@ def main() -> None:
     resolve, cost = type(study.space).resolve, preparation.Prepared.cost
     type(study.space).resolve = timed(resolve, "space resolved", rows)  # type: ignore[method-assign]
     preparation.Prepared.cost = timed(cost, "a plan cut and measured", rows)  # type: ignore[method-assign]
-    report = timed(results.check, "check, all of it", rows)(study)
+    report = timed(commands.check, "check, all of it", rows)(study)
     blocks = sum(group.level == "blocks" for group in report.groups)
     print(f"{args.blocks} blocks, {blocks} removable, {len(report.groups)} groups\n")
     print("| stage | seconds | of this process's CPU |\n|---|---:|---:|")

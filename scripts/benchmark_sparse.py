@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from autoprune.plan import Choice, Plan
 from autoprune.pruning.coupling.verify import discover
 from autoprune.score import Score, better
+from autoprune.searching.callback import Quiet
 from autoprune.searching.evaluating.preparation import importance
 from autoprune.searching.evaluating.recovery import Recovered, Recovery
-from autoprune.searching.listener import Quiet
 from autoprune.space import Space
 from autoprune.study import Settings, Study
 from autoprune.target import Budget, Target

@@ -16,9 +16,9 @@ from torch.nn import functional
 from torch.utils.data import TensorDataset
 
 from autoprune.run import Run
+from autoprune.searching.commands import check
 from autoprune.searching.evaluating import baseline
 from autoprune.searching.evaluating.preparation import prepare
-from autoprune.searching.results import check
 from autoprune.task import Data, Metric, Recipe, Task
 from autoprune.training.chance import guesses
 from autoprune.training.loop import train

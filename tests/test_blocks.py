@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from autoprune.plan import Choice, Plan
 from autoprune.pruning.coupling.verify import discover
 from autoprune.run import Run
+from autoprune.searching.callback import Quiet
 from autoprune.searching.evaluating.evaluator import Evaluator
 from autoprune.searching.evaluating.preparation import Prepared, importance, prepare
-from autoprune.searching.listener import Quiet
 from autoprune.searching.proposing.budget_scaling import Steering
 from autoprune.searching.proposing.heuristics import by_importance, proposals, shallower
 from autoprune.searching.proposing.local_search import exchanged, narrowed

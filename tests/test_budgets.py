@@ -19,7 +19,7 @@ from autoprune.plan import Choice, Plan
 from autoprune.reading.resume import open_run
 from autoprune.run import Run
 from autoprune.score import Candidate, Score
-from autoprune.searching import results
+from autoprune.searching import commands
 from autoprune.searching.optuna_study.journal import Journal
 from autoprune.searching.search import Result
 from autoprune.searching.search import search as run_search
@@ -82,7 +82,7 @@ def test_a_budget_that_dense_keeps_is_refused_and_nothing_is_changed(finished: P
             searched(finished, budget, listener)
         assert listener.ended == [] and contents(finished, everything) == before
         assert [path.name for path in finished.glob("*=*")] == []
-    report = results.check(given({"flops": "1G"}))
+    report = commands.check(given({"flops": "1G"}))
     assert report.needless is not None and report.unreachable is None
 
 
@@ -178,7 +178,7 @@ def test_the_budgets_that_a_run_can_answer_are_those_of_plans_that_none_cheaper_
 
 @pytest.mark.promise("budgets")
 def test_every_budget_that_is_offered_is_kept_by_its_plan(finished: Path) -> None:
-    offered = results.answerable(given({"flops": "55%"}), Run(finished))
+    offered = commands.answerable(given({"flops": "55%"}), Run(finished))
     assert any(each.trained for each in offered) and any(not each.trained for each in offered)
     dense = Score.from_json(json.loads((finished / "dense" / "score.json").read_text()))
     for each in offered:
@@ -191,12 +191,12 @@ def test_every_budget_that_is_offered_is_kept_by_its_plan(finished: Path) -> Non
 @pytest.mark.promise("budgets")
 def test_the_best_judged_plan_is_trained_for_a_budget_there_and_then(finished: Path, tmp_path: Path) -> None:
     before = contents(finished)
-    judged = [each for each in results.answerable(given({"flops": "55%"}), Run(finished)) if not each.trained]
+    judged = [each for each in commands.answerable(given({"flops": "55%"}), Run(finished)) if not each.trained]
     made = given(dict([judged[0].budget.split("=")]))
     with pytest.raises(BudgetError, match=r"no plan meets the budget.*--train"):
-        results.export_from(made, Run(finished), tmp_path / "out")
+        commands.export_from(made, Run(finished), tmp_path / "out")
     listener = Listens()
-    result = results.export_trained(made, open_run(made.resolved, finished), tmp_path / "out", listener)
+    result = commands.export_trained(made, open_run(made.resolved, finished), tmp_path / "out", listener)
     assert len(listener.trained()) == 1 and result.best is not None and result.best.number == listener.trained()[0]
     assert [each.stage for each in listener.ended] in (["trained"], ["screened", "trained"])  # at most filled up first
     record = json.loads((tmp_path / "out" / "score.json").read_text())
@@ -205,12 +205,12 @@ def test_the_best_judged_plan_is_trained_for_a_budget_there_and_then(finished: P
     assert contents(finished) == before and budgets(finished / made.budget.folder_name) == [made.budget.to_json()] * 3
     assert (finished / "trials" / str(result.best.number) / "model.safetensors").exists()
     again = Listens()
-    results.export_trained(made, open_run(made.resolved, finished), tmp_path / "out", again)
+    commands.export_trained(made, open_run(made.resolved, finished), tmp_path / "out", again)
     assert again.trained() == [] and again.ended == []
     assert any(each.trained and each.budget == judged[0].budget for each in result.answers)
     lower = given({"flops": "4.4%"})
     with pytest.raises(BudgetError, match=r"no plan that was judged in .* keeps the budget .*Judged plans go down to"):
-        results.export_trained(lower, open_run(lower.resolved, finished), tmp_path / "lower")
+        commands.export_trained(lower, open_run(lower.resolved, finished), tmp_path / "lower")
     assert not (finished / lower.budget.folder_name).exists() and not (tmp_path / "lower").exists()
 
 

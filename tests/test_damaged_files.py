@@ -12,8 +12,8 @@ from test_search import Listens, quicker, searched, study
 
 from autoprune.errors import AutopruneError
 from autoprune.run import Run
+from autoprune.searching.commands import export_from
 from autoprune.searching.evaluating.integrity import intact
-from autoprune.searching.results import export_from
 
 PLACES = (
     "study.journal",

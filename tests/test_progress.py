@@ -12,7 +12,7 @@ from rich.console import Console
 from autoprune.plan import Plan
 from autoprune.reporting import progress, words
 from autoprune.score import Candidate, Score
-from autoprune.searching.listener import CLOSING_S, FRESH_S
+from autoprune.searching.callback import CLOSING_S, FRESH_S
 from autoprune.searching.time_limit import TimeLimit
 
 

@@ -28,12 +28,12 @@ from autoprune.plan import Choice, Plan
 from autoprune.reporting.sensitivity import plot, record, table
 from autoprune.run import Run
 from autoprune.score import Candidate, Score
-from autoprune.searching import logbook, results
+from autoprune.searching import commands, logbook
+from autoprune.searching.callback import Quiet
 from autoprune.searching.evaluating import recovery as recovering
 from autoprune.searching.evaluating.evaluator import Evaluator, decided
 from autoprune.searching.evaluating.preparation import Prepared, importance, prepare
 from autoprune.searching.evaluating.probes import useful
-from autoprune.searching.listener import Quiet
 from autoprune.searching.optuna_study.journal import Journal
 from autoprune.searching.proposing import budget_scaling as steering_module
 from autoprune.searching.proposing.budget_scaling import Steering
@@ -895,7 +895,7 @@ def test_a_sample_is_the_same_each_time_and_no_larger_than_asked() -> None:
 
 def test_sensitivities_are_kept_and_shown(tmp_path: Path) -> None:
     given, run = screening({"flops": "55%"}), Run(tmp_path / "run")
-    found = results.sensitivity(given, run, ratios=(0.25, 0.75))
+    found = commands.sensitivity(given, run, ratios=(0.25, 0.75))
     names = {(row.variable, row.technique) for row in found.rows}
     assert names == {
         ("0:units", "structured"), ("3:units", "structured"), ("0:weights", "weight"), ("3:weights", "weight"),
@@ -907,7 +907,7 @@ def test_sensitivities_are_kept_and_shown(tmp_path: Path) -> None:
     assert wide.loss < narrow.loss
     assert wide.latency is not None and narrow.latency is not None and 0 < narrow.latency < 1.5
     listener = Listens()
-    again = results.sensitivity(given, run, (0.25, 0.75), listener)
+    again = commands.sensitivity(given, run, (0.25, 0.75), listener)
     assert again == found and listener.trained() == []
     shown = table(found)
     assert shown.row_count == 4 and [column.header for column in shown.columns] == [
@@ -918,7 +918,7 @@ def test_sensitivities_are_kept_and_shown(tmp_path: Path) -> None:
     assert written["rows"][0]["loss"] == found.rows[0].loss
 
 
-MAP = results.Map(Quality(0.9, 0.1), "accuracy", [Sensitivity("0:units", "structured", 0.5, 0.4, 0.8, 0.7)])
+MAP = commands.Map(Quality(0.9, 0.1), "accuracy", [Sensitivity("0:units", "structured", 0.5, 0.4, 0.8, 0.7)])
 
 
 def test_a_plot_has_a_curve_for_each_decision(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from autoprune.errors import BudgetError, InputError, TrainingError
 from autoprune.plan import Choice, Plan
 from autoprune.run import Run
 from autoprune.score import Candidate, Score
-from autoprune.searching import records, results
+from autoprune.searching import commands, records
 from autoprune.searching.evaluating import evaluator
 from autoprune.searching.evaluating.preparation import prepare
 from autoprune.searching.optuna_study.journal import Journal
@@ -138,7 +138,7 @@ def quicker(monkeypatch: pytest.MonkeyPatch) -> None:
         return result
 
     monkeypatch.setitem(vars(sys.modules["autoprune.searching.search"]), "verify_in_fresh_process", passed)
-    monkeypatch.setattr(results, "verify_in_fresh_process", passed)
+    monkeypatch.setattr(commands, "verify_in_fresh_process", passed)
 
 
 def searched(folder: Path, listener: Listens | None = None, **options: Any) -> Result:
@@ -474,39 +474,39 @@ def test_what_was_reachable_is_said_in_the_budgets_own_units() -> None:
 def test_another_answer_from_a_finished_run(tmp_path: Path) -> None:
     searched(tmp_path / "run", trials=7)
     run, stamp = Run(tmp_path / "run"), (tmp_path / "run" / "dense" / "model.safetensors").stat().st_mtime_ns
-    answer = results.export_from(study({"flops": "50%"}), run, tmp_path / "small")
+    answer = commands.export_from(study({"flops": "50%"}), run, tmp_path / "small")
     assert answer.best is not None and answer.best.score.flops <= 0.5 * answer.dense.flops  # type: ignore[operator]
     assert json.loads((tmp_path / "small" / "score.json").read_text())["budget"] == {"flops": "50%"}
     with pytest.raises(BudgetError, match="Reachable was flops="):
-        results.export_from(study({"flops": "2%"}), run, tmp_path / "none")
-    dense = results.export_from(study(), run, tmp_path / "dense", trial=0)
+        commands.export_from(study({"flops": "2%"}), run, tmp_path / "none")
+    dense = commands.export_from(study(), run, tmp_path / "dense", trial=0)
     assert dense.best is not None and dense.best.number == 0
     assert (
         json.loads((tmp_path / "dense" / "score.json").read_text())["budget"] == {}
     )  # outside it, so none is promised
     with pytest.raises(InputError, match="trial 77 has no model"):
-        results.export_from(study(), run, tmp_path / "none", trial=77)
+        commands.export_from(study(), run, tmp_path / "none", trial=77)
     assert run.dense.joinpath("model.safetensors").stat().st_mtime_ns == stamp and not (tmp_path / "none").exists()
 
 
 def test_one_plan_is_applied_without_a_search(tmp_path: Path) -> None:
     plan = Plan({"0:units": Choice("structured", 0.5), "3:weights": Choice("weight", 0.5)})
-    done = results.apply_plan(study(), plan, tmp_path / "out")
+    done = commands.apply_plan(study(), plan, tmp_path / "out")
     assert done.best is not None and done.best.plan == plan and done.best.score.metric is not None
     assert (tmp_path / "out" / "model.safetensors").exists()
     listener = Listens()
     with pytest.raises(InputError, match="unknown criterion 'l9'"):
-        results.apply_plan(study(), Plan({"0:units": Choice("structured", 0.5, "l9")}), tmp_path / "new", listener)
+        commands.apply_plan(study(), Plan({"0:units": Choice("structured", 0.5, "l9")}), tmp_path / "new", listener)
     with pytest.raises(InputError, match="nothing"):
-        results.apply_plan(study(), Plan({"nothing:units": Choice("structured", 0.5)}), tmp_path / "new", listener)
+        commands.apply_plan(study(), Plan({"nothing:units": Choice("structured", 0.5)}), tmp_path / "new", listener)
     assert listener.began == []  # refused before anything was trained
     broken = study(recovery=Recipe(epochs=1, batch_size=25, learning_rate=1e30))
     with pytest.raises(TrainingError, match="broke down"):
-        results.apply_plan(broken, plan, tmp_path / "out")
+        commands.apply_plan(broken, plan, tmp_path / "out")
 
 
 def test_a_dry_run_trains_nothing() -> None:
-    report = results.check(study({"flops": "1%"}))
+    report = commands.check(study({"flops": "1%"}))
     assert report.unreachable is not None and "over the limit of 1%" in report.unreachable
     assert (
         report.dense.flops is not None and report.lowest.flops is not None and report.lowest.flops < report.dense.flops
@@ -637,11 +637,11 @@ def test_a_target_that_is_named_later_is_measured_then(tmp_path: Path) -> None:
     for limit, keeps in (("0.1%", False), ("100%", True)):
         asked = replace(study({"size on cpu_onnxruntime": limit}), further=(Target("cpu_onnxruntime"),))
         if keeps:
-            best = results.export_from(asked, Run(tmp_path), tmp_path / "exported").best
+            best = commands.export_from(asked, Run(tmp_path), tmp_path / "exported").best
             assert best is not None and best.score.on("cpu_onnxruntime").size_bytes
         else:
             with pytest.raises(BudgetError, match="size on cpu_onnxruntime"):
-                results.export_from(asked, Run(tmp_path), tmp_path / "exported")
+                commands.export_from(asked, Run(tmp_path), tmp_path / "exported")
 
 
 def test_figures_on_further_targets_are_completed_too() -> None:

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from autoprune.reporting import words
 from autoprune.score import Candidate
-from autoprune.searching.listener import CLOSING_S
+from autoprune.searching.callback import CLOSING_S
 
 __all__ = ["Bar", "Clock", "Lines", "Silent", "shown"]
 

@@ -1,9 +1,9 @@
 """(Task, Space, Target) -> Pareto front."""
 
+from autoprune.searching.commands import Checked, answerable, check, export_trained, sensitivity
+from autoprune.searching.commands import apply_plan as prune
+from autoprune.searching.commands import export_from as export
 from autoprune.searching.proposing.sensitivity import RATIOS
-from autoprune.searching.results import Checked, answerable, check, export_trained, sensitivity
-from autoprune.searching.results import apply_plan as prune
-from autoprune.searching.results import export_from as export
 from autoprune.searching.search import Result, search
 
 __all__ = [

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from autoprune import __version__
 from autoprune.score import Candidate
-from autoprune.searching.listener import Listener
+from autoprune.searching.callback import Listener
 
 __all__ = ["Logbook"]
 

@@ -12,12 +12,12 @@ from autoprune.group import Group
 from autoprune.run import Run
 from autoprune.score import Candidate, Score
 from autoprune.searching import records
+from autoprune.searching.callback import Listener
 from autoprune.searching.evaluating import baseline
 from autoprune.searching.evaluating.evaluator import Evaluator
 from autoprune.searching.evaluating.preparation import Prepared, importance, prepare, require_reachable
 from autoprune.searching.evaluating.probes import Probe, useful
 from autoprune.searching.failures import Failures
-from autoprune.searching.listener import Listener
 from autoprune.searching.logbook import Logbook
 from autoprune.searching.optuna_study.journal import Journal
 from autoprune.searching.proposing.screening import Screening

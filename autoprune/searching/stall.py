@@ -16,7 +16,7 @@ from typing import Any
 from autoprune.errors import CodeError
 from autoprune.faults import users_line
 from autoprune.score import Candidate
-from autoprune.searching.listener import Listener, Quiet
+from autoprune.searching.callback import Listener, Quiet
 from autoprune.study import Study
 
 __all__ = ["watched"]

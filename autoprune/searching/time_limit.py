@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from autoprune.searching.listener import CLOSING_S, FRESH_S
+from autoprune.searching.callback import CLOSING_S, FRESH_S
 
 __all__ = ["TimeLimit"]
 

@@ -18,10 +18,10 @@ from autoprune.files import read_json
 from autoprune.plan import Plan
 from autoprune.run import Run, free_name, write_whole
 from autoprune.score import Score
+from autoprune.searching.callback import Listener
 from autoprune.searching.evaluating.integrity import digests, intact
 from autoprune.searching.evaluating.origin import at_chance
 from autoprune.searching.evaluating.preparation import Prepared
-from autoprune.searching.listener import Listener
 from autoprune.study import Study
 from autoprune.training.judging import judge
 from autoprune.training.loop import train

@@ -15,10 +15,10 @@ from autoprune.plan import Plan
 from autoprune.pruning.apply import Pruned, apply
 from autoprune.pruning.importance import Importance
 from autoprune.score import NEED_A_RUN, Candidate, Score
+from autoprune.searching.callback import Listener
 from autoprune.searching.evaluating.origin import fewer
 from autoprune.searching.evaluating.preparation import Prepared
 from autoprune.searching.evaluating.recovery import Recovery
-from autoprune.searching.listener import Listener
 from autoprune.study import Study
 from autoprune.task import Task
 from autoprune.training.batches import sampled

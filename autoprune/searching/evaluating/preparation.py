@@ -23,9 +23,9 @@ from autoprune.pruning.coupling.verify import discover
 from autoprune.pruning.importance import Importance
 from autoprune.run import Run
 from autoprune.score import Score
+from autoprune.searching.callback import CLOSING_S, FRESH_S, Listener, Quiet
 from autoprune.searching.evaluating.costs import Costs
 from autoprune.searching.evaluating.origin import origin
-from autoprune.searching.listener import CLOSING_S, FRESH_S, Listener, Quiet
 from autoprune.space import Variable, uniform
 from autoprune.study import Study
 from autoprune.target import Budget

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 
 from autoprune.plan import Plan
 from autoprune.score import Score, direction
+from autoprune.searching.callback import Listener
 from autoprune.searching.evaluating.preparation import Prepared
 from autoprune.searching.failures import ends_the_search, reason_of
-from autoprune.searching.listener import Listener
 from autoprune.space import highest_ratio, uniform
 from autoprune.study import Study
 

@@ -16,9 +16,9 @@ from autoprune.pruning.importance import Importance
 from autoprune.pruning.reconstruction.reconstruct import Reference
 from autoprune.pruning.surgery.shrink import Cut
 from autoprune.score import Score, better
+from autoprune.searching.callback import Listener
 from autoprune.searching.evaluating.origin import fewer
 from autoprune.searching.evaluating.preparation import drawn
-from autoprune.searching.listener import Listener
 from autoprune.study import Study
 from autoprune.task import Inputs, Recipe
 from autoprune.training.judging import judge

@@ -8,10 +8,10 @@ from dataclasses import replace
 
 from autoprune.run import Run
 from autoprune.score import Candidate, Score, by_quality, costs_of
+from autoprune.searching.callback import Listener
 from autoprune.searching.evaluating.evaluator import PROCESSES, decided
 from autoprune.searching.evaluating.preparation import Prepared
 from autoprune.searching.failures import ends_the_search, reason_of
-from autoprune.searching.listener import Listener
 from autoprune.searching.records import kept_model
 from autoprune.searching.selecting.promotion import least_cost_wanted
 from autoprune.study import Study

@@ -17,10 +17,10 @@ from autoprune.pruning.apply import checked
 from autoprune.run import Run
 from autoprune.score import Candidate, Score, pareto_front
 from autoprune.searching import records
+from autoprune.searching.callback import Listener
 from autoprune.searching.evaluating import baseline
 from autoprune.searching.evaluating.evaluator import PROCESSES, Evaluator
 from autoprune.searching.evaluating.preparation import Prepared, importance, out_of_reach, prepare
-from autoprune.searching.listener import Listener
 from autoprune.searching.optuna_study.journal import Journal
 from autoprune.searching.proposing.budget_scaling import Steering
 from autoprune.searching.proposing.sensitivity import RATIOS, Sensitivity, sensitivities
