@@ -1,8 +1,8 @@
 """A plan's ONNX graph, cut out of the dense one in milliseconds, without building and exporting the model.
 
 The dense model is exported once, every parameter an initializer of its own. A cut then compresses initializers, adapts
-the few places where a width is written down (`group` of a depthwise convolution, shapes of Reshape in `loosening.py`,
-recurrent cells in `cells.py`), and nothing else; blocks that go are left out (`bypass.py`).
+the few places where a width is written down (`group` of a depthwise convolution, shapes of Reshape in `reshapes.py`,
+recurrent cells in `recurrent.py`), and nothing else; blocks that go are left out (`skip_blocks.py`).
 What a graph writes down beyond that (Slice bounds, uneven Split sizes, unrolled cells) is refused or shows in `proved`.
 """
 

@@ -14,10 +14,11 @@ from autoprune.pruning.coupling.grouping import TRAINING_ONLY, Units, collect_un
 from autoprune.pruning.coupling.stages import positions_of, staged
 from autoprune.pruning.surgery.attention import Attention
 from autoprune.pruning.surgery.forward import on_cpu
-from autoprune.pruning.surgery.literals import Bindings, Literal
 from autoprune.pruning.surgery.patch_forward import bind
 from autoprune.pruning.surgery.shrink import Cut, replace_tensors, shrink
+from autoprune.pruning.surgery.sized_calls import Bindings
 from autoprune.pruning.tracing.propagation import Propagation
+from autoprune.pruning.tracing.size_literals import Literal
 from autoprune.pruning.tracing.trace import propagate
 from autoprune.pruning.tracing.training_mode import TrainingPath, training_path
 from autoprune.task import Inputs

@@ -12,10 +12,10 @@ from torch.utils._pytree import tree_map_only
 
 from autoprune.group import Group
 from autoprune.pruning.surgery.forward import plain_forward, steady_forward
-from autoprune.pruning.surgery.shrink import Skipped, named_tensors, replace_tensors
+from autoprune.pruning.surgery.shrink import named_tensors, replace_tensors
 from autoprune.task import Inputs
 
-__all__ = ["blocks_groups", "removed"]
+__all__ = ["blocks_groups"]
 
 
 def blocks_groups(model: nn.Module, inputs: Inputs, training: bool = False) -> Iterable[Group]:
@@ -27,11 +27,6 @@ def blocks_groups(model: nn.Module, inputs: Inputs, training: bool = False) -> I
     for name in _removable(model, inputs):
         if trained is None or name in trained:
             yield Group(name, "blocks", (name,), ("block",), (1,))
-
-
-def removed(model: nn.Module) -> list[str]:
-    """Names of the blocks that are gone from a cut model."""
-    return [name for name, module in model.named_modules() if isinstance(module, Skipped)]
 
 
 def _removable(model: nn.Module, inputs: Inputs, training: bool = False) -> Iterable[str]:

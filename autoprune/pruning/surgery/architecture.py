@@ -8,10 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from autoprune.pruning.coupling.residual_blocks import removed
-from autoprune.pruning.surgery.literals import Bindings
 from autoprune.pruning.surgery.patch_forward import bind, bindings_of
-from autoprune.pruning.surgery.shrink import resize, widths
+from autoprune.pruning.surgery.shrink import removed_blocks, resize, widths
+from autoprune.pruning.surgery.sized_calls import Bindings
 
 __all__ = ["Outline"]
 
@@ -27,7 +26,7 @@ class Outline:
     @classmethod
     def of(cls, dense: nn.Module, smaller: nn.Module) -> Outline:
         """The outline of a model that was cut from `dense`."""
-        return cls(widths(dense, smaller), removed(smaller), bindings_of(smaller))
+        return cls(widths(dense, smaller), removed_blocks(smaller), bindings_of(smaller))
 
     def build(self, dense: nn.Module) -> nn.Module:
         """A copy of `dense` with this outline; the values of cut tensors are the first of each dimension.

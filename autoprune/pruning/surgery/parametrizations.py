@@ -7,7 +7,7 @@ that in eval mode the cut weight is a part of the dense one (Salimans & Kingma 2
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -15,9 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import _SpectralNorm, _WeightNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from autoprune.pruning.tracing.channel_ids import Use
-
-__all__ = ["Reparametrised", "kept_function", "reparametrised", "ties"]
+__all__ = ["Reparametrised", "kept_function", "reparametrised"]
 
 
 @dataclass(frozen=True)
@@ -48,20 +46,6 @@ def reparametrised(model: nn.Module) -> Iterator[Reparametrised]:
                 dim = chain[0].dim
                 if chain.original.dim() > 1:
                     yield Reparametrised(f"{place}.original", f"{place}.0._u", dim, f"{place}.0._v")
-
-
-def ties(each: Reparametrised, uses: Sequence[Use], shape: torch.Size) -> Iterator[Use]:
-    """What the uses of a direction mean for its scale and right vector."""
-    for use in uses:
-        if use.tensor != each.direction or use.groups > 1:
-            continue
-        if use.dim == each.dim:
-            yield Use(each.scale, 0 if each.right else use.dim, use.ids, "carry")
-        elif each.right is not None:
-            rest = [size for dim, size in enumerate(shape) if dim != each.dim]
-            place = use.dim - (use.dim > each.dim)
-            view = [-1 if dim == place else 1 for dim in range(len(rest))]
-            yield Use(each.right, 0, use.ids.view(view).expand(rest).flatten(), "carry")
 
 
 def kept_function(

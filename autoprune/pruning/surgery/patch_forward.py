@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from autoprune.errors import ModelError
-from autoprune.pruning.surgery.literals import ATTRIBUTE, Bindings, Change, read
+from autoprune.pruning.surgery.sized_calls import ATTRIBUTE, Bindings, Change, read
 
 __all__ = ["bind", "bindings_of"]
 

@@ -15,7 +15,18 @@ from autoprune.errors import PlanError
 from autoprune.pruning.surgery.attention import Attention
 from autoprune.pruning.surgery.parametrizations import Reparametrised, kept_function
 
-__all__ = ["Cut", "Skipped", "copy_tensors", "named_tensors", "replace_tensors", "resize", "shrink", "take", "widths"]
+__all__ = [
+    "Cut",
+    "Skipped",
+    "copy_tensors",
+    "named_tensors",
+    "removed_blocks",
+    "replace_tensors",
+    "resize",
+    "shrink",
+    "take",
+    "widths",
+]
 
 _NORMS = (nn.modules.batchnorm._NormBase,)
 _CONVS = (nn.modules.conv._ConvNd,)
@@ -73,6 +84,11 @@ class Skipped(nn.Module):
     def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """`input`, of any shape."""
         return input
+
+
+def removed_blocks(model: nn.Module) -> list[str]:
+    """Names of the blocks that are gone from a cut model."""
+    return [name for name, module in model.named_modules() if isinstance(module, Skipped)]
 
 
 def shrink(model: nn.Module, cuts: Sequence[Cut], removed: Sequence[str] = ()) -> nn.Module:

@@ -1,7 +1,7 @@
 """What data movement does to channel ids: the operator is run on the ids themselves.
 
 Exact for finding which channel is where; but whether the same code picks the same channels after a cut depends on
-bounds written into it. Even parts become a balance constraint, other parts are rebound (`literals.py`) where they
+bounds written into it. Even parts become a balance constraint, other parts are rebound (`size_literals.py`) where they
 can be; the proof of the group then confirms or refuses.
 """
 

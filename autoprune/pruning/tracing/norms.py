@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from autoprune.pruning.surgery.literals import ATTRIBUTE, Literal
+from autoprune.pruning.surgery.sized_calls import ATTRIBUTE
 from autoprune.pruning.tracing.channel_ids import Balance, varying
 from autoprune.pruning.tracing.parameter_ids import Tying
+from autoprune.pruning.tracing.size_literals import Literal
 
 __all__ = ["Norms"]
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
-from autoprune.pruning.surgery.literals import Literal
+from autoprune.pruning.surgery.parametrizations import Reparametrised
 from autoprune.pruning.surgery.shrink import named_tensors
 from autoprune.pruning.tracing.channel_ids import Ids, Labels, Use, small, varying
 from autoprune.pruning.tracing.constraints import Demands
+from autoprune.pruning.tracing.size_literals import Literal
 
 __all__ = ["Tying"]
 
@@ -105,3 +106,17 @@ class Tying:
     def known(self, *tensors: Tensor | None) -> bool:
         """Whether every tensor is a parameter or buffer of the model itself."""
         return all(tensor is None or id(tensor) in self.names or tensor in self.positions for tensor in tensors)
+
+
+def ties(each: Reparametrised, uses: Sequence[Use], shape: torch.Size) -> Iterator[Use]:
+    """What the uses of a direction mean for its scale and right vector."""
+    for use in uses:
+        if use.tensor != each.direction or use.groups > 1:
+            continue
+        if use.dim == each.dim:
+            yield Use(each.scale, 0 if each.right else use.dim, use.ids, "carry")
+        elif each.right is not None:
+            rest = [size for dim, size in enumerate(shape) if dim != each.dim]
+            place = use.dim - (use.dim > each.dim)
+            view = [-1 if dim == place else 1 for dim in range(len(rest))]
+            yield Use(each.right, 0, use.ids.view(view).expand(rest).flatten(), "carry")

@@ -14,10 +14,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from autoprune.errors import ModelError
-from autoprune.pruning.surgery import literals
+from autoprune.pruning.surgery import sized_calls
 from autoprune.pruning.surgery.forward import STATISTICS, dims_of, on_cpu, output_tensors, plain_forward, steady_forward
-from autoprune.pruning.surgery.parametrizations import ties
+from autoprune.pruning.tracing.parameter_ids import ties
 from autoprune.pruning.tracing.propagation import Propagation, Running
+from autoprune.pruning.tracing.size_literals import literal
 from autoprune.task import Inputs
 
 __all__ = ["propagate"]
@@ -36,7 +37,7 @@ class _Functions(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        call = literals.read(func, args, kwargs) if self.found.path else None
+        call = sized_calls.read(func, args, kwargs) if self.found.path else None
         if call is None:
             return self._call(func, args, kwargs)
         running = self.found.path[-1]
@@ -48,9 +49,9 @@ class _Functions(TorchFunctionMode):
         finally:
             self.found.rebindable = False
         with self.found.silence():
-            literal = call.note(out, self.found.labels, running.name, number)
-        if literal is not None:
-            self.found.literals.append(literal)
+            noted = literal(call, out, self.found.labels, running.name, number)
+        if noted is not None:
+            self.found.literals.append(noted)
         return out
 
     def _call(self, func: Any, args: Any, kwargs: Any) -> Any:
