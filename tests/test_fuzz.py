@@ -165,7 +165,9 @@ class Fuzzer:
             case 2:
                 made = changed(draw.choice(self.documents), draw)
                 if isinstance(made, dict):
-                    self.feed(made, lambda: yaml.safe_dump(config.from_mapping(made).resolved()), r"key '|name")
+                    self.feed(
+                        made, lambda: yaml.safe_dump(config.from_mapping(made).resolved()), r"key '|name|\.yaml, line"
+                    )
             case 3:
                 made = self._options()
                 self.feed(

@@ -221,4 +221,4 @@ def test_verify_sees_another_file_in_its_place(found, task, tmp_path):
     (folder / record["runs"]).write_bytes(spoiled)
     with pytest.raises(VerificationError, match=r"outputs of the target: outputs are off by") as caught:
         verify(folder, task=task)
-    assert "model.int8.onnx" in str(caught.value) and "accuracy is" in str(caught.value)
+    assert "model.int8.onnx" in str(caught.value) and "(accuracy) is" in str(caught.value)

@@ -1,9 +1,9 @@
 """What each operator of a forward pass does to channel ids; `trace.py` runs the pass.
 
 Functions with parameters are intercepted at function level (`layers.py`), everything below at operator level: data
-movement is run on the ids themselves (`data_movement.py`), pointwise operators unite the ids of their operands, reductions
-and pools pass ids that are constant along what they reduce (`operators.py`). Any other operator freezes the ids that
-reach it, with its name as the reason.
+movement is run on the ids themselves (`data_movement.py`), pointwise operators unite the ids of their operands,
+reductions and pools pass ids that are constant along what they reduce (`operators.py`). Any other operator freezes the
+ids that reach it, with its name as the reason.
 """
 
 from __future__ import annotations

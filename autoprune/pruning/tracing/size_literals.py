@@ -1,4 +1,4 @@
-"""Widths written into the code of a forward: noted during the trace, bound anew on the cut model (`surgery/patch_forward.py`).
+"""Widths written into the code of a forward: noted during the trace, patched in the cut model (`patch_forward.py`).
 
 `view(b, n, 3, 12, 64)`, `x[:, :24]`, `split([8, 16])` or `chunk(2)` mean a width of the dense model. Where the code
 does not follow a cut by itself, the module's forward is wrapped: its n-th such call gets the cut model's widths.

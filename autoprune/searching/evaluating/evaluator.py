@@ -92,9 +92,13 @@ class Evaluator:
         return Recovery(self.study, ready.model, ready.coupling, self.importance, ready.inputs, self.listener)
 
     def _measured(self, pruned: Pruned, score: Score) -> Score:
-        """With the latency; a finalist's, which was chosen by a brief look at it, from fresh processes."""
+        """With the latency; a finalist's, which was chosen by a brief look at it, from fresh processes.
+
+        Where neither a limit nor an objective rests on it, from this one: what ships is measured again in any case.
+        """
         latency = functools.partial(self.prepared.costs.latency, pruned, score)
-        if self.study.search.finalists is None:
+        asked = {*self.study.search.objectives, *(limit.quantity for limit in self.study.budget.limits)}
+        if self.study.search.finalists is None or not asked & set(NEED_A_RUN):
             return latency()
         score = decided(lambda processes: latency(processes=processes), self._broken)
         return latency(processes=_MORE) if self._blurred(score) else score
