@@ -250,7 +250,7 @@ def _narrow(units: Units, vectors: Iterable[Tensor]) -> Iterable[Tensor]:
 
 def _literals(found: Propagation, units: Units) -> Iterable[Literal]:
     """The literals that meet units: their ids as unit numbers, and one unit along a whole place as none."""
-    for literal in found.literals:
+    for literal in found.state.literals:
         numbers = {place: units.number(found.ids.roots(ids)) for place, ids in literal.ids.items()}
         if literal.kind == "sizes":
             numbers = {place: each if _several(each) else torch.full_like(each, -1) for place, each in numbers.items()}

@@ -7,16 +7,14 @@ can be; the proof of the group then confirms or refuses.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from autoprune.pruning.tracing.channel_ids import matched, varying, vector_along
-
-if TYPE_CHECKING:
-    from autoprune.pruning.tracing.propagation import Propagation
+from autoprune.pruning.tracing.state import State
 
 __all__ = ["COPIES", "MOVES", "PARAMETER_MOVES", "RESHAPES", "argument", "move"]
 
@@ -48,40 +46,40 @@ def argument(func: Any, args: Any, kwargs: Any, name: str) -> Any:
     return None
 
 
-def move(found: Propagation, base: str, func: Any, outs: list[Tensor], args: Any, kwargs: Any) -> None:
+def move(state: State, base: str, func: Any, outs: list[Tensor], args: Any, kwargs: Any) -> None:
     """Label the outputs of a movement operator and note what it demands of a cut."""
-    source = found.labels.get(args[0]) if isinstance(args[0], Tensor) else torch.zeros((), dtype=torch.int64)
+    source = state.labels.get(args[0]) if isinstance(args[0], Tensor) else torch.zeros((), dtype=torch.int64)
     if base in COPIES:
         results = [source]
     elif base in RESHAPES:
         results = [source.reshape(outs[0].shape)]
-        _check_split(found, results[0], source.shape)
+        _check_split(state, results[0], source.shape)
     elif base == "constant_pad_nd":
-        results = [_padded(found, source, args[1])]
+        results = [_padded(state, source, args[1])]
     else:
         if base in _PARTS:
-            _check_part(found, base, source, outs[0], args)
+            _check_part(state, base, source, outs[0], args)
         elif base in _SHUFFLES:
-            _check_shuffle(found, source, args)
+            _check_shuffle(state, source, args)
         elif base in _PICKS and varying(source):
-            _check_pick(found, base, source, outs[0], args)
-        out = _run_on_labels(found, base, func, args, kwargs)
+            _check_pick(state, base, source, outs[0], args)
+        out = _run_on_labels(state, base, func, args, kwargs)
         results = list(out) if isinstance(out, (list, tuple)) else [out]
     for tensor, labels in zip(outs, results, strict=True):
-        found.labels.set(tensor, labels.expand(tensor.shape))
+        state.labels.set(tensor, labels.expand(tensor.shape))
 
 
-def _run_on_labels(found: Propagation, base: str, func: Any, args: Any, kwargs: Any) -> Any:
+def _run_on_labels(state: State, base: str, func: Any, args: Any, kwargs: Any) -> Any:
     """The operator on the ids of its data; index tensors stay what they are."""
 
     def labels(tensor: Tensor) -> Tensor:
-        return found.labels.get(tensor).detach()  # a tensor of its own: an in-place move would change its shape
+        return state.labels.get(tensor).detach()  # a tensor of its own: an in-place move would change its shape
 
     if base in _PICKS:
         for index in tree_leaves((args[1:], kwargs)):
-            if isinstance(index, Tensor) and varying(found.labels.get(index)):
+            if isinstance(index, Tensor) and varying(state.labels.get(index)):
                 for tensor in (args[0], index):
-                    found.ids.freeze(found.labels.get(tensor), f"{base} by channels at {found.where()}")
+                    state.ids.freeze(state.labels.get(tensor), f"{base} by channels at {state.where()}")
         args, kwargs = tree_map_only(Tensor, lambda t: t if t is args[0] else t.cpu(), (args, kwargs))
         if base in ("im2col", "pixel_shuffle", "pixel_unshuffle"):  # not there for integers; ids are exact in double
             return func(labels(args[0]).double(), *args[1:], **kwargs).long()
@@ -101,17 +99,17 @@ def _part_dim(base: str, args: Any) -> int:
     return int(dim or 0)
 
 
-def _check_part(found: Propagation, base: str, source: Tensor, out: Tensor, args: Any) -> None:
+def _check_part(state: State, base: str, source: Tensor, out: Tensor, args: Any) -> None:
     dim = _part_dim(base, args) % source.dim()
-    if dim not in found.labels.channels(source):
+    if dim not in state.labels.channels(source):
         return
     size = source.shape[dim]
     length = 1 if base in ("select", "unbind") else out.shape[dim]
     if length == size and base not in ("select", "unbind"):
         return
-    why = f"{base} over channels at {found.where()}"
+    why = f"{base} over channels at {state.where()}"
     if base in ("select", "unbind"):
-        return found.demands.one_unit(source, dim, why)
+        return state.demands.one_unit(source, dim, why)
     step = args[4] if base == "slice" and len(args) > 4 else 1
     even = length > 1 and size % length == 0
     if base == "slice":
@@ -119,21 +117,21 @@ def _check_part(found: Propagation, base: str, source: Tensor, out: Tensor, args
     if base == "split_with_sizes":
         even = even and len(set(args[1])) == 1
     if step != 1:
-        return found.demands.one_unit(source, dim, why)
-    found.demands.part(source, dim, size // length if even else 0, found.rebindable, why)
+        return state.demands.one_unit(source, dim, why)
+    state.demands.part(source, dim, size // length if even else 0, state.rebindable, why)
 
 
-def _check_shuffle(found: Propagation, source: Tensor, args: Any) -> None:
+def _check_shuffle(state: State, source: Tensor, args: Any) -> None:
     ids = vector_along(source, 1)
-    why = f"channel shuffle at {found.where()}"
+    why = f"channel shuffle at {state.where()}"
     if ids is None:
-        found.ids.freeze(source, why)
+        state.ids.freeze(source, why)
     else:
         table = ids.view(int(args[1]), -1)
-        found.ids.unite_along(table, (0,), why)
+        state.ids.unite_along(table, (0,), why)
 
 
-def _check_pick(found: Propagation, base: str, source: Tensor, out: Tensor, args: Any) -> None:
+def _check_pick(state: State, base: str, source: Tensor, out: Tensor, args: Any) -> None:
     """Freeze unless every dimension with channels passes untouched (same size, indexed whole)."""
     dims = (
         {int(arg) % source.dim() for arg in args[1:] if isinstance(arg, int)}
@@ -147,21 +145,21 @@ def _check_pick(found: Propagation, base: str, source: Tensor, out: Tensor, args
     if base == "im2col":
         dims = set(range(source.dim()))
     for dim in sorted(dims):
-        if dim in found.labels.channels(source):
-            found.demands.one_unit(source, dim, f"{base} over channels at {found.where()}")
+        if dim in state.labels.channels(source):
+            state.demands.one_unit(source, dim, f"{base} over channels at {state.where()}")
 
 
-def _check_split(found: Propagation, labels: Tensor, before: torch.Size) -> None:
+def _check_split(state: State, labels: Tensor, before: torch.Size) -> None:
     """Dimensions that a view lays channels out in must stay a grid; `labels` are the view's."""
-    channels = found.labels.channels(labels)
+    channels = state.labels.channels(labels)
     rows = set(varying(labels)) - set(channels)
     for _, new in matched(before, labels.shape):
         if len([dim for dim in new if labels.shape[dim] > 1]) > 1 and any(dim in channels for dim in new):
             axes = [dim for dim in new if dim not in rows]
-            found.demands.grid(labels, axes, f"view that splits channels at {found.where()}")
+            state.demands.grid(labels, axes, f"view that splits channels at {state.where()}")
 
 
-def _padded(found: Propagation, source: Tensor, pads: list[int]) -> Tensor:
+def _padded(state: State, source: Tensor, pads: list[int]) -> Tensor:
     """Ids after zero padding: a border beside channels is a frozen id of its own, any other its neighbour's."""
     channels = varying(source)
     for place in range(len(pads) // 2):
@@ -169,10 +167,10 @@ def _padded(found: Propagation, source: Tensor, pads: list[int]) -> Tensor:
         before, after = pads[2 * place], pads[2 * place + 1]
         if before < 0 or after < 0:
             if dim in channels:
-                found.ids.freeze(source, f"crop of channels at {found.where()}")
+                state.ids.freeze(source, f"crop of channels at {state.where()}")
             source = source.narrow(dim, max(-before, 0), source.shape[dim] - max(-before, 0) - max(-after, 0))
         edge = (
-            torch.tensor(found.ids.new_frozen(f"joined with zero padding of channels at {found.where()}"))
+            torch.tensor(state.ids.new_frozen(f"joined with zero padding of channels at {state.where()}"))
             if dim in channels
             else None
         )

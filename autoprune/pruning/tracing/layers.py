@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from autoprune.pruning.tracing.channel_ids import Balance, Ids, Labels, spread
-from autoprune.pruning.tracing.constraints import Demands
+from autoprune.pruning.tracing.channel_ids import Balance, spread
 from autoprune.pruning.tracing.norms import Norms
 from autoprune.pruning.tracing.recurrent import recurrent_rules
 
@@ -20,8 +19,8 @@ __all__ = ["Layers"]
 class Layers(Norms):
     """Rules for functions with parameters; `handlers` maps a function to its rule `(output, *its arguments)`."""
 
-    def __init__(self, model: nn.Module, ids: Ids, labels: Labels, demands: Demands, where: Callable[[], str]) -> None:
-        super().__init__(model, ids, labels, demands, where)
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
         self.handlers: dict[Any, Callable[..., None]] = {
             F.linear: self._linear,
             torch.addmm: self._addmm,

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from autoprune.pruning.surgery.sized_calls import ATTRIBUTE
 from autoprune.pruning.tracing.channel_ids import Balance, varying
-from autoprune.pruning.tracing.parameter_ids import Tying
 from autoprune.pruning.tracing.size_literals import Literal
+from autoprune.pruning.tracing.state import State
 
 __all__ = ["Norms"]
 
 
-class Norms(Tying):
+class Norms(State):
     """Rules for norms, the hand-written ones among them, and for PReLU."""
 
     def _batch_norm(

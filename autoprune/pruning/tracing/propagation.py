@@ -8,10 +8,7 @@ ids that reach it, with its name as the reason.
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,15 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map_only
 
-from autoprune.pruning.surgery.forward import on_cpu
 from autoprune.pruning.surgery.parametrizations import reparametrised
-from autoprune.pruning.tracing.channel_ids import Ids, Labels, varying
-from autoprune.pruning.tracing.constraints import Demands
+from autoprune.pruning.tracing.channel_ids import varying
 from autoprune.pruning.tracing.data_movement import COPIES, MOVES, PARAMETER_MOVES, RESHAPES, argument, move
 from autoprune.pruning.tracing.layers import Layers
 from autoprune.pruning.tracing.operators import attention, by_rule, pointwise, tie
 
-__all__ = ["Propagation", "Running"]
+__all__ = ["Propagation"]
 
 _POINTWISE = {
     "native_dropout",
@@ -72,54 +67,25 @@ _SHAPE_ONLY = {
 }
 
 
-@dataclass
-class Running:
-    """A module that is running, and how many of its own calls with literals it has made."""
-
-    name: str
-    calls: int = 0
-
-
 class Propagation:
     """The ids found by one forward pass, or by one of evaluation and one of training, and the rules that find them."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.ids, self.labels = Ids(), Labels()
-        self.demands = Demands(self.ids)
-        self.path: list[Running] = []
+        self.layers = self.state = Layers(model)
+        self.layers.handlers[F.scaled_dot_product_attention] = functools.partial(attention, self.state)
+        self.ids, self.labels, self.demands = self.state.ids, self.state.labels, self.state.demands
+        self.positions, self.opaque = self.state.positions, self.state.opaque
         self.computed = list(reparametrised(model))
-        self.rebindable = False  # whether the bounds of the call that is running can be bound anew
-        self.quiet = 0
-        self.layers = Layers(model, self.ids, self.labels, self.demands, self.where)
-        self.layers.handlers[F.scaled_dot_product_attention] = functools.partial(attention, self)
-        self.positions = self.layers.positions
-        self.literals = self.layers.literals
-        self.shapes = self.layers.shapes
-        self.opaque = self.layers.opaque
         self.given: dict[str, torch.Size] = {}  # parameter -> shape of what the first layer that reads it gives
         self.training = False  # the pass that runs
         self.evaluation_norms = 0  # norms across channels that the pass of evaluation calls
         self.evaluated: set[str] = set()  # tensors that it uses
 
-    def where(self) -> str:
-        """The module that is running."""
-        return self.path[-1].name or "the model" if self.path else "the model"
-
-    @contextlib.contextmanager
-    def silence(self) -> Iterator[None]:
-        """Operators inside do not count as the model's; their new tensors are on the CPU, as all ids are."""
-        self.quiet += 1
-        try:
-            with on_cpu():
-                yield
-        finally:
-            self.quiet -= 1
-
     def operator(self, name: str, func: Any, out: Any, args: Any, kwargs: Any) -> None:
         """The rule for one operator of the forward pass."""
         tensors = [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, Tensor)]
         outs = [leaf for leaf in tree_flatten(out)[0] if isinstance(leaf, Tensor)]
-        parameters = [tensor for tensor in tensors if self.position(tensor) is not None]
+        parameters = [tensor for tensor in tensors if self.state.position(tensor) is not None]
         labelled = [tensor for tensor in tensors if tensor in self.labels]
         if not labelled and not parameters:
             return
@@ -139,14 +105,14 @@ class Propagation:
         if base in ("cat", "stack"):
             for tensor in parameters:
                 self._join(tensor, labelled[0], argument(func, args, kwargs, "dim") or 0, base)
-            return move(self, base, func, outs, args, kwargs)
+            return move(self.state, base, func, outs, args, kwargs)
         if base in MOVES and not parameters:
-            return move(self, base, func, outs, args, kwargs)
+            return move(self.state, base, func, outs, args, kwargs)
         if torch.Tag.pointwise in func.tags or base in _POINTWISE:
-            return pointwise(self, outs, tensors)
+            return pointwise(self.state, outs, tensors)
         if parameters:
             self._mark_opaque(parameters, base)
-        elif by_rule(self, base, outs, tensors, argument(func, args, kwargs, "dim")):
+        elif by_rule(self.state, base, outs, tensors, argument(func, args, kwargs, "dim")):
             return
         for tensor in outs or labelled[:1]:
             self.layers.give_up(tensor, labelled, f"operator {base}")
@@ -164,13 +130,13 @@ class Propagation:
             self._mark_opaque(parameters, base)
             for out in outs:
                 if out.is_floating_point():  # whatever it is joined with cannot be cut either
-                    why = f"operator {base} of parameters at {self.where()}"
+                    why = f"operator {base} of parameters at {self.state.where()}"
                     self.labels.set(out, torch.tensor(self.ids.new_frozen(why)).expand(out.shape))
             return
-        found = self.position(parameters[0])
+        found = self.state.position(parameters[0])
         assert found is not None
         name, places = found
-        with self.silence():
+        with self.state.silence():
             moved: Any = places
             if base in RESHAPES:
                 moved = places.reshape(outs[0].shape)
@@ -184,47 +150,28 @@ class Propagation:
         """A parameter that is joined to an activation takes its ids (a class token), or is frozen beside them."""
         labels = self.labels.get(neighbour)
         if base == "cat" and dim % labels.dim() in varying(labels):
-            edge = self.ids.new_frozen(f"parameter joined to channels at {self.where()}")
+            edge = self.ids.new_frozen(f"parameter joined to channels at {self.state.where()}")
             return self.labels.set(tensor, torch.tensor(edge).expand(tensor.shape))
         if base == "cat":
             labels = labels.narrow(dim, 0, 1)
         labels = labels.expand(tensor.shape)
-        tie(self, tensor, labels)
+        tie(self.state, tensor, labels)
         self.labels.set(tensor, labels)
-
-    def position(self, tensor: Tensor) -> tuple[str, Tensor] | None:
-        """The parameter or buffer that a tensor is, or was moved out of, and the flat places it shows of it."""
-        name = self.layers.names.get(id(tensor))
-        if name is not None:
-            return name, torch.arange(tensor.numel()).view(tensor.shape)
-        found: tuple[str, Tensor] | None = self.positions.get(tensor)  # type: ignore[no-untyped-call]
-        return found
-
-    def named(self, tensor: Tensor) -> str | None:
-        """The parameter or buffer that a tensor is, or was moved out of."""
-        moved: tuple[str, Tensor] | None = self.positions.get(tensor)  # type: ignore[no-untyped-call]
-        return self.layers.names.get(id(tensor)) or (moved[0] if moved is not None else None)
-
-    def show(self, out: Tensor, shown: Tensor) -> None:
-        """`out` is computed from a parameter entry by entry: it is tied where that is."""
-        place = self.position(shown)
-        if place is not None:
-            self.positions[out] = place
 
     def _mark_opaque(self, parameters: list[Tensor], base: str) -> None:
         for tensor in parameters:
-            found = self.position(tensor)
+            found = self.state.position(tensor)
             if found is not None:
-                self.opaque.setdefault(found[0], f"operator {base} at {self.where()} reads {found[0]}")
+                self.opaque.setdefault(found[0], f"operator {base} at {self.state.where()} reads {found[0]}")
 
     def _written(self, outs: list[Tensor], tensors: list[Tensor]) -> None:
         target, source = tensors[0], tensors[-1]
-        if self.position(target) is not None:
-            self.ids.freeze(self.labels.get(source), f"written into a buffer at {self.where()}")
+        if self.state.position(target) is not None:
+            self.ids.freeze(self.labels.get(source), f"written into a buffer at {self.state.where()}")
             self._mark_opaque([target], "copy")
         elif target._is_view():
             for tensor in (target, source):
-                self.ids.freeze(self.labels.get(tensor), f"written into a part of a tensor at {self.where()}")
+                self.ids.freeze(self.labels.get(tensor), f"written into a part of a tensor at {self.state.where()}")
         else:
             self.labels.set(outs[0], self.labels.get(source).expand(outs[0].shape))
 

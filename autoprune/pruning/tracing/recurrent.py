@@ -10,16 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from autoprune.pruning.tracing.channel_ids import Balance, Role, Use, spread, varying
-
-if TYPE_CHECKING:
-    from autoprune.pruning.tracing.layers import Layers
+from autoprune.pruning.tracing.state import State
 
 __all__ = ["recurrent_rules"]
 
@@ -38,9 +36,9 @@ class _Part:
     sent: Tensor  # (P,), the units handed on; (H,), the hidden ones, where nothing projects
 
 
-def recurrent_rules(layers: Layers) -> dict[Any, Callable[..., None]]:
+def recurrent_rules(state: State) -> dict[Any, Callable[..., None]]:
     """The rules for what recurrent modules call, packing and padding included."""
-    rules = _Rules(layers)
+    rules = _Rules(state)
     found: dict[Any, Callable[..., None]] = {
         torch._VF._pack_padded_sequence: rules.pack,
         torch._VF._pad_packed_sequence: rules.pad_packed,
@@ -53,8 +51,8 @@ def recurrent_rules(layers: Layers) -> dict[Any, Callable[..., None]]:
 
 
 class _Rules:
-    def __init__(self, layers: Layers) -> None:
-        self.layers, self.ids, self.labels = layers, layers.ids, layers.labels
+    def __init__(self, state: State) -> None:
+        self.state, self.ids, self.labels = state, state.ids, state.labels
 
     def network(self, kind: str, gates: int, out: Sequence[Tensor], *args: Any, **kwargs: Any) -> None:
         """`out` is the sequence and the last states, (layers * directions, batch, units), as of torch.lstm or gru.
@@ -99,45 +97,45 @@ class _Rules:
         """(time, batch, ...) or (batch, time, ...) -> (steps, ...): ids pass where they are the same at every step."""
         labels = self.labels.get(input)
         if {0, 1} & set(varying(labels)):
-            return self.layers.give_up(out[0], (input,), "packing of a sequence whose steps or rows are channels")
+            return self.state.give_up(out[0], (input,), "packing of a sequence whose steps or rows are channels")
         self.labels.set(out[0], labels[0, 0].expand(out[0].shape))
 
     def pad_packed(self, out: Sequence[Tensor], data: Tensor, *_: Any, **__: Any) -> None:
         """(steps, ...) -> (time, batch, ...) or (batch, time, ...)."""
         labels = self.labels.get(data)
         if 0 in varying(labels):
-            return self.layers.give_up(out[0], (data,), "padding of a sequence whose steps are channels")
+            return self.state.give_up(out[0], (data,), "padding of a sequence whose steps are channels")
         self.labels.set(out[0], labels[0].expand(out[0].shape))
 
     def pad(self, out: Tensor, sequences: Sequence[Tensor], *_: Any, **__: Any) -> None:
         """Sequences of (time, ...) -> one tensor: their ids are united."""
         found = [self.labels.get(sequence) for sequence in sequences]
         if any(0 in varying(labels) for labels in found):
-            return self.layers.give_up(out, sequences, "padding of sequences whose steps are channels")
+            return self.state.give_up(out, sequences, "padding of sequences whose steps are channels")
         for labels in found[1:]:
             self.ids.unite(found[0][0], labels[0])
         self.labels.set(out, torch.stack([labels[0] for labels in found]).amax(0).expand(out.shape))
 
     def _whole(self, parameters: Iterable[Tensor]) -> bool:
         """Whether each is a parameter or buffer of the model itself, not a part of one."""
-        return all(id(tensor) in self.layers.names for tensor in parameters)
+        return all(id(tensor) in self.state.names for tensor in parameters)
 
     def _entering(self, input: Tensor, kind: str) -> Tensor:
         """Ids along the last dimension; zeros where channels lie along others, and those may not be cut."""
-        ids = self.layers.read(input, -1, kind)
+        ids = self.state.read(input, -1, kind)
         if ids is None:
-            self.ids.freeze(self.labels.get(input), f"{kind} over steps that are channels at {self.layers.where()}")
+            self.ids.freeze(self.labels.get(input), f"{kind} over steps that are channels at {self.state.where()}")
             return torch.zeros(input.shape[-1], dtype=torch.int64)
         return ids
 
     def _part(self, gates: int, parameters: Sequence[Tensor], biases: bool) -> _Part:
         weight_ih, weight_hh, *rest = parameters
-        place = (self.layers.names[id(weight_hh)], -1)  # its rows are the units once for each gate
-        if place not in self.layers.born:
-            self.layers.born[place] = self.ids.new(weight_hh.shape[0] // gates)
-        hidden = self.layers.born[place]
+        place = (self.state.names[id(weight_hh)], -1)  # its rows are the units once for each gate
+        if place not in self.state.born:
+            self.state.born[place] = self.ids.new(weight_hh.shape[0] // gates)
+        hidden = self.state.born[place]
         weight_hr = rest[-1] if len(rest) % 2 else None
-        sent = hidden if weight_hr is None else self.layers.fresh(weight_hr, 0)
+        sent = hidden if weight_hr is None else self.state.fresh(weight_hr, 0)
         return _Part(weight_ih, weight_hh, tuple(rest[:2] if biases else ()), weight_hr, hidden, sent)
 
     def _read_and_write(self, part: _Part, gates: int, entering: Tensor) -> None:
@@ -156,12 +154,12 @@ class _Rules:
             self.ids.freeze(part.hidden[:least], f"hidden size of {name} must stay above its projection's")
 
     def _tie(self, tensor: Tensor | str, dim: int, ids: Tensor, role: Role, layer: str = "") -> None:
-        name = tensor if isinstance(tensor, str) else self.layers.names[id(tensor)]
+        name = tensor if isinstance(tensor, str) else self.state.names[id(tensor)]
         self.ids.uses.append(Use(name, dim, ids.clone(), role, "recurrent", layer=layer))
 
     def _module(self, part: _Part) -> str:
         """The name of the module that owns the parameters; a bare module's goes by its first weight."""
-        name = self.layers.names[id(part.weight_ih)]
+        name = self.state.names[id(part.weight_ih)]
         return name.rpartition(".")[0] or name
 
     def _one_size(self, part: _Part, sent: Tensor, hidden: Tensor) -> None:
@@ -176,34 +174,34 @@ class _Rules:
         """An initial state, (rows, batch, units), is cut with the units of `table`, (rows, units)."""
         labels = self.labels.get(state).reshape(len(table), -1, table.shape[1])
         if 1 in varying(labels):
-            why = f"initial state whose rows are channels at {self.layers.where()}"
+            why = f"initial state whose rows are channels at {self.state.where()}"
             self.ids.freeze(torch.cat([labels.flatten(), table.flatten()]), why)
         self.ids.unite(labels, table[:, None])
         name, places = self._origin(state)
         if places is None:
             return
-        shape, units = self.layers.shapes[name], table.shape[1]
+        shape, units = self.state.shapes[name], table.shape[1]
         columns = places.reshape(-1, units) % shape[-1]
         if shape[-1] == units and bool((columns == torch.arange(units)).all()):
             self.ids.unite(table[:1], table)  # it has one last dimension for all its rows
             self._tie(name, len(shape) - 1, table[0], "carry")
         else:
-            self.layers.give_up(state, (state,), "initial state read out of a parameter in an order no rule covers")
-            self.ids.freeze(table, self.layers.opaque[name])
+            self.state.give_up(state, (state,), "initial state read out of a parameter in an order no rule covers")
+            self.ids.freeze(table, self.state.opaque[name])
 
     def _origin(self, state: Tensor) -> tuple[str, Tensor | None]:
         """The parameter or buffer that a state is, or was moved out of, and the flat places it shows of it."""
-        name = self.layers.names.get(id(state))
+        name = self.state.names.get(id(state))
         if name is not None:
             return name, torch.arange(state.numel())
-        found: tuple[str, Tensor | None] = self.layers.positions.get(state, ("", None))  # type: ignore[no-untyped-call]
+        found: tuple[str, Tensor | None] = self.state.positions.get(state, ("", None))  # type: ignore[no-untyped-call]
         return found
 
     def _refuse(self, kind: str, out: Iterable[Tensor], args: Any, why: str) -> None:
         inputs = _tensors(args)
         for tensor in out:
-            self.layers.give_up(tensor, inputs, f"{kind} {why}")
-        self.layers.refuse(self.layers.where(), next(iter(out)).shape[-1], f"{kind} {why}")
+            self.state.give_up(tensor, inputs, f"{kind} {why}")
+        self.state.refuse(self.state.where(), next(iter(out)).shape[-1], f"{kind} {why}")
 
 
 def _tensors(tree: Any) -> list[Tensor]:

@@ -16,9 +16,9 @@ from torch.utils._pytree import tree_flatten
 from autoprune.errors import ModelError
 from autoprune.pruning.surgery import sized_calls
 from autoprune.pruning.surgery.forward import STATISTICS, dims_of, on_cpu, output_tensors, plain_forward, steady_forward
-from autoprune.pruning.tracing.parameter_ids import ties
-from autoprune.pruning.tracing.propagation import Propagation, Running
+from autoprune.pruning.tracing.propagation import Propagation
 from autoprune.pruning.tracing.size_literals import literal
+from autoprune.pruning.tracing.state import Running, ties
 from autoprune.task import Inputs
 
 __all__ = ["propagate"]
@@ -37,21 +37,21 @@ class _Functions(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        call = sized_calls.read(func, args, kwargs) if self.found.path else None
+        call = sized_calls.read(func, args, kwargs) if self.found.state.path else None
         if call is None:
             return self._call(func, args, kwargs)
-        running = self.found.path[-1]
+        running = self.found.state.path[-1]
         running.calls += 1
         number = -running.calls if self.found.training else running.calls
-        self.found.rebindable = call.rebindable
+        self.found.state.rebindable = call.rebindable
         try:
             out = self._call(func, args, kwargs)
         finally:
-            self.found.rebindable = False
-        with self.found.silence():
+            self.found.state.rebindable = False
+        with self.found.state.silence():
             noted = literal(call, out, self.found.labels, running.name, number)
         if noted is not None:
-            self.found.literals.append(noted)
+            self.found.state.literals.append(noted)
         return out
 
     def _call(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -63,7 +63,7 @@ class _Functions(TorchFunctionMode):
         handler = self.found.layers.handlers[func] if self.found.layers.by_layer(func, args) else None
         if handler is None and name not in _OPAQUE_CALLS:
             return func(*args, **kwargs)
-        with self.found.silence():
+        with self.found.state.silence():
             out = func(*args, **kwargs)
             if handler is not None:
                 self._note(out, args, kwargs)
@@ -73,29 +73,29 @@ class _Functions(TorchFunctionMode):
         results = [leaf for leaf in tree_flatten(out)[0] if isinstance(leaf, Tensor)]
         for tensor in results:
             self.found.layers.give_up(tensor, leaves, func.__name__)
-        self.found.layers.refuse(self.found.where(), results[0].shape[-1], func.__name__)
+        self.found.layers.refuse(self.found.state.where(), results[0].shape[-1], func.__name__)
         return out
 
     def _note(self, out: Any, args: Any, kwargs: Any) -> None:
         """The shape of what a layer gives, by the parameters that it reads."""
         shapes = [leaf.shape for leaf in tree_flatten(out)[0] if isinstance(leaf, Tensor)]
         for leaf in tree_flatten((args, kwargs))[0]:
-            name = self.found.named(leaf) if isinstance(leaf, Tensor) and leaf.dim() > 1 else None
+            name = self.found.state.named(leaf) if isinstance(leaf, Tensor) and leaf.dim() > 1 else None
             if name is not None:
                 self.found.given.setdefault(name, shapes[0])
 
     def _computed(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Weight norm shows its direction, entry by entry."""
-        with self.found.silence():
+        with self.found.state.silence():
             out = func(*args, **kwargs)
-        self.found.show(out, args[0])
+        self.found.state.show(out, args[0])
         return out
 
     def _statistic(self, func: Any, args: Any, kwargs: Any) -> Any:
         layers = self.found.layers
         layers.norm_count += 1
         if args[0] in self.found.labels:
-            with self.found.silence():
+            with self.found.state.silence():
                 out = func(*args, **kwargs)
                 if isinstance(out, Tensor) and layers.statistic(out, args[0], dims_of(func, args, kwargs)):
                     return out
@@ -110,8 +110,8 @@ class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        if not self.found.quiet:
-            with self.found.silence():
+        if not self.found.state.quiet:
+            with self.found.state.silence():
                 self.found.operator(func._schema.name.split("::")[1], func, out, args, kwargs)
         return out
 
@@ -119,21 +119,21 @@ class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
 @contextlib.contextmanager
 def _paths(model: nn.Module, found: Propagation) -> Iterator[None]:
     """Keep the running modules on the path."""
-    path = found.path
+    path = found.state.path
 
     def enter(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, *_: Any) -> None:
             path.append(Running(name))
-            found.quiet += isinstance(module, _SpectralNorm)
+            found.state.quiet += isinstance(module, _SpectralNorm)
 
         return hook
 
     def leave(module: nn.Module, args: Any, out: Any) -> None:
         path.pop()
         if isinstance(module, _SpectralNorm):  # shows its direction, entry by entry
-            found.quiet -= 1
+            found.state.quiet -= 1
             if isinstance(out, Tensor):
-                found.show(out, args[0])
+                found.state.show(out, args[0])
 
     hooks = [
         hook
@@ -164,10 +164,10 @@ def propagate(model: nn.Module, inputs: Inputs, training: bool = False) -> Propa
     if training:
         found.training = True
         _pass(found, model, inputs.map(lambda tensor: tensor.clone()), entering)
-    with found.silence():
+    with found.state.silence():
         found.demands.settle()
         for each in found.computed:
-            found.ids.uses += list(ties(each, found.ids.uses, found.shapes[each.direction]))
+            found.ids.uses += list(ties(each, found.ids.uses, found.state.shapes[each.direction]))
     return found
 
 
@@ -186,7 +186,7 @@ def _pass(found: Propagation, model: nn.Module, inputs: Inputs, entering: int) -
             f"the model's forward failed on inputs of shapes {[tuple(t.shape) for t in inputs.tensors()]}: "
             f"{type(error).__name__}: {error}"
         ) from error
-    with found.silence():
+    with found.state.silence():
         for tensor in output_tensors(output):
             why = "reaches the network's output" + (" in training" if found.training else "")
             found.ids.freeze(found.labels.get(tensor), why)

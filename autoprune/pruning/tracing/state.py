@@ -1,27 +1,42 @@
-"""Tie dimensions of parameters to channel ids, or give up by name: what the rules of all layers stand on."""
+"""The state of a trace, on which all rules act: channel ids, where parameters meet them, the module that is running."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
+from autoprune.pruning.surgery.forward import on_cpu
 from autoprune.pruning.surgery.parametrizations import Reparametrised
 from autoprune.pruning.surgery.shrink import named_tensors
 from autoprune.pruning.tracing.channel_ids import Ids, Labels, Use, small, varying
 from autoprune.pruning.tracing.constraints import Demands
 from autoprune.pruning.tracing.size_literals import Literal
 
-__all__ = ["Tying"]
+__all__ = ["Running", "State", "ties"]
 
 
-class Tying:
+@dataclass
+class Running:
+    """A module that is running, and how many of its own calls with literals it has made."""
+
+    name: str
+    calls: int = 0
+
+
+class State:
     """The ids of one forward pass, and where the parameters of the model meet them."""
 
-    def __init__(self, model: nn.Module, ids: Ids, labels: Labels, demands: Demands, where: Callable[[], str]) -> None:
-        self.ids, self.labels, self.demands, self.where = ids, labels, demands, where
+    def __init__(self, model: nn.Module) -> None:
+        self.ids, self.labels = Ids(), Labels()
+        self.demands = Demands(self.ids)
+        self.path: list[Running] = []
+        self.rebindable = False  # whether the bounds of the call that is running can be bound anew
+        self.quiet = 0  # more than 0: operators do not count as the model's
         self.literals: list[Literal] = []
         self.shapes = {name: tensor.shape for name, tensor in named_tensors(model)}
         self.names = {id(tensor): name for name, tensor in named_tensors(model)}
@@ -31,6 +46,39 @@ class Tying:
         self.opaque: dict[str, str] = {}  # parameter -> why what reads it is covered by no rule
         self.refused: dict[str, tuple[int, str]] = {}  # layer that no rule covers -> (units, why)
         self.born: dict[tuple[str, int], Tensor] = {}  # parameter, dimension -> ids of its channels, at every use
+
+    def where(self) -> str:
+        """The module that is running."""
+        return self.path[-1].name or "the model" if self.path else "the model"
+
+    @contextlib.contextmanager
+    def silence(self) -> Iterator[None]:
+        """Operators inside do not count as the model's; their new tensors are on the CPU, as all ids are."""
+        self.quiet += 1
+        try:
+            with on_cpu():
+                yield
+        finally:
+            self.quiet -= 1
+
+    def position(self, tensor: Tensor) -> tuple[str, Tensor] | None:
+        """The parameter or buffer that a tensor is, or was moved out of, and the flat places it shows of it."""
+        name = self.names.get(id(tensor))
+        if name is not None:
+            return name, torch.arange(tensor.numel()).view(tensor.shape)
+        found: tuple[str, Tensor] | None = self.positions.get(tensor)  # type: ignore[no-untyped-call]
+        return found
+
+    def named(self, tensor: Tensor) -> str | None:
+        """The parameter or buffer that a tensor is, or was moved out of."""
+        moved: tuple[str, Tensor] | None = self.positions.get(tensor)  # type: ignore[no-untyped-call]
+        return self.names.get(id(tensor)) or (moved[0] if moved is not None else None)
+
+    def show(self, out: Tensor, shown: Tensor) -> None:
+        """`out` is computed from a parameter entry by entry: it is tied where that is."""
+        place = self.position(shown)
+        if place is not None:
+            self.positions[out] = place
 
     def use(
         self, tensor: Tensor | None, dim: int, ids: Tensor, role: str, kind: str = "other", groups: int = 1
