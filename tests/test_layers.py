@@ -24,16 +24,30 @@ LAYERS = (
     ("api", "arguments", "outcome", "plans", "subject"),
     ("options", "cli", "__main__"),
 )
+ROOMS = {  # in a package of several, what may import what is before it; `room.module` stands apart from its room
+    "pruning": (
+        "surgery tracing coupling",
+        "ranking criteria techniques widths thresholds masks calibration importance reconstruction apply",
+    ),
+    "measuring": (
+        "einsum_flops flops energy timing resources runtimes quantization runtime_module onnx_slicing",
+        "sparse_kernels.kernels sparse_kernels.layers measure sparse_kernels profiling prediction",
+    ),
+    "searching": (
+        "executors callback failures interrupt time_limit logbook stall",
+        "evaluating optuna_study records selecting proposing trials search commands",
+    ),
+}
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 OPEN_SETS = ("pruning/criteria", "pruning/techniques", "measuring/runtimes", "formats", "zoo/models", "zoo/datasets")
 FILES = sorted(ROOT.rglob("*.py"))
 
 
-def imports(path: Path) -> list[tuple[str, int]]:
-    """Names under `autoprune` that a file imports at run time, with the line; not those under TYPE_CHECKING."""
+def imports(path: Path, *, typed: bool = False) -> list[tuple[str, int]]:
+    """Names under `autoprune` that a file imports at run time, with the line; `typed`: also those of TYPE_CHECKING."""
     tree = ast.parse(path.read_text())
     for node in ast.walk(tree):
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test) and not typed:
             node.body = []
     found = []
     for node in ast.walk(tree):
@@ -68,6 +82,53 @@ def test_a_file_imports_only_its_own_and_lower_layers(path: Path) -> None:
         if layer(module) in LEVEL and LEVEL[layer(module)] > LEVEL[mine]
     ]
     assert not wrong, f"{path.relative_to(ROOT)} is below {wrong}"
+
+
+def rank(package: str, module: str) -> int | None:
+    """The place of `room.module` among the rooms of a package; None for the package itself and what it has not."""
+    order = " ".join(ROOMS[package]).split()
+    parts = module.split(".")
+    names = (".".join(parts[:2]), parts[0])
+    return next((order.index(name) for name in names if name in order), None)
+
+
+@pytest.mark.parametrize("package", ROOMS)
+def test_a_room_imports_only_rooms_before_it(package: str) -> None:
+    wrong = []
+    for path in sorted((ROOT / package).rglob("*.py")):
+        own = ".".join(path.relative_to(ROOT / package).with_suffix("").parts)
+        mine = rank(package, own)
+        assert mine is not None or own == "__init__", f"{package}/{own} has no place among the rooms; give it one"
+        for module, line in imports(path, typed=True) if mine is not None else ():
+            room = f"{package}.{own.partition('.')[0]}"
+            inside = module.startswith(f"{package}.") and module != room
+            other = rank(package, module.removeprefix(f"{package}.")) if inside else None
+            if other is not None and mine is not None and other > mine:
+                wrong.append(f"{package}/{own}, line {line}: {module}")
+    assert not wrong
+
+
+def test_no_two_files_import_each_other_in_a_circle() -> None:
+    """Annotations count too; only the package's own __init__, which loads its names late, may name what imports it."""
+    names = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts): path
+        for path in FILES
+        if path.parent != ROOT or path.stem != "__init__"
+    }
+    graph = {name: {found for found in named(path) if found in names} - {name} for name, path in names.items()}
+    while leaves := {name for name, others in graph.items() if not others & graph.keys()}:
+        graph = {name: others for name, others in graph.items() if name not in leaves}
+    assert not graph, f"a circle among {sorted(graph)}"
+
+
+def named(path: Path) -> set[str]:
+    """The modules that a file imports, as `package.module`, from which a name is taken or which are taken whole."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("autoprune"):
+            base = node.module.removeprefix("autoprune").removeprefix(".")
+            found |= {base, *(f"{base}.{alias.name}".removeprefix(".") for alias in node.names)}
+    return found
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -14,7 +14,7 @@ from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.utils._pytree import tree_leaves
 
 from autoprune.errors import ModelError
-from autoprune.pruning.tracing.without_chance import Steady
+from autoprune.pruning.surgery.without_chance import Steady
 from autoprune.task import Inputs
 
 STATISTICS = {"mean", "var", "std", "norm", "vector_norm", "normalize"}  # functions that hand-written norms are made of

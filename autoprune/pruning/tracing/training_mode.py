@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_flatten
 
 from autoprune.pruning.surgery.forward import output_tensors, plain_forward, steady_forward
 from autoprune.pruning.surgery.shrink import named_tensors
-from autoprune.pruning.tracing.without_chance import DROPOUTS, RECURRENT
+from autoprune.pruning.surgery.without_chance import DROPOUTS, RECURRENT
 from autoprune.task import Inputs
 
 __all__ = ["TrainingPath", "training_path"]
