@@ -19,7 +19,7 @@ from autoprune.target import Target
 
 CHILD = """
 import os, pathlib, signal, subprocess, sys, time
-from autoprune.measuring import child
+from autoprune.measuring.timing import child
 child.bound_to_parent()
 kind, place = sys.argv[1:]
 if kind == "hang":
@@ -32,7 +32,7 @@ elif kind == "segfault":
 elif kind == "killed":
     os.kill(os.getpid(), signal.SIGKILL)
 """
-PARENT = "import sys; from autoprune.measuring import child; child.run('measures', sys.argv[1:], 'it', 60)"
+PARENT = "import sys; from autoprune.measuring.timing import child; child.run('measures', sys.argv[1:], 'it', 60)"
 
 
 @pytest.fixture

@@ -215,7 +215,7 @@ def test_a_disk_that_is_full_while_weights_are_written_is_told_as_such(tmp_path:
 import resource, sys
 from pathlib import Path
 from torch import nn
-from autoprune.searching.baseline import save_weights
+from autoprune.searching.evaluating.baseline import save_weights
 import signal
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
