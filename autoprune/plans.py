@@ -23,7 +23,6 @@ from autoprune.space import Options, Space, fits, matches, uniform, unscored
 
 __all__ = ["Request", "requested"]
 
-_UNITS = ("structured", "neuron", "heads")
 _RANGE = (0.0, 0.999)
 _KEYS = {"technique", "ratio", "criterion", "multiple_of", "scope"}
 _SCOPES = ("layer", "global")
@@ -83,12 +82,13 @@ def _by_ratio(
     if unscored(criterion, free[0]):
         pattern = {"*": {"technique": "weight", "ratio": ratio, "criterion": criterion}}
         raise PlanError(f"a ratio cuts units, and {criterion} ranks single weights; give patterns, as in {pattern}")
-    left = {group.key: reason for group in free if (reason := _unfit(group, _UNITS, criterion, importance))}
+    techniques = plugins.of_level("units")
+    left = {group.key: reason for group in free if (reason := _unfit(group, techniques, criterion, importance))}
     if len(left) == len(free):
         raise PlanError("nothing can be cut: " + "; ".join(f"{key}: {reason}" for key, reason in left.items()))
-    variables = Space(Options(_UNITS, _RANGE, (criterion,))).resolve(found, multiple_of, importance.refuses)
-    plan = uniform(variables, _UNITS, ratio)
-    asked = {group.key: Choice(_UNITS[0], ratio, criterion) for group in free if group.key not in left}
+    variables = Space(Options(techniques, _RANGE, (criterion,))).resolve(found, multiple_of, importance.refuses)
+    plan = uniform(variables, techniques, ratio)
+    asked = {group.key: Choice(techniques[0], ratio, criterion) for group in free if group.key not in left}
     return Request(plan, asked, left)
 
 

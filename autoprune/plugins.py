@@ -144,6 +144,11 @@ def names(kind: Kind) -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules([str(folder)]) if not module.name.startswith("_"))
 
 
+def of_level(level: str) -> tuple[str, ...]:
+    """Names of the bundled techniques that act on `level`."""
+    return tuple(name for name in names("technique") if create("technique", name).level == level)
+
+
 def path(kind: Kind, name: str) -> Path:
     """The file of the bundled plug-in `name`, whether or not its optional packages are installed."""
     return Path(__file__).parent / _PACKAGES[kind] / f"{name}.py"

@@ -30,6 +30,7 @@ __all__ = [
     "parameters",
     "plan_of",
     "uniform",
+    "unit_techniques",
     "unscored",
 ]
 
@@ -308,6 +309,12 @@ def parameters(variables: Sequence[Variable], plan: Plan) -> dict[str, object]:
         found[f"{variable.name}.ratio"] = min(max(choice.ratio, low), high) if choice else low
         found[f"{variable.name}.criterion"] = choice.criterion if choice else variable.options.criteria[0]
     return found
+
+
+def unit_techniques(variables: Sequence[Variable]) -> tuple[str, ...]:
+    """Every technique that is offered for units, a user's own among them."""
+    offered = (variable.options.techniques for variable in variables if variable.groups[0].level == "units")
+    return tuple(dict.fromkeys(name for names in offered for name in names))
 
 
 def uniform(variables: Sequence[Variable], techniques: Sequence[str], ratio: float) -> Plan:

@@ -2,26 +2,17 @@
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from autoprune.group import Group
-from autoprune.pruning.ranking import keep_most_important
+from autoprune.pruning.techniques._units import Units
 
 __all__ = ["Heads"]
 
 
 @dataclass(frozen=True)
-class Heads:
+class Heads(Units):
     """Removes the least important heads of an attention; with grouped queries a head is a key with all its queries."""
-
-    level = "units"
-    gradual = False
 
     def fits(self, group: Group) -> str | None:
         """Needs a group whose units are attention heads."""
         what = "/".join(dict.fromkeys(group.kinds))
         return None if "attention" in group.kinds else f"heads needs heads of an attention; {group.name} is {what}"
-
-    def keep(self, importance: Tensor, ratio: float) -> Tensor:
-        """Boolean, shaped like `importance` (heads,)."""
-        return keep_most_important(importance, ratio)

@@ -2,27 +2,18 @@
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from autoprune.group import Group
-from autoprune.pruning.ranking import keep_most_important
+from autoprune.pruning.techniques._units import Units
 
 __all__ = ["Neuron"]
 
 
 @dataclass(frozen=True)
-class Neuron:
+class Neuron(Units):
     """Removes the least important hidden units of a group that only linear or recurrent layers produce."""
-
-    level = "units"
-    gradual = False
 
     def fits(self, group: Group) -> str | None:
         """Needs a group that neither a convolution nor an attention produces."""
         other = "conv" in group.kinds or "attention" in group.kinds
         what = "/".join(dict.fromkeys(group.kinds))
         return f"neuron needs hidden units of linear or recurrent layers; {group.name} is {what}" if other else None
-
-    def keep(self, importance: Tensor, ratio: float) -> Tensor:
-        """Boolean, shaped like `importance` (units,)."""
-        return keep_most_important(importance, ratio)

@@ -121,7 +121,7 @@ def prepare(study: Study, run: Run | None = None, listener: Listener | None = No
     prepared = Prepared(model, begun.ready, inputs, coupling, variables, costs, Score(), Score(), seconds, begun.text)
     offered = [name for variable in variables for name in variable.options.techniques]
     listener.started(0, f"measuring the dense and the smallest model on {study.target.name}")
-    smallest = uniform(variables, ("structured", "neuron", "heads", "weight", "sparse", *offered), 1.0)
+    smallest = uniform(variables, ("weight", "sparse", *offered), 1.0)
     return Prepared(**vars(prepared) | {"dense": prepared.cost(Plan()), "smallest": prepared.cost(smallest)})
 
 

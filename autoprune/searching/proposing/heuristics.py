@@ -14,11 +14,10 @@ from autoprune.pruning.thresholds import Threshold
 from autoprune.searching.evaluating.preparation import Prepared
 from autoprune.searching.proposing.budget_scaling import Steering
 from autoprune.searching.proposing.nets import Nets
-from autoprune.space import NONE, Variable, highest_ratio, parameters, plan_of, uniform
+from autoprune.space import NONE, Variable, highest_ratio, parameters, plan_of, uniform, unit_techniques
 
 __all__ = ["by_importance", "proposals", "ranked_globally", "shallower", "thresholds"]
 
-_UNITS = ("structured", "neuron", "heads")
 _LEVELS = 40  # of the global threshold
 _DEPTHS = (0.25, 0.5, 0.75)  # of all blocks, that go beside uniform widths
 
@@ -35,7 +34,10 @@ def proposals(prepared: Prepared, steering: Steering, solved: Sequence[Callable[
     for technique in dict.fromkeys(offered):
         plans.append(_to_budget(variables, steering, (technique,), shares[0]))
     for share in shares if solved else shares[:1]:
-        plans += [_to_budget(variables, steering, _UNITS, share), *(solve(share) for solve in solved)]
+        plans += [
+            _to_budget(variables, steering, unit_techniques(variables), share),
+            *(solve(share) for solve in solved),
+        ]
     known, different = Nets(steering), list[Plan]()
     for plan in plans:
         if plan not in known:
@@ -70,8 +72,9 @@ def shallower(
     """Plans of a share of the budget, in which some of the blocks go, in `order`, and all widths are cut alike."""
 
     def solve(count: int, share: float) -> Plan:
-        highest = highest_ratio(variables, _UNITS)
-        start = parameters(variables, uniform(variables, _UNITS, highest))
+        techniques = unit_techniques(variables)
+        highest = highest_ratio(variables, techniques)
+        start = parameters(variables, uniform(variables, techniques, highest))
         for block in order[:count]:
             start |= {f"{block.name}.technique": block.options.techniques[0], f"{block.name}.ratio": 1.0}
         return plan_of(variables, steering.fitted(start, share))
@@ -95,7 +98,7 @@ def ranked_globally(prepared: Prepared, steering: Steering, share: float) -> Pla
             if variable.name in shares:
                 low, high = variable.options.ratio
                 gone = float((shares[variable.name] < threshold).float().mean())
-                technique = next(name for name in _UNITS if name in variable.options.techniques)
+                technique = variable.options.techniques[0]
                 found[f"{variable.name}.technique"] = technique if gone > 0 else NONE
                 found[f"{variable.name}.ratio"] = min(max(gone, low), high)
         return plan_of(prepared.variables, found)
@@ -157,7 +160,7 @@ def _importances(prepared: Prepared, steering: Steering) -> Mapping[str, torch.T
     """Importance of the units of each variable that can be narrowed."""
     found = {}
     for variable in prepared.variables:
-        if any(name in variable.options.techniques for name in _UNITS):
+        if variable.groups[0].level == "units" and variable.options.techniques:
             criterion = variable.options.criteria[0]
             units = [steering.importance.units(group, criterion).flatten() for group in variable.groups]
             found[variable.name] = torch.cat(units)
