@@ -61,7 +61,7 @@ def prior(terms: int, smooth: int) -> Array:
 
 def fitted(measured: Measured, kinds: Sequence[int], start: Array) -> Array:
     """The most probable logarithms under the measurements and the prior `start`; deterministic."""
-    from scipy.optimize import minimize  # type: ignore[import-untyped]
+    from scipy.optimize import minimize
 
     terms = len(start) - 6
     grams = np.stack([_gram(level, level) for level in _levels(measured.features, kinds)])
@@ -102,7 +102,7 @@ class Posterior:
     """What the measurements say of plans that were not measured."""
 
     def __init__(self, measured: Measured, kinds: Sequence[int], logs: Array) -> None:
-        from scipy.linalg import cho_factor, cho_solve  # type: ignore[import-untyped]
+        from scipy.linalg import cho_factor, cho_solve
 
         terms, self._kinds, self._logs, self._shares = len(logs) - 6, kinds, logs, measured.shares
         term, level = np.exp(logs[:terms]), np.exp(logs[terms : terms + 3])

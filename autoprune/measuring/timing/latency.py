@@ -32,7 +32,7 @@ PRECISION = 0.01  # of the ratio (or of the median, where there is no dense mode
 _WARM = 0.02  # warm-up ends when the medians of two consecutive blocks agree to this
 _FEWEST, _ENOUGH = 12, 40  # calls that are made of slow models even over the time budget: always, and while not settled
 # standard deviation of the ratio between figures of twelve processes, minutes apart, as a share of it: on a shared
-# machine neighbours slow a large model down more than a small one (scripts/benchmark_measuring.py, ONNX Runtime)
+# machine neighbours slow a large model down more than a small one (scripts/benchmarks/measuring, ONNX Runtime)
 _DRIFT = 0.0045
 _LAYOUTS = 10  # times that models are prepared, at most: on OpenVINO where they lie moves a ratio by 2 %
 _PATIENCE = 4.0  # how much longer than its time budget a measurement may last for lack of quiet

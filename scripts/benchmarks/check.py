@@ -1,6 +1,6 @@
 """What `autoprune check` takes on a deep net, stage by stage: a chain of residual blocks, two convolutions each.
 
-Run: .venv/bin/python scripts/benchmark_check.py [--blocks 100] [--channels 16] [--size 16]
+Run: .venv/bin/python -m scripts.benchmarks.check [--blocks 100] [--channels 16] [--size 16]
 CPU seconds count this process alone; of measuring, most is spent in fresh ones. Imports come before.
 """
 

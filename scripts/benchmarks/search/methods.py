@@ -1,4 +1,4 @@
-"""The methods of benchmark_search.py that are autoprune's, or written here: a cell in, the trained net out."""
+"""The methods of benchmarks/search that are autoprune's, or written here: a cell in, the trained net out."""
 
 from __future__ import annotations
 
@@ -12,9 +12,6 @@ from dataclasses import fields, replace
 from typing import Any
 
 import torch
-from _search_cell import TARGET, Cell, Refused, Spent, largest, space
-from _search_tasks import TECHNIQUES, WIDTHS
-from benchmark_repair import copied
 from torch import nn
 
 from autoprune.errors import VerificationError
@@ -35,6 +32,9 @@ from autoprune.searching.selecting.finalists import settle
 from autoprune.space import Variable, uniform
 from autoprune.study import Settings, Study
 from autoprune.target import Budget
+from scripts.benchmarks.repair import copied
+from scripts.benchmarks.search.cell import TARGET, Cell, Refused, Spent, largest, space
+from scripts.benchmarks.search.tasks import TECHNIQUES, WIDTHS
 
 Method = Callable[[Cell], nn.Module]
 FRONT = 8  # plans that are trained for a whole front: as many epochs as four cells have

@@ -1,6 +1,6 @@
 """What zeros are worth on torch's eager CPU kernels: each layer dense against sparse, and what lowering makes of it.
 
-Run: .venv/bin/python scripts/benchmark_lowering.py [--out lowering.jsonl] [--threads 1] [--quick] [--table]
+Run: .venv/bin/python -m scripts.benchmarks.lowering [--out lowering.jsonl] [--threads 1] [--quick] [--table]
                                                     [--figure FILE]
 A line of JSON is written for each layer, sparsity and pattern of zeros; the same command again goes on with what is
 missing, `--table` only prints. Speeds are medians over dense, interleaved. What lowering chose is measured once more
@@ -71,7 +71,7 @@ class Case:
         elif kind == "mlp":
             model = nn.Sequential(nn.Linear(768, 3072), nn.GELU(), nn.Linear(3072, 768))
         elif kind == "linear":
-            model = nn.Sequential(nn.Linear(*map(int, sizes[0].split("x"))))
+            model = nn.Sequential(nn.Linear(*[int(size) for size in sizes[0].split("x")][:2]))
         else:
             window = 1 if kind == "conv1x1" else 3
             channels = int(sizes[0].partition("@")[0])

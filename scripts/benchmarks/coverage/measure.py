@@ -1,4 +1,4 @@
-"""What benchmark_coverage.py measures alike on both sides: time against a deep copy, memory, shapes, errors."""
+"""What benchmarks/coverage measures alike on both sides: time against a deep copy, memory, shapes, errors."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from _coverage_models import Case
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from autoprune.pruning.coupling.verify import relative_error
 from autoprune.pruning.surgery.forward import outputs_of
 from autoprune.task import Inputs
+from scripts.benchmarks.coverage.models import Case
 
 RATIO = 0.5
 

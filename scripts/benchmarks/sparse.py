@@ -1,6 +1,6 @@
 """What `sparse` is worth: beside `weight`, untrained and trained, all weights of three nets at several ratios.
 
-Run: .venv/bin/python scripts/benchmark_sparse.py [--epochs 5] [--seeds 0 1 2] [--ratios 0.5 0.8 0.9]
+Run: .venv/bin/python -m scripts.benchmarks.sparse [--epochs 5] [--seeds 0 1 2] [--ratios 0.5 0.8 0.9]
                                                   [--nets cnn mlp gru] [--techniques weight sparse] [--quick]
                                                   [--results FILE] [--fresh]
 scikit-learn's digits: a residual network, a perceptron of two hidden layers, a GRU that reads an image row by row. Test

@@ -1,4 +1,4 @@
-"""The tasks of benchmark_search.py: nets, data read from a folder, how the dense net and the pruned ones are trained.
+"""The tasks of benchmarks/search: nets, data read from a folder, how the dense net and the pruned ones are trained.
 
 The folder holds CIFAR10 (lossless WebP sheets of 25 x 40 images, index.tsv.xz), FashionMNIST/raw (the publisher's four
 .gz files), FSDD/fsdd.npz (all recordings end to end) and weights/resnet20-12fca82f.th (akamaster's CIFAR ResNet-20).
@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from benchmark_repair import vgg
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
@@ -26,6 +25,7 @@ from autoprune.task import Data, Metric, Recipe, Task
 from autoprune.zoo.datasets.digits import digits
 from autoprune.zoo.metrics import accuracy
 from autoprune.zoo.models.digits_cnn import digits_cnn
+from scripts.benchmarks.repair import vgg
 
 WIDTHS = ("structured", "neuron", "heads")
 TECHNIQUES = (*WIDTHS, "depth")  # what makes a net faster on ONNX Runtime

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch_pruning as tp
 from torch import Tensor, nn
@@ -60,7 +60,7 @@ def attention(model: nn.Module) -> Iterator[tuple[nn.Module, int]]:
         if isinstance(module, nn.MultiheadAttention):
             yield module, module.num_heads
         elif isinstance(getattr(module, "qkv", None), nn.Linear) and hasattr(module, "num_heads"):
-            yield module.qkv, int(module.num_heads)  # type: ignore[arg-type]
+            yield cast(nn.Module, module.qkv), int(cast(int, module.num_heads))
         for names, heads in PROJECTIONS:
             if all(isinstance(getattr(module, name, None), nn.Linear) for name in names):
                 query = int(getattr(module, heads, 0) or getattr(config, "num_attention_heads", 1))
@@ -86,13 +86,13 @@ def timm_attention(self: Any, x: Tensor, attn_mask: Any = None, **_: Any) -> Ten
     return self.proj(self.norm(x))  # type: ignore[no-any-return]
 
 
-def settle(model: nn.Module, pruner: Any) -> None:
+def settle(model: Any, pruner: Any) -> None:
     """Attributes that a forward reads and Torch-Pruning does not know."""
     heads = pruner.num_heads
     if hasattr(model, "conv_proj") and hasattr(model, "hidden_dim"):  # torchvision's ViT
         model.hidden_dim = model.conv_proj.out_channels
     for module in model.modules():
-        qkv = getattr(module, "qkv", None)
+        qkv: Any = getattr(module, "qkv", None)
         if qkv in heads and hasattr(module, "head_dim"):
             module.num_heads = heads[qkv]
             module.head_dim = qkv.out_features // (3 * heads[qkv])

@@ -1,6 +1,6 @@
 """Whether measured latencies can be trusted, and whether FLOPs could stand for them.
 
-Run: .venv/bin/python scripts/benchmark_measuring.py [--only repeat flops artefact] [--minutes 10] [--figures 20]
+Run: .venv/bin/python -m scripts.benchmarks.measuring [--only repeat flops artefact] [--minutes 10] [--figures 20]
                                                      [--results measuring.jsonl] [--size 224] [--plot plots/]
                                                      [--runtimes onnxruntime ...] [--rows "eager, 1 thread" ...]
   repeat    a pruned ResNet-18 against the dense one in fresh processes, one core busy half of the time: coefficient of
@@ -8,7 +8,7 @@ Run: .venv/bin/python scripts/benchmark_measuring.py [--only repeat flops artefa
   flops     FLOPs ratio against latency ratio of 40 random plans, by runtime
   artefact  the latency ratio of an exported file in 20 fresh processes against the interval recorded for it
 Resumable: what is in the results file is not measured again. `--table` only prints. The predictor and the kernels for
-sparse layers have scripts of their own: benchmark_predictor.py, benchmark_lowering.py.
+sparse layers have scripts of their own: benchmarks/predictor, benchmarks/lowering.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _measuring_models import Subject
 
 from autoprune import plugins
 from autoprune.errors import AutopruneError
 from autoprune.measuring import measure
 from autoprune.measuring.timing import subprocesses
 from autoprune.target import Target
+from scripts.benchmarks.measuring.models import Subject
 
 RATIO = 0.5
 # name of a row -> runtime, threads, fresh processes that a figure takes, seconds in each

@@ -1,10 +1,10 @@
 """Which models can be pruned, how exactly and how fast, beside Torch-Pruning 1.6.1; needs the `bench` extra.
 
-Run:   .venv/bin/python scripts/benchmark_coverage.py [--only PATTERN ...] [--tool TOOL] [--results PATH]
+Run:   .venv/bin/python -m scripts.benchmarks.coverage [--only PATTERN ...] [--tool TOOL] [--results PATH]
                                                       [--limit-seconds 300] [--again] [--retry] [--timing]
-       .venv/bin/python scripts/benchmark_coverage.py --table [--markdown] [--verbose]     the table and the bars
-       .venv/bin/python scripts/benchmark_coverage.py --flat                 memory over 200 candidates
-       .venv/bin/python scripts/benchmark_coverage.py --export [--only ...]  ONNX, torch.export, a training step
+       .venv/bin/python -m scripts.benchmarks.coverage --table [--markdown] [--verbose]     the table and the bars
+       .venv/bin/python -m scripts.benchmarks.coverage --flat                 memory over 200 candidates
+       .venv/bin/python -m scripts.benchmarks.coverage --export [--only ...]  ONNX, torch.export, a training step
 
 Every model runs in a fresh process per tool. Results are JSON lines; what is there is not run again unless `--again`;
 `--retry` runs again what was not pruned; `--timing` takes the times again, of both tools one after the other, and keeps
@@ -35,9 +35,9 @@ def main() -> None:
     if given.child:
         child(given)
     elif given.table:
-        import _coverage_table
+        from scripts.benchmarks.coverage import table
 
-        _coverage_table.show(load(given.results), given.markdown, given.verbose)
+        table.show(load(given.results), given.markdown, given.verbose)
     elif given.flat:
         run_all(given, tuple(f"flat:{tool}" for tool in given.tool or TOOLS), list(FLAT))
     elif given.export:
@@ -45,9 +45,9 @@ def main() -> None:
     else:
         run_all(given, tuple(given.tool or TOOLS), names(given.only))
     if not (given.child or given.table):
-        import _coverage_table
+        from scripts.benchmarks.coverage import table
 
-        _coverage_table.show(load(given.results), given.markdown, given.verbose)
+        table.show(load(given.results), given.markdown, given.verbose)
 
 
 def arguments() -> argparse.Namespace:
@@ -65,7 +65,7 @@ def arguments() -> argparse.Namespace:
 
 
 def names(patterns: list[str]) -> list[str]:
-    from _coverage_models import cases
+    from scripts.benchmarks.coverage.models import cases
 
     found = [case.name for case in cases() if any(fnmatch.fnmatchcase(case.name, pattern) for pattern in patterns)]
     if not found:
@@ -74,7 +74,7 @@ def names(patterns: list[str]) -> list[str]:
 
 
 def exported(name: str) -> bool:
-    from _coverage_models import case
+    from scripts.benchmarks.coverage.models import case
 
     return case(name).export
 
@@ -149,7 +149,16 @@ def last_line(text: str) -> str:
 
 
 def command(tool: str, name: str, given: argparse.Namespace, before: Record | None = None) -> list[str]:
-    found = [sys.executable, __file__, "--child", tool, name, "--limit-seconds", str(given.limit_seconds)]
+    found = [
+        sys.executable,
+        "-m",
+        "scripts.benchmarks.coverage",
+        "--child",
+        tool,
+        name,
+        "--limit-seconds",
+        str(given.limit_seconds),
+    ]
     found += ["--memory-gib", str(given.memory_gib)]
     if given.timing:
         found += ["--timing", "--variant", str((before or {}).get("variant", ""))]
@@ -158,9 +167,8 @@ def command(tool: str, name: str, given: argparse.Namespace, before: Record | No
 
 def environment() -> dict[str, str]:
     """One thread, timm's attention written out (as Torch-Pruning's example needs it), this checkout first."""
-    here = Path(__file__).resolve().parent
-    path = os.pathsep.join([str(here), str(here.parent)])
-    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path, "PYTHONWARNINGS": "ignore", "TIMM_FUSED_ATTN": "0"}
+    root = str(Path(__file__).resolve().parents[3])
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": root, "PYTHONWARNINGS": "ignore", "TIMM_FUSED_ATTN": "0"}
 
 
 def load(path: Path) -> dict[tuple[str, str], Record]:
@@ -178,24 +186,24 @@ def child(given: argparse.Namespace) -> None:
     most = int(given.memory_gib * 2**30)
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
     if tool.startswith("flat:"):
-        import _coverage_flat
+        from scripts.benchmarks.coverage import flat
 
-        _coverage_flat.run(tool.removeprefix("flat:"), name)
+        flat.run(tool.removeprefix("flat:"), name)
         return
-    from _coverage_models import case
+    from scripts.benchmarks.coverage.models import case
 
     if tool == "autoprune":
-        import _coverage_autoprune
+        from scripts.benchmarks.coverage import ours
 
-        _coverage_autoprune.measure(case(name), given.limit_seconds, given.timing)
+        ours.measure(case(name), given.limit_seconds, given.timing)
     elif tool == "export":
-        import _coverage_export
+        from scripts.benchmarks.coverage import export
 
-        _coverage_export.measure(case(name))
+        export.measure(case(name))
     else:
-        import _coverage_torch_pruning
+        from scripts.benchmarks.coverage import peer
 
-        _coverage_torch_pruning.measure(case(name), given.limit_seconds, given.variant)
+        peer.measure(case(name), given.limit_seconds, given.variant)
 
 
 if __name__ == "__main__":

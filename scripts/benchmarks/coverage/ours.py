@@ -1,4 +1,4 @@
-"""The autoprune side of benchmark_coverage.py, in a process of its own."""
+"""The autoprune side of benchmarks/coverage, in a process of its own."""
 
 from __future__ import annotations
 
@@ -6,21 +6,6 @@ import time
 from typing import Any
 
 import torch
-from _coverage_measure import (
-    RATIO,
-    Watch,
-    deep_copy,
-    effect,
-    emit,
-    error_of,
-    interleaved,
-    parameters,
-    peak_mb,
-    prepared,
-    reason,
-    shapes_kept,
-)
-from _coverage_models import Case
 from torch import Tensor, nn
 
 from autoprune import plugins
@@ -35,6 +20,21 @@ from autoprune.pruning.importance import Importance
 from autoprune.pruning.surgery.forward import outputs_of
 from autoprune.space import fits
 from autoprune.task import Inputs
+from scripts.benchmarks.coverage.measure import (
+    RATIO,
+    Watch,
+    deep_copy,
+    effect,
+    emit,
+    error_of,
+    interleaved,
+    parameters,
+    peak_mb,
+    prepared,
+    reason,
+    shapes_kept,
+)
+from scripts.benchmarks.coverage.models import Case
 
 TECHNIQUES = ("structured", "neuron", "heads")
 

@@ -1,4 +1,4 @@
-"""A small vision transformer for scripts/benchmark_predictor.py: heads, MLP and stream can all be cut."""
+"""A small vision transformer for scripts/benchmarks/predictor: heads, MLP and stream can all be cut."""
 
 from __future__ import annotations
 

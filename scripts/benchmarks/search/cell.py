@@ -1,4 +1,4 @@
-"""What every method of benchmark_search.py is given: the dense net, the budget, training and measuring that count."""
+"""What every method of benchmarks/search is given: the dense net, the budget, training and measuring that count."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from _search_tasks import WIDTHS, Case
 from torch import nn
 
 from autoprune.measuring import measure
@@ -24,6 +23,7 @@ from autoprune.study import Settings, Study
 from autoprune.target import Budget, Target
 from autoprune.task import Inputs, Task
 from autoprune.training.loop import evaluate, train
+from scripts.benchmarks.search.tasks import WIDTHS, Case
 
 TARGET = Target("cpu_onnxruntime", runtime="onnxruntime", threads=1, batch=1)
 MARGIN = 0.98  # of the budget: what a measured ratio may be while a method chooses
@@ -83,7 +83,7 @@ class Dense:
     model: nn.Module
     prepared: Prepared
     error: float
-    artefact: bytes
+    artefact: bytes | nn.Module
 
     @classmethod
     def of(cls, case: Case, seed: int, data: Path, out: Path) -> Dense:
@@ -116,7 +116,10 @@ class Dense:
         right = correct(model, task)
         np.savez_compressed(path.with_suffix(".npz"), correct=right)
         error = 1 - float(right.mean())
-        record = {"error": error, "validation": evaluate(model, task, "validation", "cpu").metric}
+        record: dict[str, float | None] = {
+            "error": error,
+            "validation": evaluate(model, task, "validation", "cpu").metric,
+        }
         record |= {"ms": prepared.dense.latency_ms, "least": prepared.smallest.latency_ratio}
         record |= {"flops": prepared.dense.flops, "params": prepared.dense.params}
         Run.write_json(path.with_suffix(".json"), record)

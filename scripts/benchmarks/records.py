@@ -1,6 +1,6 @@
 """What the records of a long run cost: a run of 1,000 trials is faked, ranked, and another budget exported from it.
 
-Run: .venv/bin/python scripts/benchmark_records.py [--trials 1000] [--out DIR]
+Run: .venv/bin/python -m scripts.benchmarks.records [--trials 1000] [--out DIR]
 The quickstart's study is searched with a few trials and one epoch, its plans are then repeated with other figures.
 Prints seconds of `promotion.best`, and seconds and peak memory of `autoprune export RUN --budget`.
 """

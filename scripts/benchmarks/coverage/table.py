@@ -1,4 +1,4 @@
-"""The table of benchmark_coverage.py and, under it, every bar: met, or missed and by what."""
+"""The table of benchmarks/coverage and, under it, every bar: met, or missed and by what."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from _coverage_models import Case, cases
+from scripts.benchmarks.coverage.models import Case, cases
 
 Record = Mapping[str, Any]
 Records = Mapping[tuple[str, str], Record]

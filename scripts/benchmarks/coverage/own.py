@@ -1,7 +1,8 @@
-"""Small models of our own for benchmark_coverage.py: the families that no model library covers."""
+"""Small models of our own for benchmarks/coverage: the families that no model library covers."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ def conv(inputs: int, outputs: int, size: int = 3, **options: Any) -> nn.Sequent
 class Recurrent(nn.Module):
     """Embedding, nn.LSTM or nn.GRU, linear head on the last step."""
 
-    def __init__(self, kind: type[nn.RNNBase], **options: Any) -> None:
+    def __init__(self, kind: Callable[..., nn.Module], **options: Any) -> None:
         super().__init__()
         self.embed = nn.Embedding(50, 32)
         self.rnn = kind(32, 48, **options)
@@ -138,9 +139,9 @@ class C2f(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, steps: int = 2) -> None:
         super().__init__()
-        self.half = outputs // 2
-        self.enter, self.leave = conv(inputs, 2 * self.half, 1), conv((2 + steps) * self.half, outputs, 1)
-        self.steps = nn.ModuleList(conv(self.half, self.half) for _ in range(steps))
+        self.middle = outputs // 2
+        self.enter, self.leave = conv(inputs, 2 * self.middle, 1), conv((2 + steps) * self.middle, outputs, 1)
+        self.steps = nn.ModuleList(conv(self.middle, self.middle) for _ in range(steps))
 
     def forward(self, x: Tensor) -> Tensor:
         parts = list(self.enter(x).chunk(2, 1))
@@ -182,7 +183,7 @@ def conv3d() -> nn.Module:
 
 
 def normed(norm: str) -> nn.Module:
-    apply = {"weight": weight_norm, "spectral": spectral_norm}[norm]
+    apply: Any = {"weight": weight_norm, "spectral": spectral_norm}[norm]
     return nn.Sequential(
         *[apply(nn.Conv2d(3, 24, 3, padding=1)), nn.ReLU(), apply(nn.Conv2d(24, 32, 3, padding=1)), nn.ReLU()],
         *[nn.AdaptiveAvgPool2d(1), nn.Flatten(), apply(nn.Linear(32, 48)), nn.ReLU(), nn.Linear(48, 10)],

@@ -1,4 +1,4 @@
-"""The Torch-Pruning side of benchmark_coverage.py, in a process of its own, used as its own examples use it.
+"""The Torch-Pruning side of benchmarks/coverage, in a process of its own, used as its own examples use it.
 
 Settings come from its repository at v1.6.1: examples/torchvision_models, timm_models, transformers and LLMs.
 """
@@ -14,7 +14,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch_pruning as tp
-from _coverage_measure import (
+from torch import Tensor, nn
+
+from autoprune.pruning.surgery.forward import output_tensors, outputs_of
+from autoprune.task import Inputs
+from scripts.benchmarks.coverage.measure import (
     RATIO,
     Watch,
     deep_copy,
@@ -30,13 +34,9 @@ from _coverage_measure import (
     reason,
     shapes_kept,
 )
-from _coverage_models import Case
-from _coverage_peer_reference import Removed, reference
-from _coverage_peer_settings import prepare, settings, settle
-from torch import Tensor, nn
-
-from autoprune.pruning.surgery.forward import output_tensors, outputs_of
-from autoprune.task import Inputs
+from scripts.benchmarks.coverage.models import Case
+from scripts.benchmarks.coverage.peer_reference import Removed, reference
+from scripts.benchmarks.coverage.peer_settings import prepare, settings, settle
 
 RIGHT = 1e-4
 

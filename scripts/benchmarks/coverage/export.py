@@ -9,9 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _coverage_autoprune import plan
-from _coverage_measure import Watch, emit, finite, prepared, reason
-from _coverage_models import Case
 from torch import Tensor, nn
 
 from autoprune.formats.onnx import Onnx
@@ -21,6 +18,9 @@ from autoprune.pruning.coupling.verify import discover, relative_error
 from autoprune.pruning.importance import Importance
 from autoprune.pruning.surgery.forward import output_tensors, outputs_of
 from autoprune.task import Inputs
+from scripts.benchmarks.coverage.measure import Watch, emit, finite, prepared, reason
+from scripts.benchmarks.coverage.models import Case
+from scripts.benchmarks.coverage.ours import plan
 
 TOLERANCE = 1e-4  # other kernels, single precision
 
@@ -33,7 +33,7 @@ def measure(case: Case) -> None:
         emit(status="refused", reason="nothing to prune")
         return
     pruned = apply(model, coupling, chosen, Importance(model, coupling)).finish()
-    problems, neither = [], []
+    problems, neither = list[str](), list[str]()
     for name, file in (("onnx", Onnx()), ("program", Program())):
         try:
             error = exported(file, pruned, inputs)

@@ -1,4 +1,4 @@
-"""The peers of benchmark_search.py: Torch-Pruning and ModelOpt's FastNAS, used as their examples use them."""
+"""The peers of benchmarks/search: Torch-Pruning and ModelOpt's FastNAS, used as their examples use them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from _search_cell import Cell, Missing, Refused, largest
-from benchmark_repair import copied
 from torch import nn
 
 from autoprune.training.loop import recalibrate
+from scripts.benchmarks.repair import copied
+from scripts.benchmarks.search.cell import Cell, Missing, Refused, largest
 
 FLOOR = 0.95  # of any layer is the most that is removed where layers differ
 
@@ -21,7 +21,7 @@ FLOOR = 0.95  # of any layer is the most that is removed where layers differ
 def _torch_pruning(cell: Cell, make: Callable[[nn.Module, Any, float, dict[str, Any]], Any], steps: int) -> nn.Module:
     """The largest net of one of its pruners that fits; `make(model, example, ratio, settings)` is the pruner."""
     try:
-        from _coverage_peer_settings import settings, settle
+        from scripts.benchmarks.coverage.peer_settings import settings, settle
     except ImportError as error:
         raise Missing(f"not installed: {error}") from error
 

@@ -1,6 +1,6 @@
 """autoprune's search against heuristics and peers: quality inside a latency budget, for the same training.
 
-Run: .venv/bin/python scripts/benchmark_search.py (--quick | --standard | --tasks digits --budgets 0.5 0.3 --seeds 0)
+Run: .venv/bin/python -m scripts.benchmarks.search (--quick | --standard | --tasks digits --budgets 0.5 0.3 --seeds 0)
                                                   [--methods ours tpe ...] [--data FOLDER] [--out runs/benchmark_search]
 For every (task, budget, seed) all methods start from the same dense weights and spend the same epochs of training in
 all, distilled from the dense net; a one-shot method spends them on its one net. At the end every net is measured
@@ -37,15 +37,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _search_cell import TARGET, Cell, Dense, Missing, Refused, correct
-from _search_methods import METHODS as OWN
-from _search_peers import PEERS
-from _search_report import plot, report
-from _search_tasks import CASES
 from torch import nn
 
 from autoprune.measuring import measure
 from autoprune.run import Run, write_whole
+from scripts.benchmarks.search.cell import TARGET, Cell, Dense, Missing, Refused, correct
+from scripts.benchmarks.search.methods import METHODS as OWN
+from scripts.benchmarks.search.peers import PEERS
+from scripts.benchmarks.search.report import plot, report
+from scripts.benchmarks.search.tasks import CASES
 
 METHODS = {
     name: (OWN | PEERS)[name] for name in ("scratch", "tp_l1", "tp_group", "uniform8", "fastnas", "netadapt")

@@ -1,4 +1,4 @@
-"""The models of benchmark_coverage.py: every one random, built from code or a config, with small inputs."""
+"""The models of benchmarks/coverage: every one random, built from code or a config, with small inputs."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import _coverage_own as own
 import torch
 import torchvision
 from torch import nn
 
 from autoprune.task import Inputs
+from scripts.benchmarks.coverage import own
 
 
 @dataclass(frozen=True)
@@ -139,8 +139,8 @@ def video() -> Iterator[Case]:
     shapes = {"s3d": (16, 224, 224), "mvit_v2_s": (16, 224, 224), "swin3d_t": (4, 64, 64)}
     for name in ("r3d_18", "mc3_18", "r2plus1d_18", "s3d", "swin3d_t", "mvit_v2_s"):
         shape = (2, 3, *shapes.get(name, (4, 32, 32)))
-        keep = ("classifier.1",) if name == "s3d" else ()
-        yield Case(name, "video", partial(torchvision.models.get_model, name, weights=None), floats(shape), keep)
+        whole = ("classifier.1",) if name == "s3d" else ()
+        yield Case(name, "video", partial(torchvision.models.get_model, name, weights=None), floats(shape), whole)
     keep = ("corr_block", "update_block", "mask_predictor")
     build = partial(torchvision.models.get_model, "raft_small", weights=None)
     yield Case("raft_small", "optical flow", build, floats((2, 3, 128, 128), (2, 3, 128, 128)), keep)

@@ -1,6 +1,6 @@
 """The quickstart's study over several seeds: how much quality is kept inside half of the latency, as Markdown.
 
-Run: .venv/bin/python scripts/benchmark_digits.py [--seeds 0 1 2] [--budget latency=50%] [--out runs/benchmark_digits]
+Run: .venv/bin/python -m scripts.benchmarks.digits [--seeds 0 1 2] [--budget latency=50%] [--out runs/benchmark_digits]
 A seed that is already there is continued, not repeated. Latencies are those of verification.json. The slack is what is
 left of the budget, by the middle of the latency's interval and by its upper end, which is what has to keep the limit.
 """

@@ -1,4 +1,4 @@
-"""What benchmark_search.py prints of the cells that are there: tables as Markdown, and a page with a plot."""
+"""What benchmarks/search prints of the cells that are there: tables as Markdown, and a page with a plot."""
 
 from __future__ import annotations
 

@@ -9,9 +9,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch_pruning as tp
-from _coverage_autoprune import technique
-from _coverage_measure import emit, output_names, prepared, rss_mb
-from _coverage_models import case
 from torch import nn
 
 from autoprune.plan import Choice, Plan
@@ -19,6 +16,9 @@ from autoprune.pruning.apply import apply
 from autoprune.pruning.coupling.verify import discover
 from autoprune.pruning.importance import Importance
 from autoprune.task import Inputs
+from scripts.benchmarks.coverage.measure import emit, output_names, prepared, rss_mb
+from scripts.benchmarks.coverage.models import case
+from scripts.benchmarks.coverage.ours import technique
 
 CANDIDATES, EVERY = 200, 20
 BAR = 0.05

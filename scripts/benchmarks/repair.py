@@ -1,6 +1,6 @@
 """What repair is worth: random plans untrained (as cut, with norm statistics anew, repaired) and after some training.
 
-Run: .venv/bin/python scripts/benchmark_repair.py [--plans 12] [--epochs 3] [--ratio 0.3 0.9] [--ridges 1 0.1]
+Run: .venv/bin/python -m scripts.benchmarks.repair [--plans 12] [--epochs 3] [--ratio 0.3 0.9] [--ridges 1 0.1]
                                                   [--cifar10 shared/data/CIFAR10]
 Trains `zoo:digits_cnn` on `zoo:digits`, or, given that folder of sheets (needs Pillow with WebP), a small VGG on 8,000
 images of CIFAR-10. Accuracies on validation data; the last column is Spearman's correlation with those of the last row.

@@ -1,6 +1,6 @@
 """How well the latency of plans that were never measured is predicted, and whether a sliced graph is the exported one.
 
-Run: .venv/bin/python scripts/benchmark_predictor.py [--only resnet18 mobilenet_v2 small_vit] [--runtime onnxruntime]
+Run: .venv/bin/python -m scripts.benchmarks.predictor [--only resnet18 mobilenet_v2 small_vit] [--runtime onnxruntime]
                                                      [--profile-s 60] [--plans 30] [--clock cpu] [--table]
   predict  a profile of `--profile-s` seconds, then plans drawn anew (every group loses a share of 0 to 0.7; of every
            two plans one has widths in eights): error, rank correlation, coverage of the 95 % interval; beside it what
@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 import torch
 import torchvision
-from _predictor_models import SmallViT
 from torch import Tensor, nn
 
 from autoprune import plugins
@@ -38,6 +37,7 @@ from autoprune.measuring.timing.latency import Latency
 from autoprune.pruning.coupling.verify import discover, random_keep
 from autoprune.target import Target
 from autoprune.task import Inputs
+from scripts.benchmarks.predictor.models import SmallViT
 
 BUILD: dict[str, Callable[[], nn.Module]] = {
     "resnet18": torchvision.models.resnet18,
@@ -96,12 +96,13 @@ class Bench:
         In fresh processes that prepare both several times: where two files lie in memory moves the ratio by 1 to 2 %.
         """
         begin = time.perf_counter()
+        assert self.slicer is not None
         cut = self.slicer.cut(self.coupling.cuts(keep))
         middle = time.perf_counter()
         exported = slicer.export(self.coupling.apply(self.model, keep), self.inputs)
         end = time.perf_counter()
         found = measure.timed(cut, exported, self.inputs, self.target, processes=_PROCESSES, budget_s=_LONG_SECONDS)
-        return {"slice_s": middle - begin, "export_s": end - middle, "ratio": found.ratio}
+        return {"slice_s": middle - begin, "export_s": end - middle, "ratio": found.ratio or 0.0}
 
     def _prepared(self, artefact: Any) -> Callable[[], object]:
         return self.runtime.prepare(artefact, self.inputs, self.target)
