@@ -71,7 +71,8 @@ class Case:
         elif kind == "mlp":
             model = nn.Sequential(nn.Linear(768, 3072), nn.GELU(), nn.Linear(3072, 768))
         elif kind == "linear":
-            model = nn.Sequential(nn.Linear(*[int(size) for size in sizes[0].split("x")][:2]))
+            inputs, outputs = (int(size) for size in sizes[0].split("x"))
+            model = nn.Sequential(nn.Linear(inputs, outputs))
         else:
             window = 1 if kind == "conv1x1" else 3
             channels = int(sizes[0].partition("@")[0])
