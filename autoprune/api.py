@@ -60,13 +60,13 @@ def groups(model: nn.Module, inputs: Any) -> Groups:
     Raises ModelError where its forward fails on them.
     """
     with faults.boundary():
-        coupling = _discovered(arguments.module(model, inputs), inputs)
+        coupling = _discover(arguments.module(model, inputs), inputs)
     found = Groups(coupling.groups)
     found.note = coupling.unfollowed
     return found
 
 
-def _discovered(model: nn.Module, inputs: Any) -> Coupling:
+def _discover(model: nn.Module, inputs: Any) -> Coupling:
     """The proved groups; warns where training cannot be followed."""
     coupling = discover(model, Inputs.of(inputs))
     if coupling.unfollowed:
@@ -105,7 +105,7 @@ def prune(
         if repair and given is None:
             raise InputError("repair needs batches of data: give batches=")
         scored = None if loss is None else losses.resolve(arguments.callable_(loss, "loss", or_name=True))
-        coupling = _discovered(model, inputs)
+        coupling = _discover(model, inputs)
         importance = Importance(model, coupling, Evidence(model, given, scored))
         request = plans.requested(plan, coupling.groups, importance, criterion, multiple_of)
         pruned = apply(model, coupling, request.plan, importance, gradual=repair)

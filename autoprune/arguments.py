@@ -98,10 +98,10 @@ def batches(given: Any, adapter: Callable[[Any], Batch]) -> Callable[[], Iterato
     callable_(adapter, "adapter")
     _check_batches(given, single=adapter is default_adapter)
     source = _Replayed(given) if isinstance(given, Iterator) else given
-    return lambda: _adapted(source, adapter)
+    return lambda: _adapt_batches(source, adapter)
 
 
-def _adapted(source: Iterable[Any], adapter: Callable[[Any], Batch]) -> Iterator[Batch]:
+def _adapt_batches(source: Iterable[Any], adapter: Callable[[Any], Batch]) -> Iterator[Batch]:
     for number, batch in enumerate(faults.drawn(source, "batches"), start=1):
         with faults.code(f"the adapter, on batch {number},"):
             adapted = adapter(batch)

@@ -141,7 +141,7 @@ def read(
         raise document.error(
             "the key 'task' is missing; it names model and data: task: {model: zoo:digits_cnn, data: zoo:digits}", ()
         )
-    return _checked(document, path.stem, folder)
+    return _validate(document, path.stem, folder)
 
 
 def from_mapping(values: Mapping[str, Any], folder: Path | None = None) -> Config:
@@ -150,7 +150,7 @@ def from_mapping(values: Mapping[str, Any], folder: Path | None = None) -> Confi
     here = (folder or Path.cwd()).resolve()
     document = Document(plain, {path: Place(None) for path in ((), *key_paths(plain))})
     document = overrides.apply(document, (), (), {}, lambda name: read_target(name, here))
-    return _checked(document, "study", here)
+    return _validate(document, "study", here)
 
 
 def build(config: Config, task: Task | None = None) -> Study:
@@ -216,7 +216,7 @@ def target(given: str | Path | Mapping[str, Any] | Target, folder: Path | None =
     return _target(values, (folder or Path.cwd(), Path.cwd()))
 
 
-def _checked(document: Document, name: str, folder: Path) -> Config:
+def _validate(document: Document, name: str, folder: Path) -> Config:
     document = Document({**document.values, "name": document.values.get("name", name)}, document.places)
     try:
         values = StudySchema.model_validate(document.values)

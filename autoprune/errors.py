@@ -52,7 +52,7 @@ def paragraph(text: str, longest: int = _LONGEST) -> str:
     if len(text) > 20 * longest:  # before anything is done to each character
         text = f"{text[: 10 * longest]} {text[-10 * longest :]}"
     text = without_passwords(text)
-    plain = "".join(each if each.isprintable() else _escaped(each) for each in " ".join(text.split()))
+    plain = "".join(each if each.isprintable() else _escape(each) for each in " ".join(text.split()))
     if len(plain) <= longest:
         return plain
     end = min(_END, longest // 3)
@@ -69,7 +69,7 @@ def without_passwords(text: str) -> str:
     return _IN_QUERY.sub(r"\1***", _PASSWORD.sub(r"\1:***@", text))
 
 
-def _escaped(character: str) -> str:
+def _escape(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
 
 

@@ -155,13 +155,13 @@ def _sample(error: BaseException) -> str | None:
 
 def guarded(found: Any, what: str) -> Any:
     """A class of the user's own whose methods raise CodeError, with `what` and the line; anything else as it is."""
-    return _guarded(found, what) if isinstance(found, type) else found
+    return _guard_class(found, what) if isinstance(found, type) else found
 
 
 @functools.cache
-def _guarded(found: type, what: str) -> type:
+def _guard_class(found: type, what: str) -> type:
     methods: dict[str, Any] = {
-        name: _told(value, f"{what}, in {name},")
+        name: _guard_method(value, f"{what}, in {name},")
         for each in reversed(found.__mro__)
         for name, value in vars(each).items()
         if isinstance(value, FunctionType) and not name.startswith("_") and _is_users(value.__code__.co_filename)
@@ -172,7 +172,7 @@ def _guarded(found: type, what: str) -> type:
     return type(found)(found.__name__, (found,), methods | names)
 
 
-def _told(method: Callable[..., Any], what: str) -> Callable[..., Any]:
+def _guard_method(method: Callable[..., Any], what: str) -> Callable[..., Any]:
     @functools.wraps(method)
     def call(*args: Any, **kwargs: Any) -> Any:
         with code(what):

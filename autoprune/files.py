@@ -86,7 +86,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
     try:
         content = read_plain(path, JSON_LIMIT if path.suffix == ".json" else _YAML_LIMIT)
         value = json.loads(content) if path.suffix == ".json" else yaml.safe_load(content)
-        if not _bounded(value):
+        if not _is_bounded(value):
             raise ValueError("its aliases stand for more than a million values")
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as problem:
         raise ValueError(f"{path.name} cannot be read: {brief(problem)}") from problem
@@ -95,7 +95,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
     return value
 
 
-def _bounded(value: Any) -> bool:
+def _is_bounded(value: Any) -> bool:
     """Whether a record is no more than `_VALUES` values when every alias is written out."""
     sizes: dict[int, int] = {}  # by identity: what several aliases name is one object
 

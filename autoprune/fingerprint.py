@@ -39,7 +39,7 @@ def fingerprint(data: Any) -> bytes:
 def _samples(data: Any) -> bytes:
     loader, data = data, getattr(data, "dataset", data)
     try:
-        return _indexed(data)
+        return _digest_samples(data)
     except Exception:  # a data set that its sampler indexes by lists, names, ...; what is broken raises again
         if loader is data:
             raise
@@ -50,7 +50,7 @@ def _samples(data: Any) -> bytes:
     return state.digest()
 
 
-def _indexed(data: Any) -> bytes:
+def _digest_samples(data: Any) -> bytes:
     if isinstance(data, IterableDataset) or not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
         return type(data).__qualname__.encode()
     state = hashlib.sha256(str(len(data)).encode())

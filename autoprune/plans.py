@@ -42,7 +42,7 @@ class Request:
     def tell(self, model: nn.Module, smaller: nn.Module, coupling: Coupling, importance: Importance) -> None:
         """Warn of the groups left uncut, and of those whose share removed is far from the ratio asked for."""
         uncut = [f"{key} is left uncut: {reason}" for key, reason in self.left.items()]
-        got = _removed(self.plan, model, smaller, coupling, importance)
+        got = _removed_shares(self.plan, model, smaller, coupling, importance)
         lines = [*uncut, *self.told]
         lines += [
             f"{key}: asked {asked.ratio:.2f}, removed {got[key]:.2f} ({_steps(coupling.group(key), asked.technique)})"
@@ -112,7 +112,7 @@ def _by_patterns(
     for pattern, wanted in given.items():
         choice = _choice(pattern, wanted, criterion)
         step = wanted.get("multiple_of", multiple_of)
-        fresh = _chosen(pattern, choice, found, importance, step)
+        fresh = _choose_groups(pattern, choice, found, importance, step)
         wished = dict.fromkeys(fresh, choice)
         if plugins.create("technique", choice.technique).level == "blocks":
             fresh = wished = _blocks(fresh, choice, found, importance)
@@ -155,7 +155,7 @@ def _choice(pattern: Any, wanted: Any, criterion: str) -> Choice:
     return Choice(str(wanted["technique"]), float(ratio), str(wanted.get("criterion", criterion)))
 
 
-def _chosen(
+def _choose_groups(
     pattern: str, choice: Choice, found: Sequence[Group], importance: Importance, multiple_of: int
 ) -> dict[str, Choice]:
     """The choices for all groups that a pattern names and its technique fits. Raises PlanError."""
@@ -194,7 +194,7 @@ def _blocks(keys: Collection[str], choice: Choice, found: Sequence[Group], impor
     return {group.key: replace(choice, ratio=float(place in gone)) for place, group in enumerate(groups)}
 
 
-def _removed(
+def _removed_shares(
     plan: Plan, model: nn.Module, smaller: nn.Module, coupling: Coupling, importance: Importance
 ) -> dict[str, float]:
     """The share of each group that is gone, by key; of a weights group what is zero. Those of removed blocks lack."""

@@ -160,13 +160,13 @@ def load(kind: Kind, name: str, folders: Sequence[Path] = ()) -> Any:
     Raises InputError for an unknown name, MissingPackage where its optional package is not installed.
     """
     if ":" not in name:
-        return _bundled(kind, name)
+        return _load_bundled(kind, name)
     found = import_reference(name, folders)
     return faults.guarded(found, f"the {kind} {name!r}") if kind in _CALLED else found
 
 
 @functools.cache
-def _bundled(kind: Kind, name: str) -> Any:
+def _load_bundled(kind: Kind, name: str) -> Any:
     if not name.isidentifier() or name.startswith("_") or not path(kind, name).is_file():
         known = names(kind)
         raise InputError(f"unknown {kind} {name!r}{nearest(name, known)}; known: {', '.join(known)}")

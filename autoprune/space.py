@@ -81,7 +81,10 @@ class Variable:
         Of criteria that rank alike for the technique, the first one stands for all: what is one net is one plan.
         """
         leading = self._leading(technique, criterion)
-        return {group.key: Choice(technique, self._reached(technique, group, ratio), leading) for group in self.groups}
+        return {
+            group.key: Choice(technique, self._reachable_ratio(technique, group, ratio), leading)
+            for group in self.groups
+        }
 
     def _leading(self, technique: str, criterion: str) -> str:
         order = _order(criterion)
@@ -89,7 +92,7 @@ class Variable:
             return criterion
         return next((name for name in self.options.criteria if _order(name) == order), criterion)
 
-    def _reached(self, technique: str, group: Group, ratio: float) -> float:
+    def _reachable_ratio(self, technique: str, group: Group, ratio: float) -> float:
         """The nearest share in range that a technique of few steps can remove; of any other, the ratio as `rounded`."""
         plugin, (low, high) = plugins.create("technique", technique), self.options.ratio
         steps = plugin.steps(group.shape) if hasattr(plugin, "steps") else 0
@@ -161,7 +164,7 @@ class Space:
                 continue
             if group.level == "blocks":  # nothing in it is ranked
                 fitting = replace(fitting, ratio=(0.0, 1.0), criteria=fitting.criteria[:1])
-            shared = self._shared(group)
+            shared = self._decision_name(group)
             free = (each for each in (shared, group.key, f"{group.key}:{len(names)}") if each not in variables)
             name = names.setdefault((shared, fitting), next(free))
             members = (*variables[name].groups, group) if name in variables else (group,)
@@ -232,7 +235,7 @@ class Space:
                     why = {group: refuses(name, group) or "no technique given fits it" for group, _ in found}
                     raise _misfit("criterion", name, pattern, why)
 
-    def _shared(self, group: Group) -> str:
+    def _decision_name(self, group: Group) -> str:
         """The name of the decision that a group is part of, if its options are the same."""
         if self.share is None or group.level == "blocks":
             return group.key

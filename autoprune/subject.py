@@ -98,7 +98,7 @@ def of(given: str, shape: str | None = None, target: str | None = None, trust: b
     inputs = None if shape is None else parse_input(shape)
     where = None if target is None else config.target(target)
     if Path(given).is_dir():
-        subject = _recorded(Path(given), trust)
+        subject = _load_artefact(Path(given), trust)
     elif ":" in given and not Path(given).exists():
         subject = _factory(given, inputs)
     else:
@@ -152,7 +152,7 @@ def _factory(reference: str, inputs: Inputs | None) -> Subject:
     return Subject(reference, model, inputs or parse_input("1x3x224x224"), Target())
 
 
-def _recorded(folder: Path, trust: bool) -> Subject:
+def _load_artefact(folder: Path, trust: bool) -> Subject:
     path = folder / "best" if (folder / "best").is_dir() else folder
     require_trust(artefact.require(path), trust, f"autoprune measure {folder} --trust")
     found = recorded.Recorded(artefact.require(path))

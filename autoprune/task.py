@@ -247,7 +247,7 @@ class Task:
 
     def digest(self) -> str:
         """16 hexadecimal digits over the description, the user's files, the weights and a fingerprint of the data."""
-        state = hashlib.sha256(json.dumps(_described(self.description), sort_keys=True, default=str).encode())
+        state = hashlib.sha256(json.dumps(_description_of(self.description), sort_keys=True, default=str).encode())
         for path in (*self.sources, *([self.weights] if self.weights else [])):
             state.update(Path(path).read_bytes())
         for split in ("train", "validation"):
@@ -267,7 +267,7 @@ def _shapes(inputs: Inputs) -> list[torch.Size]:
 _LATER = {"baseline": "auto", "momentum": 0.9, "schedule": "cosine", "warmup": 0.05}
 
 
-def _described(section: Mapping[str, Any]) -> dict[str, Any]:
+def _description_of(section: Mapping[str, Any]) -> dict[str, Any]:
     """Without keys of `training` that came later and say what was so before: runs from then go on."""
     training = section.get("training")
     if not isinstance(training, Mapping):

@@ -29,7 +29,7 @@ def agreement(recorded: Recorded) -> Found:
     for name in ("", *(target.name for target in recorded.further)):
         own, dense = recorded.score.on(name), recorded.dense_score.on(name)
         within = "" if not name else f"elsewhere.{name}."
-        problems += [within + each for each in (*_ordered(own, ""), *_ordered(dense, "dense."))]
+        problems += [within + each for each in (*_disorders(own, ""), *_disorders(dense, "dense."))]
         if recorded.record.get("version", 1) < 2:
             unchecked["latency_ms, throughput"] = "the record is of a version that measured them apart from the ratio"
         elif own.latency_ratio is not None:
@@ -66,7 +66,7 @@ def _following(own: Score, dense: Score, batch: int) -> dict[str, Held]:
     return figures
 
 
-def _ordered(score: Score, place: str) -> list[str]:
+def _disorders(score: Score, place: str) -> list[str]:
     """Intervals and percentiles that are not in order, a phrase each."""
     rows = (
         ("latency_ms_low", "latency_ms", "latency_ms_high"),

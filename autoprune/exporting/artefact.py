@@ -90,7 +90,7 @@ def write_reference(path: Path, inputs: Inputs, outputs: Sequence[Tensor]) -> No
     Raises ModelError for arguments that are not tensors and plain values in tuples, lists and dictionaries.
     """
     tensors: list[Tensor] = []
-    structure = {"args": _described(inputs.args, tensors), "kwargs": _described(inputs.kwargs, tensors)}
+    structure = {"args": _describe(inputs.args, tensors), "kwargs": _describe(inputs.kwargs, tensors)}
     named = {f"input.{index}": tensor for index, tensor in enumerate(tensors)}
     named |= {f"output.{index}": tensor for index, tensor in enumerate(outputs)}
     held = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in named.items()}
@@ -129,15 +129,15 @@ def error(recorded: Tensor, got: Tensor, scale: float | None = None) -> float:
     return difference / scale if scale else (0.0 if difference == 0 else float("inf"))
 
 
-def _described(value: Any, tensors: list[Tensor]) -> dict[str, Any]:
+def _describe(value: Any, tensors: list[Tensor]) -> dict[str, Any]:
     """`value` as JSON, its tensors taken out into `tensors`."""
     if isinstance(value, Tensor):
         tensors.append(value)
         return {"tensor": len(tensors) - 1}
     if isinstance(value, Mapping):
-        return {"dict": {str(key): _described(item, tensors) for key, item in value.items()}}
+        return {"dict": {str(key): _describe(item, tensors) for key, item in value.items()}}
     if isinstance(value, (list, tuple)):
-        return {"tuple" if isinstance(value, tuple) else "list": [_described(item, tensors) for item in value]}
+        return {"tuple" if isinstance(value, tuple) else "list": [_describe(item, tensors) for item in value]}
     if value is None or isinstance(value, (bool, int, float, str)):
         return {"value": value}
     raise ModelError(

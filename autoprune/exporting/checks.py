@@ -115,7 +115,7 @@ def _counts(recorded: Recorded) -> Found:
 def _outputs(recorded: Recorded, name: str) -> Found:
     """The file of one format gives the recorded outputs, at the recorded batch and at others."""
     plugin = plugins.load("format", name, recorded.folders)()
-    return _compared(recorded, plugin.load(recorded.folder / recorded.formats[name], recorded.template))
+    return _compare_outputs(recorded, plugin.load(recorded.folder / recorded.formats[name], recorded.template))
 
 
 def _outputs_lowered(recorded: Recorded) -> Found:
@@ -126,18 +126,18 @@ def _outputs_lowered(recorded: Recorded) -> Found:
         with torch.inference_mode():
             return inputs.call(model)
 
-    return _compared(recorded, run)
+    return _compare_outputs(recorded, run)
 
 
 def _outputs_shipped(recorded: Recorded) -> Found:
     """The file that the target runs gives, on its runtime in its dtype, the outputs recorded there."""
     outputs = shipped.read(recorded.folder)
-    return _compared(
+    return _compare_outputs(
         recorded, lambda inputs: inputs.call(recorded.deployed), outputs, TOLERANCES[recorded.target.dtype]
     )
 
 
-def _compared(
+def _compare_outputs(
     recorded: Recorded, run: Callable[[Inputs], Any], wanted: list[Tensor] | None = None, allowed: float = TOLERANCE
 ) -> Found:
     """What `run` makes of the recorded inputs are the recorded outputs, or `wanted`."""
@@ -166,7 +166,7 @@ def _error(batch: int, count: int, recorded: Any, got: Any) -> float:
 def _metric(recorded: Recorded) -> Found:
     """The reloaded weights, or what the target runs in another dtype than fp32, reach the recorded metric and loss."""
     task, target, score = recorded.task, recorded.target, recorded.score
-    found = _judged(recorded, "validation")
+    found = _judge_split(recorded, "validation")
     if score.metric is None:
         raise Failed(f"no metric is recorded; now it is {found.metric:.6g}", metric=found.metric)
     figures = {"metric": found.metric, "recorded": score.metric}
@@ -187,13 +187,13 @@ def _test_metric(recorded: Recorded) -> Found:
     if recorded.task.data.test is None or wanted is None:
         why = "none is recorded" if wanted is None else "the study's data has no test split here"
         return Found(f"not checked: {why}", {}, {} if wanted is None else {"test_metric": why})
-    found = _judged(recorded, "test").metric
+    found = _judge_split(recorded, "test").metric
     if problems := _quality(recorded, "test_metric", found, wanted):
         raise Failed("; ".join(problems), test_metric=found, recorded=wanted)
     return Found(f"{recorded.task.metric.name} on the test split is {found:.6g} as recorded", {"test_metric": found})
 
 
-def _judged(recorded: Recorded, split: Literal["validation", "test"]) -> Quality:
+def _judge_split(recorded: Recorded, split: Literal["validation", "test"]) -> Quality:
     task, target = recorded.task, recorded.target
     try:
         device = loop.device(task.training.device).type

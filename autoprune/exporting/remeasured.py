@@ -36,10 +36,10 @@ def latency(recorded: Recorded, name: str = "") -> Found:
         return Found(why, {}, {_at("latency", name): why})
     artefacts, inputs = recorded.artefacts(name), recorded.reference[0]
     found = measure.timed(*artefacts, inputs, target, processes=_PROCESSES, budget_s=_SECONDS)
-    problems, figures, unchecked = _judged(recorded, name, found)
+    problems, figures, unchecked = _compare_latency(recorded, name, found)
     if problems:
         found = measure.timed(*artefacts, inputs, target, processes=_MORE, budget_s=_SECONDS)
-        problems, figures, unchecked = _judged(recorded, name, found)
+        problems, figures, unchecked = _compare_latency(recorded, name, found)
     figures |= {each: getattr(found, each) for each in _LATENCIES} | {"taken": found.taken}
     figures["runtime"] = plugins.load("runtime", target.runtime, recorded.folders)().version()
     said = f"{found.ms:.4g} ms, {found.ratio:.1%} of dense ({found.ratio_low:.1%} to {found.ratio_high:.1%})"
@@ -48,7 +48,7 @@ def latency(recorded: Recorded, name: str = "") -> Found:
     return Found(f"latency {said}; {found.taken}", figures, unchecked)
 
 
-def _judged(recorded: Recorded, name: str, found: Latency) -> tuple[list[str], dict[str, Any], dict[str, str]]:
+def _compare_latency(recorded: Recorded, name: str, found: Latency) -> tuple[list[str], dict[str, Any], dict[str, str]]:
     """What is wrong with a measured latency, the figures of its limits, and what cannot be checked of it here."""
     known, dense = recorded.score.on(name), recorded.dense_score.on(name)
     problems, figures, unchecked = list[str](), dict[str, Any](), dict[str, str]()
@@ -58,7 +58,7 @@ def _judged(recorded: Recorded, name: str, found: Latency) -> tuple[list[str], d
         if not limit.relative and (foreign := recorded.foreign):
             unchecked[limit.key] = foreign
             continue
-        least, most = (_used(limit, each, dense) for each in (best, now))
+        least, most = (_spent_share(limit, each, dense) for each in (best, now))
         figures |= {"limit": str(limit), "surely_inside": not limit.broken(most)}
         if limit.broken(least):
             problems.append(f"{limit.key} is {'under' if limit.lower else 'over'} the limit {limit} for sure")
@@ -74,7 +74,7 @@ def _judged(recorded: Recorded, name: str, found: Latency) -> tuple[list[str], d
     return problems, figures, unchecked
 
 
-def _used(limit: Limit, score: Score, dense: Score) -> float:
+def _spent_share(limit: Limit, score: Score, dense: Score) -> float:
     used = Limit(limit.quantity, limit.value, limit.relative).used(score, dense, "maximize")
     assert used is not None  # both were measured
     return used
@@ -122,7 +122,7 @@ def resource(recorded: Recorded, quantity: str, name: str = "") -> Found:
     measured, whole = Score().updated(**{figure: now}), Score().updated(**{figure: of})
     problems, unchecked = list[str](), dict[str, str]()
     for limit in recorded.limits(name, quantity):
-        used = _used(limit, measured, whole)
+        used = _spent_share(limit, measured, whole)
         if used > limit.value * (1 + _LIMIT_ROOM):
             problems.append(f"{limit.key} is {used / limit.value:.3g} times the limit {limit}")
     if recorded.foreign:

@@ -41,19 +41,22 @@ def dangers(record: Mapping[str, Any]) -> list[str]:
     """Every reference in a study or score that is no bundled one, every download and every storage elsewhere."""
     search = record.get("search")
     storage = search.get("storage") if isinstance(search, Mapping) else None
-    return [*_named(record), *([f"the storage {str(storage).partition('://')[0]}://..."] if storage else [])]
+    return [
+        *_foreign_references(record),
+        *([f"the storage {str(storage).partition('://')[0]}://..."] if storage else []),
+    ]
 
 
-def _named(value: Any, key: str = "") -> Iterator[str]:
+def _foreign_references(value: Any, key: str = "") -> Iterator[str]:
     if isinstance(value, Mapping):
         args, name = value.get("args"), value.get("name")
         if isinstance(args, Mapping):
             yield from (f"{name!r} with {each}={args[each]!r}" for each in _FETCHES if args.get(each))
         for inner in value:
             if inner not in _PLAIN:
-                yield from _named(value[inner], str(inner))
+                yield from _foreign_references(value[inner], str(inner))
     elif isinstance(value, list):
         for inner in value:
-            yield from _named(inner, key)
+            yield from _foreign_references(inner, key)
     elif isinstance(value, str) and key != "storage" and _REFERENCE.fullmatch(value) and not _BUNDLED.fullmatch(value):
         yield repr(value[:100])

@@ -55,12 +55,12 @@ def verify(
     found: list[dict[str, Any]] = []
     for name, check in checks(recorded):
         pointless = name.partition(" on ")[0] in _RUNS and found[0]["passed"] is False
-        found.append(done.get(name) or (_UNMEASURED | {"name": name} if pointless else _checked(name, check)))
+        found.append(done.get(name) or (_UNMEASURED | {"name": name} if pointless else _run_check(name, check)))
     result = {
         "version": 1,
         "passed": all(check["passed"] is not False for check in found),
         "open": [check["name"] for check in found if check["passed"] is None],
-        "unchecked": _unchecked(found),
+        "unchecked": _unchecked_figures(found),
         "checks": found,
     }
     unwritten = _write(path, result)
@@ -93,7 +93,7 @@ def verify_in_fresh_process(folder: Path | str, task: Task | None = None) -> dic
     return verify(path, task=task, earlier=result) if result["open"] and task is not None else result
 
 
-def _unchecked(found: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+def _unchecked_figures(found: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """What none of the checks could hold to anything, with the reasons."""
     return {name: reason for check in found for name, reason in check.get("unchecked", {}).items()}
 
@@ -107,7 +107,7 @@ def _write(folder: Path, result: dict[str, Any]) -> OSError | None:
     return None
 
 
-def _checked(name: str, check: Check) -> dict[str, Any]:
+def _run_check(name: str, check: Check) -> dict[str, Any]:
     """One entry of verification.json. Whatever a broken file raises is a failed check, not a traceback."""
     passed: bool | None = False
     figures: dict[str, Any] = {}

@@ -50,18 +50,18 @@ def check_graph(graph: Any) -> Any:
     module = graph["graph_module"]
     calls = [entry for entry in module["module_call_graph"] if entry["fqn"] == ""]
     kept = module | {"module_call_graph": calls, "metadata": {}, "treespec_namedtuple_fields": {}}
-    return _checked(graph | {"graph_module": kept, "guards_code": []}, "")
+    return _check_value(graph | {"graph_module": kept, "guards_code": []}, "")
 
 
-def _checked(value: Any, key: str) -> Any:
+def _check_value(value: Any, key: str) -> Any:
     """`value`, which lies under `key`, checked and with the metadata of nodes left out."""
     if isinstance(value, dict):
         for name in value:
             if not _PLAIN.fullmatch(name) or name in _CODE or (name == "custom_obj_values" and value[name]):
                 raise ModelError(f"the program holds {name[:80]!r}, which is no part of a plain graph")
-        return {name: {} if name == "metadata" else _checked(inner, name) for name, inner in value.items()}
+        return {name: {} if name == "metadata" else _check_value(inner, name) for name, inner in value.items()}
     if isinstance(value, list):
-        return [_checked(inner, key) for inner in value]
+        return [_check_value(inner, key) for inner in value]
     if isinstance(value, str):
         _check_word(key, value)
     return value
@@ -113,9 +113,9 @@ def _check_size(expression: str) -> None:
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise wrong from error
     calls = [node for node in nodes if isinstance(node, ast.Call)]
-    symbols = {id(node.args[0]) for node in calls if _called(node) == "Symbol" and node.args}
+    symbols = {id(node.args[0]) for node in calls if _function_name(node) == "Symbol" and node.args}
     words = {node.id for node in nodes if isinstance(node, ast.Name)}
-    powers = [node for node in calls if _called(node) in ("Pow", "PowByNatural")]
+    powers = [node for node in calls if _function_name(node) in ("Pow", "PowByNatural")]
     if (
         not words <= _SYMBOLIC
         or not all(isinstance(node, _SYNTAX) for node in nodes)
@@ -126,7 +126,7 @@ def _check_size(expression: str) -> None:
         raise wrong
 
 
-def _called(call: ast.Call) -> str:
+def _function_name(call: ast.Call) -> str:
     return call.func.id if isinstance(call.func, ast.Name) else ""
 
 

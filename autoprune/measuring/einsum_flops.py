@@ -25,10 +25,10 @@ def einsum_flops(equation: str, shapes: Sequence[Sequence[int]], path: Sequence[
         result = {*right.replace("...", ""), *(dots if "..." in right else ())}
     else:
         result = {*dots, *(name for name in flat if flat.count(name) == 1)}
-    return _contracted([set(names) for names in named], lengths, result, list(path or ()))
+    return _contraction_flops([set(names) for names in named], lengths, result, list(path or ()))
 
 
-def _contracted(operands: list[set[str]], lengths: dict[str, int], result: set[str], path: list[int]) -> int:
+def _contraction_flops(operands: list[set[str]], lengths: dict[str, int], result: set[str], path: list[int]) -> int:
     total = 0
     while len(operands) > 1:
         places = (path.pop(0), path.pop(0)) if path else (0, 1)

@@ -59,7 +59,7 @@ def convert(content: bytes, dtype: str, calibration: Sequence[Sequence[Array]], 
         raise InputError("int8 needs at least one batch of inputs to calibrate with; got none")
     try:
         with _quiet(), scratch.folder() as folder:
-            return _half(content) if dtype == "fp16" else _quantised(content, calibration, symmetric, Path(folder))
+            return _half(content) if dtype == "fp16" else _quantise(content, calibration, symmetric, Path(folder))
     except Exception as error:  # onnx, protobuf and onnxruntime raise kinds of their own, without end
         raise ModelError(
             f"the ONNX graph cannot be converted to {dtype}: {type(error).__name__}: "
@@ -87,10 +87,10 @@ def _half(content: bytes) -> bytes:
     return result
 
 
-def _quantised(content: bytes, batches: Sequence[Sequence[Array]], symmetric: bool, folder: Path) -> bytes:
+def _quantise(content: bytes, batches: Sequence[Sequence[Array]], symmetric: bool, folder: Path) -> bytes:
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
-    model, names = _folded(content, folder)
+    model, names = _fold_constants(content, folder)
     quantised = folder / "quantised.onnx"
     quantize_static(
         model,
@@ -107,7 +107,7 @@ def _quantised(content: bytes, batches: Sequence[Sequence[Array]], symmetric: bo
     return quantised.read_bytes()
 
 
-def _folded(content: bytes, folder: Path) -> tuple[Any, list[str]]:
+def _fold_constants(content: bytes, folder: Path) -> tuple[Any, list[str]]:
     """The graph with batch norms and constants folded, in standard operators, and the names of its inputs."""
     import onnx
     import onnxruntime

@@ -53,9 +53,9 @@ class Deployed(nn.Module):
                     f"{self._size} on runtime {self._target.runtime}; give data whose batches are of one size"
                 )
             tensors = [tensor[:size] for tensor in tensors]
-        return self._nested(tensors, given)
+        return self._nest_outputs(tensors, given)
 
-    def _nested(self, tensors: list[Tensor], given: Inputs) -> Any:
+    def _nest_outputs(self, tensors: list[Tensor], given: Inputs) -> Any:
         if self._nesting is None:
             with torch.no_grad():
                 self._nesting = tree_flatten(given.call(self._model[0].cpu().eval()))

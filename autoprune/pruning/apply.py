@@ -76,7 +76,7 @@ def apply(
     Raises PlanError for a group, technique or criterion that is not there, is refused or does not fit.
     """
     choices = _effective(checked(coupling, plan, importance), importance)
-    keep = _kept(choices, importance)
+    keep = _kept_by_group(choices, importance)
     cuts = coupling.cuts(keep)
     smaller = coupling.apply(model, keep, cuts)
     if after is not None:
@@ -130,19 +130,19 @@ def effective(coupling: Coupling, plan: Plan, importance: Importance) -> Plan:
 
 def kept_units(coupling: Coupling, plan: Plan, importance: Importance) -> dict[str, Tensor]:
     """Which units and blocks the choices of a plan keep, (units,) of each group of its `effective` choices."""
-    return _kept(_effective(checked(coupling, plan, importance), importance), importance)
+    return _kept_by_group(_effective(checked(coupling, plan, importance), importance), importance)
 
 
 def _effective(choices: Sequence[tuple[Group, Choice]], importance: Importance) -> list[tuple[Group, Choice]]:
     deep = [(group, choice) for group, choice in choices if group.level == "blocks"]
-    kept = _kept(deep, importance)
+    kept = _kept_by_group(deep, importance)
     gone = tuple(
         f"{name}." for group, _ in deep for name, stays in zip(group.layers, kept[group.key], strict=True) if not stays
     )
     return [each for each in choices if not (gone and all(layer.startswith(gone) for layer in each[0].layers))]
 
 
-def _kept(choices: Sequence[tuple[Group, Choice]], importance: Importance) -> dict[str, Tensor]:
+def _kept_by_group(choices: Sequence[tuple[Group, Choice]], importance: Importance) -> dict[str, Tensor]:
     keep: dict[str, Tensor] = {}
     for group, choice in choices:
         technique = plugins.create("technique", choice.technique)

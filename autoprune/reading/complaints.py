@@ -57,7 +57,7 @@ def _path(location: Sequence[str | int], document: Document, missing: bool) -> K
 
 
 def _message(error: ErrorDetails, schema: type[BaseModel]) -> str:
-    kind, given, context = error["type"], _shown(error["input"]), error.get("ctx", {})
+    kind, given, context = error["type"], _show_value(error["input"]), error.get("ctx", {})
     name = str(error["loc"][-1]) if error["loc"] else ""
     if kind == "extra_forbidden":
         known = _fields(schema, error["loc"][:-1])
@@ -81,7 +81,7 @@ def _message(error: ErrorDetails, schema: type[BaseModel]) -> str:
     return f"{error['msg']}; got {given}"
 
 
-def _shown(value: object) -> str:
+def _show_value(value: object) -> str:
     """A value as YAML would write it, shortened."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]

@@ -35,17 +35,17 @@ def check_plugin(kind: plugins.Kind, name: str, folders: Sequence[Path] = ()) ->
         raise InputError(
             f"unknown {kind} {name!r}{nearest(name, known)}; known: {', '.join(known) or 'none'}; or my_module:Name"
         )
-    packages, fields = _bundled(plugins.path(kind, name))
+    packages, fields = _bundled_members(plugins.path(kind, name))
     _check_packages(f"{kind} {name!r}", packages, ())
     if settings:
         plugins.check_settings(given, settings, fields)
 
 
 @functools.cache
-def _bundled(path: Path) -> tuple[set[str], dict[str, str]]:
+def _bundled_members(path: Path) -> tuple[set[str], dict[str, str]]:
     """The packages that a bundled plug-in's file imports, and the fields of its dataclass."""
     tree = ast.parse(path.read_bytes())
-    return _imported(ast.walk(tree)), _fields(tree)
+    return _import_names(ast.walk(tree)), _fields(tree)
 
 
 def check_reference(reference: str, folders: Sequence[Path] = (), kind: plugins.Kind | None = None) -> None:
@@ -108,14 +108,14 @@ def _check_module(reference: str, module: str, name: str, folders: Sequence[Path
         raise InputError(f"{spec.origin}, line {error.lineno}, is no valid Python: {error.msg}") from error
     except (ValueError, RecursionError, MemoryError, OSError) as error:  # a NUL; nested without end; not to be read
         raise InputError(f"{spec.origin} cannot be read as Python: {error or type(error).__name__}") from error
-    known = _defined(tree)
+    known = _defined_names(tree)
     if known is not None and name not in known:
         public = sorted(each for each in known if not each.startswith("_"))
         raise InputError(
             f"{spec.origin} has no {name!r}{nearest(name, public)}; it has: {', '.join(public) or 'nothing'}"
         )
     own = (*folders, *_above(Path(spec.origin), module))
-    if any(_missing(package, own) for package in _imported(tree.body)):
+    if any(_missing(package, own) for package in _import_names(tree.body)):
         plugins.import_reference(reference, folders)  # it may put folders of its own on the path, or take another
 
 
@@ -135,7 +135,7 @@ def _missing(package: str, folders: Sequence[Path]) -> bool:
     return package not in sys.stdlib_module_names and find(package, folders) is None
 
 
-def _imported(nodes: Iterator[ast.AST] | Sequence[ast.AST]) -> set[str]:
+def _import_names(nodes: Iterator[ast.AST] | Sequence[ast.AST]) -> set[str]:
     """Top-level packages of the import statements among `nodes`; relative imports are left out."""
     found = set()
     for node in nodes:
@@ -156,7 +156,7 @@ def _fields(tree: ast.Module) -> dict[str, str]:
     }
 
 
-def _defined(tree: ast.Module) -> set[str] | None:
+def _defined_names(tree: ast.Module) -> set[str] | None:
     """Names that a module defines when it is imported; None where that cannot be read off its source."""
     found: set[str] = set()
     queue: list[ast.AST] = list(tree.body)

@@ -47,9 +47,9 @@ def refuse_changed(resolved: Mapping[str, Any], folder: Path) -> None:
         if folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
             raise InputError(f"{folder} is not empty and holds no run of autoprune; give another folder with --out")
         return
-    if not _begun(run):
+    if not _has_begun(run):
         return
-    old = _recorded(run)
+    old = _recorded_study(run)
     changed = differences(old, resolved)
     if changed:
         raise InputError(
@@ -72,19 +72,19 @@ def open_run(resolved: Mapping[str, Any], folder: Path, *, fresh: bool = False) 
             run.move_away()
     refuse_changed(resolved, folder)
     with run.locked():
-        if not _begun(run):
+        if not _has_begun(run):
             Run.write_yaml(run.study, dict(resolved))
             return run
-        own, budget = (Budget.parse(study.get("budget") or {}) for study in (_recorded(run), resolved))
+        own, budget = (Budget.parse(study.get("budget") or {}) for study in (_recorded_study(run), resolved))
     return run if set(own.limits) == set(budget.limits) else Run(folder, budget.folder_name)
 
 
-def _begun(run: Run) -> bool:
+def _has_begun(run: Run) -> bool:
     """Whether something was found out already that another study could spoil."""
     return run.study.exists() and (run.journal.exists() or run.dense.exists())
 
 
-def _recorded(run: Run) -> dict[str, Any]:
+def _recorded_study(run: Run) -> dict[str, Any]:
     """The study that a run was begun with. Raises InputError where that cannot be read."""
     try:
         old = read_mapping(run.study)

@@ -62,7 +62,7 @@ def search(study: Study, run: Run, listener: Listener | None = None) -> Result:
     with watched(study, listener) as listener, run.locked():
         run.sweep()
         try:
-            return _searched(study, run, listener)
+            return _run_search(study, run, listener)
         except BudgetError as error:
             if not run.best.exists():
                 raise
@@ -79,7 +79,7 @@ def train_best(study: Study, run: Run, listener: Listener | None = None) -> Resu
         run.sweep()
         limit = TimeLimit(study.search.timeout_s)
         log = listener = Logbook(listener, run.folder / "log.txt", f"train the best judged for {study.budget}")
-        prepared = _checked(study, run, listener)
+        prepared = _prepare_and_check(study, run, listener)
         dense = baseline.establish(study, prepared, run, listener)
         candidates = Journal.read(study, run, dense)
         if not best(study, dense, candidates):
@@ -98,7 +98,7 @@ def train_best(study: Study, run: Run, listener: Listener | None = None) -> Resu
         return search.close(interrupted=False)
 
 
-def _checked(study: Study, run: Run, listener: Listener) -> Prepared:
+def _prepare_and_check(study: Study, run: Run, listener: Listener) -> Prepared:
     """What is known before anything is trained; refuses a budget that no plan can keep, or that dense keeps."""
     prepared = prepare(study, run, listener)
     require_reachable(study, prepared, study.budget)
@@ -107,11 +107,11 @@ def _checked(study: Study, run: Run, listener: Listener) -> Prepared:
     return prepared
 
 
-def _searched(study: Study, run: Run, listener: Listener) -> Result:
+def _run_search(study: Study, run: Run, listener: Listener) -> Result:
     """The straight line: prepare, baseline, trials, finalists, export."""
     limit = TimeLimit(study.search.timeout_s)
     log = listener = Logbook(listener, run.folder / "log.txt", f"search {study.name}, {study.budget}")
-    prepared = _checked(study, run, listener)
+    prepared = _prepare_and_check(study, run, listener)
     Run.write_yaml(run.study, dict(study.resolved))
     log.open()
     probes: list[Probe] = []
@@ -189,7 +189,7 @@ class _Search:
             self.listener.note(f"{left} plans are judged untrained, the best {finalists} are trained{beside}")
         self.listener.planned(self.prepared.seconds(self.study, left, trained), whole)
         if done:
-            self.listener.note(f"going on with {self.run.folder}: {done} trials are done{self._replaced()}")
+            self.listener.note(f"going on with {self.run.folder}: {done} trials are done{self._replacement_note()}")
         dense = baseline.establish(self.study, self.prepared, self.run, self.listener)
         task = self.study.task.digest()
         scores = importance(self.study, self.prepared.model, self.prepared.coupling)
@@ -203,7 +203,7 @@ class _Search:
         self.screening = Screening(evaluate, self.run, mark, self._late_to_judge, others)
         self.journal.start(self.screening.proposals if judging else None, dense, self.probes)
 
-    def _replaced(self) -> str:
+    def _replacement_note(self) -> str:
         """What of an earlier search this one may replace, and where its own results go."""
         if self.run.part:
             return f"; what this budget comes to goes to {self.run.results}, the rest stays as it is"
@@ -272,12 +272,12 @@ class _Search:
             if self.tried >= finalists * _TRIED:
                 self.listener.note(f"{self.tried} of the best plans were tried; no more are")
                 return
-            if self._refilled(chosen):
+            if self._refill(chosen):
                 continue
             self.tried += 1
             self.trials.run_one(self.journal.promote(chosen), chosen.plan, self.trials.trained)
 
-    def _refilled(self, finalist: Candidate) -> bool:
+    def _refill(self, finalist: Candidate) -> bool:
         """Whether a finalist was judged again with what it leaves of the budget, in fresh processes, given back.
 
         A few times: what is given back differs, and which of it is worth most is seen only then.
@@ -307,20 +307,20 @@ class _Search:
         candidates = self.trials.candidates()
         best = None if self.trials.told else records.exported(self.run, self.study, candidates)
         if best is None:
-            best = self._chosen(interrupted)
+            best = self._choose_and_export(interrupted)
         front = self.trials.write(best, final=True)
         kept = records.answering(self.run, self.trials.candidates())
         known = tuple(answers(self.study, self.dense, kept))
         return Result(self.run, self.dense, front, best, self.prepared.coupling.groups, interrupted, known)
 
-    def _chosen(self, interrupted: bool) -> Candidate | None:
+    def _choose_and_export(self, interrupted: bool) -> Candidate | None:
         """The best, exported; where that fails the next takes its place, and with none left the error is raised."""
         assert self.dense is not None
         out: set[int] = set()  # of the choice
         failures = Failures(self.run)
         failed: AutopruneError | None = None
         while True:
-            best, judged = self._settled(interrupted, out)
+            best, judged = self._settle_best(interrupted, out)
             self.trials.write(best, final=True)
             if best is None:
                 break
@@ -340,7 +340,7 @@ class _Search:
         self.listener.note("no plan that keeps the budget is trained yet: nothing to export; go on to get one")
         return None
 
-    def _settled(self, interrupted: bool, out: Set[int]) -> tuple[Candidate | None, list[Candidate]]:
+    def _settle_best(self, interrupted: bool, out: Set[int]) -> tuple[Candidate | None, list[Candidate]]:
         """The best that keeps the budget when measured again; where none does, others are trained in their place.
 
         `out` are the numbers of those that are not to be chosen.

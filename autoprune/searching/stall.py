@@ -68,27 +68,27 @@ class _Watched:
     def __init__(self, listener: Listener, seconds: float) -> None:
         self._listener, self.seconds = listener, seconds
 
-    def _moved(self) -> None:
+    def _rearm(self) -> None:
         signal.setitimer(signal.ITIMER_REAL, self.seconds, self.seconds)
 
     def planned(self, seconds: float | None, trials: int) -> None:
-        self._moved()
+        self._rearm()
         self._listener.planned(seconds, trials)
 
     def started(self, trial: int, what: str) -> None:
-        self._moved()
+        self._rearm()
         self._listener.started(trial, what)
 
     def progress(self, share: float) -> None:
-        self._moved()
+        self._rearm()
         self._listener.progress(share)
 
     def finished(self, candidate: Candidate, best: Candidate | None) -> None:
-        self._moved()
+        self._rearm()
         self._listener.finished(candidate, best)
 
     def note(self, text: str) -> None:
-        self._moved()
+        self._rearm()
         self._listener.note(text)
 
     def __getattr__(self, name: str) -> Any:

@@ -47,7 +47,7 @@ class Trials:
             done = self._executor.submit(evaluate, plan, trial.number).result()
             self._keep(done)
         except BaseException as error:
-            done = self._failed(plan, trial.number, error)
+            done = self._fail(plan, trial.number, error)
         else:
             if len(plan):  # the dense model shows nothing
                 self.failures.clear()
@@ -98,7 +98,7 @@ class Trials:
         records.write_table(self.run, candidates, self.journal.trials(), groups)
         return front
 
-    def _failed(self, plan: Plan, number: int, error: BaseException) -> Evaluated:
+    def _fail(self, plan: Plan, number: int, error: BaseException) -> Evaluated:
         """What a trial is that raised something: failed, with one line of why."""
         reason = self.failures.add(error, self.run.trial(number))
         self.evaluate.listener.note(f"trial {number} failed: {reason}")

@@ -42,10 +42,12 @@ def joined(parts: Sequence[Any]) -> Any:
     flat = [tree_flatten(part) for part in parts]
     if any(structure != flat[0][1] for _, structure in flat):
         return list(parts)
-    return tree_unflatten([_joined(leaves) for leaves in zip(*(leaves for leaves, _ in flat), strict=True)], flat[0][1])
+    return tree_unflatten(
+        [_join_leaves(leaves) for leaves in zip(*(leaves for leaves, _ in flat), strict=True)], flat[0][1]
+    )
 
 
-def _joined(leaves: tuple[Any, ...]) -> Any:
+def _join_leaves(leaves: tuple[Any, ...]) -> Any:
     if not all(isinstance(leaf, Tensor) for leaf in leaves):
         return list(leaves)
     if all(leaf.dim() == 0 for leaf in leaves):

@@ -36,7 +36,7 @@ def guesses(model: nn.Module, task: Task) -> bool:
     much of it as its shuffled copies, by chance; one that has learnt stands clear of them. Where the targets cannot be
     dealt (a loss that a model computes itself), the losses are compared. `model` is left as it was.
     """
-    copies = [_shuffled(model, seed) for seed in range(_COPIES)]
+    copies = [_shuffle_parameters(model, seed) for seed in range(_COPIES)]
     try:
         with faults.code("the loss, over all of the validation data,"):
             own, *others = (_skill(each, task) for each in (model, *copies))
@@ -81,7 +81,7 @@ def _dealt(target: Any, seed: int) -> Any:
     return tree_map_only(Tensor, take, target)
 
 
-def _shuffled(model: nn.Module, seed: int) -> nn.Module:
+def _shuffle_parameters(model: nn.Module, seed: int) -> nn.Module:
     """A copy with the entries of every parameter in another order: of the same scale, and nothing learnt."""
     made, generator = copy.deepcopy(model), torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -115,7 +115,7 @@ def _torchvision(name: str, args: dict[str, Any], folders: Sequence[Path]) -> Da
             if part == "train" or "for argument split" not in str(error.__cause__):  # it has no split of that name
                 raise
     pictures.measure(parts["train"])
-    return _carved(parts, carve)
+    return _carve_validation(parts, carve)
 
 
 def _image_folder(name: str, args: dict[str, Any], folders: Sequence[Path]) -> Data:
@@ -143,7 +143,7 @@ def _image_folder(name: str, args: dict[str, Any], folders: Sequence[Path]) -> D
             raise StudyError(
                 f"the classes of {part} {images.classes} are not those of train {parts['train'].classes}", key=KEY
             )
-    return _carved(parts, carve)
+    return _carve_validation(parts, carve)
 
 
 class _Pictures:
@@ -181,7 +181,7 @@ class _Pictures:
             self.mean, self.std = pixels.mean(dim=1).tolist(), pixels.std(dim=1).clamp(min=1e-6).tolist()
 
 
-def _carved(parts: dict[str, Any], share: Any) -> Data:
+def _carve_validation(parts: dict[str, Any], share: Any) -> Data:
     """Data; without a validation part, or where a share is asked for, a fixed share of the training part is it."""
     if share is not None and (isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share < 1):
         raise StudyError(

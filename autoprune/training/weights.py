@@ -41,7 +41,7 @@ def load_weights(model: nn.Module, path: Path | str) -> None:
         ],
     }
     if any(problems.values()):
-        told = "; ".join(f"{what}: {_listed(names)}" for what, names in problems.items() if names)
+        told = "; ".join(f"{what}: {_list_names(names)}" for what, names in problems.items() if names)
         raise ModelError(f"the weights in {path} do not fit the model; {told}; give the weights of this very model")
     model.load_state_dict(state | {name: wanted[name] for name in wanted if name not in state})
 
@@ -68,6 +68,6 @@ def _read(path: Path) -> dict[str, Tensor]:
     return {name.removeprefix("module.") if strip else name: tensor for name, tensor in found.items()}
 
 
-def _listed(names: list[str]) -> str:
+def _list_names(names: list[str]) -> str:
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more

@@ -25,7 +25,7 @@ GOALS: dict[str, Literal["maximize", "minimize"]] = {
 def accuracy(outputs: Any, targets: Any) -> float:
     """Share of targets (N, ...) that is the class of the largest logit (N, classes, ...); one logit goes by sign."""
     logits, labels = _logits(outputs, targets, "accuracy")
-    return float((_predicted(logits, labels) == labels).double().mean())
+    return float((_predict_classes(logits, labels) == labels).double().mean())
 
 
 def top5_accuracy(outputs: Any, targets: Any) -> float:
@@ -38,7 +38,7 @@ def top5_accuracy(outputs: Any, targets: Any) -> float:
 def f1(outputs: Any, targets: Any) -> float:
     """The F1 score of each class that occurs in targets or predictions, averaged over classes (macro)."""
     logits, labels = _logits(outputs, targets, "f1")
-    predicted = _predicted(logits, labels)
+    predicted = _predict_classes(logits, labels)
     scores = []
     for label in sorted({*labels.flatten().tolist(), *predicted.flatten().tolist()}):
         hits = float(((predicted == label) & (labels == label)).sum())
@@ -73,7 +73,7 @@ def _logits(outputs: Any, targets: Any, name: str) -> tuple[Tensor, Tensor]:
     return logits, labels
 
 
-def _predicted(logits: Tensor, labels: Tensor) -> Tensor:
+def _predict_classes(logits: Tensor, labels: Tensor) -> Tensor:
     """Class indices (N, ...) from logits (N, classes, ...)."""
     return logits.argmax(dim=1) if logits.shape[1] > 1 else (logits[:, 0] > 0).to(labels.dtype)
 

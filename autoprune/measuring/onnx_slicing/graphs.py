@@ -79,10 +79,10 @@ class Graphs:
             for key, kept in keep.items()
             if inside and inside.isdisjoint(cut.tensor for cut in coupling.cuts({key: kept}))
         }
-        reason = self._disproved(model, coupling, keep) or (self._disproved(model, coupling, apart) if apart else None)
+        reason = self._mismatch(model, coupling, keep) or (self._mismatch(model, coupling, apart) if apart else None)
         return f"every candidate is exported anew, which takes seconds each: {reason}" if reason else None
 
-    def _disproved(self, model: nn.Module, coupling: Coupling, keep: Mapping[str, Tensor]) -> str | None:
+    def _mismatch(self, model: nn.Module, coupling: Coupling, keep: Mapping[str, Tensor]) -> str | None:
         """Why this cut is not to be made in the graph, or None."""
         cuts, smaller = coupling.cuts(keep), coupling.apply(model, keep)
         slicer = self._slicer(smaller)

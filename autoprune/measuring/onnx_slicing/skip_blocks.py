@@ -54,7 +54,7 @@ class Spans:
         spans = [self.of(block) for block in blocks]
         instead = {leaves: enters for enters, leaves in (span for span in spans if span is not None)}
         for node in proto.graph.node:
-            node.input[:] = [_followed(name, instead) for name in node.input]
+            node.input[:] = [_follow_aliases(name, instead) for name in node.input]
         for value in proto.graph.output:
             if value.name in instead:
                 _rename(proto, value.name, instead)
@@ -66,7 +66,7 @@ def _scopes(node: Any) -> frozenset[str]:
     return frozenset(ast.literal_eval(noted))
 
 
-def _followed(name: str, instead: Mapping[str, str]) -> str:
+def _follow_aliases(name: str, instead: Mapping[str, str]) -> str:
     while name in instead:
         name = instead[name]
     return name
@@ -78,7 +78,7 @@ def _rename(proto: Any, output: str, instead: Mapping[str, str]) -> None:
 
     for node in proto.graph.node:
         node.output[:] = [f"{name}.gone" if name == output else name for name in node.output]
-    proto.graph.node.append(helper.make_node("Identity", [_followed(output, instead)], [output]))
+    proto.graph.node.append(helper.make_node("Identity", [_follow_aliases(output, instead)], [output]))
 
 
 def _sweep(proto: Any) -> None:

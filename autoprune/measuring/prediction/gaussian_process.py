@@ -108,7 +108,7 @@ class Posterior:
         term, level = np.exp(logs[:terms]), np.exp(logs[terms : terms + 3])
         self._scales = [each * term[None, :, None] for each in level]
         found = measured.ratios / measured.rough
-        self._known = self._scaled(measured.features) / measured.rough[:, None]
+        self._known = self._scale_features(measured.features) / measured.rough[:, None]
         covariance = self._known @ self._known.T + self._alike(measured.shares)
         covariance[np.diag_indices_from(covariance)] += np.exp(2 * logs[-1]) + (measured.errors * found) ** 2
         self._inverse = np.asarray(cho_solve(cho_factor(covariance, lower=True), np.eye(len(covariance))))
@@ -121,14 +121,16 @@ class Posterior:
     def deviation(self, features: Array, shares: Array) -> Array:
         """(plans, terms, operations), (plans, groups) -> standard deviation of a measurement of the ratio."""
         cross, rough = self._cross(features, shares), _rough(features)
-        own = (self._scaled(features) ** 2).sum(1) + rough**2 * np.exp(2 * self._logs[-3])
+        own = (self._scale_features(features) ** 2).sum(1) + rough**2 * np.exp(2 * self._logs[-3])
         left = np.maximum(own - np.einsum("pn,nm,pm->p", cross, self._inverse, cross, optimize=True), 0.0)
         return np.asarray(np.sqrt(left + np.exp(2 * self._logs[-1]) * rough**2))
 
     def _cross(self, features: Array, shares: Array) -> Array:
-        return np.asarray(self._scaled(features) @ self._known.T + _rough(features)[:, None] * self._alike(shares))
+        return np.asarray(
+            self._scale_features(features) @ self._known.T + _rough(features)[:, None] * self._alike(shares)
+        )
 
-    def _scaled(self, features: Array) -> Array:
+    def _scale_features(self, features: Array) -> Array:
         levels = zip(_levels(features, self._kinds), self._scales, strict=True)
         return np.concatenate([(level * scale).reshape(len(features), -1) for level, scale in levels], 1)
 

@@ -125,7 +125,7 @@ class Predictor:
         if len(self._observations) >= _AGAIN * self._fitted:
             self._fit()
         else:
-            self._posterior = Posterior(self._measured(), self.layout.kinds, self._logs)
+            self._posterior = Posterior(self._all_measurements(), self.layout.kinds, self._logs)
 
     def liked(self, key: str) -> list[int]:
         """The widths of a group that the target likes, all else dense: the last ones before a step of the staircase.
@@ -168,12 +168,12 @@ class Predictor:
         return cls(Layout.from_json(data["layout"]), seen)
 
     def _fit(self) -> None:
-        measured, self._spread = self._measured(), None
+        measured, self._spread = self._all_measurements(), None
         self._logs = fitted(measured, self.layout.kinds, self._prior)
         self._posterior = Posterior(measured, self.layout.kinds, self._logs)
         self._fitted = len(self._observations)
 
-    def _measured(self) -> Measured:
+    def _all_measurements(self) -> Measured:
         """The dense model, which takes its own time, and all that was observed."""
         features, shares = self.layout.features([self.layout.dense, *(each.row for each in self._observations)])
         ratios = np.array([1.0, *(each.ratio for each in self._observations)])
@@ -186,7 +186,7 @@ class Predictor:
     def _reach(self, rows: Sequence[Row]) -> Array:
         """Half of the 95 % interval of each plan's ratio."""
         if self._spread is None:
-            fitted_to = self._measured().only(slice(self._fitted + 1))
+            fitted_to = self._all_measurements().only(slice(self._fitted + 1))
             self._spread = spread(fitted_to, self.layout.kinds, self._prior)
         return 1.96 * self._spread * self._posterior.deviation(*self.layout.features(rows))
 

@@ -69,7 +69,9 @@ def _layers(model: nn.Module, inputs: Inputs, times: Times | None) -> tuple[Laye
     total = sum(spent.values()) + other
     layers = []
     for name, module in modules.items():
-        own = counted.get(name, 0) - sum(counted.get(_joined(name, child), 0) for child, _ in module.named_children())
+        own = counted.get(name, 0) - sum(
+            counted.get(_join_names(name, child), 0) for child, _ in module.named_children()
+        )
         ms = spent.get(name, 0.0) if times is not None else None
         if ms or own or params[name]:
             share = None if ms is None else ms / total if total else 0.0
@@ -90,5 +92,5 @@ def _own_parameters(modules: dict[str, nn.Module]) -> dict[str, int]:
     return found
 
 
-def _joined(parent: str, child: str) -> str:
+def _join_names(parent: str, child: str) -> str:
     return f"{parent}.{child}" if parent else child

@@ -98,7 +98,7 @@ def _onnxruntime(model: nn.Module, artefact: bytes, inputs: Inputs, target: Targ
             spent[event["name"].removesuffix("_kernel_time")].append(event["dur"] / 1e3)
     scopes = Scopes(model, inputs)
     owners = {node.name: scopes.of([node.name, *node.output, *node.input], node.op_type) for node in nodes}
-    return _summed((owners.get(key), statistics.median(times[-_CALLS:])) for key, times in spent.items())
+    return _sum_times((owners.get(key), statistics.median(times[-_CALLS:])) for key, times in spent.items())
 
 
 def _openvino(model: nn.Module, artefact: bytes, inputs: Inputs, target: Target) -> Times:
@@ -119,16 +119,16 @@ def _openvino(model: nn.Module, artefact: bytes, inputs: Inputs, target: Target)
         "PERF_COUNT": True,
     }
     compiled = core.compile_model(graph, "CPU", settings)
-    spent = _counted(compiled.create_infer_request(), dict(enumerate(arrays)))
+    spent = _node_times(compiled.create_infer_request(), dict(enumerate(arrays)))
     scopes, owners = Scopes(model, inputs), {}
     for node in compiled.get_runtime_model().get_ops():
         about = node.get_rt_info()
         fused = str(about["originalLayersNames"].value).split(",") if "originalLayersNames" in about else []
         owners[node.get_friendly_name()] = scopes.of([*fused, node.get_friendly_name()], str(about["layerType"].value))
-    return _summed((owners.get(key), each) for key, each in spent.items())
+    return _sum_times((owners.get(key), each) for key, each in spent.items())
 
 
-def _counted(request: Any, feed: dict[int, Any], seconds: float = 1.0) -> dict[str, float]:
+def _node_times(request: Any, feed: dict[int, Any], seconds: float = 1.0) -> dict[str, float]:
     """Milliseconds of a call by node. OpenVINO tells the mean since the start; what the first calls took goes off."""
 
     def total(calls: int) -> dict[str, float]:
@@ -149,7 +149,7 @@ def _medians(runs: list[dict[str, float]]) -> Times:
     return {key: statistics.median(run.get(key, 0.0) for run in runs) for key in keys}
 
 
-def _summed(parts: Iterable[tuple[str | None, float]]) -> Times:
+def _sum_times(parts: Iterable[tuple[str | None, float]]) -> Times:
     total: Times = defaultdict(float)
     for owner, spent in parts:
         total[owner] += spent

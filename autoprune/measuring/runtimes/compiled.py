@@ -40,7 +40,7 @@ class Compiled:
         Raises InputError for a device or dtype that is not here, or without a C++ compiler; ModelError for a module
         that cannot be exported or compiled.
         """
-        run, moved = _compiled(artefact, inputs, target)
+        run, moved = _compile(artefact, inputs, target)
         return _modules.timed_call(run, moved, target)
 
     def outputs(self, artefact: nn.Module, inputs: Inputs, target: Target) -> Callable[[Inputs], list[Array]]:
@@ -50,7 +50,7 @@ class Compiled:
         """
         threads = torch.get_num_threads()
         try:
-            run, _ = _compiled(artefact, inputs, target)
+            run, _ = _compile(artefact, inputs, target)
         finally:
             _modules.set_threads(threads)
 
@@ -65,7 +65,7 @@ class Compiled:
         return f"torch.compile {torch.__version__}"
 
 
-def _compiled(artefact: nn.Module, inputs: Inputs, target: Target) -> tuple[Callable[..., Any], Inputs]:
+def _compile(artefact: nn.Module, inputs: Inputs, target: Target) -> tuple[Callable[..., Any], Inputs]:
     """The compiled program, called once, and the inputs as it takes them. Sets torch's number of threads."""
     model, moved = _modules.prepared("compiled", artefact, inputs, target)
     if target.device == "cpu":

@@ -42,22 +42,22 @@ class ExecuTorch:
 
         Raises InputError for a device or dtype that is not here, ModelError for a module that cannot be lowered.
         """
-        method, moved = _lowered(artefact, inputs, target)
+        method, moved = _load_method(artefact, inputs, target)
         tensors = [tensor.contiguous() for tensor in moved.tensors()]
 
         def call() -> object:
             return method.execute(tensors)
 
-        _tried(call)
+        _execute(call)
         return call
 
     def outputs(self, artefact: nn.Module, inputs: Inputs, target: Target) -> Callable[[Inputs], list[Array]]:
         """A function from inputs shaped like `inputs` to the module's output tensors; raises as `prepare`."""
-        method, _ = _lowered(artefact, inputs, target)
+        method, _ = _load_method(artefact, inputs, target)
 
         def run(given: Inputs) -> list[Array]:
             tensors = [tensor.contiguous() for tensor in _modules.cast(given, target).tensors()]
-            return _modules.as_arrays(_tried(lambda: method.execute(tensors)))
+            return _modules.as_arrays(_execute(lambda: method.execute(tensors)))
 
         return run
 
@@ -77,7 +77,7 @@ class _Method:
         return self.method.execute(tensors)
 
 
-def _lowered(artefact: nn.Module, inputs: Inputs, target: Target) -> tuple[_Method, Inputs]:
+def _load_method(artefact: nn.Module, inputs: Inputs, target: Target) -> tuple[_Method, Inputs]:
     """The loaded method `forward`, and the inputs as it takes them."""
     require_dtype("executorch", target, ("fp32", "fp16"), _ADVICE)
     if target.device != "cpu":
@@ -99,7 +99,7 @@ def _lowered(artefact: nn.Module, inputs: Inputs, target: Target) -> tuple[_Meth
             ) from error
 
 
-def _tried(execute: Callable[[], Any]) -> Any:
+def _execute(execute: Callable[[], Any]) -> Any:
     try:
         return execute()
     except RuntimeError as error:

@@ -44,7 +44,7 @@ class OnnxRuntime:
         session = _session(artefact, target)
         feed = fed([value.name for value in session.get_inputs()], inputs)
         try:
-            return _bound(session, feed, "cuda" if target.device.startswith("cuda") else "cpu")
+            return _bind_outputs(session, feed, "cuda" if target.device.startswith("cuda") else "cpu")
         except Exception as error:  # onnxruntime's own kinds come straight from Exception
             raise ModelError(f"ONNX Runtime cannot run the graph: {error}") from error
 
@@ -105,7 +105,7 @@ def _require_half(path: Path, target: Target) -> None:
         )
 
 
-def _bound(session: Any, feed: dict[str, Array], device: str) -> Callable[[], object]:
+def _bind_outputs(session: Any, feed: dict[str, Array], device: str) -> Callable[[], object]:
     """A call without copies or allocations: the outputs' memory has the shapes of one run made beforehand."""
     binding = session.io_binding()
     held = [onnxruntime.OrtValue.ortvalue_from_numpy(array, device, 0) for array in feed.values()]

@@ -43,21 +43,21 @@ class OpenVino:
         Raises InputError for a target that this runtime does not have, or a precision that the CPU would silently
         replace; ModelError for a graph that it cannot run.
         """
-        compiled, feed = _compiled(artefact, inputs, target, self.dtypes)
+        compiled, feed = _compile(artefact, inputs, target, self.dtypes)
         request = compiled.create_infer_request()
         for place, array in enumerate(feed.values()):
             request.set_input_tensor(place, openvino.Tensor(array))
         infer = functools.partial(request.infer, share_outputs=True)
-        _tried(infer)
+        _infer(infer)
         return infer
 
     def outputs(self, artefact: bytes | Path, inputs: Any, target: Target) -> Callable[[Any], list[Array]]:
         """A function from inputs shaped like `inputs` to the graph's outputs; raises as `prepare`."""
-        compiled, feed = _compiled(artefact, inputs, target, self.dtypes)
+        compiled, feed = _compile(artefact, inputs, target, self.dtypes)
         request, names = compiled.create_infer_request(), list(feed)
 
         def run(given: Any) -> list[Array]:
-            found = _tried(lambda: request.infer(dict(enumerate(fed(names, given).values()))))
+            found = _infer(lambda: request.infer(dict(enumerate(fed(names, given).values()))))
             return [as_float32(np.asarray(found[place])) for place in range(len(compiled.outputs))]
 
         return run
@@ -72,7 +72,7 @@ def _core() -> Any:
     return openvino.Core()
 
 
-def _compiled(
+def _compile(
     artefact: bytes | Path, inputs: Any, target: Target, dtypes: Sequence[str]
 ) -> tuple[Any, dict[str, Array]]:
     """The model compiled for the shapes of `inputs`, and array by input name."""
@@ -129,7 +129,7 @@ def _check(compiled: Any, target: Target) -> None:
         )
 
 
-def _tried(infer: Callable[[], Any]) -> Any:
+def _infer(infer: Callable[[], Any]) -> Any:
     try:
         return infer()
     except Exception as error:

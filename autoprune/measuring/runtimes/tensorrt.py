@@ -74,7 +74,7 @@ class _Engine:
         self.device = torch.device(target.device)
         content = artefact.read_bytes() if isinstance(artefact, Path) else artefact
         with torch.cuda.device(self.device):
-            plan, self.names, feed = _built(content, inputs)
+            plan, self.names, feed = _build_engine(content, inputs)
             self.runtime = tensorrt.Runtime(_LOGGER)
             self.engine = self.runtime.deserialize_cuda_engine(plan)
             self.context = self.engine.create_execution_context()
@@ -109,7 +109,7 @@ class _Engine:
         return outputs
 
 
-def _built(content: bytes, inputs: Any) -> tuple[Any, list[str], dict[str, Array]]:
+def _build_engine(content: bytes, inputs: Any) -> tuple[Any, list[str], dict[str, Array]]:
     """The serialized engine, the names of its inputs, and array by name. Raises ModelError."""
     builder = tensorrt.Builder(_LOGGER)
     typed = getattr(tensorrt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)  # later versions know no other kind

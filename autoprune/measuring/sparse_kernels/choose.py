@@ -85,11 +85,11 @@ def decided(site: Site, target: Target, decisions: Decisions) -> LayerRecord:
     key = hashlib.sha256(json.dumps(alike, sort_keys=True).encode()).hexdigest()[:16]
     found = decisions.get(key)
     if found is None:
-        decisions[key] = found = _measured(site, names)
+        decisions[key] = found = _measure_kernels(site, names)
     return replace(record, **found)
 
 
-def _measured(site: Site, names: Sequence[str]) -> dict[str, Any]:
+def _measure_kernels(site: Site, names: Sequence[str]) -> dict[str, Any]:
     """The part of a record that is measured."""
     dense = _call(site.layer, site.inputs)
     tried: dict[str, tuple[float, float]] = {}

@@ -25,7 +25,7 @@ def fitting(weight: Tensor, device: torch.device) -> tuple[str, ...]:
 
     2:4 is for CUDA from capability 8.0 on (Mishra et al. 2021, arXiv:2104.08378). On a CPU only fp32 has kernels.
     """
-    return tuple(name for name in KERNELS if _offered(name, weight.detach(), device))
+    return tuple(name for name in KERNELS if _fits_weight(name, weight.detach(), device))
 
 
 def patterns(keep: Tensor) -> tuple[str, ...]:
@@ -33,7 +33,7 @@ def patterns(keep: Tensor) -> tuple[str, ...]:
     return fitting(keep.detach().float().reshape(len(keep), -1).cpu(), torch.device("cpu"))
 
 
-def _offered(kernel: str, weight: Tensor, device: torch.device) -> bool:
+def _fits_weight(kernel: str, weight: Tensor, device: torch.device) -> bool:
     cuda, keep = device.type == "cuda", weight != 0
     if kernel == _SEMI_STRUCTURED:
         if not cuda or weight.shape[1] % 4 or torch.cuda.get_device_capability(device) < (8, 0):

@@ -45,14 +45,14 @@ class LoweredLayer(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The dense weight, made anew at each call, in the dense layer's shape."""
-        dense = self.values if self.crow is None else self._built().to_dense()
+        dense = self.values if self.crow is None else self._build_matrix().to_dense()
         return dense.reshape(self.shape)
 
     def multiply(self, columns: Tensor) -> Tensor:
         """weight (O, K) times columns (K, M), without the bias: (O, M)."""
         if self._matrix is None or self._matrix.device != self.values.device:
             with torch.inference_mode(False), torch.no_grad():
-                self._matrix = self._built()
+                self._matrix = self._build_matrix()
         if columns.shape[1] == 1 and self.kernel == "csr":
             return torch.mv(self._matrix, columns[:, 0])[:, None]  # twice as fast as a product with one column
         return torch.mm(self._matrix, columns)
@@ -82,7 +82,7 @@ class LoweredLayer(nn.Module):
         for name, tensor in zip(("values", "crow", "col"), kernels.packed(self.kernel, matrix), strict=True):
             self.register_buffer(name, tensor, persistent=False)
 
-    def _built(self) -> Tensor:
+    def _build_matrix(self) -> Tensor:
         return kernels.matrix(self.kernel, self.size, self.values, self.crow, self.col)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
@@ -132,7 +132,7 @@ class LoweredLinear(LoweredLayer):
     def dense(self) -> nn.Module:
         """An nn.Linear with these values."""
         layer = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
-        return _filled(layer, self)
+        return _fill_layer(layer, self)
 
 
 class LoweredConv2d(LoweredLayer):
@@ -172,10 +172,10 @@ class LoweredConv2d(LoweredLayer):
         """An nn.Conv2d with these values."""
         outputs, inputs = self.shape[:2]
         layer = nn.Conv2d(inputs, outputs, bias=self.bias is not None, device="meta", **self.window)
-        return _filled(layer, self)
+        return _fill_layer(layer, self)
 
 
-def _filled(layer: nn.Module, lowered: LoweredLayer) -> nn.Module:
+def _fill_layer(layer: nn.Module, lowered: LoweredLayer) -> nn.Module:
     values = {"weight": lowered.weight} | ({} if lowered.bias is None else {"bias": lowered.bias})
     for name, value in values.items():
         setattr(layer, name, nn.Parameter(value.detach().clone()))

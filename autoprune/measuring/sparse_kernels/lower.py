@@ -79,13 +79,13 @@ def lower(model: nn.Module, inputs: Inputs, target: Target, decisions: Decisions
         records = tuple(decided(site, target, decisions) for site in sites(here, moved))
     kernels = {each.layer: each.kernel for each in records if each.kernel != DENSE}
     if not kernels:
-        return Lowered(_copied(model), records, target)
-    sparse = _replaced(_copied(model), kernels)
+        return Lowered(_copy_model(model), records, target)
+    sparse = _replace_by_kernels(_copy_model(model), kernels)
     found = measure.timed(sparse, model, batch, target, budget_s=_WHOLE_S)
     assert found.ratio_high is not None  # the dense model was given
     used = found.ratio_high < 1
     return Lowered(
-        sparse if used else _copied(model), records, target, used, found.ratio, found.ratio_low, found.ratio_high
+        sparse if used else _copy_model(model), records, target, used, found.ratio, found.ratio_low, found.ratio_high
     )
 
 
@@ -98,7 +98,7 @@ def rebuild(model: nn.Module, record: Mapping[str, Any]) -> nn.Module:
         kernels = {str(name): str(kernel) for name, kernel in record["kernels"].items()}
     except (KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"the lowering record is broken: {type(error).__name__}: {error}") from error
-    return _replaced(_copied(model), kernels)
+    return _replace_by_kernels(_copy_model(model), kernels)
 
 
 def rows(result: Lowered) -> list[dict[str, Any]]:
@@ -132,11 +132,11 @@ def openvino_config(model: nn.Module) -> dict[str, float]:
     return {"CPU_SPARSE_WEIGHTS_DECOMPRESSION_RATE": min(shares)} if shares else {}
 
 
-def _copied(model: nn.Module) -> nn.Module:
+def _copy_model(model: nn.Module) -> nn.Module:
     return replace_tensors(model, lambda _, tensor: tensor.clone()).eval()
 
 
-def _replaced(model: nn.Module, kernels: Mapping[str, str]) -> nn.Module:
+def _replace_by_kernels(model: nn.Module, kernels: Mapping[str, str]) -> nn.Module:
     """`model` itself with those layers lowered, frozen."""
     layers: dict[str, nn.Module] = {}
     for name, kernel in kernels.items():

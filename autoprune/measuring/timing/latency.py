@@ -140,7 +140,7 @@ def compare(
             count, spent = times.shape[1], time.perf_counter() - begin
             lost = min(crowding.lost_s, _PATIENCE * budget_s)
             result = _summary(times, quiet)
-            if _finished(result, spent - lost, budget_s) and (crowding.judged or budget_s < STRETCH_S):
+            if _is_enough(result, spent - lost, budget_s) and (crowding.judged or budget_s < STRETCH_S):
                 return result
             each = float(times.sum()) / 1e3 / count
             left = max(0, int((budget_s - spent + lost) / each))
@@ -178,7 +178,7 @@ def median_interval(times: Calls) -> tuple[float, float]:
     return float(ordered[max(low, 0)]), float(ordered[min(high, count - 1)])
 
 
-def _finished(result: Latency, spent_s: float, budget_s: float) -> bool:
+def _is_enough(result: Latency, spent_s: float, budget_s: float) -> bool:
     """Whether to stop: a few calls that happen to agree settle nothing, unless there is no time for more."""
     if result.calls < _FEWEST:
         return False

@@ -66,11 +66,11 @@ def fresh(
                 _pickle(batch, folder / "inputs")
             for role, artefact in (("candidate", candidate), ("dense", dense)):
                 if artefact is not None:
-                    job[role] = str(_stored(artefact, folder / role))
+                    job[role] = str(_store_artefact(artefact, folder / role))
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             return _here(runtime, candidate, dense, batch, target, processes, budget_s, error)
         (folder / "job.json").write_text(json.dumps(job))
-        return _merged(lambda: _process(folder), processes)
+        return _merge_processes(lambda: _process(folder), processes)
 
 
 def machine() -> str:
@@ -78,7 +78,7 @@ def machine() -> str:
     return f"{platform.node()} {platform.machine()} {platform.processor()}"
 
 
-def _merged(measured: Callable[[], Latency], processes: int) -> Latency:
+def _merge_processes(measured: Callable[[], Latency], processes: int) -> Latency:
     """The latency over so many processes; those that found no quiet are made up for by half as many more, at most.
 
     They are set aside where half of what was asked for is left without them: two threads on two cores, one of them
@@ -95,7 +95,7 @@ def _merged(measured: Callable[[], Latency], processes: int) -> Latency:
     return replace(merged, set_aside=merged.set_aside + aside).at_any_time()
 
 
-def _stored(artefact: Artefact, path: Path) -> Path:
+def _store_artefact(artefact: Artefact, path: Path) -> Path:
     if isinstance(artefact, Path):
         return artefact.resolve()
     if isinstance(artefact, bytes):
@@ -134,7 +134,7 @@ def _here(
     def prepare() -> list[Any]:
         return [runtime.prepare(artefact, inputs, target) for artefact in artefacts]
 
-    return _merged(lambda: latency.compare_anew(prepare, budget_s=budget_s, threads=target.threads), processes)
+    return _merge_processes(lambda: latency.compare_anew(prepare, budget_s=budget_s, threads=target.threads), processes)
 
 
 def _process(folder: Path) -> Latency:

@@ -163,21 +163,21 @@ class Coupling:
 def trace(model: nn.Module, inputs: Inputs) -> Coupling:
     """The groups as id propagation finds them on the paths of evaluation and of training, not yet proved."""
     rows = inputs.rows(min(2, inputs.batch_size))
-    path = training_path(_copied(model), rows)
+    path = training_path(_copy_for_trace(model), rows)
     try:
-        return _traced(model, rows, path)
+        return _trace_groups(model, rows, path)
     except ModelError as error:
         if not path.differs:
             raise
         said = f"in training mode its operators cannot be followed ({error}); what runs in training alone may break"
-        return _traced(model, rows, TrainingPath(False, said))
+        return _trace_groups(model, rows, TrainingPath(False, said))
 
 
-def _traced(model: nn.Module, inputs: Inputs, path: TrainingPath) -> Coupling:
-    model = _copied(model)
+def _trace_groups(model: nn.Module, inputs: Inputs, path: TrainingPath) -> Coupling:
+    model = _copy_for_trace(model)
     found = propagate(model, inputs.map(lambda tensor: tensor.clone()), path.differs)
     with on_cpu():
-        coupling = _collected(model, found)
+        coupling = _collect_groups(model, found)
         groups = staged(coupling.groups, _positions(found, kinds_by_layer(model), inputs.batch_size))
         return replace(coupling, groups=groups, unfollowed=path.unfollowed)
 
@@ -192,14 +192,14 @@ def _positions(found: Propagation, kinds: Mapping[str, str], batch: int) -> dict
     return places
 
 
-def _copied(model: nn.Module) -> nn.Module:
+def _copy_for_trace(model: nn.Module) -> nn.Module:
     """A copy as it is traced: a forward may write into buffers, and attention hides its projections."""
     model = replace_tensors(model, lambda name, tensor: tensor.clone())
     Attention.take_over_all(model)
     return model
 
 
-def _collected(model: nn.Module, found: Propagation) -> Coupling:
+def _collect_groups(model: nn.Module, found: Propagation) -> Coupling:
     units = collect_units(found, kinds_by_layer(model))
     slots = tuple(_slots(found, units))
     literals = list(_literals(found, units))

@@ -56,7 +56,7 @@ def collect_units(found: Propagation, kinds: Mapping[str, str]) -> Units:
     frozen = ids.frozen()
     balances = [Balance(ids.roots(balance.ids), balance.blocks, balance.why, balance.soft) for balance in ids.balances]
     units = Units()
-    for names in _connected(layers, balances):
+    for names in _connect_layers(layers, balances):
         members = [layers[name] for name in names]
         roots = list(dict.fromkeys(root for layer in members for root in layer.roots))
         free = [root for root in roots if root not in frozen]
@@ -148,7 +148,7 @@ def _producing_layers(found: Propagation, kinds: Mapping[str, str]) -> dict[str,
     return layers
 
 
-def _connected(layers: Mapping[str, _Layer], balances: list[Balance]) -> list[list[str]]:
+def _connect_layers(layers: Mapping[str, _Layer], balances: list[Balance]) -> list[list[str]]:
     """Layers that must be decided together: they share a unit, or a balance ties their units. In order of execution."""
     parent = {name: name for name in layers}
 

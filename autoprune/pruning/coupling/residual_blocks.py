@@ -36,7 +36,7 @@ def _removable(model: nn.Module, inputs: Inputs, training: bool = False) -> Iter
     calls = _calls(model, inputs, forward)
     names = {id(module): name for name, module in model.named_modules()}
     chosen: list[str] = []
-    tied = _tied(model)
+    tied = _tied_names(model)
     for module, (args, kwargs) in reversed(calls.items()):  # a module's call is noted before those inside it
         name = names[id(module)]
         if any(other.startswith(f"{name}.") for other in chosen) or _shares(name, tied):
@@ -53,7 +53,7 @@ def _removable(model: nn.Module, inputs: Inputs, training: bool = False) -> Iter
     return reversed(chosen)
 
 
-def _tied(model: nn.Module) -> list[list[str]]:
+def _tied_names(model: nn.Module) -> list[list[str]]:
     """The names of each parameter and buffer that has more than one."""
     names: dict[int, list[str]] = {}
     for name, tensor in named_tensors(model, every_name=True):

@@ -25,7 +25,7 @@ def staged(groups: Sequence[Group], positions: Mapping[str, int]) -> tuple[Group
     for group in groups:
         if group.level != "blocks":
             members[_key(group, positions)].append(group)
-    names = {group.key: name for level in ("units", "weights") for group, name in _named(level, members)}
+    names = {group.key: name for level in ("units", "weights") for group, name in _name_stages(level, members)}
     return tuple(replace(group, stage=names.get(group.key, "")) for group in groups)
 
 
@@ -41,7 +41,7 @@ def _key(group: Group, positions: Mapping[str, int]) -> _Key:
     return group.level, count, () if by_resolution else group.shape
 
 
-def _named(level: str, members: Mapping[_Key, Sequence[Group]]) -> list[tuple[Group, str]]:
+def _name_stages(level: str, members: Mapping[_Key, Sequence[Group]]) -> list[tuple[Group, str]]:
     """The groups of a level, each with its stage's name."""
     mine = [stage for key, stage in members.items() if key[0] == level]
     paths = [[group.name.split(".") for group in stage] for stage in mine]

@@ -60,7 +60,7 @@ class _Trial:
     def __init__(self, model: nn.Module, inputs: Inputs, coupling: Coupling) -> None:
         generator = torch.Generator("cpu").manual_seed(0)
         self.probe = randomised(model)
-        self.inputs = inputs.rows(2).map(lambda tensor: _disturbed(tensor, generator))
+        self.inputs = inputs.rows(2).map(lambda tensor: _disturb(tensor, generator))
         self.needed: set[tuple[str, int]] = set()  # calls whose numbers had to be bound anew
         self.refusals: dict[str, str] = {}
         self.lopsided = False  # cut the first units of each group's cells, or the last, not random ones
@@ -198,7 +198,7 @@ def randomised(model: nn.Module) -> nn.Module:
     return replace_tensors(model, fresh)
 
 
-def _disturbed(tensor: Tensor, generator: torch.Generator) -> Tensor:
+def _disturb(tensor: Tensor, generator: torch.Generator) -> Tensor:
     if not tensor.is_floating_point():
         return tensor
     return tensor + 0.5 * torch.randn(tensor.shape, generator=generator, device="cpu").to(tensor)

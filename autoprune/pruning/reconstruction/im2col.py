@@ -162,7 +162,7 @@ def _conv(
         pads = tuple((span // 2, span - span // 2) for span in spans)
     else:
         pads = tuple((each, each) for each in _many(0 if padding == "valid" else padding, count))
-    return Contraction(_batched(input, weight), weight, bias, _many(stride, count), pads, dilation, groups)
+    return Contraction(_add_batch(input, weight), weight, bias, _many(stride, count), pads, dilation, groups)
 
 
 def _conv_transpose(
@@ -175,7 +175,7 @@ def _conv_transpose(
     groups: int = 1,
     dilation: Any = 1,
 ) -> Contraction:
-    input, count = _batched(input, weight), weight.dim() - 2
+    input, count = _add_batch(input, weight), weight.dim() - 2
     stride, padding, output_padding, dilation = (
         _many(each, count) for each in (stride, padding, output_padding, dilation)
     )
@@ -188,7 +188,7 @@ def _conv_transpose(
     return Contraction(apart, weight, bias, (1,) * count, pads, dilation, groups, True)
 
 
-def _batched(input: Tensor, weight: Tensor) -> Tensor:
+def _add_batch(input: Tensor, weight: Tensor) -> Tensor:
     return input if input.dim() == weight.dim() else input[None]
 
 

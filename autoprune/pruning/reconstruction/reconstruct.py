@@ -174,12 +174,12 @@ class _Solved(Calls):
         layers, number = self.reference.layers.get(name, []), self.counts[name] - 1
         changeable = name not in self.frozen and self.name(call.bias) not in self.frozen
         if changeable and number < len(layers) and layers[number].total == call.rows:
-            wanted = self._kept(call, name, layers[number])
+            wanted = self._dense_outputs(call, name, layers[number])
             if _solve(call, layers[number], wanted, self.ridge):
                 self.solved |= {name, self.name(call.bias)}
         return run()
 
-    def _kept(self, call: Contraction, name: str, layer: _Layer) -> Tensor:
+    def _dense_outputs(self, call: Contraction, name: str, layer: _Layer) -> Tensor:
         """What the dense layer gave, kept outputs only."""
         wanted = layer.outputs
         for cut in self.cuts.get(name, []):

@@ -59,7 +59,7 @@ class Attention(nn.MultiheadAttention):
             query, key, value = (each.unsqueeze(0) for each in (query, key, value))
         elif not self.batch_first:
             query, key, value = (each.transpose(0, 1) for each in (query, key, value))
-        q, k, v = self._projected(query, key, value)
+        q, k, v = self._project(query, key, value)
         heads = q.shape[-1] // self.head_dim
         mask = self._mask(key_padding_mask, attn_mask, is_causal, q, k, heads)
         if self.add_zero_attn:
@@ -79,7 +79,7 @@ class Attention(nn.MultiheadAttention):
             return out.squeeze(0), None if weights is None else weights.squeeze(0)
         return out if self.batch_first else out.transpose(0, 1), weights
 
-    def _projected(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(batch, tokens, heads * head_dim) each, learned extra key and value tokens joined."""
         bias = self.in_proj_bias
         biases = bias.chunk(3) if bias is not None else (None, None, None)

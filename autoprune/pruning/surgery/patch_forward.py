@@ -52,15 +52,15 @@ class _Bound:
         if isinstance(given, _Bound):
             self.own, self.earlier = given.own, given.changes
         self.changes: dict[int, Change] = self.earlier | {
-            call: _merged(self.earlier.get(call, {}), change) for call, change in changes.items()
+            call: _merge_changes(self.earlier.get(call, {}), change) for call, change in changes.items()
         }
-        functools.update_wrapper(self, self._named(), updated=())
+        functools.update_wrapper(self, self._defined_forward(), updated=())
         self.__wrapped__ = self._forward()  # signature without self
 
     @property
     def __code__(self) -> Any:
         """Of the forward that is wrapped: torch.export reads argument names there."""
-        named = self._named()
+        named = self._defined_forward()
         return (named.func if isinstance(named, functools.partial) else named).__code__
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -69,7 +69,7 @@ class _Bound:
         with _Rebinding(self):
             return self._forward()(*args, **kwargs)
 
-    def _named(self) -> Any:
+    def _defined_forward(self) -> Any:
         """The forward as it was defined."""
         return type(self.module).forward if self.own is None else self.own
 
@@ -124,7 +124,7 @@ def _running() -> Any:
     return None
 
 
-def _merged(old: Change, new: Change) -> Change:
+def _merge_changes(old: Change, new: Change) -> Change:
     """`new`, and what `old` has of the same kind at other places."""
     return {kind: old.get(kind, {}) | each if isinstance(each, dict) else each for kind, each in new.items()}
 
@@ -143,10 +143,10 @@ def _rebound(func: Any, args: Any, kwargs: Any, change: Change) -> tuple[Any, tu
         for place, (start, stop) in change["bounds"].items():
             index[place] = slice(start, stop)
         return func, (args[0], tuple(index)), kwargs
-    return _resized(func, args, kwargs, change["sizes"])
+    return _resize_call(func, args, kwargs, change["sizes"])
 
 
-def _resized(
+def _resize_call(
     func: Any, args: Any, kwargs: Any, sizes: Mapping[int, int]
 ) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
     """The sizes of a view, each where it is not -1; -1 is written where channels are merged with other dimensions."""

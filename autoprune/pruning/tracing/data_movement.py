@@ -55,7 +55,7 @@ def move(state: State, base: str, func: Any, outs: list[Tensor], args: Any, kwar
         results = [source.reshape(outs[0].shape)]
         _check_split(state, results[0], source.shape)
     elif base == "constant_pad_nd":
-        results = [_padded(state, source, args[1])]
+        results = [_pad_labels(state, source, args[1])]
     else:
         if base in _PARTS:
             _check_part(state, base, source, outs[0], args)
@@ -159,7 +159,7 @@ def _check_split(state: State, labels: Tensor, before: torch.Size) -> None:
             state.demands.grid(labels, axes, f"view that splits channels at {state.where()}")
 
 
-def _padded(state: State, source: Tensor, pads: list[int]) -> Tensor:
+def _pad_labels(state: State, source: Tensor, pads: list[int]) -> Tensor:
     """Ids after zero padding: a border beside channels is a frozen id of its own, any other its neighbour's."""
     channels = varying(source)
     for place in range(len(pads) // 2):

@@ -66,7 +66,7 @@ class Norms(State):
         self.norm_count += 1
         if not self.known(weight, bias) or (len(normalized_shape) != 1 and input in self.labels):
             return self.give_up(out, (input,), "layer norm over several dimensions")
-        self._normalised(out, input, -1, weight, bias)
+        self._normalise(out, input, -1, weight, bias)
 
     def _rms_norm(
         self,
@@ -93,7 +93,7 @@ class Norms(State):
         ids = self.read(input, 1, "group norm")
         if num_groups > 1 and ids is not None:
             self.ids.balances.append(Balance(ids, num_groups, f"group norm {self.where()}"))
-        self._normalised(out, input, 1, weight, bias)
+        self._normalise(out, input, 1, weight, bias)
 
     def statistic(self, out: Tensor, input: Tensor, dims: Sequence[int]) -> bool:
         """A mean or norm over channels, as hand-written norms take it: over the kept ones. False if it is none."""
@@ -116,7 +116,7 @@ class Norms(State):
             self.labels.set(out, rest.reshape(out.shape) if out.dim() < rest.dim() else rest.expand(out.shape))
         return True
 
-    def _normalised(self, out: Tensor, input: Tensor, dim: int, *per_channel: Tensor | None) -> None:
+    def _normalise(self, out: Tensor, input: Tensor, dim: int, *per_channel: Tensor | None) -> None:
         """A norm across `dim`: over the channels that are kept, or, within one unit, over all of it."""
         labels, call = self.labels.get(input), self.norm_count
         held = [tensor for tensor in per_channel if tensor is not None]

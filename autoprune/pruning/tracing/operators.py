@@ -55,7 +55,7 @@ def by_rule(state: State, base: str, outs: list[Tensor], tensors: list[Tensor], 
     if base in _ALONG:
         return _along(state, base, outs, tensors[0], dim)
     if base == "glu":
-        return _gated(state, outs[0], tensors[0], dim)
+        return _glu(state, outs[0], tensors[0], dim)
     alone = not any(tensor in state.labels for tensor in tensors[:-2])
     return base in _CONTRACTIONS and alone and _contraction(state, outs[0], *tensors[-2:])
 
@@ -64,7 +64,7 @@ def pointwise(state: State, outs: list[Tensor], tensors: list[Tensor]) -> None:
     """Unite the ids of the operands, tie parameters among them, and pass the ids on."""
     shape = outs[0].shape
     joined: Tensor | None = None
-    for tensor in _coupled(state, [tensor for tensor in tensors if tensor in state.labels], shape):
+    for tensor in _couple_operands(state, [tensor for tensor in tensors if tensor in state.labels], shape):
         labels = state.labels.get(tensor).expand(shape)
         if joined is not None:
             state.ids.unite(joined, labels)
@@ -78,7 +78,7 @@ def pointwise(state: State, outs: list[Tensor], tensors: list[Tensor]) -> None:
             state.labels.set(out, joined)
 
 
-def _coupled(state: State, tensors: list[Tensor], shape: torch.Size) -> list[Tensor]:
+def _couple_operands(state: State, tensors: list[Tensor], shape: torch.Size) -> list[Tensor]:
     """The operands whose channels meet; a single channel spread over many (a gate, a mask) stays, and couples none."""
     spread = set()
     for tensor in tensors:
@@ -142,7 +142,7 @@ def _along(state: State, base: str, outs: list[Tensor], tensor: Tensor, given: A
     return True
 
 
-def _gated(state: State, out: Tensor, tensor: Tensor, dim: int) -> bool:
+def _glu(state: State, out: Tensor, tensor: Tensor, dim: int) -> bool:
     first, second = state.labels.get(tensor).chunk(2, dim)
     state.ids.unite(first, second)
     state.labels.set(out, torch.maximum(first, second))

@@ -99,7 +99,7 @@ class Propagation:
         if base == "copy" or (
             name.endswith("_") and tensors[0]._is_view() and not bool(self.labels.get(tensors[0]).all())
         ):
-            return self._written(outs, tensors)
+            return self._write_into(outs, tensors)
         if base == "as_strided" and _same_layout(tensors[0], outs[0]):
             base = "alias"
         if base in ("cat", "stack"):
@@ -164,7 +164,7 @@ class Propagation:
             if found is not None:
                 self.opaque.setdefault(found[0], f"operator {base} at {self.state.where()} reads {found[0]}")
 
-    def _written(self, outs: list[Tensor], tensors: list[Tensor]) -> None:
+    def _write_into(self, outs: list[Tensor], tensors: list[Tensor]) -> None:
         target, source = tensors[0], tensors[-1]
         if self.state.position(target) is not None:
             self.ids.freeze(self.labels.get(source), f"written into a buffer at {self.state.where()}")

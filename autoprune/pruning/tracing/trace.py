@@ -57,7 +57,7 @@ class _Functions(TorchFunctionMode):
     def _call(self, func: Any, args: Any, kwargs: Any) -> Any:
         name = getattr(func, "__name__", "")
         if func is torch._weight_norm:
-            return self._computed(func, args, kwargs)
+            return self._compute_weight(func, args, kwargs)
         if name in STATISTICS and args and isinstance(args[0], Tensor):
             return self._statistic(func, args, kwargs)
         handler = self.found.layers.handlers[func] if self.found.layers.by_layer(func, args) else None
@@ -84,7 +84,7 @@ class _Functions(TorchFunctionMode):
             if name is not None:
                 self.found.given.setdefault(name, shapes[0])
 
-    def _computed(self, func: Any, args: Any, kwargs: Any) -> Any:
+    def _compute_weight(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Weight norm shows its direction, entry by entry."""
         with self.found.state.silence():
             out = func(*args, **kwargs)

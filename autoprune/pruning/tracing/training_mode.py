@@ -43,7 +43,7 @@ def training_path(model: nn.Module, inputs: Inputs) -> TrainingPath:
     try:
         training.run(model, inputs, training=True)
     except Exception as error:
-        return TrainingPath(False, _unfollowed(model, error, evaluation.used))
+        return TrainingPath(False, _unfollowed_reason(model, error, evaluation.used))
     return TrainingPath(training.made != evaluation.made)
 
 
@@ -70,7 +70,7 @@ class _Calls(TorchFunctionMode):
         kwargs, name = kwargs or {}, getattr(func, "__name__", "")
         out = func(*args, **kwargs)
         if func in DROPOUTS:
-            self._passed(args[0] if args else kwargs["input"], out)
+            self._forward_passes(args[0] if args else kwargs["input"], out)
         elif name != "__get__" and not _counts(args):
             given = args[: _TELLING.get(name, len(args))]
             self.made.append((func, [self._leaf(leaf) for leaf in tree_flatten((given, kwargs))[0]]))
@@ -78,7 +78,7 @@ class _Calls(TorchFunctionMode):
                 self.outputs[id(tensor)] = (len(self.made), tensor)
         return out
 
-    def _passed(self, tensor: Tensor, out: Tensor) -> None:
+    def _forward_passes(self, tensor: Tensor, out: Tensor) -> None:
         """A call that gives what it is given is none."""
         self.outputs[id(out)] = self.outputs.get(id(tensor), (0, None))[0], out
 
@@ -99,7 +99,7 @@ def _counts(args: tuple[Any, ...]) -> bool:
     return isinstance(first, Tensor) and first.dim() == 0 and not first.is_floating_point()
 
 
-def _unfollowed(model: nn.Module, error: Exception, used: set[str]) -> str:
+def _unfollowed_reason(model: nn.Module, error: Exception, used: set[str]) -> str:
     """What fails in training mode, where, and what evaluation does not run."""
     names = {id(module): name for name, module in model.named_modules()}
     where, trace = "", error.__traceback__
@@ -107,7 +107,7 @@ def _unfollowed(model: nn.Module, error: Exception, used: set[str]) -> str:
         name = names.get(id(trace.tb_frame.f_locals.get("self")))
         where, trace = name or where, trace.tb_next
     said = (str(error).splitlines() or [""])[0][:120]
-    alone = _unused(model, used)
+    alone = _unused_tensors(model, used)
     listed = f" ({', '.join(alone[:_SHOWN])}{' ...' if len(alone) > _SHOWN else ''})" if alone else ""
     return (
         f"in training mode the forward fails on these inputs{f' in {where}' if where else ''} "
@@ -116,7 +116,7 @@ def _unfollowed(model: nn.Module, error: Exception, used: set[str]) -> str:
     )
 
 
-def _unused(model: nn.Module, used: set[str]) -> list[str]:
+def _unused_tensors(model: nn.Module, used: set[str]) -> list[str]:
     """The outermost modules with parameters of which evaluation reads none."""
     found: list[str] = []
     for name, module in model.named_modules():

@@ -65,7 +65,7 @@ class Costs:
         self.note = self._graphs.note if self._graphs else None
         self.leaves_out = self._graphs.leaves_out if self._graphs else True
         self.dense: Any = (
-            self._shipped(self._graphs.dense)
+            self._deployed_artefact(self._graphs.dense)
             if self._graphs
             else replace_tensors(model, lambda _, tensor: tensor.clone())
         )
@@ -129,16 +129,16 @@ class Costs:
         kept = self.figures.recall(kind, key) or (self.figures.recall("latency", key) if brief else None)
         if kept is None:
             if self.figures.recorded:
-                return self._predicted(pruned, score)
+                return self._predict_latency(pruned, score)
             seconds = _BRIEF if brief else _SECONDS
-            kept = self._measured(pruned, zeros, processes=processes, seconds=seconds).to_json()
+            kept = self._measure(pruned, zeros, processes=processes, seconds=seconds).to_json()
             self.figures.keep(kind, key, kept)
         return self._with(Latency(**kept), score)
 
     def _with(self, found: Latency, score: Score) -> Score:
         return measure.with_latency(score, found, self.target.batch).beside(self.dense_score)
 
-    def _predicted(self, pruned: Pruned, score: Score) -> Score:
+    def _predict_latency(self, pruned: Pruned, score: Score) -> Score:
         """Of a plan that the recorded run has not measured; the score says so."""
         score = self._with(self.figures.predicted(self.architecture, pruned.kept), score)
         said = f"latency was predicted: {self.target.recorded} has not measured this plan"
@@ -166,14 +166,14 @@ class Costs:
         """A first look at the latency of what is not worth keeping. Raises InputError where nothing is measured."""
         if self.figures.recorded:
             raise self.figures.missing("a profile of the target")
-        return self._measured(pruned, pruned.masks.final(), seconds=_BRIEF)
+        return self._measure(pruned, pruned.masks.final(), seconds=_BRIEF)
 
     def stored(self, model: nn.Module, pruned: Pruned, score: Score) -> Score:
         """`score` with the size of the file of this model, trained now, and what it compresses to, where asked for.
 
         Exported as it will ship: a limit on its size is verified on that file, to the byte.
         """
-        finished, zeros = _finished(model, pruned)
+        finished, zeros = _finish(model, pruned)
         if self._graphs is not None and self._sizes:
             shipped = measure.artefact(model, self.inputs.rows(2), self.target)
             score = score.updated(size_bytes=measure.size_bytes(shipped))
@@ -189,7 +189,11 @@ class Costs:
         missing = [name for name in self._asked if anew or score.updated(**found).figure(name) is None]
         if self.figures.recorded and (unknown := sorted({"memory", "energy"} & set(missing))):
             raise self.figures.missing(f"the {' and '.join(unknown)} of this plan")
-        if new := resources.measured(self._timed(pruned, zeros), self.inputs, self.target, missing) if missing else {}:
+        if (
+            new := resources.measured(self._time_artefact(pruned, zeros), self.inputs, self.target, missing)
+            if missing
+            else {}
+        ):
             found |= new
             self.figures.keep(kind, key, found)
         return score.updated(**found)
@@ -201,12 +205,12 @@ class Costs:
         """
         if _whole(pruned):
             return self.stored(model, pruned, self.latency(pruned, score))
-        finished, zeros = _finished(model, pruned)
+        finished, zeros = _finish(model, pruned)
         key, kind = self._key(finished, zeros), f"final{processes}"
         if not self.figures.recorded:
-            self.figures.keep(kind, key, self._measured(finished, zeros, processes=processes).to_json())
+            self.figures.keep(kind, key, self._measure(finished, zeros, processes=processes).to_json())
         kept = self.figures.recall(kind, key)
-        score = self._predicted(finished, score) if kept is None else self._with(Latency(**kept), score)
+        score = self._predict_latency(finished, score) if kept is None else self._with(Latency(**kept), score)
         score = self._resources(finished, zeros, key, self.stored(model, pruned, score), final=True)
         elsewhere = {
             name: costs.of_finished(model, pruned, score.on(name).completed(costs.score(finished)), processes)
@@ -214,14 +218,19 @@ class Costs:
         }
         return score.updated(elsewhere=elsewhere)
 
-    def _measured(
+    def _measure(
         self, pruned: Pruned, zeros: Mapping[str, Tensor], *, processes: int = 0, seconds: float = _SECONDS
     ) -> Latency:
         return measure.timed(
-            self._timed(pruned, zeros), self.dense, self.inputs, self.target, processes=processes, budget_s=seconds
+            self._time_artefact(pruned, zeros),
+            self.dense,
+            self.inputs,
+            self.target,
+            processes=processes,
+            budget_s=seconds,
         )
 
-    def _timed(self, pruned: Pruned, zeros: Mapping[str, Tensor]) -> Any:
+    def _time_artefact(self, pruned: Pruned, zeros: Mapping[str, Tensor]) -> Any:
         """The artefact as the target runs it: on torch's eager runtime, layers with zeros on their fastest kernels."""
         artefact = self._artefact(pruned, zeros)
         if self._graphs is not None or not zeros or not lower.lowers(self.target):
@@ -234,9 +243,13 @@ class Costs:
                 pruned.model, lambda name, tensor: tensor * zeros[name].to(tensor) if name in zeros else tensor.clone()
             )
         content = self._graphs.cut(pruned, zeros)
-        return measure.artefact(pruned.model, self.inputs, self.target) if content is None else self._shipped(content)
+        return (
+            measure.artefact(pruned.model, self.inputs, self.target)
+            if content is None
+            else self._deployed_artefact(content)
+        )
 
-    def _shipped(self, content: bytes) -> bytes:
+    def _deployed_artefact(self, content: bytes) -> bytes:
         """The graph in the target's dtype; the last one is kept, because several figures are taken of the same."""
         if self._converted[0] != content:
             fitted = quantization.fitted(content, self._runtime, self.target, [self.inputs])
@@ -271,7 +284,7 @@ class _Decisions:
         return _digest([key, machine(), torch.__version__])
 
 
-def _finished(model: nn.Module, pruned: Pruned) -> tuple[Pruned, dict[str, Tensor]]:
+def _finish(model: nn.Module, pruned: Pruned) -> tuple[Pruned, dict[str, Tensor]]:
     """A trained model whose masks are done, as what was pruned to it, and where its parameters are not zero."""
     zeros = {
         name: parameter.detach() != 0 for name, parameter in model.named_parameters() if bool((parameter == 0).any())

@@ -62,12 +62,12 @@ class Evaluator:
         pruned = apply(self.prepared.model, self.prepared.coupling, plan, self.importance)
         listener.started(number, "counting")
         score = self.prepared.costs.score(pruned)
-        if set(NEED_A_RUN) & set(study.search.objectives) or not self._broken(score):
+        if set(NEED_A_RUN) & set(study.search.objectives) or not self._broken_limits(score):
             listener.started(number, f"measuring on {study.target.name}")
-            score = self._measured(pruned, score)
-        if reasons := self._broken(score):
+            score = self._measure_latency(pruned, score)
+        if reasons := self._broken_limits(score):
             stage = "latency" if score.latency_ms is not None else "cost"
-            return self._untrained(plan, number, pruned, score, stage, "; ".join(reasons))
+            return self._judge_infeasible(plan, number, pruned, score, stage, "; ".join(reasons))
         listener.started(number, f"training {study.recovery.epochs} epochs")
         try:
             done = self.recovery.recovered(plan, number, shallower)
@@ -91,7 +91,7 @@ class Evaluator:
         ready = self.prepared
         return Recovery(self.study, ready.model, ready.coupling, self.importance, ready.inputs, self.listener)
 
-    def _measured(self, pruned: Pruned, score: Score) -> Score:
+    def _measure_latency(self, pruned: Pruned, score: Score) -> Score:
         """With the latency; a finalist's, which was chosen by a brief look at it, from fresh processes.
 
         Where neither a limit nor an objective rests on it, from this one: what ships is measured again in any case.
@@ -100,10 +100,10 @@ class Evaluator:
         asked = {*self.study.search.objectives, *(limit.quantity for limit in self.study.budget.limits)}
         if self.study.search.finalists is None or not asked & set(NEED_A_RUN):
             return latency()
-        score = decided(lambda processes: latency(processes=processes), self._broken)
-        return latency(processes=_MORE) if self._blurred(score) else score
+        score = decided(lambda processes: latency(processes=processes), self._broken_limits)
+        return latency(processes=_MORE) if self._is_blurred(score) else score
 
-    def _blurred(self, score: Score) -> bool:
+    def _is_blurred(self, score: Score) -> bool:
         """Whether an interval takes more of the budget than may be left of it: in more processes it is narrower."""
         goal = self.study.task.metric.goal
         used, middle = (
@@ -119,7 +119,7 @@ class Evaluator:
         if not any(limit.quantity in NEED_A_RUN for limit in self.study.budget.limits):
             return score
         self.listener.started(number, f"measuring on {self.study.target.name}")
-        return self._measured(pruned, score)
+        return self._measure_latency(pruned, score)
 
     def screen(self, plan: Plan, number: int) -> Evaluated:
         """Judge a plan without training it: its costs, a first look at its latency, and its quality when repaired.
@@ -138,7 +138,7 @@ class Evaluator:
         except TrainingError as error:
             return Evaluated(Candidate(number, plan, score, False, "failed", str(error)))
         score = score.updated(metric=quality.metric, loss=quality.loss)
-        broken = self._broken(score.judged("screened"))
+        broken = self._broken_limits(score.judged("screened"))
         return Evaluated(Candidate(number, plan, score, False, "screened", "; ".join(broken) or None))
 
     def untrained(self, plan: Plan) -> Quality:
@@ -160,10 +160,12 @@ class Evaluator:
 
     def known(self, plan: Plan, number: int, score: Score) -> Evaluated:
         """A plan that is trained, with the score that it came to; where that was before, its model was kept then."""
-        broken = self._broken(score)
+        broken = self._broken_limits(score)
         return Evaluated(Candidate(number, plan, score, not broken, "trained", "; ".join(broken) or None))
 
-    def _untrained(self, plan: Plan, number: int, pruned: Pruned, score: Score, stage: str, reason: str) -> Evaluated:
+    def _judge_infeasible(
+        self, plan: Plan, number: int, pruned: Pruned, score: Score, stage: str, reason: str
+    ) -> Evaluated:
         """A plan outside the budget, with the quality it really has untrained: samplers see completed trials only.
 
         In fp32, whatever the target's dtype: it only tells samplers which way is better.
@@ -182,12 +184,12 @@ class Evaluator:
             Candidate(number, plan, score.updated(metric=quality.metric, loss=quality.loss), False, stage, reason)
         )
 
-    def _broken(self, score: Score) -> list[str]:
+    def _broken_limits(self, score: Score) -> list[str]:
         return self.study.budget.broken(score, self.dense, self.study.task.metric.goal)
 
     def baseline(self) -> Evaluated:
         """Trial 0: the dense model itself."""
-        broken = self._broken(self.dense)
+        broken = self._broken_limits(self.dense)
         candidate = Candidate(
             0, Plan(), self.dense.updated(test_metric=None), not broken, "dense", "; ".join(broken) or None
         )

@@ -53,7 +53,7 @@ class Recovery:
         gradual = repair and self.reference is not None
         pruned = apply(self.model, self.coupling, plan, self.importance, gradual=gradual)
         if gradual:
-            pruned.fill(self._solved)
+            pruned.fill(self._reconstruct)
         model = pruned.finish()
         if not gradual:
             recalibrate(model, self.study.task)
@@ -68,17 +68,17 @@ class Recovery:
         """
         recipe, start, after = self.study.recovery, None, None
         try:
-            start = self._judged(self.untrained(plan, repair=recipe.repair), "repaired" if self._repairs else "cut")
+            start = self._judge(self.untrained(plan, repair=recipe.repair), "repaired" if self._repairs else "cut")
         except TrainingError:  # its outputs are not finite: training may mend that
             if not recipe.epochs:
                 raise
-        deeper = None if shallower is None else self._inherited(plan, shallower)
+        deeper = None if shallower is None else self._inherit(plan, shallower)
         if deeper is not None and (start is None or better(deeper.score, start.score, self.study.task.metric.goal)):
             start, after = deeper, shallower
             self.listener.note(f"trial {number} starts from the trained model of a looser budget, the better start")
         if start is not None and not (recipe.epochs and self._trainable(plan)):
             return start
-        done = self._judged(self.trained(plan, number, after), "trained")
+        done = self._judge(self.trained(plan, number, after), "trained")
         if start is None or better(done.score, start.score, self.study.task.metric.goal):
             return done
         name = self.study.task.metric.name
@@ -89,14 +89,14 @@ class Recovery:
         )
         return start
 
-    def _inherited(self, plan: Plan, shallower: Pruned) -> Recovered | None:
+    def _inherit(self, plan: Plan, shallower: Pruned) -> Recovered | None:
         """What the plan leaves of a trained model, untrained; None where it keeps what that has lost."""
         if not follows(apply(self.model, self.coupling, plan, self.importance), shallower):
             return None
         model = apply(self.model, self.coupling, plan, self.importance, after=shallower).finish()
         try:
             recalibrate(model, self.study.task)
-            return self._judged(model.to("cpu").eval(), "inherited")
+            return self._judge(model.to("cpu").eval(), "inherited")
         except TrainingError:
             return None
 
@@ -105,7 +105,7 @@ class Recovery:
         """Whether training starts from layers solved anew."""
         return self.study.recovery.repair and self.reference is not None
 
-    def _judged(self, model: nn.Module, weights: str) -> Recovered:
+    def _judge(self, model: nn.Module, weights: str) -> Recovered:
         study = self.study
         found = judge(model, study.task, study.target, "validation", study.recovery.device)
         return Recovered(model, Score(metric=found.metric, metric_error=found.error, loss=found.loss, weights=weights))
@@ -148,7 +148,7 @@ class Recovery:
         """Train by `recipe`, after so many epochs `before`; what is cut out of dense `repaired`, where it says so."""
         epochs = self.study.recovery.epochs
         if self._repairs and repaired:
-            pruned.fill(self._solved, progress=0.0)
+            pruned.fill(self._reconstruct, progress=0.0)
         pruned.masks.step(0.0)
         train(
             pruned.model,
@@ -160,7 +160,7 @@ class Recovery:
             report=lambda share: self.listener.progress((before + share * recipe.epochs) / epochs),
         )
 
-    def _solved(self, model: nn.Module, cuts: Sequence[Cut]) -> nn.Module:
+    def _reconstruct(self, model: nn.Module, cuts: Sequence[Cut]) -> nn.Module:
         """A repaired copy; what training would leave alone stays."""
         assert self.reference is not None
         frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}

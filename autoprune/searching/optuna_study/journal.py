@@ -128,7 +128,7 @@ class Journal:
                 self.optuna.sampler = Steered(sampler, self._variables, steer) if steer else sampler
             trial = self.optuna.ask(dict(distributions(self._variables)))
             chosen = plan_of(self._variables, trial.params)
-            self._begun(trial, chosen)
+            self._mark_begin(trial, chosen)
         return trial, chosen
 
     def promote(self, candidate: Candidate) -> Trial:
@@ -138,7 +138,7 @@ class Journal:
             self.optuna.enqueue_trial(self.parameters(candidate.number), user_attrs={"promotes": candidate.number})
             self.optuna.sampler = optuna.samplers.RandomSampler()
             trial = self.optuna.ask(dict(distributions(self._variables)))
-            self._begun(trial, candidate.plan)
+            self._mark_begin(trial, candidate.plan)
         return trial
 
     def refill(self, candidate: Candidate, given: Parameters) -> tuple[Trial, Plan]:
@@ -153,7 +153,7 @@ class Journal:
         asked = self.optuna.get_trials(deepcopy=False)[number].params
         return {name: asked.get(name, value) for name, value in parameters(self._variables, Plan()).items()}
 
-    def _begun(self, trial: Trial, plan: Plan) -> None:
+    def _mark_begin(self, trial: Trial, plan: Plan) -> None:
         trial.set_user_attr("plan", plan.to_json())
         trial.set_user_attr("budget", str(self._study.budget))
 
@@ -169,7 +169,9 @@ class Journal:
 
     def draw(self) -> str:
         """What the next trial's random choices are seeded by: the search's seed and the trials so far."""
-        number = sum(_ended(trial) or "again" in trial.user_attrs for trial in self.optuna.get_trials(deepcopy=False))
+        number = sum(
+            _has_ended(trial) or "again" in trial.user_attrs for trial in self.optuna.get_trials(deepcopy=False)
+        )
         return f"{self._study.search.seed} {number}"
 
     def waits(self) -> bool:
@@ -193,7 +195,7 @@ class Journal:
     def candidates(self, dense: Score) -> list[Candidate]:
         """Every trial that ended by itself, judged against the study's budget."""
         for trial in self.optuna.get_trials(deepcopy=False):
-            if trial.number not in self._seen and _ended(trial):
+            if trial.number not in self._seen and _has_ended(trial):
                 self._seen[trial.number] = self._candidate(trial, dense)
         return [self._seen[number] for number in sorted(self._seen)]
 
@@ -203,21 +205,21 @@ class Journal:
         Where plans are judged untrained, those of this budget alone: such plans lie at the edge of theirs. Where all
         are trained, those that were.
         """
-        ended = [trial for trial in self.optuna.get_trials(deepcopy=False) if _ended(trial) and not _follows(trial)]
+        ended = [trial for trial in self.optuna.get_trials(deepcopy=False) if _has_ended(trial) and not _follows(trial)]
         if self._study.search.finalists is None:
             return sum(trial.user_attrs["stage"] != "screened" for trial in ended)
         return sum(trial.user_attrs.get("budget") == str(self._study.budget) for trial in ended)
 
     def promoted(self) -> dict[int, int]:
         """For the number of every trial that was promoted, that of the one which trained its plan, or gave it up."""
-        ended = (trial for trial in self.optuna.get_trials(deepcopy=False) if _ended(trial) and _promotes(trial))
+        ended = (trial for trial in self.optuna.get_trials(deepcopy=False) if _has_ended(trial) and _promotes(trial))
         return {trial.user_attrs["promotes"]: trial.number for trial in ended}
 
     def refills(self) -> dict[int, list[int]]:
         """For the number of every finalist that was given units back, those of the trials which judged it so."""
         fuller: dict[int, list[int]] = {}
         for trial in self.optuna.get_trials(deepcopy=False):
-            if _ended(trial) and _refills(trial):
+            if _has_ended(trial) and _refills(trial):
                 fuller.setdefault(trial.user_attrs["refills"], []).append(trial.number)
         return fuller
 
@@ -234,7 +236,7 @@ class Journal:
     def known(self) -> int:
         """How many trials have ended, under whichever budget."""
         studies = (self.optuna, *self._others)
-        return max(sum(_ended(trial) for trial in study.get_trials(deepcopy=False)) for study in studies)
+        return max(sum(_has_ended(trial) for trial in study.get_trials(deepcopy=False)) for study in studies)
 
     def trials(self) -> list[FrozenTrial]:
         """Optuna's own records, for trials.csv."""
@@ -257,7 +259,7 @@ class Journal:
         queued = set(self.optuna.user_attrs.get("queued_again", ()))
         for trial in self.optuna.get_trials(deepcopy=False, states=(TrialState.FAIL,)):
             asked = trial.system_attrs.get("fixed_params") or trial.params
-            if asked and not _follows(trial) and not _ended(trial) and trial.number not in queued:
+            if asked and not _follows(trial) and not _has_ended(trial) and trial.number not in queued:
                 self.optuna.enqueue_trial(asked)
                 queued.add(trial.number)
                 self.optuna.set_user_attr("queued_again", sorted(queued))
@@ -267,7 +269,7 @@ class Journal:
         queued = {*self.optuna.user_attrs.get("queued_again", ()), *other.user_attrs.get("queued_again", ())}
         self.optuna.set_user_attr("queued_again", sorted(queued))
         for trial in other.get_trials(deepcopy=False)[_length(self.optuna) :]:
-            ended = _ended(trial)
+            ended = _has_ended(trial)
             state, attrs = trial.state, trial.user_attrs
             limits = self._violations(Score.from_json(attrs["score"]), attrs["stage"]) if ended else {}
             if state == TrialState.RUNNING or (not ended and state == TrialState.COMPLETE):
@@ -304,7 +306,7 @@ def _length(study: optuna.Study) -> int:
     return len(study.get_trials(deepcopy=False))
 
 
-def _ended(trial: FrozenTrial) -> bool:
+def _has_ended(trial: FrozenTrial) -> bool:
     """Whether a trial has a result; one that was interrupted, is tried again, or has lost a part of it has none."""
     stage = trial.user_attrs.get("stage")
     return {"stage", "score", "plan", "reason"} <= set(trial.user_attrs) and (

@@ -33,11 +33,11 @@ def whole(content: bytes) -> tuple[bytes, int]:
     for line in content.splitlines(keepends=True):
         record = _record(line)
         if record is not None:
-            kept += [_created(replay, each) for each in due if replay._studies]
+            kept += [_create_line(replay, each) for each in due if replay._studies]
             due = []
         if record is not None and missing and replay._studies and record.get("trial_id") == len(replay._trials):
             missing -= 1  # the trial of this line was created by one that is lost
-            kept.append(_created(replay, b""))
+            kept.append(_create_line(replay, b""))
         if record is not None and _replays(replay, record):
             kept.append(line)
             continue
@@ -78,7 +78,7 @@ def _replays(replay: JournalStorageReplayResult, record: dict[str, Any]) -> bool
     return True
 
 
-def _created(replay: JournalStorageReplayResult, line: bytes) -> bytes:
+def _create_line(replay: JournalStorageReplayResult, line: bytes) -> bytes:
     """The line that creates a trial in place of the lost `line`; of the study that this names, else the newest."""
     written = _STUDY.search(line)
     study = int(written[1]) if written and int(written[1]) in replay._studies else max(replay._studies)

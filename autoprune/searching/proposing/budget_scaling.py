@@ -72,7 +72,7 @@ class Steering:
         limited = [limit.target for limit in foreseen if limit.quantity in _TIMED]
         timed = dict.fromkeys([""] * own + limited)
         seconds = min(_PROFILE_S, _PROFILE_SHARE / max(1, len(timed)) * (study.search.timeout_s or math.inf))
-        found = {target: steering._profiled(target, run, seconds) for target in timed}
+        found = {target: steering._profile_target(target, run, seconds) for target in timed}
         known = {target: each for target, each in found.items() if each is not None}
         limits = (each for each in foreseen if each.quantity not in _TIMED or each.target in known)
         return replace(steering, budget=Budget(tuple(limits)), predictors=known)
@@ -102,7 +102,7 @@ class Steering:
         """What is to be expected of used / limit - 1, by the key of each limit that is foreseen, without a margin."""
         keep = self._keeps(plan)
         counted = any(limit.quantity not in _TIMED for limit in self.budget.limits)
-        score = self._counted(plan, keep) if counted else Score()
+        score = self._count_costs(plan, keep) if counted else Score()
         elsewhere = {target: self._foreseen(target, keep, score.on(target)) for target in self.predictors}
         own = elsewhere.pop("", score)
         score = own.updated(elsewhere={**score.elsewhere, **elsewhere})
@@ -191,7 +191,7 @@ class Steering:
         masked = any(key.endswith(":weights") for key, _ in self.effective(plan))
         return masked and lower.lowers(self.prepared.costs.on(target).target)
 
-    def _counted(self, plan: Plan, keep: Mapping[str, Tensor]) -> Score:
+    def _count_costs(self, plan: Plan, keep: Mapping[str, Tensor]) -> Score:
         """What can be counted of a plan; the same for all that come to the same widths and masks."""
         widths = [
             (key, tuple(kept.tolist()) if key.endswith(":blocks") else int(kept.sum())) for key, kept in keep.items()
@@ -218,7 +218,7 @@ class Steering:
             throughput_low=batch * 1e3 / ms,
         )
 
-    def _profiled(self, target: str, run: Run, seconds: float) -> Predictor | None:
+    def _profile_target(self, target: str, run: Run, seconds: float) -> Predictor | None:
         """None where the model has no widths to learn about. What a time limit has cut short is not kept."""
         costs, model, coupling = self.prepared.costs.on(target), self.prepared.model, self.prepared.coupling
         blocks = costs.leaves_out and any(each.whole for each in self.prepared.variables)

@@ -115,12 +115,12 @@ def thresholds(prepared: Prepared, steering: Steering) -> list[Callable[[float],
     return [
         functools.partial(_under_threshold, prepared, steering, technique, criterion)
         for technique in sorted(offered)
-        if _scattered(technique)
+        if _is_unstructured(technique)
         for criterion in ("l1", "lamp")
     ]
 
 
-def _scattered(technique: str) -> bool:
+def _is_unstructured(technique: str) -> bool:
     """Whether single weights go, any number of them."""
     plugin = plugins.create("technique", technique)
     return plugin.level == "weights" and getattr(plugin, "elementwise", False) and not hasattr(plugin, "steps")

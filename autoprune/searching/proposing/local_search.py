@@ -27,10 +27,10 @@ def exchanged(
     draw = random.Random(seed)
     for _ in range(_TRIES):
         parent = parents[min(draw.randrange(len(parents)), draw.randrange(len(parents)))]
-        if draw.random() < _OTHERWISE and (found := _changed(variables, parent, draw)) is not None:
-            found = found if fits(found) else _paid(variables, found, fits, draw, None)
+        if draw.random() < _OTHERWISE and (found := _change_choice(variables, parent, draw)) is not None:
+            found = found if fits(found) else _pay_for(variables, found, fits, draw, None)
         else:
-            found = _widened(variables, parent, fits, draw)
+            found = _widen(variables, parent, fits, draw)
         if found is not None:
             return found
     return None
@@ -44,8 +44,8 @@ def narrowed(
     for variable in draw.sample(variables, len(variables)):
         if fits(found):
             break
-        least = _moved(variable, found, 1.0)
-        found = (_paid([variable], found, fits, draw, None) if fits(least) else None) or least
+        least = _move_ratio(variable, found, 1.0)
+        found = (_pay_for([variable], found, fits, draw, None) if fits(least) else None) or least
     return found
 
 
@@ -58,7 +58,7 @@ def filled(
     wide = random.Random(seed).sample(given, len(given))
     while wide:
         for variable in tuple(wide):
-            wider = _moved(variable, found, -_least(variable))
+            wider = _move_ratio(variable, found, -_least(variable))
             if _ratio(variable, wider) < _ratio(variable, found) and fits(wider):
                 found = wider
             else:
@@ -66,18 +66,18 @@ def filled(
     return found
 
 
-def _widened(
+def _widen(
     variables: Sequence[Variable], parent: Parameters, fits: Callable[[Parameters], bool], draw: random.Random
 ) -> dict[str, Any] | None:
     cut = [each for each in variables if _ratio(each, parent) > each.options.ratio[0]]
     if not cut:
         return None
     wider = draw.choice(cut)
-    found = _moved(wider, parent, -_step(wider) * draw.choice(_STEPS))
-    return found if fits(found) else _paid(variables, found, fits, draw, wider)
+    found = _move_ratio(wider, parent, -_step(wider) * draw.choice(_STEPS))
+    return found if fits(found) else _pay_for(variables, found, fits, draw, wider)
 
 
-def _paid(
+def _pay_for(
     variables: Sequence[Variable],
     given: Parameters,
     fits: Callable[[Parameters], bool],
@@ -90,13 +90,13 @@ def _paid(
         return None
     found = dict(given)
     while _ratio(payer, found) < payer.options.ratio[1] - 1e-9:
-        found = _moved(payer, found, _step(payer))
+        found = _move_ratio(payer, found, _step(payer))
         if fits(found):
             return found
     return None
 
 
-def _changed(variables: Sequence[Variable], parent: Parameters, draw: random.Random) -> dict[str, Any] | None:
+def _change_choice(variables: Sequence[Variable], parent: Parameters, draw: random.Random) -> dict[str, Any] | None:
     """Another criterion or technique somewhere, at the same ratio."""
     places = [
         (f"{each.name}.{key}", [other for other in offered if other != parent[f"{each.name}.{key}"]])
@@ -133,7 +133,7 @@ def _least(variable: Variable) -> float:
     return variable.step / variable.groups[0].size
 
 
-def _moved(variable: Variable, parameters: Parameters, by: float) -> dict[str, Any]:
+def _move_ratio(variable: Variable, parameters: Parameters, by: float) -> dict[str, Any]:
     low, high = variable.options.ratio
     ratio = min(max(_ratio(variable, parameters) + by, low), high)
     technique = parameters[f"{variable.name}.technique"]

@@ -35,9 +35,9 @@ class Nets:
         effect = self._steering.effect(plan)
         if any(self._steering.effect(other) == effect for other in alike):
             return True
-        return any(self._masked(other) == self._masked(plan) for other in alike)
+        return any(self._mask_digest(other) == self._mask_digest(plan) for other in alike)
 
-    def _masked(self, plan: Plan) -> bytes:
+    def _mask_digest(self, plan: Plan) -> bytes:
         """A digest of the masks that are set on what the cut left."""
         if plan not in self._masks:
             prepared = self._steering.prepared

@@ -77,7 +77,7 @@ class Screening:
         def ranked(share: float) -> Plan:
             return ranked_globally(prepared, self.steering, share)
 
-        masked = [*thresholds(prepared, self.steering), *self._scaled()]
+        masked = [*thresholds(prepared, self.steering), *self._scaled_plans()]
         alone = shallower(self.variables, self.steering, by_importance(self.variables, self.steering))
         levels = sum(len(each.options.techniques) * (1 if each.whole else len(RATIOS)) for each in self.variables)
         if levels > settings.trials or not self.steering.budget.limits:
@@ -105,7 +105,7 @@ class Screening:
 
         return proposals(prepared, self.steering, [ranked, *masked, solved, *shallow])
 
-    def _scaled(self) -> list[Callable[[float], Plan]]:
+    def _scaled_plans(self) -> list[Callable[[float], Plan]]:
         """The plans that were trained for other budgets, their ratios scaled to a share of this one."""
 
         def scaled(plan: Plan, share: float) -> Plan:
@@ -128,7 +128,7 @@ class Screening:
 
         def moved(sample: Mapping[str, Any]) -> dict[str, Any]:
             found = narrowed(self.variables, self.steering.fitted(sample, share), fits, draw)
-            found = self._filled(found, fits, draw)
+            found = self._fill_up(found, fits, draw)
             plan = plan_of(self.variables, found)
             if plan not in self.nets:
                 return found
@@ -168,10 +168,10 @@ class Screening:
         found = self._promising([given(each.number) for each in parents], new, draw)
         if found is None:
             return None
-        full = self._filled(found, self._within(allowed), draw)
+        full = self._fill_up(found, self._within(allowed), draw)
         return full if new(full) else found
 
-    def _filled(self, given: dict[str, Any], fits: Callable[[Mapping[str, Any]], bool], draw: str) -> dict[str, Any]:
+    def _fill_up(self, given: dict[str, Any], fits: Callable[[Mapping[str, Any]], bool], draw: str) -> dict[str, Any]:
         """With what is left of the budget given back to units, where anything of it is foreseen."""
         return filled(self.variables, given, fits, draw) if self.steering.budget.limits and fits(given) else given
 

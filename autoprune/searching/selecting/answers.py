@@ -56,7 +56,7 @@ def answers(study: Study, dense: Score, candidates: Sequence[Candidate]) -> list
     for stage, quality in (("trained", metric), ("screened", loss)):
         chosen = [each for each in candidates if each.stage == stage]
         chosen = [each for each in chosen if stage == "trained" or each.plan not in done]
-        pairs = [(kept, each) for each in chosen if (kept := _kept(limits, each, dense)) is not None]
+        pairs = [(kept, each) for each in chosen if (kept := _kept_limits(limits, each, dense)) is not None]
         for kept, each in _spread(_front(pairs, quality)):
             budget = ",".join(f"{limit.key}={limit}" for limit in kept)
             found.append(Answer(budget, each, stage == "trained"))
@@ -74,7 +74,7 @@ def in_words(found: Sequence[Answer], run: Path) -> str:
     return ". ".join(parts)
 
 
-def _kept(limits: Sequence[Limit], candidate: Candidate, dense: Score) -> list[Limit] | None:
+def _kept_limits(limits: Sequence[Limit], candidate: Candidate, dense: Score) -> list[Limit] | None:
     """The limits as tight as a candidate keeps them; None where one is not measured, or dense keeps it too."""
     found = []
     for limit in limits:

@@ -41,12 +41,13 @@ def _tell_coarse(study: Study, order: Sequence[Candidate], listener: Listener) -
     if before and not least_cost_wanted(study):
         first, score = before[0].number, order[0].score
         listener.note(
-            f"{metric.name} does not tell trial {order[0].number} ({_shown(score)}) from trial {first} "
-            f"({_shown(before[0].score)}), so the loss decides: {score.loss:.4g} against {before[0].score.loss:.4g}"
+            f"{metric.name} does not tell trial {order[0].number} ({_show_quality(score)}) from trial {first} "
+            f"({_show_quality(before[0].score)}), so the loss decides: "
+            f"{score.loss:.4g} against {before[0].score.loss:.4g}"
         )
 
 
-def _shown(score: Score) -> str:
+def _show_quality(score: Score) -> str:
     return f"{score.metric:.4g} ± {score.metric_error or 0:.2g}"
 
 

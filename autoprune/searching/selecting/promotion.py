@@ -46,14 +46,14 @@ def promoted(
         if candidate.number in found or candidate.number not in promotions:
             left[candidate.number] = candidate
     if least_cost_wanted(study):
-        return _halved(list(left.values()), found, count)
-    for candidate in _apart(_replaced(left, refills or {}), count):
+        return _bisect(list(left.values()), found, count)
+    for candidate in _apart(_drop_replaced(left, refills or {}), count):
         if candidate.number not in found:
             return candidate
     return None
 
 
-def _replaced(left: Mapping[int, Candidate], refills: Mapping[int, Sequence[int]]) -> list[Candidate]:
+def _drop_replaced(left: Mapping[int, Candidate], refills: Mapping[int, Sequence[int]]) -> list[Candidate]:
     """Without those in whose place a better one stands."""
     order = {number: place for place, number in enumerate(left)}
 
@@ -79,7 +79,7 @@ def least_cost_wanted(study: Study) -> bool:
     return "metric_drop" in limited and ("metric" not in study.search.objectives or limited == {"metric_drop"})
 
 
-def _halved(front: Sequence[Candidate], found: Mapping[int, Candidate], count: int) -> Candidate | None:
+def _bisect(front: Sequence[Candidate], found: Mapping[int, Candidate], count: int) -> Candidate | None:
     """By bisection of the front, best quality first: how far down it does a plan keep its quality when trained?"""
     trained = [found.get(each.number) for each in front]
     if sum(each is not None for each in trained) >= count:

@@ -25,13 +25,13 @@ def digits() -> Data:
     bunch = load_digits()
     images = torch.from_numpy(bunch.images).float().unsqueeze(1)
     labels = torch.from_numpy(bunch.target).long()
-    train, validation, test = _stratified(labels)
+    train, validation, test = _stratified_split(labels)
     mean, deviation = images[train].mean(), images[train].std()
     images = (images - mean) / deviation
     return Data(*(TensorDataset(images[part], labels[part]) for part in (train, validation, test)))
 
 
-def _stratified(labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _stratified_split(labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Indices of the three splits, each with the same share of every class."""
     generator = torch.Generator().manual_seed(_SEED)
     parts: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
