@@ -107,7 +107,7 @@ def prune(
         scored = None if loss is None else losses.resolve(arguments.callable_(loss, "loss", or_name=True))
         coupling = _discover(model, inputs)
         importance = Importance(model, coupling, Evidence(model, given, scored))
-        request = plans.requested(plan, coupling.groups, importance, criterion, multiple_of)
+        request = plans.resolve_request(plan, coupling.groups, importance, criterion, multiple_of)
         pruned = apply(model, coupling, request.plan, importance, gradual=repair)
         if repair and given:
             pruned.fill(functools.partial(Reference(model, given()).repair, ridge=0.1))
@@ -131,7 +131,7 @@ def measure(
     """
     with faults.boundary():
         arguments.module(model, inputs, cut=False)
-        with arguments.named():
+        with arguments.name_errors():
             where = config.target(target)
         return _measure(model, Inputs.of(inputs), where, against, processes=processes)
 
@@ -171,7 +171,7 @@ def search(
         "trials": trials,
         "finalists": finalists,
         "seed": seed,
-        "objectives": arguments.listed(objectives, "objectives"),
+        "objectives": arguments.as_list(objectives, "objectives"),
     }
     values: dict[str, Any] = {
         "name": Path(out).name,
@@ -179,12 +179,12 @@ def search(
         "target": target.in_study() if isinstance(target, Target) else target,
         "search": asked | ({"timeout": timeout} if timeout else {}),
         "recovery": arguments.mapping(recovery or {"distill": 0.5}, "recovery"),
-        "export": {"formats": arguments.listed(formats, "formats")},
+        "export": {"formats": arguments.as_list(formats, "formats")},
     } | ({"space": arguments.mapping(space, "space")} if space else {})
     kept = copy.deepcopy(arguments.module(model)).to("cpu").eval()
-    with arguments.named():
+    with arguments.name_errors():
         read = config.from_mapping(values)
-        data = training_data.checked({"train": train, "validation": validation, "test": test})
+        data = training_data.check_data({"train": train, "validation": validation, "test": test})
         study = config.build(read, _task(kept, data, loss, metric, goal, adapter or default_adapter, read))
         return SearchResult(study, _search(study, config.open_run(read.resolved(), Path(out)), listener), kept)
 

@@ -16,7 +16,7 @@ from autoprune import faults
 from autoprune.errors import InputError, ModelError, StudyError
 from autoprune.task import Batch, default_adapter
 
-__all__ = ["batches", "callable_", "listed", "mapping", "module", "named", "text", "whole"]
+__all__ = ["as_list", "batches", "callable_", "mapping", "module", "name_errors", "text", "whole"]
 
 _MOST = 512  # batches kept of an iterator: a repair reads no more inputs
 _OWN = {  # the start of a key in a study -> what stands for it in Python; nothing where the message says it itself
@@ -74,7 +74,7 @@ def mapping(value: Any, name: str) -> dict[str, Any]:
     return dict(value)
 
 
-def listed(value: Any, name: str) -> list[Any]:
+def as_list(value: Any, name: str) -> list[Any]:
     """`value` as a list. InputError where it is one text, or no iterable."""
     if isinstance(value, str) or not isinstance(value, Iterable):
         raise InputError(f"{name} is a list of names; got {value!r}")
@@ -102,7 +102,7 @@ def batches(given: Any, adapter: Callable[[Any], Batch]) -> Callable[[], Iterato
 
 
 def _adapt_batches(source: Iterable[Any], adapter: Callable[[Any], Batch]) -> Iterator[Batch]:
-    for number, batch in enumerate(faults.drawn(source, "batches"), start=1):
+    for number, batch in enumerate(faults.draw_samples(source, "batches"), start=1):
         with faults.code(f"the adapter, on batch {number},"):
             adapted = adapter(batch)
         yield adapted
@@ -137,7 +137,7 @@ class _Replayed:
 
 
 @contextlib.contextmanager
-def named() -> Iterator[None]:
+def name_errors() -> Iterator[None]:
     """Let a StudyError from inside name the argument, not the key of a study's YAML; no code ends the process."""
     try:
         with faults.boundary():

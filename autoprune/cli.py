@@ -67,10 +67,10 @@ def check(
     output = Output(as_json, quiet)
     scores = {"dense": report.dense, "most pruned": report.lowest}
     seconds = report.seconds
-    time = "time: unknown" if seconds is None else f"time: about {words.expected(seconds)} for the whole search"
+    time = "time: unknown" if seconds is None else f"time: about {words.expected_time(seconds)} for the whole search"
     crowd = words.busy()
     output.show(
-        records.checked(report),
+        records.checked_record(report),
         tables.groups(report.groups, report.variables),
         *tables.costs(scores),
         f"{report.origin[:1].upper()}{report.origin[1:]}",
@@ -201,10 +201,10 @@ def measure(
     from autoprune.reporting import records, tables
     from autoprune.reporting.layers import layers as by_layer
 
-    found = [subjects.measured(each, layers > 0) for each in subjects.every(subject, shape, target or (), trust)]
+    found = [subjects.measure_subject(each, layers > 0) for each in subjects.every(subject, shape, target or (), trust)]
     costs = tables.costs({each.title: each.score for each in found})
     tops = [by_layer(each.layers, f"{each.title}, by layer", layers) for each in found if each.layers]
-    Output(as_json, quiet).show(records.measured(found), *costs, *tops)
+    Output(as_json, quiet).show(records.measured_record(found), *costs, *tops)
 
 
 @app.command()

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from autoprune import faults
 from autoprune.errors import InputError, StudyError, without_passwords
 from autoprune.reading import overrides, yaml_lines
-from autoprune.reading.bundled import bundled, located, read_target
+from autoprune.reading.bundled import bundled_paths, locate, read_target
 from autoprune.reading.checks import check
 from autoprune.reading.complaints import complaint
 from autoprune.reading.recorded import target_of
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Config",
     "build",
-    "bundled",
+    "bundled_paths",
     "differences",
     "from_mapping",
     "open_run",
@@ -121,7 +121,7 @@ def read(
     `sets` are `key.path=value` and replace what is written there; then `budget`, each `latency=50%`, replaces its own
     key; then trials, timeout, seed. Neither torch nor the study's modules are imported. Raises InputError.
     """
-    path = located(str(study), "study", Path.cwd())
+    path = locate(str(study), "study", Path.cwd())
     document = yaml_lines.read(path)
     if "version" not in document.values:
         raise document.error("the key 'version' is missing; write version: 1", ())

@@ -15,7 +15,7 @@ from typing import Any
 
 from autoprune.errors import AutopruneError, CodeError, paragraph
 
-__all__ = ["PASS", "Fault", "boundary", "code", "drawn", "guarded", "users_line"]
+__all__ = ["PASS", "Fault", "boundary", "code", "draw_samples", "guard", "users_line"]
 
 PASS = (KeyboardInterrupt, GeneratorExit, AutopruneError)  # what is not turned into a fault
 
@@ -119,7 +119,7 @@ def boundary() -> Iterator[None]:
         raise CodeError(f"code of the study failed with {Fault.of(error)}") from error
 
 
-def drawn(source: Iterable[Any], what: str) -> Iterator[Any]:
+def draw_samples(source: Iterable[Any], what: str) -> Iterator[Any]:
     """What `source` gives; a CodeError names `what` and, where it can be told, the sample that failed.
 
     A StopIteration out of a data set's own code would end the data early without a word.
@@ -153,7 +153,7 @@ def _sample(error: BaseException) -> str | None:
     return None
 
 
-def guarded(found: Any, what: str) -> Any:
+def guard(found: Any, what: str) -> Any:
     """A class of the user's own whose methods raise CodeError, with `what` and the line; anything else as it is."""
     return _guard_class(found, what) if isinstance(found, type) else found
 

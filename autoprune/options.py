@@ -89,16 +89,16 @@ def show_version(wanted: bool) -> None:
 def reserve_stdout(context: typer.Context, wanted: bool) -> bool:
     """With --json stdout is for the JSON alone, before any code of the user's runs and until the command has ended."""
     if wanted and not context.resilient_parsing:
-        from autoprune.reporting.output import reserved
+        from autoprune.reporting.output import reserve_stdout
 
-        context.with_resource(reserved())
+        context.with_resource(reserve_stdout())
     return wanted
 
 
 def _studies() -> list[str]:
-    from autoprune.reading.bundled import bundled
+    from autoprune.reading.bundled import bundled_paths
 
-    return list(bundled())
+    return list(bundled_paths())
 
 
 def show_result(output: Output, result: Any, study: StudyNoun) -> None:
@@ -212,9 +212,9 @@ def read_run(folder: Path, budget: list[str], formats: list[str], trust: bool) -
 
 def target_names() -> list[str]:
     """Names of the bundled targets, for completion."""
-    from autoprune.reading.bundled import bundled
+    from autoprune.reading.bundled import bundled_paths
 
-    return list(bundled("target"))
+    return list(bundled_paths("target"))
 
 
 _STUDY = "A study's YAML file, or the name of a bundled one."

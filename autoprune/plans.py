@@ -19,9 +19,9 @@ from autoprune.pruning.apply import effective, kept_units
 from autoprune.pruning.coupling.coupling import Coupling, tensor_of
 from autoprune.pruning.importance import Importance
 from autoprune.pruning.thresholds import Threshold
-from autoprune.space import Options, Space, fits, matches, uniform, unscored
+from autoprune.space import Options, Space, fits, matches, uniform, unscored_reason
 
-__all__ = ["Request", "requested"]
+__all__ = ["Request", "resolve_request"]
 
 _RANGE = (0.0, 0.999)
 _KEYS = {"technique", "ratio", "criterion", "multiple_of", "scope"}
@@ -55,7 +55,9 @@ class Request:
             warnings.warn(text, stacklevel=3)
 
 
-def requested(given: Any, found: Sequence[Group], importance: Importance, criterion: str, multiple_of: int) -> Request:
+def resolve_request(
+    given: Any, found: Sequence[Group], importance: Importance, criterion: str, multiple_of: int
+) -> Request:
     """The plan that a ratio, a Plan or patterns ask for. Raises PlanError."""
     if isinstance(given, Plan):
         return Request(given, given.choices)
@@ -79,7 +81,7 @@ def _by_ratio(
     if not free:
         reasons = "; ".join(f"{group.name}: {group.refusal}" for group in units)
         raise PlanError(f"nothing can be cut in this model: {reasons or 'it has no layer whose units could go'}")
-    if unscored(criterion, free[0]):
+    if unscored_reason(criterion, free[0]):
         pattern = {"*": {"technique": "weight", "ratio": ratio, "criterion": criterion}}
         raise PlanError(f"a ratio cuts units, and {criterion} ranks single weights; give patterns, as in {pattern}")
     techniques = plugins.of_level("units")

@@ -162,7 +162,7 @@ def load(kind: Kind, name: str, folders: Sequence[Path] = ()) -> Any:
     if ":" not in name:
         return _load_bundled(kind, name)
     found = import_reference(name, folders)
-    return faults.guarded(found, f"the {kind} {name!r}") if kind in _CALLED else found
+    return faults.guard(found, f"the {kind} {name!r}") if kind in _CALLED else found
 
 
 @functools.cache

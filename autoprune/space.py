@@ -31,7 +31,7 @@ __all__ = [
     "plan_of",
     "uniform",
     "unit_techniques",
-    "unscored",
+    "unscored_reason",
 ]
 
 NONE = "none"  # the technique of what is left as it is
@@ -149,7 +149,7 @@ class Space:
         one that does not fit the layers its pattern selects, a group that two patterns claim, or where nothing is left
         to decide.
         """
-        refuses = refuses or unscored
+        refuses = refuses or unscored_reason
         self._check_patterns(groups)
         self._check_plugins()
         variables: dict[str, Variable] = {}
@@ -261,7 +261,7 @@ def _misfit(kind: plugins.Kind, name: str, pattern: str, why: Mapping[Group, str
     return StudyError(f"{kind} {name!r} does not fit the layers that {pattern!r} selects ({reasons})", key=key)
 
 
-def unscored(criterion: str, group: Group) -> str | None:
+def unscored_reason(criterion: str, group: Group) -> str | None:
     """Why the level of a group is none that a criterion scores, or None."""
     scores = plugins.create("criterion", criterion).scores
     other = {"weights": "weights", "filters": "units", "scales": "units"}.get(scores)

@@ -24,7 +24,7 @@ from autoprune.target import Target
 from autoprune.task import Inputs
 from autoprune.training import tasks
 
-__all__ = ["Measured", "Subject", "every", "measured", "of", "parse_input"]
+__all__ = ["Measured", "Subject", "every", "measure_subject", "of", "parse_input"]
 
 _PROCESSES = 3  # that the latency is measured in
 
@@ -80,7 +80,7 @@ class Measured:
         }
 
 
-def measured(subject: Subject, by_layer: bool = True) -> Measured:
+def measure_subject(subject: Subject, by_layer: bool = True) -> Measured:
     """Every cost of a subject, the latency in fresh processes. Raises ModelError, InputError."""
     score = measure(subject.model, subject.inputs, subject.target, processes=_PROCESSES)
     layers = breakdown(subject.model, subject.inputs, subject.target) if by_layer else None

@@ -202,7 +202,9 @@ class Task:
     def batches(self, split: Literal["train", "validation", "test"], *, seed: int | None = None) -> Iterator[Batch]:
         """Adapted batches of a split; shuffled by `seed` where one is given and the split is a data set."""
         data = getattr(self.data, split)
-        for number, batch in enumerate(faults.drawn(_loader(data, self.training, seed), f"the {split} data"), start=1):
+        for number, batch in enumerate(
+            faults.draw_samples(_loader(data, self.training, seed), f"the {split} data"), start=1
+        ):
             with faults.code(f"the adapter, on batch {number} of the {split} data,"):
                 adapted = self.adapter(batch)
             yield adapted
@@ -221,7 +223,7 @@ class Task:
         except CodeError as error:
             if not isinstance(error.__cause__, TypeError):
                 raise
-            return sum(1 for _ in faults.drawn(loader, f"the {split} data"))
+            return sum(1 for _ in faults.draw_samples(loader, f"the {split} data"))
 
     def calibration(self, count: int) -> Inputs:
         """The first `count` training inputs, in the data's own order, as one batch on the CPU.

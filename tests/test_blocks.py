@@ -21,7 +21,7 @@ from autoprune.searching.evaluating.evaluator import Evaluator
 from autoprune.searching.evaluating.preparation import Prepared, importance, prepare
 from autoprune.searching.proposing.budget_scaling import Steering
 from autoprune.searching.proposing.heuristics import by_importance, proposals, shallower
-from autoprune.searching.proposing.local_search import exchanged, narrowed
+from autoprune.searching.proposing.local_search import exchange, narrow
 from autoprune.searching.proposing.loss_model import Surrogate
 from autoprune.searching.proposing.screening import Screening
 from autoprune.searching.proposing.sensitivity import knapsack, sensitivities
@@ -122,10 +122,10 @@ def test_a_block_is_exchanged_whole(prepared: Prepared, tmp_path: Path) -> None:
         return found.fits(plan_of(prepared.variables, given))
 
     start = parameters(prepared.variables, Plan())
-    parent = narrowed([each for each in prepared.variables if each.whole], start, fits, "0")
+    parent = narrow([each for each in prepared.variables if each.whole], start, fits, "0")
     taken = gone(plan_of(prepared.variables, parent))
     assert fits(parent) and 1 <= len(taken) < 4
-    children = [exchanged(prepared.variables, [parent], fits, str(draw)) for draw in range(40)]
+    children = [exchange(prepared.variables, [parent], fits, str(draw)) for draw in range(40)]
     plans = [plan_of(prepared.variables, child) for child in children if child is not None]
     assert len(plans) > 30 and all(found.fits(plan) for plan in plans)
     assert any(len(gone(plan)) == len(taken) and gone(plan) != taken for plan in plans)  # one for another
@@ -133,7 +133,7 @@ def test_a_block_is_exchanged_whole(prepared: Prepared, tmp_path: Path) -> None:
     stays = start | {
         f"{key}.{name}": value for key in BLOCKS for name, value in (("technique", "depth"), ("ratio", 0.3))
     }
-    assert exchanged(prepared.variables, [stays], lambda given: True, "0") is None  # there is nothing to give back
+    assert exchange(prepared.variables, [stays], lambda given: True, "0") is None  # there is nothing to give back
 
 
 def test_a_knapsack_takes_the_block_that_costs_least(prepared: Prepared, tmp_path: Path) -> None:

@@ -412,7 +412,7 @@ def test_measure_shows_what_is_not_available_and_the_costliest_layers(monkeypatc
     layers = tuple(Layer(f"layer{place}", "Linear", 1.0 + place, (1 + place) / 6, 10, 10) for place in range(3))
     found = subject.Measured("net", Target(name="here"), score, Breakdown(layers))
     monkeypatch.setattr(subject, "every", lambda *_: [None])
-    monkeypatch.setattr(subject, "measured", lambda *_: found)
+    monkeypatch.setattr(subject, "measure_subject", lambda *_: found)
     shown = run("measure", "net", "--layers", "1").stdout
     for text in ("net on here", "2 MB", "not available", "energy: no counter", "layer2", "50.0 %", "2 more"):
         assert text in shown, text

@@ -391,11 +391,11 @@ def test_a_run_gets_the_password_of_its_storage_from_the_environment(tmp_path, m
         if given:
             monkeypatch.setenv("AUTOPRUNE_STORAGE", given)
         with pytest.raises(InputError, match="AUTOPRUNE_STORAGE"):
-            storage.opened(study, Run(tmp_path / "run"))
+            storage.open_storage(study, Run(tmp_path / "run"))
     monkeypatch.setenv("AUTOPRUNE_STORAGE", url)
     opened: list[str] = []
     monkeypatch.setattr(storage.optuna.storages, "get_storage", opened.append)
-    storage.opened(study, Run(tmp_path / "run"))
+    storage.open_storage(study, Run(tmp_path / "run"))
     assert opened == [url]
 
 

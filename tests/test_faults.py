@@ -26,7 +26,7 @@ from autoprune.score import Candidate
 from autoprune.searching.evaluating import preparation
 from autoprune.searching.search import search
 from autoprune.searching.selecting import finalists
-from autoprune.searching.stall import watched
+from autoprune.searching.stall import watch
 from autoprune.space import Options, Space
 from autoprune.study import Settings, Study
 from autoprune.target import Budget, Target
@@ -172,9 +172,9 @@ def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     """No fresh processes, and short measurements."""
     from autoprune.measuring import measure
 
-    timed = measure.timed
+    timed = measure.time_artefact
     monkeypatch.setattr(
-        measure, "timed", lambda *args, **options: timed(*args, **{**options, "processes": 0, "budget_s": 0.01})
+        measure, "time_artefact", lambda *args, **options: timed(*args, **{**options, "processes": 0, "budget_s": 0.01})
     )
 
     def passed(folder: Path, task: Task | None = None) -> dict[str, Any]:
@@ -509,11 +509,11 @@ def stubborn() -> None:
 def test_code_that_hangs_is_ended_and_its_line_is_told(hangs: Callable[[], None]) -> None:
     before, began = signal.getsignal(signal.SIGALRM), time.monotonic()
     if hangs is stubborn:
-        with watched(study(stall_s=0.2), Listens()):
+        with watch(study(stall_s=0.2), Listens()):
             hangs()  # it came back after the second error
     else:
         says = r"nothing moved for 0.2 s, in test_faults.py, line \d+"
-        with pytest.raises(CodeError, match=says), watched(study(stall_s=0.2), Listens()):
+        with pytest.raises(CodeError, match=says), watch(study(stall_s=0.2), Listens()):
             hangs()
     assert time.monotonic() - began < 20
     assert signal.getsignal(signal.SIGALRM) is before and signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
@@ -521,12 +521,12 @@ def test_code_that_hangs_is_ended_and_its_line_is_told(hangs: Callable[[], None]
 
 @pytest.mark.promise("limits-of-time")
 def test_what_is_heard_of_starts_the_time_anew() -> None:
-    with watched(study(stall_s=1.0), Listens()) as listener:
+    with watch(study(stall_s=1.0), Listens()) as listener:
         for step in range(8):
             time.sleep(0.25)  # 2 s in all
             listener.progress(step / 8)
     for settings, least in (({}, 0.0), ({"timeout_s": 5.0}, 290.0), ({"timeout_s": 900.0}, 890.0)):
-        with watched(study(**settings), None):
+        with watch(study(**settings), None):
             assert signal.getitimer(signal.ITIMER_REAL)[0] >= least
 
 
@@ -551,7 +551,7 @@ def test_outside_the_main_thread_a_stall_that_is_asked_for_is_said_not_to_be_kep
     listener = Listens()
 
     def run() -> None:
-        with watched(study(stall_s=9.0), listener):
+        with watch(study(stall_s=9.0), listener):
             pass
 
     thread = threading.Thread(target=run)

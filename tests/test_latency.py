@@ -15,7 +15,7 @@ from marks import slow_but
 from torch import nn
 
 from autoprune.errors import InputError, ModelError
-from autoprune.measuring.measure import measure, timed
+from autoprune.measuring.measure import measure, time_artefact
 from autoprune.measuring.timing import contention, latency, subprocesses
 from autoprune.measuring.timing.latency import Latency, compare, compare_anew, median_interval
 from autoprune.target import Target
@@ -294,7 +294,7 @@ def test_fresh_processes_agree_with_this_one(tmp_path):
     small, dense = export(Small(16), IMAGES), export(Small(64), IMAGES)
     (tmp_path / "dense.onnx").write_bytes(dense)
     apart = subprocesses.fresh(small, tmp_path / "dense.onnx", IMAGES, Target(), processes=2, budget_s=0.2)
-    here = timed(small, dense, IMAGES, Target(), budget_s=0.2)
+    here = time_artefact(small, dense, IMAGES, Target(), budget_s=0.2)
     assert apart.ratio == pytest.approx(here.ratio, rel=0.25)
     for one in (subprocesses.fresh(small, small, IMAGES, Target(), processes=1, budget_s=1.0), apart):
         assert one.ratio_high - one.ratio_low >= 0.017 * one.ratio  # it may drift
@@ -350,7 +350,7 @@ def test_a_damaged_file_fails_with_the_reason():
 
 def test_a_device_that_is_not_here_is_refused():
     with pytest.raises(InputError, match="quantum"):
-        timed(nn.Linear(8, 8), None, Inputs.of(torch.randn(1, 8)), Target(device="quantum", runtime="eager"))
+        time_artefact(nn.Linear(8, 8), None, Inputs.of(torch.randn(1, 8)), Target(device="quantum", runtime="eager"))
 
 
 def test_the_measuring_process_imports_no_torch_for_onnxruntime():

@@ -33,7 +33,7 @@ from torch.utils.data import (
 from autoprune.fingerprint import fingerprint
 from autoprune.task import Data, Metric, Recipe, Task
 from autoprune.training import data as training_data
-from autoprune.training.batches import sampled
+from autoprune.training.batches import sample
 from autoprune.training.judging import calibration
 from autoprune.training.loop import evaluate, train
 
@@ -191,7 +191,7 @@ class Net(nn.Module):
 
 
 def task_of(make: Callable[[], Any], workers: int = 0) -> Task:
-    data = training_data.checked({"train": make(), "validation": make()})
+    data = training_data.check_data({"train": make(), "validation": make()})
     recipe = Recipe(epochs=1, batch_size=BATCH, workers=workers, device="cpu")
     return Task(
         Net, data, functional.cross_entropy, Metric("rows", lambda outputs, targets: float(len(targets))), recipe
@@ -231,7 +231,7 @@ def test_training_and_judging_see_every_sample_once_in_batches(make: Callable[[]
 def test_a_part_to_judge_on_and_inputs_to_calibrate_by_are_samples_of_it(make: Callable[[], Any], numbers: Any) -> None:
     task = task_of(make)
     known = set(EVERY if numbers is None else numbers)
-    part = replace(task, data=replace(task.data, validation=sampled(task.data.validation, 6)))
+    part = replace(task, data=replace(task.data, validation=sample(task.data.validation, 6)))
     batches, seen = rows_of(part.batches("validation"))
     largest = max(BATCH, *(len(batch) for batch in batches), 0)
     assert min(6, len(known)) <= len(seen) < 6 + largest and set(seen) <= known

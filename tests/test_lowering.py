@@ -24,7 +24,13 @@ from autoprune.files import read_mapping
 from autoprune.measuring import measure
 from autoprune.measuring.sparse_kernels.choose import LayerRecord
 from autoprune.measuring.sparse_kernels.kernels import fitting, patterns
-from autoprune.measuring.sparse_kernels.layers import LoweredConv2d, LoweredLayer, LoweredLinear, lowered_layers, raised
+from autoprune.measuring.sparse_kernels.layers import (
+    LoweredConv2d,
+    LoweredLayer,
+    LoweredLinear,
+    densify,
+    lowered_layers,
+)
 from autoprune.measuring.sparse_kernels.lower import Lowered, lower, openvino_config, rebuild, rows
 from autoprune.measuring.timing import latency
 from autoprune.measuring.timing.latency import Latency
@@ -198,7 +204,7 @@ def test_the_winner_of_the_first_look_is_measured_again(monkeypatch: pytest.Monk
 
 
 def test_a_lowered_model_that_is_not_faster_is_dropped(always_faster: list[int], monkeypatch: Any) -> None:
-    monkeypatch.setattr(measure, "timed", lambda *_, **__: answer(0.97, 1.01))
+    monkeypatch.setattr(measure, "time_artefact", lambda *_, **__: answer(0.97, 1.01))
     result = lower(Net(), IMAGES, EAGER)
     assert not result.used and result.kernels == {} and result.ratio == 0.97
     assert not list(lowered_layers(result.model))
@@ -255,8 +261,8 @@ def test_training_and_gradients_are_refused_and_raised_is_dense_again(always_fas
         result.model(x.clone().requires_grad_())
     with pytest.raises(ModelError, match="training mode"):
         result.model.train()(x)
-    dense = raised(result.model.eval())
-    assert not list(lowered_layers(dense)) and raised(dense) is dense
+    dense = densify(result.model.eval())
+    assert not list(lowered_layers(dense)) and densify(dense) is dense
     with torch.no_grad():
         assert torch.equal(dense(x), model(x))
     dense.train()(x).sum().backward()
@@ -307,7 +313,7 @@ def test_fused_encoder_layers_run_their_lowered_parts(always_faster: list[int]) 
     with torch.no_grad():
         assert off(result.model(*inputs.args), model(*inputs.args)) <= 1e-5
     assert calls == [1]
-    assert result.model.activation_relu_or_gelu == 0 and raised(result.model).activation_relu_or_gelu == 1
+    assert result.model.activation_relu_or_gelu == 0 and densify(result.model).activation_relu_or_gelu == 1
 
 
 def test_layers_that_cannot_be_lowered_say_why(always_faster: list[int]) -> None:
@@ -438,7 +444,7 @@ def test_verify_runs_the_lowered_model(always_faster: list[int], tmp_path: Path,
     from autoprune.exporting import checks
 
     seen: list[Any] = []
-    monkeypatch.setattr(measure, "timed", lambda candidate, *_, **__: seen.append(candidate) or answer(0.5))
+    monkeypatch.setattr(measure, "time_artefact", lambda candidate, *_, **__: seen.append(candidate) or answer(0.5))
     made = study(EAGER)
     model = made.task.given
     assert model is not None

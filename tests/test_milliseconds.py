@@ -49,7 +49,7 @@ def drifting(monkeypatch: pytest.MonkeyPatch) -> None:
         bounds = (0.99 * ratio, 1.01 * ratio)
         return Latency(ms, 0.9 * ms, 1.1 * ms, ratio, *bounds, 40, True, 1.2 * ms, 1.5 * ms, dense_ms=speed)
 
-    monkeypatch.setattr(measure, "timed", timed)
+    monkeypatch.setattr(measure, "time_artefact", timed)
 
 
 def searched(folder: Path, budget: str) -> Result:

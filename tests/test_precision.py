@@ -17,7 +17,7 @@ from autoprune.exporting import shipped
 from autoprune.exporting.verify import verify
 from autoprune.measuring.measure import artefact, measure
 from autoprune.measuring.onnx_slicing.slicer import export
-from autoprune.measuring.quantization import convert, fitted, outputs_for
+from autoprune.measuring.quantization import convert, fit_to_dtype, outputs_for
 from autoprune.measuring.runtime_module import Deployed
 from autoprune.plugins import load
 from autoprune.target import Target
@@ -35,7 +35,7 @@ def task():
     loss = losses.resolve("cross_entropy")
     return Task(
         build=build,
-        data=data.checked(load("dataset", "digits")()),
+        data=data.check_data(load("dataset", "digits")()),
         loss=loss,
         metric=tasks.metric("accuracy", loss),
         training=Recipe(epochs=4, device="cpu", learning_rate=3e-3),
@@ -96,9 +96,9 @@ def test_only_what_a_runtime_does_not_do_itself_is_converted():
     class Converts:
         converts = ("int8",)
 
-    assert fitted(content, Converts(), Target(dtype="bf16"), [IMAGES]) is content
-    assert "QuantizeLinear" in operators(fitted(content, Converts(), INT8, [IMAGES]))
-    assert fitted(content, object(), INT8, [IMAGES]) is content
+    assert fit_to_dtype(content, Converts(), Target(dtype="bf16"), [IMAGES]) is content
+    assert "QuantizeLinear" in operators(fit_to_dtype(content, Converts(), INT8, [IMAGES]))
+    assert fit_to_dtype(content, object(), INT8, [IMAGES]) is content
 
 
 def test_what_cannot_be_converted_is_refused():

@@ -77,8 +77,8 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
         return {"memory_bytes": round(1e6 * noise.uniform(0.9, 1.1))} if "memory" in wanted else {}
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(measure, "timed", timed)
-        patch.setattr(resources, "measured", measured)
+        patch.setattr(measure, "time_artefact", timed)
+        patch.setattr(resources, "measure_resources", measured)
         patch.setattr(sys.modules["autoprune.searching.search"], "verify_in_fresh_process", lambda *given: {})
         folder = tmp_path_factory.mktemp("recorded")
         return folder, searched(folder)
@@ -92,8 +92,8 @@ def test_a_search_is_repeated_from_what_it_recorded(
     recorded: tuple[Path, Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, first = recorded
-    monkeypatch.setattr(measure, "timed", refused)
-    monkeypatch.setattr(resources, "measured", refused)
+    monkeypatch.setattr(measure, "time_artefact", refused)
+    monkeypatch.setattr(resources, "measure_resources", refused)
     second = searched(tmp_path / "again", folder)
     third = searched(tmp_path / "chained", tmp_path / "again")
     assert len(journal(folder)) >= 8

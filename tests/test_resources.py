@@ -17,7 +17,7 @@ from autoprune import config
 from autoprune.errors import ModelError, StudyError
 from autoprune.measuring import energy, measure, resources
 from autoprune.score import Score
-from autoprune.searching.evaluating.quantities import asked
+from autoprune.searching.evaluating.quantities import asked_quantities
 from autoprune.target import Budget, Target
 from autoprune.task import Inputs
 
@@ -35,7 +35,7 @@ def test_peak_memory_grows_by_the_weights(target: Target) -> None:
     for width in (64, 2048):
         inputs = Inputs.of(torch.randn(1, width))
         artefact = measure.artefact(linear(width).eval(), inputs, target)
-        found.append(resources.measured(artefact, inputs, target, ["memory"])["memory_bytes"])
+        found.append(resources.measure_resources(artefact, inputs, target, ["memory"])["memory_bytes"])
     weights = 4 * 2048**2
     assert 0.9 * weights < found[1] - found[0] < 6 * weights  # ONNX Runtime holds the file beside what it makes of it
 
@@ -47,7 +47,7 @@ def test_a_model_that_no_fresh_process_can_have_is_refused_not_zero() -> None:
 
     inputs = Inputs.of(torch.randn(1, 4))
     with pytest.raises(ModelError, match="cannot be handed to a fresh process"):
-        resources.measured(Local(), inputs, EAGER, ["memory"])
+        resources.measure_resources(Local(), inputs, EAGER, ["memory"])
     score = measure.measure(Local(), inputs, EAGER)
     assert score.memory_bytes is None and any(text.startswith("memory: ") for text in score.unavailable)
 
@@ -56,7 +56,7 @@ def test_a_system_that_does_not_tell_the_peak_is_named(monkeypatch: pytest.Monke
     monkeypatch.setattr(resources, "_PEAK", tmp_path / "status")
     assert "does not tell the peak memory" in str(resources.unavailable("memory", EAGER))
     with pytest.raises(ModelError, match="memory cannot be measured: this system"):
-        resources.measured(b"", Inputs.of(torch.ones(1)), ONNX, ["memory"])
+        resources.measure_resources(b"", Inputs.of(torch.ones(1)), ONNX, ["memory"])
     assert resources.unavailable("memory", Target(device="cuda", runtime="eager")) is None
     assert "does not tell what it allocates" in str(resources.unavailable("memory", Target(device="cuda")))
 
@@ -98,7 +98,7 @@ def test_zeros_compress_and_values_do_not() -> None:
     dense, masked = linear(64), linear(64)
     with torch.no_grad():
         masked[0].weight[8:] = 0  # type: ignore[index]
-    sizes = [resources.compressed_bytes(resources.stored(model)) for model in (dense, masked)]
+    sizes = [resources.compressed_bytes(resources.stored_file(model)) for model in (dense, masked)]
     assert sizes[1] < 0.3 * sizes[0]
     assert 0.85 < sizes[0] / (4 * 64 * 64) < 1.1
 
@@ -107,10 +107,10 @@ def test_a_cut_graph_is_stored_with_the_trained_models_values() -> None:
     dense, trained = linear(8).eval(), linear(8).eval()
     inputs = Inputs.of(torch.randn(2, 8))
     content = measure.artefact(dense, inputs, ONNX)
-    stored = onnx.load_from_string(resources.stored(content, trained))
+    stored = onnx.load_from_string(resources.stored_file(content, trained))
     (weight,) = [each for each in stored.graph.initializer if each.name == "0.weight"]
     assert torch.equal(torch.from_numpy(numpy_helper.to_array(weight).copy()), trained[0].weight)
-    assert resources.stored(content) == content
+    assert resources.stored_file(content) == content
 
 
 def test_what_is_asked_for_and_not_here_is_refused_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,14 +120,14 @@ def test_what_is_asked_for_and_not_here_is_refused_before_training(monkeypatch: 
         )
 
     monkeypatch.setattr(energy, "unavailable", lambda target: "no counter")
-    assert asked(study({"latency": "50%"}, "metric")) == ()
-    assert asked(study({"size_compressed": "50%"}, "metric", "memory")) == ("size_compressed", "memory")
+    assert asked_quantities(study({"latency": "50%"}, "metric")) == ()
+    assert asked_quantities(study({"size_compressed": "50%"}, "metric", "memory")) == ("size_compressed", "memory")
     with pytest.raises(
         StudyError, match=r"key 'budget.energy': energy cannot be measured for target 'here': no counter"
     ):
-        asked(study({"energy": "50%"}, "metric"))
+        asked_quantities(study({"energy": "50%"}, "metric"))
     with pytest.raises(StudyError, match=r"key 'search.objectives': energy"):
-        asked(study({}, "metric", "energy"))
+        asked_quantities(study({}, "metric", "energy"))
 
 
 def test_objectives_and_budgets_are_read_from_a_study() -> None:

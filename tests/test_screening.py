@@ -31,25 +31,25 @@ from autoprune.score import Candidate, Score
 from autoprune.searching import commands, logbook
 from autoprune.searching.callback import Quiet
 from autoprune.searching.evaluating import recovery as recovering
-from autoprune.searching.evaluating.evaluator import Evaluator, decided
+from autoprune.searching.evaluating.evaluator import Evaluator, decide
 from autoprune.searching.evaluating.preparation import Prepared, importance, prepare
 from autoprune.searching.evaluating.probes import useful
 from autoprune.searching.optuna_study.journal import Journal
 from autoprune.searching.proposing import budget_scaling as steering_module
 from autoprune.searching.proposing.budget_scaling import Steering
 from autoprune.searching.proposing.heuristics import ranked_globally
-from autoprune.searching.proposing.local_search import exchanged, filled, narrowed
+from autoprune.searching.proposing.local_search import exchange, fill, narrow
 from autoprune.searching.proposing.loss_model import Surrogate
 from autoprune.searching.proposing.nets import Nets
 from autoprune.searching.proposing.screening import Screening
 from autoprune.searching.proposing.sensitivity import Sensitivity, knapsack
 from autoprune.searching.search import Result
 from autoprune.searching.search import search as run_search
-from autoprune.searching.selecting.promotion import alike, best, promoted
+from autoprune.searching.selecting.promotion import alike, best, next_promotion
 from autoprune.space import NONE, Options, Space, parameters, plan_of, uniform
 from autoprune.study import Study
 from autoprune.target import Target
-from autoprune.training.batches import sampled
+from autoprune.training.batches import sample
 from autoprune.training.loop import Quality
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
@@ -246,7 +246,7 @@ def test_more_processes_decide_where_the_first_do_not(value: float, reach: float
         seen.append(processes)
         return Score(latency_ratio=value, latency_ratio_high=value + reach)
 
-    decided(measured, lambda score: ["latency"] if (score.latency_ratio_high or 0) > 0.5 else [])
+    decide(measured, lambda score: ["latency"] if (score.latency_ratio_high or 0) > 0.5 else [])
     assert seen == asked
 
 
@@ -351,7 +351,7 @@ def test_few_units_are_given_back_one_by_one() -> None:
     few = Space(Options(("structured",), (0.0, 0.9), ("l1",))).resolve([group], 8)
     assert few[0].step == 1
     start = {"a:units.technique": "structured", "a:units.ratio": 0.75, "a:units.criterion": "l1"}
-    found = filled(few, start, lambda given: given["a:units.ratio"] >= 0.3, "0")
+    found = fill(few, start, lambda given: given["a:units.ratio"] >= 0.3, "0")
     assert found["a:units.ratio"] == pytest.approx(4 / 12)
 
 
@@ -460,10 +460,10 @@ def test_a_sample_that_leaves_too_much_as_it_is_loses_more_until_it_fits(prepare
 
     scaled = found.fitted(sample)
     assert not fits(scaled)
-    nets = [narrowed(prepared.variables, scaled, fits, str(draw)) for draw in range(10)]
+    nets = [narrow(prepared.variables, scaled, fits, str(draw)) for draw in range(10)]
     assert all(fits(net) for net in nets) and len({tuple(net.items()) for net in nets}) > 1
-    assert narrowed(prepared.variables, nets[0], fits, "0") == nets[0]
-    least = narrowed(prepared.variables, scaled, lambda given: False, "0")
+    assert narrow(prepared.variables, nets[0], fits, "0") == nets[0]
+    least = narrow(prepared.variables, scaled, lambda given: False, "0")
     assert all(least[f"{each.name}.ratio"] == each.options.ratio[1] for each in prepared.variables)
 
 
@@ -479,8 +479,8 @@ def test_what_is_left_of_the_budget_is_given_back_to_units(prepared: Prepared, t
     def fits(given: Mapping[str, Any]) -> bool:
         return found.fits(plan_of(prepared.variables, given))
 
-    nets = [filled(prepared.variables, start, fits, str(draw)) for draw in range(4)]
-    assert nets[0] == filled(prepared.variables, start, fits, "0")
+    nets = [fill(prepared.variables, start, fits, str(draw)) for draw in range(4)]
+    assert nets[0] == fill(prepared.variables, start, fits, "0")
     for net in nets:
         assert fits(net) and all(net[f"{key}.ratio"] < 0.7 for key in keys)
         assert {key: value for key, value in net.items() if key.endswith("technique")} == {
@@ -532,12 +532,12 @@ def test_an_exchange_gives_width_to_one_group_and_takes_it_from_another(prepared
 
     seen = set()
     for draw in range(30):
-        child = exchanged(prepared.variables, [parent], fits, str(draw))
-        assert child is not None and fits(child) and child == exchanged(prepared.variables, [parent], fits, str(draw))
+        child = exchange(prepared.variables, [parent], fits, str(draw))
+        assert child is not None and fits(child) and child == exchange(prepared.variables, [parent], fits, str(draw))
         moved = {key: child[key] - parent[key] for key in child if key.endswith("units.ratio")}
         seen.add(tuple(round(moved[key], 3) for key in sorted(moved)))
     assert any(min(each) < 0 < max(each) for each in seen), seen
-    assert exchanged(prepared.variables, [parent], lambda given: False, "0") is None
+    assert exchange(prepared.variables, [parent], lambda given: False, "0") is None
 
 
 def _screened(number: int, metric: float, latency: float) -> Candidate:
@@ -624,17 +624,17 @@ def test_promotion_goes_by_quality_inside_the_budget() -> None:
     assert [each.number for each in best(given, dense, candidates)] == [3, 2, 4, 5]
     twin = _screened(6, 0.8, 0.492)  # another plan that comes to the same net as 3
     assert [each.number for each in best(given, dense, [*candidates, twin])] == [3, 2, 4, 5]
-    first = promoted(given, dense, candidates, {}, 2)
+    first = next_promotion(given, dense, candidates, {}, 2)
     assert first is not None and first.number == 3
     trained = replace(candidates[2], number=8, stage="trained", feasible=True)
-    second = promoted(given, dense, [*candidates, trained], {3: 8}, 2)
+    second = next_promotion(given, dense, [*candidates, trained], {3: 8}, 2)
     assert second is not None and second.number == 2
     slow = replace(candidates[1], number=9, stage="latency")
-    third = promoted(given, dense, [*candidates, trained, slow], {3: 8, 2: 9}, 2)  # another takes the place of 2
+    third = next_promotion(given, dense, [*candidates, trained, slow], {3: 8, 2: 9}, 2)  # another takes the place of 2
     assert third is not None and third.number == 4
-    assert promoted(given, dense, [*candidates, trained], {3: 8}, 1) is None
+    assert next_promotion(given, dense, [*candidates, trained], {3: 8}, 1) is None
     by_another = replace(candidates[2], number=8, stage="trained")  # under an earlier budget, say
-    fourth = promoted(given, dense, [*candidates, by_another], {}, 2)
+    fourth = next_promotion(given, dense, [*candidates, by_another], {}, 2)
     assert fourth is not None and fourth.number == 2
 
 
@@ -652,7 +652,7 @@ def test_plans_that_are_trained_differ_in_more_than_a_criterion_or_a_few_units()
     other = judged(4, a=Choice("structured", 0.25, "l1"), c=Choice("structured", 0.5))
     block = judged(5, a=Choice("structured", 0.5, "l1"), c=Choice("structured", 0.25), b=Choice("depth", 1.0))
     candidates, order = [first, criterion, units, other, block], list[int]()
-    while chosen := promoted(given, dense, candidates, {number: 100 + number for number in order}, 4):
+    while chosen := next_promotion(given, dense, candidates, {number: 100 + number for number in order}, 4):
         order.append(chosen.number)
         candidates.append(replace(chosen, number=100 + chosen.number, stage="trained", feasible=True))
     assert order == [1, 4, 5, 2]  # where nothing else is left, one that is alike
@@ -665,13 +665,13 @@ def test_a_plan_that_spends_what_a_finalist_left_takes_its_place() -> None:
     far = Plan({"b:blocks": Choice("depth", 1.0)})
     finalist, other = _screened(1, 0.8, 0.45), replace(_screened(2, 0.7, 0.45), plan=far)
     fuller, worse = _screened(3, 0.85, 0.4985), _screened(3, 0.79, 0.49)  # of the first the edge is known better
-    assert promoted(given, dense, [finalist, other, fuller], {}, 1) == finalist
-    assert promoted(given, dense, [finalist, other, fuller], {}, 1, {1: [3]}) == fuller
+    assert next_promotion(given, dense, [finalist, other, fuller], {}, 1) == finalist
+    assert next_promotion(given, dense, [finalist, other, fuller], {}, 1, {1: [3]}) == fuller
     slow = replace(fuller, number=4, stage="latency")
-    assert promoted(given, dense, [finalist, other, fuller, slow], {3: 4}, 1, {1: [3]}) == finalist
+    assert next_promotion(given, dense, [finalist, other, fuller, slow], {3: 4}, 1, {1: [3]}) == finalist
     trained = replace(fuller, number=4, stage="trained", feasible=True)
-    assert promoted(given, dense, [finalist, other, fuller, trained], {3: 4}, 2, {1: [3]}) == other
-    assert promoted(given, dense, [finalist, other, worse], {}, 1, {1: [3]}) == finalist
+    assert next_promotion(given, dense, [finalist, other, fuller, trained], {3: 4}, 2, {1: [3]}) == other
+    assert next_promotion(given, dense, [finalist, other, worse], {}, 1, {1: [3]}) == finalist
 
 
 @pytest.mark.promise("slack")
@@ -741,7 +741,7 @@ def test_where_only_quality_is_limited_the_front_is_halved() -> None:
     candidates = [*front, _screened(9, 0.5, 0.5)]  # the last is dominated
     keeps = 6  # the first six keep their quality when they are trained
     order: list[int] = []
-    while chosen := promoted(given, dense, candidates, {number: 100 + number for number in order}, 4):
+    while chosen := next_promotion(given, dense, candidates, {number: 100 + number for number in order}, 4):
         order.append(chosen.number)
         trained = replace(chosen, number=100 + chosen.number, stage="trained", feasible=chosen.number <= keeps)
         candidates.append(trained)
@@ -883,13 +883,13 @@ def _batches(count: int) -> Callable[[int], DataLoader[Any]]:
 
 def test_a_sample_is_the_same_each_time_and_no_larger_than_asked() -> None:
     data = TensorDataset(torch.arange(100))
-    few = sampled(data, 10)
-    assert len(few) == 10 and few.tensors[0].tolist() == sampled(data, 10).tensors[0].tolist()
+    few = sample(data, 10)
+    assert len(few) == 10 and few.tensors[0].tolist() == sample(data, 10).tensors[0].tolist()
     assert len(set(few.tensors[0].tolist())) == 10 and few.tensors[0].max() > 50
-    assert sampled(data, 100) is data
-    assert [int(each) for each in sampled(list(range(50)), 5)] == [int(each) for each in sampled(list(range(50)), 5)]
-    assert sum(len(batch[0]) for batch in sampled(_batches(100)(8), 20)) == 24
-    stream = sampled(Stream(), 7)
+    assert sample(data, 100) is data
+    assert [int(each) for each in sample(list(range(50)), 5)] == [int(each) for each in sample(list(range(50)), 5)]
+    assert sum(len(batch[0]) for batch in sample(_batches(100)(8), 20)) == 24
+    stream = sample(Stream(), 7)
     assert isinstance(stream, IterableDataset) and list(stream) == list(range(7)) == list(stream)
 
 

@@ -127,9 +127,9 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def quicker(monkeypatch: pytest.MonkeyPatch) -> None:
     from autoprune.measuring import measure
 
-    timed = measure.timed
+    timed = measure.time_artefact
     monkeypatch.setattr(
-        measure, "timed", lambda *args, **options: timed(*args, **{**options, "processes": 0, "budget_s": 0.01})
+        measure, "time_artefact", lambda *args, **options: timed(*args, **{**options, "processes": 0, "budget_s": 0.01})
     )
 
     def passed(folder: Path, task: Task | None = None) -> dict[str, Any]:
@@ -458,7 +458,7 @@ def test_the_best_is_the_best_metric_then_the_faster() -> None:
         candidate(3, 0.7, 10),
         candidate(4, 0.99, 1, stage="cost"),
     ]
-    assert [each.number for each in finalists.ranked(study(), found)] == [2, 1, 3]
+    assert [each.number for each in finalists.rank_finalists(study(), found)] == [2, 1, 3]
 
 
 def test_what_was_reachable_is_said_in_the_budgets_own_units() -> None:

@@ -9,7 +9,7 @@ from marks import slow_but
 from torch import nn
 
 from autoprune.errors import ModelError
-from autoprune.measuring.measure import timed
+from autoprune.measuring.measure import time_artefact
 from autoprune.measuring.onnx_slicing.reshapes import BATCH, loose_shape
 from autoprune.measuring.onnx_slicing.slicer import Slicer, export
 from autoprune.plan import Choice, Plan
@@ -167,7 +167,7 @@ def test_what_runs_in_the_search_is_what_is_exported():
     assert len(sliced) == pytest.approx(len(exported), rel=0.02)
     ops = [[node.op_type for node in onnx.load_from_string(content).graph.node] for content in (sliced, exported)]
     assert ops[0] == ops[1]
-    assert timed(sliced, exported, IMAGES, Target(), budget_s=0.3).ratio == pytest.approx(1, rel=0.15)
+    assert time_artefact(sliced, exported, IMAGES, Target(), budget_s=0.3).ratio == pytest.approx(1, rel=0.15)
 
 
 def test_parameters_keep_name_and_bits_even_where_they_are_equal():

@@ -10,7 +10,7 @@ import pytest
 from autoprune.errors import StudyError
 from autoprune.group import Group
 from autoprune.plan import Choice, Plan
-from autoprune.space import Options, Space, Variable, distributions, parameters, plan_of, uniform, unscored
+from autoprune.space import Options, Space, Variable, distributions, parameters, plan_of, uniform, unscored_reason
 
 CONV = Group("layer1.0.conv", "units", ("layer1.0.conv", "layer1.1.conv"), ("conv", "conv"), (32,))
 SECOND = Group("layer2.conv", "units", ("layer2.conv",), ("conv",), (24,))
@@ -199,7 +199,9 @@ def test_a_group_that_no_criterion_fits_is_not_decided() -> None:
 
 def test_what_the_model_knows_of_a_criterion_counts() -> None:
     def refuses(criterion: str, group: Group) -> str | None:
-        return unscored(criterion, group) or ("no norm" if criterion == "batchnorm" and group == SECOND else None)
+        return unscored_reason(criterion, group) or (
+            "no norm" if criterion == "batchnorm" and group == SECOND else None
+        )
 
     space = Space(Options(criteria=("l1", "batchnorm")))
     found = {variable.name: variable for variable in space.resolve(GROUPS, refuses=refuses)}

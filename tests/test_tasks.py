@@ -397,7 +397,7 @@ def test_files_that_hold_no_weights_are_refused_and_never_run(tmp_path, content,
 
 def test_given_data_may_be_a_mapping_or_data():
     parts = {part: TensorDataset(torch.ones(3, 2), torch.zeros(3)) for part in ("train", "validation")}
-    assert isinstance(data.checked(parts), Data) and data.checked(Data(**parts)).test is None
+    assert isinstance(data.check_data(parts), Data) and data.check_data(Data(**parts)).test is None
 
 
 def test_the_sources_of_a_module_leave_out_what_has_no_file(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from autoprune.errors import InputError, ModelError, TrainingError
 from autoprune.task import Data, Metric, Recipe, Task
 from autoprune.training import loop, losses, schedule
-from autoprune.training.batches import joined, standard_error
+from autoprune.training.batches import concatenate, standard_error
 
 
 @pytest.fixture(autouse=True)
@@ -324,10 +324,10 @@ def test_evaluate_refuses_what_is_not_finite_and_what_is_no_number():
 
 
 def test_joined_keeps_what_does_not_fit_in_lists():
-    assert joined([torch.ones(2, 3), torch.ones(1, 3)]).shape == (3, 3)
-    assert joined([torch.tensor(1.0), torch.tensor(2.0)]).tolist() == [1.0, 2.0]
-    assert [part.shape for part in joined([torch.ones(2, 3), torch.ones(2, 4)])] == [(2, 3), (2, 4)]
-    assert joined([(torch.ones(1), "a"), (torch.ones(1), "b")])[1] == ["a", "b"]
+    assert concatenate([torch.ones(2, 3), torch.ones(1, 3)]).shape == (3, 3)
+    assert concatenate([torch.tensor(1.0), torch.tensor(2.0)]).tolist() == [1.0, 2.0]
+    assert [part.shape for part in concatenate([torch.ones(2, 3), torch.ones(2, 4)])] == [(2, 3), (2, 4)]
+    assert concatenate([(torch.ones(1), "a"), (torch.ones(1), "b")])[1] == ["a", "b"]
 
 
 def test_recalibrate_takes_plain_averages_and_touches_nothing_else():

@@ -26,7 +26,7 @@ from autoprune.measuring.timing.latency import Latency
 from autoprune.plan import Choice, Plan
 from autoprune.pruning.surgery import shrink
 from autoprune.score import Score
-from autoprune.searching.evaluating.quantities import compressed
+from autoprune.searching.evaluating.quantities import compress_score
 from autoprune.space import Space
 from autoprune.study import Settings, Study
 from autoprune.target import Budget, Target
@@ -84,7 +84,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         there = measure.artefact(module, task.calibration(2), further)
         other = own.updated(size_bytes=len(there), metric=None, loss=None, test_metric=None, energy_mj=None)
         other = other.updated(**measured(there, ["memory"]))
-        return compressed(module, None, own, ("size_compressed",)).updated(elsewhere={further.name: other})
+        return compress_score(module, None, own, ("size_compressed",)).updated(elsewhere={further.name: other})
 
     dense_score = score(dense, whole)
     plan = Plan({"conv1:units": Choice("structured", 0.875)})
@@ -97,8 +97,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def repeats(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine whose figures repeat: a check of each record, not of this machine's noise."""
-    monkeypatch.setattr(measure, "timed", lambda *args, **options: FOUND)
-    monkeypatch.setattr(resources, "measured", measured)
+    monkeypatch.setattr(measure, "time_artefact", lambda *args, **options: FOUND)
+    monkeypatch.setattr(resources, "measure_resources", measured)
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +207,7 @@ def test_what_cannot_be_checked_is_listed_with_the_reason(made: Path, tmp_path: 
 
 def test_a_busy_machine_is_no_failure(whole: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
     busy = replace(FOUND, crowded=True, ratio=0.58, ratio_low=0.56, ratio_high=0.6, ms=0.9, p99_ms=20.0, dense_ms=2.0)
-    monkeypatch.setattr(measure, "timed", lambda *args, **options: busy)
+    monkeypatch.setattr(measure, "time_artefact", lambda *args, **options: busy)
     assert failing(whole, lambda record: None) == {}
 
 
@@ -218,7 +218,7 @@ def test_one_odd_measurement_is_no_failure(whole: Recorded, monkeypatch: pytest.
         asked.append(options["processes"])
         return FOUND if options["processes"] > 5 else replace(FOUND, ratio=0.9, ratio_low=0.89, ratio_high=0.91)
 
-    monkeypatch.setattr(measure, "timed", timed)
+    monkeypatch.setattr(measure, "time_artefact", timed)
     assert failing(whole, lambda record: None) == {} and asked == [5, 15, 5, 15]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-from autoprune.exporting.held import Failed, Found, Held, held
+from autoprune.exporting.held import Failed, Found, Held, mismatches
 from autoprune.exporting.recorded import Recorded
 from autoprune.measuring import measure, resources
 from autoprune.score import Score
@@ -34,7 +34,7 @@ def agreement(recorded: Recorded) -> Found:
             unchecked["latency_ms, throughput"] = "the record is of a version that measured them apart from the ratio"
         elif own.latency_ratio is not None:
             batch = recorded.on(name).batch
-            problems += [within + each for each in held(_following(own, dense, batch))]
+            problems += [within + each for each in mismatches(_following(own, dense, batch))]
     problems += _of_study(recorded)
     if problems:
         raise Failed("; ".join(problems))
@@ -126,7 +126,7 @@ def sizes(recorded: Recorded) -> Found:
     if score.size_compressed_bytes is not None:
         packed = resources.compressed_bytes(path.read_bytes())
         figures["size_compressed_bytes"] = Held(packed, score.size_compressed_bytes, _ZLIB)
-    if unlike := held(figures):
+    if unlike := mismatches(figures):
         raise Failed(f"{path.name}: {'; '.join(unlike)}", size_bytes=size, recorded=score.size_bytes)
     return Found(f"{path.name} has {size} bytes as recorded", {"size_bytes": size})
 
@@ -145,6 +145,6 @@ def sizes_elsewhere(recorded: Recorded) -> Found:
                 figures[key] = Held(measure.size_bytes(artefact), score.size_bytes, _EXPORTS)
             if score.size_compressed_bytes is not None:
                 unchecked[f"{role}{place}size_compressed_bytes"] = _LOST
-    if unlike := held(figures):
+    if unlike := mismatches(figures):
         raise Failed("; ".join(unlike))
     return Found(f"{len(figures)} sizes beside that of the file are about those recorded", {}, unchecked)

@@ -14,7 +14,7 @@ from torch import Tensor
 from autoprune import plugins
 from autoprune.errors import InputError
 from autoprune.exporting import agreement, artefact, remeasured, shipped
-from autoprune.exporting.held import Check, Failed, Found, Held, held
+from autoprune.exporting.held import Check, Failed, Found, Held, mismatches
 from autoprune.exporting.lowered import LOWERING
 from autoprune.exporting.recorded import Recorded
 from autoprune.files import check_safetensors
@@ -106,7 +106,7 @@ def _counts(recorded: Recorded) -> Found:
             if score.flops is not None and counted.uncounted != score.uncounted:
                 raise Failed(f"{role}{place}uncounted {list(counted.uncounted)}, recorded {list(score.uncounted)}")
     own = {name: figures[name].now for name in ("params", "nonzero_params", "flops")}
-    if unlike := held(figures):
+    if unlike := mismatches(figures):
         raise Failed("; ".join(unlike), **own)
     said = f"{own['params']} parameters, {own['nonzero_params']} of them not zero, {own['flops']} FLOPs a call"
     return Found(said, own)
@@ -173,7 +173,7 @@ def _metric(recorded: Recorded) -> Found:
     problems = _quality(recorded, "metric", found.metric, score.metric)
     if score.loss is not None:
         figures |= {"loss": found.loss, "recorded_loss": score.loss}
-        problems += held({"loss": Held(found.loss, score.loss, _LOSS if target.dtype == "fp32" else _LOSS_LOW)})
+        problems += mismatches({"loss": Held(found.loss, score.loss, _LOSS if target.dtype == "fp32" else _LOSS_LOW)})
     if problems:
         raise Failed("; ".join(problems), **figures)
     how = "" if target.dtype == "fp32" else f" in {target.dtype} on {target.runtime}"

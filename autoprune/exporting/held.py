@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-__all__ = ["Check", "Failed", "Found", "Held", "held"]
+__all__ = ["Check", "Failed", "Found", "Held", "mismatches"]
 
 
 class Found(NamedTuple):
@@ -36,7 +36,7 @@ class Held(NamedTuple):
     within: float = 1e-9
 
 
-def held(figures: Mapping[str, Held]) -> list[str]:
+def mismatches(figures: Mapping[str, Held]) -> list[str]:
     """A phrase for each figure that is not what is recorded, by its name in score.json; None agrees with None alone."""
     unlike = []
     for name, (now, recorded, within) in figures.items():

@@ -44,7 +44,7 @@ def load(folder: Path | str, model: Given | None = None, trust: bool = False, lo
         _, outline = artefact.read_plan(path)
     except ValueError as problem:
         raise ModelError(f"{path}: {problem}") from problem
-    return lowering.applied(path, rebuild(path, dense, outline), lowered)
+    return lowering.apply_lowering(path, rebuild(path, dense, outline), lowered)
 
 
 def rebuild(folder: Path, dense: nn.Module, outline: Outline) -> nn.Module:

@@ -18,7 +18,7 @@ from autoprune.run import Run
 from autoprune.target import Target
 from autoprune.task import Inputs
 
-__all__ = ["LOWERING", "applied", "read", "write"]
+__all__ = ["LOWERING", "apply_lowering", "read", "write"]
 
 LOWERING = "lowering.json"
 
@@ -42,7 +42,7 @@ def read(folder: Path) -> dict[str, Any] | None:
         raise ModelError(f"{folder}: {problem}") from problem
 
 
-def applied(folder: Path, model: nn.Module, asked: bool | None = None) -> nn.Module:
+def apply_lowering(folder: Path, model: nn.Module, asked: bool | None = None) -> nn.Module:
     """`model` lowered as the record says; as it is where there is no record, or with `asked` False.
 
     Raises InputError where it was asked for and there is no record, ModelError where the record does not fit.

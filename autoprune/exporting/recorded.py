@@ -158,7 +158,7 @@ class Recorded:
     @cached_property
     def lowered(self) -> nn.Module:
         """`model` as the target's runtime runs it: on sparse kernels where the artefact records some."""
-        return lowered.applied(self.folder, self.model)
+        return lowered.apply_lowering(self.folder, self.model)
 
     @cached_property
     def formats(self) -> dict[str, str]:

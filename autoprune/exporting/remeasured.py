@@ -6,7 +6,7 @@ from typing import Any
 
 from autoprune import plugins
 from autoprune.errors import ModelError
-from autoprune.exporting.held import Failed, Found, Held, held
+from autoprune.exporting.held import Failed, Found, Held, mismatches
 from autoprune.exporting.recorded import Recorded
 from autoprune.measuring import measure, resources
 from autoprune.measuring.timing.latency import Latency
@@ -35,10 +35,10 @@ def latency(recorded: Recorded, name: str = "") -> Found:
         why = f"nothing is measured: the target answers what {target.recorded} has recorded"
         return Found(why, {}, {_at("latency", name): why})
     artefacts, inputs = recorded.artefacts(name), recorded.reference[0]
-    found = measure.timed(*artefacts, inputs, target, processes=_PROCESSES, budget_s=_SECONDS)
+    found = measure.time_artefact(*artefacts, inputs, target, processes=_PROCESSES, budget_s=_SECONDS)
     problems, figures, unchecked = _compare_latency(recorded, name, found)
     if problems:
-        found = measure.timed(*artefacts, inputs, target, processes=_MORE, budget_s=_SECONDS)
+        found = measure.time_artefact(*artefacts, inputs, target, processes=_MORE, budget_s=_SECONDS)
         problems, figures, unchecked = _compare_latency(recorded, name, found)
     figures |= {each: getattr(found, each) for each in _LATENCIES} | {"taken": found.taken}
     figures["runtime"] = plugins.load("runtime", target.runtime, recorded.folders)().version()
@@ -100,7 +100,7 @@ def _percentiles(name: str, known: Score, dense: Score, found: Latency) -> list[
         recorded = getattr(known, f"latency_ms_{figure}")
         if value is not None and recorded is not None and known.latency_ms:
             figures[f"latency_ms_{figure}"] = Held(value / found.ms * known.latency_ms, recorded, 1 - 1 / factor)
-    return held({_at(figure, name): value for figure, value in figures.items()})
+    return mismatches({_at(figure, name): value for figure, value in figures.items()})
 
 
 def resource(recorded: Recorded, quantity: str, name: str = "") -> Found:
@@ -115,7 +115,8 @@ def resource(recorded: Recorded, quantity: str, name: str = "") -> Found:
         own = own.read_bytes()
     try:
         now, of = (
-            resources.measured(artefact, recorded.reference[0], target, [quantity])[figure] for artefact in (own, other)
+            resources.measure_resources(artefact, recorded.reference[0], target, [quantity])[figure]
+            for artefact in (own, other)
         )
     except ModelError as problem:
         return Found(f"not checked: {problem}", {}, {key: str(problem)})
@@ -130,7 +131,9 @@ def resource(recorded: Recorded, quantity: str, name: str = "") -> Found:
     else:
         names = {figure: (now, score.figure(quantity)), f"dense.{figure}": (of, dense.figure(quantity))}
         within = _WITHIN[quantity]
-        problems += held({_at(each, name): Held(*pair, within) for each, pair in names.items() if pair[1] is not None})
+        problems += mismatches(
+            {_at(each, name): Held(*pair, within) for each, pair in names.items() if pair[1] is not None}
+        )
     figures = {figure: now, f"dense_{figure}": of}
     if problems:
         raise Failed("; ".join(problems), **figures)

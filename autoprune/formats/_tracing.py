@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 from autoprune.errors import ModelError
 from autoprune.task import Inputs
 
-__all__ = ["eval_mode", "onnx_model", "outputs_of", "program", "quiet", "stripped", "tensor_aliases"]
+__all__ = ["eval_mode", "onnx_model", "outputs_of", "program", "quiet", "strip", "tensor_aliases"]
 
 
 @contextlib.contextmanager
@@ -87,7 +87,7 @@ def onnx_model(model: nn.Module, inputs: Inputs, *, shapes: bool = False) -> Any
     Costs 1-5 s. `shapes` keeps the shapes of intermediate values. Raises ModelError where it cannot be exported.
     """
     proto = to_onnx(program(model, inputs), tensor_aliases(model))
-    return proto if shapes else stripped(proto)
+    return proto if shapes else strip(proto)
 
 
 def to_onnx(exported: torch.export.ExportedProgram, aliases: dict[str, str]) -> Any:
@@ -117,7 +117,7 @@ def to_onnx(exported: torch.export.ExportedProgram, aliases: dict[str, str]) -> 
         return result.model_proto
 
 
-def stripped(proto: Any) -> Any:
+def strip(proto: Any) -> Any:
     """The same graph without what no runtime needs: intermediate shapes, stack traces with paths of this machine."""
     del proto.graph.value_info[:]
     del proto.metadata_props[:]

@@ -15,14 +15,14 @@ from autoprune.errors import ModelError
 from autoprune.formats.safetensors import Safetensors
 from autoprune.measuring import flops, quantization, resources
 from autoprune.measuring.onnx_slicing import slicer
-from autoprune.measuring.sparse_kernels.layers import raised
+from autoprune.measuring.sparse_kernels.layers import densify
 from autoprune.measuring.timing import latency, subprocesses
 from autoprune.measuring.timing.latency import Latency
 from autoprune.score import Score
 from autoprune.target import Target
 from autoprune.task import Inputs
 
-__all__ = ["artefact", "costs", "measure", "size_bytes", "timed", "with_latency"]
+__all__ = ["artefact", "costs", "measure", "size_bytes", "time_artefact", "with_latency"]
 
 
 def measure(
@@ -44,13 +44,13 @@ def measure(
     candidate = artefact(model, batch, target)
     dense = artefact(against, batch, target) if against is not None else None
     score = replace(costs(model, batch), size_bytes=size_bytes(candidate))
-    found = timed(candidate, dense, batch, target, processes=processes, budget_s=budget_s)
+    found = time_artefact(candidate, dense, batch, target, processes=processes, budget_s=budget_s)
     return _apart(with_latency(score, found, target.batch), candidate, batch, target)
 
 
 def costs(model: nn.Module, inputs: Inputs) -> Score:
     """FLOPs of one call of the batch as given, parameters (tied ones once), and those that are not zero."""
-    model = raised(model)
+    model = densify(model)
     counted = flops.count(model, inputs)
     parameters = list(model.parameters())
     return Score(
@@ -69,7 +69,7 @@ def artefact(model: nn.Module, inputs: Inputs, target: Target, calibration: Sequ
     runtime = plugins.load("runtime", target.runtime)()
     if runtime.artefact != "onnx":
         return model
-    return quantization.fitted(slicer.export(raised(model), inputs), runtime, target, calibration or [inputs])
+    return quantization.fit_to_dtype(slicer.export(densify(model), inputs), runtime, target, calibration or [inputs])
 
 
 def size_bytes(artefact: bytes | nn.Module) -> int:
@@ -77,7 +77,7 @@ def size_bytes(artefact: bytes | nn.Module) -> int:
     return len(artefact if isinstance(artefact, bytes) else Safetensors.dump(artefact))
 
 
-def timed(
+def time_artefact(
     candidate: Any, dense: Any | None, inputs: Inputs, target: Target, *, processes: int = 0, budget_s: float = 0.4
 ) -> Latency:
     """Latency of an artefact (see `artefact`), interleaved with the dense one; in `processes` fresh ones, or 0: here.
@@ -116,11 +116,11 @@ def with_latency(score: Score, measured: Latency, batch: int) -> Score:
 
 def _apart(score: Score, artefact: Any, inputs: Inputs, target: Target) -> Score:
     """`score` with the compressed size, peak memory and energy, or the reasons why there are none."""
-    found: dict[str, Any] = {"size_compressed_bytes": resources.compressed_bytes(resources.stored(artefact))}
+    found: dict[str, Any] = {"size_compressed_bytes": resources.compressed_bytes(resources.stored_file(artefact))}
     missing = []
     for quantity in ("memory", "energy"):
         try:
-            found |= resources.measured(artefact, inputs, target, [quantity])
+            found |= resources.measure_resources(artefact, inputs, target, [quantity])
         except ModelError as error:
             missing.append(f"{quantity}: {str(error).removeprefix(f'{quantity} cannot be measured: ')}")
     return replace(score, unavailable=tuple(missing), **found)

@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from autoprune.target import Target
     from autoprune.task import Inputs
 
-__all__ = ["TOLERANCES", "convert", "fitted", "outputs_for"]
+__all__ = ["TOLERANCES", "convert", "fit_to_dtype", "outputs_for"]
 
 # How far outputs computed on another machine may be from the recorded ones, relative to the largest; and the metric.
 TOLERANCES = {"fp32": 1e-4, "fp16": 5e-3, "bf16": 3e-2, "int8": 5e-2}
 
 
-def fitted(content: bytes, runtime: Any, target: Target, calibration: Sequence[Inputs]) -> bytes:
+def fit_to_dtype(content: bytes, runtime: Any, target: Target, calibration: Sequence[Inputs]) -> bytes:
     """The file that the target runs: `content` itself where its runtime computes a fp32 file in the target's dtype.
 
     `calibration`: batches of inputs. Raises as `convert`.

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from autoprune.task import Inputs
 
-__all__ = ["compressed_bytes", "measured", "stored", "unavailable"]
+__all__ = ["compressed_bytes", "measure_resources", "stored_file", "unavailable"]
 
 _CALLS, _LIMIT_S = 10, 600.0
 _PEAK, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -49,7 +49,7 @@ def compressed_bytes(content: bytes) -> int:
     return len(zlib.compress(content, 6))
 
 
-def stored(artefact: bytes | nn.Module, model: nn.Module | None = None) -> bytes:
+def stored_file(artefact: bytes | nn.Module, model: nn.Module | None = None) -> bytes:
     """The file of an artefact: safetensors of a module, or ONNX, where `model`'s tensors take the place of its own.
 
     A graph that was cut out of the dense one has the dense model's values, and compresses as those do.
@@ -88,7 +88,9 @@ def unavailable(quantity: str, target: Target) -> str | None:
     return None
 
 
-def measured(artefact: bytes | nn.Module, inputs: Inputs, target: Target, wanted: Collection[str]) -> dict[str, Any]:
+def measure_resources(
+    artefact: bytes | nn.Module, inputs: Inputs, target: Target, wanted: Collection[str]
+) -> dict[str, Any]:
     """`memory_bytes` and `energy_mj` of an artefact (see `measure.artefact`), as far as they are `wanted`.
 
     Raises ModelError with the reason for what cannot be measured: no counter, a module that cannot be pickled, a

@@ -18,7 +18,7 @@ from autoprune.pruning.masks import Mask, Masks
 from autoprune.pruning.surgery.shrink import Cut, copy_tensors, shrink, take
 from autoprune.space import fits
 
-__all__ = ["Pruned", "apply", "checked", "effective", "follows", "kept_units", "partly"]
+__all__ = ["Pruned", "apply", "check_plan", "effective", "follows", "kept_units", "partly"]
 
 _STEPS = 4  # of gradual masks, between repairs
 
@@ -75,7 +75,7 @@ def apply(
     whether it is one.
     Raises PlanError for a group, technique or criterion that is not there, is refused or does not fit.
     """
-    choices = _effective(checked(coupling, plan, importance), importance)
+    choices = _effective(check_plan(coupling, plan, importance), importance)
     keep = _kept_by_group(choices, importance)
     cuts = coupling.cuts(keep)
     smaller = coupling.apply(model, keep, cuts)
@@ -125,12 +125,12 @@ def partly(plan: Plan, share: float) -> Plan:
 
 def effective(coupling: Coupling, plan: Plan, importance: Importance) -> Plan:
     """The plan without what it says of groups that lie whole in blocks that go: plans that do the same are equal."""
-    return Plan({group.key: choice for group, choice in _effective(checked(coupling, plan, importance), importance)})
+    return Plan({group.key: choice for group, choice in _effective(check_plan(coupling, plan, importance), importance)})
 
 
 def kept_units(coupling: Coupling, plan: Plan, importance: Importance) -> dict[str, Tensor]:
     """Which units and blocks the choices of a plan keep, (units,) of each group of its `effective` choices."""
-    return _kept_by_group(_effective(checked(coupling, plan, importance), importance), importance)
+    return _kept_by_group(_effective(check_plan(coupling, plan, importance), importance), importance)
 
 
 def _effective(choices: Sequence[tuple[Group, Choice]], importance: Importance) -> list[tuple[Group, Choice]]:
@@ -154,7 +154,7 @@ def _kept_by_group(choices: Sequence[tuple[Group, Choice]], importance: Importan
     return keep
 
 
-def checked(coupling: Coupling, plan: Plan, importance: Importance) -> list[tuple[Group, Choice]]:
+def check_plan(coupling: Coupling, plan: Plan, importance: Importance) -> list[tuple[Group, Choice]]:
     """The groups that a plan names, with its choices. Raises PlanError for what is not there or does not fit."""
     groups: Mapping[str, Group] = {group.key: group for group in coupling.groups}
     found = []

@@ -19,7 +19,7 @@ from autoprune.pruning.surgery.forward import plain_forward
 from autoprune.pruning.surgery.shrink import replace_tensors
 from autoprune.task import Batch, Inputs
 
-__all__ = ["Evidence", "activations", "gradients", "joined"]
+__all__ = ["Evidence", "activations", "gradients", "join_batches"]
 
 _COUNT = 8  # batches
 _CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
@@ -107,7 +107,7 @@ def activations(model: nn.Module, batches: Iterable[Batch], count: int = _COUNT)
     return features.norms()
 
 
-def joined(batches: Iterable[Batch], count: int) -> Inputs:
+def join_batches(batches: Iterable[Batch], count: int) -> Inputs:
     """The first `count` inputs as one batch; tensors without the batch's dimension are the first batch's.
 
     Batches of other shapes than the first are left out. Raises InputError where there is no batch.

@@ -15,7 +15,7 @@ from autoprune.group import Group
 from autoprune.plugins import Criterion, Need
 from autoprune.pruning.calibration import Evidence
 from autoprune.pruning.coupling.coupling import Coupling, tensor_of
-from autoprune.space import unscored
+from autoprune.space import unscored_reason
 
 __all__ = ["Importance"]
 
@@ -55,7 +55,7 @@ class Importance:
         key = (criterion, group.key)
         if key not in self._refusals:
             plugin: Criterion = plugins.create("criterion", criterion)
-            reason = unscored(criterion, group)
+            reason = unscored_reason(criterion, group)
             self._refusals[key] = reason if reason or group.refusal else self._lacking(criterion, plugin, group)
         return self._refusals[key]
 

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from autoprune import plugins
 from autoprune.errors import InputError
-from autoprune.reading.bundled import bundled, located, read_target
+from autoprune.reading.bundled import bundled_paths, locate, read_target
 from autoprune.reading.complaints import complaint
 from autoprune.reading.references import check_plugin
 from autoprune.reading.schema import TargetSchema
@@ -52,7 +52,7 @@ class Found:
 
 def every() -> list[Found]:
     """The bundled targets."""
-    return [find(name) for name in bundled("target")]
+    return [find(name) for name in bundled_paths("target")]
 
 
 def find(name: str) -> Found:
@@ -66,7 +66,7 @@ def find(name: str) -> Found:
     target = Target(**values)
     fields = TargetSchema.model_fields
     settings = tuple(Setting(key, value, fields[key].default, _needed_packages(key)) for key, value in values.items())
-    return Found(target, located(name, "target", folder), settings, _reason(target, folder))
+    return Found(target, locate(name, "target", folder), settings, _reason(target, folder))
 
 
 def _reason(target: Target, folder: Path) -> str | None:

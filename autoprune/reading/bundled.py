@@ -10,20 +10,20 @@ from autoprune.errors import StudyError, nearest
 from autoprune.reading import yaml_lines
 from autoprune.reading.yaml_lines import Document
 
-__all__ = ["bundled", "located", "read_target"]
+__all__ = ["bundled_paths", "locate", "read_target"]
 
 _FOLDER = Path(__file__).parents[1] / "search_spaces"
 
 
-def bundled(kind: Literal["study", "target"] = "study") -> dict[str, Path]:
+def bundled_paths(kind: Literal["study", "target"] = "study") -> dict[str, Path]:
     """The studies, or targets, that ship with this package, by name."""
     folder = _FOLDER / "targets" if kind == "target" else _FOLDER
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
-def located(given: str, kind: Literal["study", "target"], folder: Path) -> Path:
+def locate(given: str, kind: Literal["study", "target"], folder: Path) -> Path:
     """The file of a bundled name, or of a path relative to `folder` or to the current one. Raises StudyError."""
-    known = bundled(kind)
+    known = bundled_paths(kind)
     if given in known:
         return known[given]
     path = Path(given).expanduser()
@@ -43,6 +43,6 @@ def located(given: str, kind: Literal["study", "target"], folder: Path) -> Path:
 
 def read_target(name: str, folder: Path) -> Document:
     """The document of a target by name or path; named as its file where it has no name. Raises StudyError."""
-    path = located(name, "target", folder)
+    path = locate(name, "target", folder)
     document = yaml_lines.read(path)
     return Document({"name": path.stem, **document.values}, document.places)

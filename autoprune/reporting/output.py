@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
     from autoprune.reporting.progress import Silent
 
-__all__ = ["Output", "reserved"]
+__all__ = ["Output", "reserve_stdout"]
 
 _WIDTH = 160  # of what is written to a file or a pipe
 _own: TextIO | None = None  # stdout, where everybody else's goes to stderr
 
 
 @contextlib.contextmanager
-def reserved() -> Iterator[None]:
+def reserve_stdout() -> Iterator[None]:
     """Keep stdout for the one JSON object: what anybody else prints meanwhile, child processes too, goes to stderr.
 
     A model, a data set, a library in C write to the file descriptor, which processes inherit; so that is what is moved.

@@ -208,7 +208,7 @@ def estimate(seconds: float | None, trials: int) -> str:
     if seconds is None:
         return f"{trials} trials"
     crowd = words.busy()
-    return f"{trials} trials, about {words.expected(seconds)} in all{f'; {crowd}' if crowd else ''}"
+    return f"{trials} trials, about {words.expected_time(seconds)} in all{f'; {crowd}' if crowd else ''}"
 
 
 def _of(number: int, trials: int) -> str:

@@ -14,7 +14,7 @@ from autoprune.searching.selecting.answers import Answer
 from autoprune.space import Variable
 from autoprune.task import Recipe
 
-__all__ = ["Checked", "Measured", "Result", "checked", "measured", "result"]
+__all__ = ["Checked", "Measured", "Result", "checked_record", "measured_record", "result"]
 
 VERSION = 1
 
@@ -102,12 +102,12 @@ class Measured(Protocol):
         """A JSON object: model, target, score, layers."""
 
 
-def measured(found: Sequence[Measured]) -> dict[str, Any]:
+def measured_record(found: Sequence[Measured]) -> dict[str, Any]:
     """What `measure` found, a JSON object."""
     return {"version": 2, "measured": [each.to_json() for each in found]}
 
 
-def checked(report: Checked) -> dict[str, Any]:
+def checked_record(report: Checked) -> dict[str, Any]:
     """A dry run as a JSON object."""
     names = {group.key: variable.name for variable in report.variables for group in variable.groups}
     return {

@@ -17,7 +17,7 @@ __all__ = [
     "choice",
     "count",
     "energy",
-    "expected",
+    "expected_time",
     "latency",
     "metric",
     "milliseconds",
@@ -97,7 +97,7 @@ def span(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def expected(seconds: float) -> str:
+def expected_time(seconds: float) -> str:
     """An estimate as `1 min 0 s to 3 min 0 s`: what a search takes depends on what else the machine does."""
     return f"{span(seconds)} to {span(seconds * _UNSURE)}"
 

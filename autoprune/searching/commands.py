@@ -13,7 +13,7 @@ from autoprune.exporting.verify import verify_in_fresh_process
 from autoprune.files import read_mapping
 from autoprune.group import Group
 from autoprune.plan import Plan
-from autoprune.pruning.apply import checked
+from autoprune.pruning.apply import check_plan
 from autoprune.run import Run
 from autoprune.score import Candidate, Score, pareto_front
 from autoprune.searching import records
@@ -28,7 +28,7 @@ from autoprune.searching.search import Result, train_best, warnings_of
 from autoprune.searching.selecting.answers import Answer, answers
 from autoprune.searching.selecting.finalists import settle
 from autoprune.searching.selecting.infeasible import nearest_miss, needless
-from autoprune.searching.stall import watched
+from autoprune.searching.stall import watch
 from autoprune.space import Variable
 from autoprune.study import Study
 from autoprune.task import Recipe
@@ -65,7 +65,7 @@ class Map:
 
 def sensitivity(study: Study, run: Run, ratios: Sequence[float] = RATIOS, listener: Listener | None = None) -> Map:
     """Every technique of every decision at some ratios, judged untrained; what `run` has is not judged again."""
-    with watched(study, listener) as listener, run.locked():
+    with watch(study, listener) as listener, run.locked():
         prepared = prepare(study, run, listener)
         dense = baseline.establish(study, prepared, run, listener)
         scores = importance(study, prepared.model, prepared.coupling)
@@ -89,7 +89,7 @@ def sensitivity(study: Study, run: Run, ratios: Sequence[float] = RATIOS, listen
 
 def check(study: Study) -> Checked:
     """Everything that can be known without training. Raises ModelError, StudyError."""
-    with watched(study, None) as listener:
+    with watch(study, None) as listener:
         prepared = prepare(study, None, listener)
     broken = out_of_reach(study, prepared, study.budget)
     unreachable = f"even the most-pruned plan has {'; '.join(broken)}" if broken else None
@@ -117,9 +117,9 @@ def apply_plan(study: Study, plan: Plan, out: Path, listener: Listener | None = 
         plugins.create("technique", choice.technique, (study.folder,))
         plugins.create("criterion", choice.criterion, (study.folder,))
     run = Run(out.parent / f".{out.name}.run")
-    with watched(study, listener) as listener, run.locked():
+    with watch(study, listener) as listener, run.locked():
         prepared = prepare(study, run, listener)
-        checked(prepared.coupling, plan, importance(study, prepared.model, prepared.coupling))
+        check_plan(prepared.coupling, plan, importance(study, prepared.model, prepared.coupling))
         listener.planned(None, 1)
         dense = baseline.establish(study, prepared, run, listener)
         loose = replace(study, budget=type(study.budget)())
@@ -169,7 +169,7 @@ def export_from(
 
     Raises InputError for a trial without a model, BudgetError that says what is reachable where the front has none.
     """
-    with watched(study, listener) as listener, run.locked():
+    with watch(study, listener) as listener, run.locked():
         prepared = prepare(study, run, listener)
         dense = baseline.establish(study, prepared, run, listener)
         candidates = Journal.read(study, run, dense)

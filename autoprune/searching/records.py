@@ -29,8 +29,8 @@ from autoprune.study import Study
 
 __all__ = [
     "answering",
-    "damaged",
-    "exported",
+    "damaged_models",
+    "exported_best",
     "front_record",
     "keep_model",
     "keep_result",
@@ -70,7 +70,7 @@ def worth_keeping(candidate: Candidate, before: Sequence[Candidate], goal: str) 
     return any(each.number == candidate.number for each in pareto_front([*alike, candidate], quantities, goal))
 
 
-def exported(run: Run, study: Study, candidates: Sequence[Candidate]) -> Candidate | None:
+def exported_best(run: Run, study: Study, candidates: Sequence[Candidate]) -> Candidate | None:
     """The best, as a finished search of the same trials, budget and formats exported and verified it; or None."""
     try:
         front, record = read_mapping(run.front), read_mapping(run.best / artefact.SCORE)
@@ -104,7 +104,7 @@ def with_models(run: Run, candidates: Iterable[Candidate]) -> list[Candidate]:
     return [each for each in candidates if intact(run.trial(each.number))]
 
 
-def damaged(run: Run, candidates: Iterable[Candidate]) -> list[int]:
+def damaged_models(run: Run, candidates: Iterable[Candidate]) -> list[int]:
     """The numbers of those whose model was kept and is not as it was written any more."""
     return [
         each.number for each in candidates if run.trial(each.number).exists() and not intact(run.trial(each.number))

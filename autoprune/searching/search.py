@@ -22,10 +22,10 @@ from autoprune.searching.logbook import Logbook
 from autoprune.searching.optuna_study.journal import Journal
 from autoprune.searching.proposing.screening import Screening
 from autoprune.searching.selecting.answers import Answer, answers, in_words
-from autoprune.searching.selecting.finalists import ranked, settle
+from autoprune.searching.selecting.finalists import rank_finalists, settle
 from autoprune.searching.selecting.infeasible import nearest_miss, needless
-from autoprune.searching.selecting.promotion import best, promoted
-from autoprune.searching.stall import watched
+from autoprune.searching.selecting.promotion import best, next_promotion
+from autoprune.searching.stall import watch
 from autoprune.searching.time_limit import TimeLimit
 from autoprune.searching.trials import Trials
 from autoprune.space import plan_of
@@ -59,7 +59,7 @@ def search(study: Study, run: Run, listener: Listener | None = None) -> Result:
     Raises BudgetError where no plan meets the budget, VerificationError where the artefact is not what was recorded,
     InputError, before anything of the run is changed, where the dense model keeps the budget already.
     """
-    with watched(study, listener) as listener, run.locked():
+    with watch(study, listener) as listener, run.locked():
         run.sweep()
         try:
             return _run_search(study, run, listener)
@@ -75,7 +75,7 @@ def train_best(study: Study, run: Run, listener: Listener | None = None) -> Resu
     What it comes to is a trial of the run; the best that keeps the budget is exported and verified to `run.best`.
     Raises BudgetError, with what the run can answer, where no judged plan keeps it; InputError where dense does.
     """
-    with watched(study, listener) as listener, run.locked():
+    with watch(study, listener) as listener, run.locked():
         run.sweep()
         limit = TimeLimit(study.search.timeout_s)
         log = listener = Logbook(listener, run.folder / "log.txt", f"train the best judged for {study.budget}")
@@ -175,7 +175,7 @@ class _Search:
     def begin(self, *, judging: bool = True) -> None:
         """The dense baseline, and the first plans in the queue where any are to be judged."""
         trials, done = self.study.search.trials, self.journal.known()
-        trained = baseline.kept(self.study, self.run)
+        trained = baseline.has_baseline(self.study, self.run)
         left = max(0, trials - (done if self.study.search.finalists is None else self.journal.finished()))
         left = left if judging else 0
         probes, finalists = len(self.journal.unprobed(self.probes)), self.study.search.finalists or 0
@@ -195,7 +195,7 @@ class _Search:
         scores = importance(self.study, self.prepared.model, self.prepared.coupling)
         evaluate = Evaluator(self.study, self.prepared, dense, scores, self.listener)
         self.dense, self.trials = dense, Trials(evaluate, self.journal, self.run, task)
-        if lost := records.damaged(self.run, self.trials.candidates()):
+        if lost := records.damaged_models(self.run, self.trials.candidates()):
             listed = ", ".join(map(str, lost))
             self.listener.note(f"damaged since they were kept, and left out: the models of the trials {listed}")
         mark = f"{task}-{self.study.search.seed}"
@@ -257,11 +257,11 @@ class _Search:
         most, count = finalists * _ROUNDS, min(count, finalists * _ROUNDS)
         while True:
             candidates = self.trials.candidates()
-            chosen = promoted(
+            chosen = next_promotion(
                 self.study, self.dense, candidates, self.journal.promoted(), count, self.journal.refills()
             )
             if chosen is None:
-                if ranked(self.study, candidates) or count >= most:
+                if rank_finalists(self.study, candidates) or count >= most:
                     return
                 count += 1
                 continue
@@ -305,7 +305,7 @@ class _Search:
         """Measure the finalists again, export and verify the best, unless an earlier start has done it."""
         assert self.dense is not None
         candidates = self.trials.candidates()
-        best = None if self.trials.told else records.exported(self.run, self.study, candidates)
+        best = None if self.trials.told else records.exported_best(self.run, self.study, candidates)
         if best is None:
             best = self._choose_and_export(interrupted)
         front = self.trials.write(best, final=True)

@@ -19,13 +19,13 @@ from autoprune.score import Candidate
 from autoprune.searching.callback import Listener, Quiet
 from autoprune.study import Study
 
-__all__ = ["watched"]
+__all__ = ["watch"]
 
 _LEAST_S = 300.0  # where only the time limit of the whole is known: fifteen fresh processes measure for so long
 
 
 @contextmanager
-def watched(study: Study, listener: Listener | None) -> Iterator[Listener]:
+def watch(study: Study, listener: Listener | None) -> Iterator[Listener]:
     """The listener, told of every step; a CodeError where it hears nothing for `search.stall`.
 
     Without that key, but with a `search.timeout`, for as long as that, and five minutes at least. Without either there

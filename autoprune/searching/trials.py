@@ -19,7 +19,7 @@ from autoprune.searching import records
 from autoprune.searching.evaluating.evaluator import Evaluated, Evaluator
 from autoprune.searching.failures import Failures
 from autoprune.searching.optuna_study.journal import Journal
-from autoprune.searching.selecting.finalists import ranked
+from autoprune.searching.selecting.finalists import rank_finalists
 
 __all__ = ["Trials"]
 
@@ -91,7 +91,7 @@ class Trials:
         """Write what is derived from the journal; gives the front. Before the end the best is the first in rank."""
         candidates = self.candidates()
         front = pareto_front(candidates, self.study.search.objectives, self.study.task.metric.goal)
-        chosen = best if final else next(iter(ranked(self.study, candidates)), None)
+        chosen = best if final else next(iter(rank_finalists(self.study, candidates)), None)
         front = [best if best is not None and each.number == best.number else each for each in front]
         records.write_front(self.run, self.study, self.dense, front, chosen)
         groups = self.evaluate.prepared.coupling.groups
@@ -121,7 +121,7 @@ class Trials:
         self.told += 1
         if candidate.stage != "screened" or self.told % _WRITTEN == 0:
             self.write()
-        self.evaluate.listener.finished(candidate, next(iter(ranked(self.study, self.candidates())), None))
+        self.evaluate.listener.finished(candidate, next(iter(rank_finalists(self.study, self.candidates())), None))
 
     def _key(self, plan: Plan) -> str:
         recipe = asdict(self.study.recovery) | {"seed": self.study.search.seed}

@@ -17,12 +17,12 @@ from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
 
 from autoprune.task import Batch, Inputs
 
-__all__ = ["joined", "moved", "sampled", "standard_error", "whole"]
+__all__ = ["concatenate", "move_to", "sample", "standard_error", "whole"]
 
 _PARTS = 20  # of a split, to take the standard error of a metric from
 
 
-def moved(values: Any, where: torch.device | str) -> Any:
+def move_to(values: Any, where: torch.device | str) -> Any:
     """The same nesting with every tensor on the device `where`."""
     return tree_map_only(Tensor, lambda tensor: tensor.to(where), values)
 
@@ -37,7 +37,7 @@ def whole(batches: Iterator[Batch]) -> Iterator[Batch]:
             yield args, kwargs, target
 
 
-def joined(parts: Sequence[Any]) -> Any:
+def concatenate(parts: Sequence[Any]) -> Any:
     """Values of several batches as one, along the first dimension; lists where they are no tensors or do not fit."""
     flat = [tree_flatten(part) for part in parts]
     if any(structure != flat[0][1] for _, structure in flat):
@@ -81,7 +81,7 @@ def standard_error(metric: Callable[[Any, Any], float], outputs: Any, targets: A
     return error if math.isfinite(error) else None
 
 
-def sampled(data: Any, count: int) -> Any:
+def sample(data: Any, count: int) -> Any:
     """At most `count` samples of a data set, drawn once and for all; of anything else the batches that hold the first.
 
     What is no larger than that is given back as it is.

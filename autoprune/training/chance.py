@@ -16,9 +16,9 @@ from autoprune import faults
 from autoprune.errors import ModelError, TrainingError
 from autoprune.task import Task
 from autoprune.training import losses, placement
-from autoprune.training.batches import joined, moved
+from autoprune.training.batches import concatenate, move_to
 from autoprune.training.loop import evaluate
-from autoprune.training.placement import placed, seeded
+from autoprune.training.placement import on_device, with_seed
 
 __all__ = ["guesses"]
 
@@ -53,13 +53,13 @@ def _skill(model: nn.Module, task: Task) -> float | None:
     where = placement.device(task.training.device)
     outputs: list[Any] = []
     targets: list[Any] = []
-    with placed(model, where), seeded(0, where), torch.no_grad():
+    with on_device(model, where), with_seed(0, where), torch.no_grad():
         for batch in task.batches("validation"):
-            args, kwargs, target = moved(batch, where)
-            outputs.append(moved(model(*args, **kwargs), "cpu"))
-            targets.append(moved(target, "cpu"))
-        losses.placed(task.loss, torch.device("cpu"))
-        output, target = joined(outputs), joined(targets)
+            args, kwargs, target = move_to(batch, where)
+            outputs.append(move_to(model(*args, **kwargs), "cpu"))
+            targets.append(move_to(target, "cpu"))
+        losses.place_loss(task.loss, torch.device("cpu"))
+        output, target = concatenate(outputs), concatenate(targets)
         loss = float(task.loss(output, target))
         dealt = [float(task.loss(output, _dealt(target, seed))) for seed in range(_DEALS)]
     if not all(math.isfinite(each) for each in (loss, *dealt)):

@@ -14,9 +14,9 @@ from torch.utils.data import Subset
 from autoprune import plugins
 from autoprune.errors import StudyError, nearest
 from autoprune.task import Data
-from autoprune.training.references import called, named, resolved, split
+from autoprune.training.references import call_factory, name_errors, resolve, split
 
-__all__ = ["build", "checked", "relative"]
+__all__ = ["build", "check_data", "relative"]
 
 KEY = "task.data"
 _SEED = 20240607  # of the validation part that is carved out of training data
@@ -38,14 +38,14 @@ def build(given: object, folders: Sequence[Path]) -> Data:
     """
     reference, args = split(given, KEY)
     if ":" not in reference:
-        return checked(_image_folder(reference, args, folders))
+        return check_data(_image_folder(reference, args, folders))
     prefix, _, name = reference.partition(":")
     if prefix == "torchvision":
-        return checked(_torchvision(name, args, folders))
-    return checked(called(resolved("dataset", reference, folders, KEY), args, reference, KEY))
+        return check_data(_torchvision(name, args, folders))
+    return check_data(call_factory(resolve("dataset", reference, folders, KEY), args, reference, KEY))
 
 
-def checked(given: object) -> Data:
+def check_data(given: object) -> Data:
     """Data, or a mapping with its splits, as Data. Raises StudyError where train or validation are missing or empty."""
     if isinstance(given, Mapping):
         unknown = [name for name in given if name not in _SPLITS]
@@ -110,7 +110,7 @@ def _torchvision(name: str, args: dict[str, Any], folders: Sequence[Path]) -> Da
     parts = {}
     for part, which in wanted.items():
         try:
-            parts[part] = called(factory, args | which, f"torchvision:{name}", KEY)
+            parts[part] = call_factory(factory, args | which, f"torchvision:{name}", KEY)
         except StudyError as error:
             if part == "train" or "for argument split" not in str(error.__cause__):  # it has no split of that name
                 raise
@@ -135,7 +135,7 @@ def _image_folder(name: str, args: dict[str, Any], folders: Sequence[Path]) -> D
     if (folder / "train").is_dir():
         spellings = dict(train="train", valid="validation", val="validation", validation="validation", test="test")
         places = {part: folder / name for name, part in spellings.items() if (folder / name).is_dir()}
-    with named(KEY, name):
+    with name_errors(KEY, name):
         parts = {part: ImageFolder(str(place), pictures) for part, place in places.items()}
         pictures.measure(parts["train"])
     for part, images in parts.items():

@@ -13,7 +13,7 @@ from autoprune.measuring.runtime_module import Deployed
 from autoprune.target import Target
 from autoprune.task import Inputs, Task
 from autoprune.training.loop import Quality, evaluate
-from autoprune.training.placement import seeded
+from autoprune.training.placement import with_seed
 
 __all__ = ["as_shipped", "calibration", "judge"]
 
@@ -47,7 +47,7 @@ def as_shipped(model: nn.Module, task: Task, target: Target) -> bytes | nn.Modul
 def calibration(task: Task) -> list[Inputs]:
     """The first rows of a few shuffled training batches, the same ones each time: 8 of at most 64 inputs."""
     found: list[Inputs] = []
-    with seeded(0, torch.device("cpu")):
+    with with_seed(0, torch.device("cpu")):
         for args, kwargs, _ in task.batches("train", seed=0):
             batch = Inputs(args, kwargs).to("cpu")
             found.append(batch.rows(min(batch.batch_size, _ROWS)))

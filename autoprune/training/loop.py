@@ -17,8 +17,8 @@ from autoprune import faults
 from autoprune.errors import ModelError, TrainingError
 from autoprune.task import Inputs, Recipe, Task
 from autoprune.training import losses, placement, schedule
-from autoprune.training.batches import joined, moved, standard_error, whole
-from autoprune.training.placement import device, placed, seeded
+from autoprune.training.batches import concatenate, move_to, standard_error, whole
+from autoprune.training.placement import device, on_device, with_seed
 
 __all__ = ["Quality", "device", "evaluate", "recalibrate", "train"]
 
@@ -67,7 +67,7 @@ def train(
     """
     where = device(recipe.device)
     teacher = teacher if recipe.distill > 0 else None
-    with seeded(seed, where), placed(teacher, where) if teacher is not None else nullcontext():
+    with with_seed(seed, where), on_device(teacher, where) if teacher is not None else nullcontext():
         try:
             model.to(where).train()
             run = _Session(model, replace(task, training=recipe), recipe, where, teacher)
@@ -100,24 +100,24 @@ def evaluate(
     where = placement.device(device)
     outputs: list[Any] = []
     targets: list[Any] = []
-    criteria = losses.tempered(task.loss) if tempered else [task.loss]
+    criteria = losses.at_temperatures(task.loss) if tempered else [task.loss]
     totals, count = [0.0] * len(criteria), 0
-    losses.placed(task.loss, where)
+    losses.place_loss(task.loss, where)
     # not inference_mode: a tensor that a model caches there could not be trained with afterwards
-    with placed(model, where), seeded(0, where), torch.no_grad():
+    with on_device(model, where), with_seed(0, where), torch.no_grad():
         for batch in task.batches(split):
-            args, kwargs, target = moved(batch, where)
+            args, kwargs, target = move_to(batch, where)
             with faults.code(f"the model's forward, on the {split} data,"):
                 output = model(*args, **kwargs)
             size = Inputs(args, kwargs).batch_size
             found = (float(losses.of_split(each, output, target, split)) for each in criteria)
             totals = [total + value * size for total, value in zip(totals, found, strict=True)]
             count += size
-            outputs.append(moved(output, "cpu"))
-            targets.append(moved(target, "cpu"))
+            outputs.append(move_to(output, "cpu"))
+            targets.append(move_to(target, "cpu"))
         if not count:
             raise ModelError(f"the {split} data is empty; give at least one batch")
-        given = joined(outputs), joined(targets)
+        given = concatenate(outputs), concatenate(targets)
         with faults.code(f"the metric {task.metric.name!r} on the {split} data"):
             value = task.metric.function(*given)
             spread = standard_error(task.metric.function, *given) if error else None
@@ -139,7 +139,7 @@ def recalibrate(model: nn.Module, task: Task, batches: int = 32, device: str = "
         return
     where = placement.device(device)
     kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
-    with placed(model, where), seeded(0, where), torch.no_grad():
+    with on_device(model, where), with_seed(0, where), torch.no_grad():
         try:
             for norm in norms:
                 norm.num_batches_tracked = torch.zeros((), dtype=torch.long, device=where)
@@ -148,7 +148,7 @@ def recalibrate(model: nn.Module, task: Task, batches: int = 32, device: str = "
             for number, (args, kwargs, _) in enumerate(whole(task.batches("train", seed=0))):
                 if number == batches:
                     break
-                model(*moved(args, where), **moved(kwargs, where))
+                model(*move_to(args, where), **move_to(kwargs, where))
         finally:
             for norm, (momentum, tracked) in zip(norms, kept, strict=True):
                 norm.momentum, norm.num_batches_tracked = momentum, tracked
@@ -167,7 +167,7 @@ class _Session:
 
     def __post_init__(self) -> None:
         self.optimizer = _optimizer(self.model, self.recipe)
-        losses.placed(self.task.loss, self.device)
+        losses.place_loss(self.task.loss, self.device)
         half = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.recipe.precision]
         self.half = half
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=half is torch.float16)
@@ -184,7 +184,7 @@ class _Session:
             batches = self.task.batches("train", seed=(seed * 100_003 + epoch) % 2**63)
             for step, batch in enumerate(whole(batches) if has_norm else batches):
                 self._learning_rate((done + 0.5) / total)
-                loss = self._loss(*moved(batch, self.device))
+                loss = self._loss(*move_to(batch, self.device))
                 if not math.isfinite(value := float(loss.detach())):
                     raise TrainingError(
                         f"the loss is {value} in epoch {epoch + 1}, step {step + 1}; lower the learning rate"

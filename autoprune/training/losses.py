@@ -16,7 +16,7 @@ from autoprune import faults, plugins
 from autoprune.errors import InputError, ModelError, nearest
 from autoprune.task import main_output
 
-__all__ = ["BuiltinLoss", "distillation", "of_split", "placed", "resolve", "tempered"]
+__all__ = ["BuiltinLoss", "at_temperatures", "distillation", "of_split", "place_loss", "resolve"]
 
 Loss = Callable[[Any, Any], Tensor]
 
@@ -88,7 +88,7 @@ def _wrong_label(output: Any, target: Any) -> str | None:
     return f"the label {int(outside[0])}, but the model's output has {classes} classes: labels are 0 to {classes - 1}"
 
 
-def placed(loss: Loss, where: torch.device) -> None:
+def place_loss(loss: Loss, where: torch.device) -> None:
     """Move the tensors that a loss may hold (class weights) to a device, in place."""
     bare = _bare(loss)
     if isinstance(bare, nn.Module):
@@ -116,7 +116,7 @@ def distillation(loss: Loss, temperature: float) -> Callable[[Any, Any], Tensor]
     return divergence if bare is functional.cross_entropy or isinstance(bare, nn.CrossEntropyLoss) else squared
 
 
-def tempered(loss: Loss) -> list[Loss]:
+def at_temperatures(loss: Loss) -> list[Loss]:
     """Where `loss` is a cross entropy of logits, the same at temperatures from 1/8 to 8; elsewhere itself alone.
 
     The least of them says how well the classes are told apart, whatever the confidence (Guo et al. 2017,

@@ -12,7 +12,7 @@ from torch import nn
 
 from autoprune.errors import InputError
 
-__all__ = ["device", "placed", "seeded"]
+__all__ = ["device", "on_device", "with_seed"]
 
 
 def device(name: str) -> torch.device:
@@ -28,7 +28,7 @@ def device(name: str) -> torch.device:
 
 
 @contextmanager
-def placed(model: nn.Module, where: torch.device) -> Iterator[None]:
+def on_device(model: nn.Module, where: torch.device) -> Iterator[None]:
     """The model on a device and in eval mode; afterwards back, every module in the mode it had."""
     modes = {module: module.training for module in model.modules()}
     home = next((tensor.device for tensor in [*model.parameters(), *model.buffers()]), where)
@@ -42,7 +42,7 @@ def placed(model: nn.Module, where: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def seeded(seed: int, where: torch.device) -> Iterator[None]:
+def with_seed(seed: int, where: torch.device) -> Iterator[None]:
     """Every random generator set by `seed` inside, and as it was before afterwards."""
     python, array = random.getstate(), numpy.random.get_state()
     devices = list(range(torch.cuda.device_count())) if where.type == "cuda" else []

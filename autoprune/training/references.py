@@ -16,7 +16,7 @@ from autoprune.errors import AutopruneError, InputError, MissingPackage, StudyEr
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["called", "named", "resolved", "sources", "split"]
+__all__ = ["call_factory", "name_errors", "resolve", "sources", "split"]
 
 
 def split(given: object, key: str) -> tuple[str, dict[str, Any]]:
@@ -31,7 +31,7 @@ def split(given: object, key: str) -> tuple[str, dict[str, Any]]:
     raise StudyError(f"needs a reference, or {{name: reference, args: {{...}}}}; got {given!r}", key=key)
 
 
-def resolved(kind: plugins.Kind | None, reference: str, folders: Sequence[Path], key: str) -> Any:
+def resolve(kind: plugins.Kind | None, reference: str, folders: Sequence[Path], key: str) -> Any:
     """What `zoo:name` (a bundled plug-in of `kind`, if any) or `package.module:name` stands for. Raises StudyError."""
     prefix, _, name = reference.partition(":")
     if not name or not prefix:
@@ -40,11 +40,11 @@ def resolved(kind: plugins.Kind | None, reference: str, folders: Sequence[Path],
         raise StudyError(
             f"{reference!r} is no reference{nearest(f'zoo:{reference}', known)}; needed: {needed}", key=key
         )
-    with named(key, reference):
+    with name_errors(key, reference):
         return plugins.load(kind, name) if kind and prefix == "zoo" else plugins.import_reference(reference, folders)
 
 
-def called(function: Any, args: Mapping[str, Any], reference: str, key: str) -> Any:
+def call_factory(function: Any, args: Mapping[str, Any], reference: str, key: str) -> Any:
     """`function(**args)`. Raises StudyError where it is no function, the arguments do not fit, or it fails."""
     if not callable(function) or getattr(type(function), "forward", None) is not None:
         raise StudyError(f"{reference!r} must be a function or a class, it is a {type(function).__name__}", key=key)
@@ -54,7 +54,7 @@ def called(function: Any, args: Mapping[str, Any], reference: str, key: str) -> 
         signature = None
     if signature is not None:
         _check_arguments(signature, args, reference, key)
-    with named(key, reference):
+    with name_errors(key, reference):
         return function(**args)
 
 
@@ -75,7 +75,7 @@ def sources(references: Iterable[str], folders: Sequence[Path]) -> tuple[Path, .
 
 
 @contextmanager
-def named(key: str, reference: str) -> Iterator[None]:
+def name_errors(key: str, reference: str) -> Iterator[None]:
     """Turn any error inside into a StudyError that names the key, the reference and the line that failed."""
     try:
         yield

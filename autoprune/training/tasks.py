@@ -14,7 +14,7 @@ from autoprune import plugins
 from autoprune.errors import StudyError, nearest
 from autoprune.task import Batch, Metric, Recipe, Task, default_adapter
 from autoprune.training import data, losses
-from autoprune.training.references import called, named, resolved, sources, split
+from autoprune.training.references import call_factory, name_errors, resolve, sources, split
 from autoprune.training.weights import load_weights
 
 __all__ = ["build", "load_weights", "metric", "model", "recipe"]
@@ -64,7 +64,7 @@ def metric(given: str | Mapping[str, Any], loss: losses.Loss, folders: Sequence[
         raise StudyError(f"goal must be maximize or minimize, got {goal!r}", key="task.metric.goal")
     if function is not None:
         if isinstance(function, str):
-            function = resolved(None, function, folders, "task.metric.function")
+            function = resolve(None, function, folders, "task.metric.function")
         if not callable(function):
             raise StudyError(
                 f"needs a function (outputs, targets) -> number, got {function!r}", key="task.metric.function"
@@ -114,10 +114,10 @@ def model(given: object, folders: Sequence[Path]) -> Callable[[], nn.Module]:
         own = inspect.signature(factory).parameters
         args = {"weights": None} | ({"weights_backbone": None} if "weights_backbone" in own else {}) | args
     else:
-        factory = resolved("model", reference, folders, key)
+        factory = resolve("model", reference, folders, key)
 
     def make() -> nn.Module:
-        made = called(factory, args, reference, key)
+        made = call_factory(factory, args, reference, key)
         if not isinstance(made, nn.Module):
             raise StudyError(
                 f"{reference!r} must return a torch.nn.Module, it returned a {type(made).__name__}", key=key
@@ -137,14 +137,14 @@ def _torchvision_model(name: str) -> Any:
 
 
 def _loss(given: str, folders: Sequence[Path]) -> losses.Loss:
-    with named("task.loss", str(given)):
+    with name_errors("task.loss", str(given)):
         return losses.resolve(given, folders)
 
 
 def _adapter(given: str | None, folders: Sequence[Path]) -> Callable[[Any], Batch]:
     if given is None:
         return default_adapter
-    adapter: Callable[[Any], Batch] = resolved(None, given, folders, "task.adapter")
+    adapter: Callable[[Any], Batch] = resolve(None, given, folders, "task.adapter")
     if not callable(adapter):
         raise StudyError(
             f"needs a function (batch) -> (args, kwargs, target), {given!r} is a {type(adapter).__name__}",
@@ -166,7 +166,7 @@ def _try_batch(task: Task) -> None:
     """Load and adapt one batch, so that data of a wrong shape is refused before anything is trained."""
     key = "task.data" if task.adapter is default_adapter else "task.adapter"
     small = replace(task, training=replace(task.training, workers=0, batch_size=min(2, task.training.batch_size)))
-    with named(key, "the first training batch"):
+    with name_errors(key, "the first training batch"):
         batch = next(small.batches("train"), None)
     if batch is None:
         raise StudyError("the train data is empty", key="task.data")

@@ -121,7 +121,7 @@ def run(case: Case, target: Target) -> dict[str, Any]:
     seconds = time.perf_counter() - begin
     with torch.inference_mode():
         expected, found = inputs.call(model), inputs.call(result.model)
-    again = measure.timed(result.model, model, inputs, target, budget_s=0.6) if result.used else None
+    again = measure.time_artefact(result.model, model, inputs, target, budget_s=0.6) if result.used else None
     return {
         "key": case.key,
         "case": f"{case.name}, {case.shape[1]} tokens" if len(case.shape) == 3 else case.name,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from autoprune.measuring.onnx_slicing.slicer import Slicer
 from autoprune.pruning.apply import Pruned
 from autoprune.pruning.coupling.coupling import Coupling
-from autoprune.pruning.coupling.verify import randomised, telling_keep
+from autoprune.pruning.coupling.verify import randomise, telling_keep
 from autoprune.pruning.surgery.attention import Attention
 from autoprune.task import Inputs
 
@@ -29,7 +29,7 @@ class Graphs:
 
         On random weights: zeros, and branches with a tiny scale, would hide an error.
         """
-        forms, probe = [model], randomised(model)
+        forms, probe = [model], randomise(model)
         if Attention.plain(model):
             forms.append(copy.deepcopy(model))
             Attention.take_over_all(forms[1])

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from autoprune.errors import ModelError
-from autoprune.formats._tracing import eval_mode, onnx_model, outputs_of, stripped, tensor_aliases
+from autoprune.formats._tracing import eval_mode, onnx_model, outputs_of, strip, tensor_aliases
 from autoprune.measuring.onnx_slicing.recurrent import RECURRENT, Cells
 from autoprune.measuring.onnx_slicing.reshapes import loosen, tighten
 from autoprune.measuring.onnx_slicing.skip_blocks import Spans
@@ -69,15 +69,15 @@ class Slicer:
         other = [name for name, stored in self._names.items() if self._values[stored].shape != shapes[name]]
         if other:
             self.reason = f"the exporter changed the shapes of {', '.join(other[:5])}"
-            self._exported: bytes = stripped(proto).SerializeToString()
-        shipped = stripped(copy.deepcopy(proto)).ByteSize()
+            self._exported: bytes = strip(proto).SerializeToString()
+        shipped = strip(copy.deepcopy(proto)).ByteSize()
         self._spans = Spans(proto)
         self._loosened = loosen(proto, values, self._values)
         self._cells = Cells(proto, values, self._values)
         for tensor in proto.graph.initializer:  # without values, the skeleton is cheap to copy
             if tensor.name in self._values:
                 tensor.ClearField("raw_data")
-        self._skeleton = stripped(proto)
+        self._skeleton = strip(proto)
         self.apart = 0 if self.reason else shipped - len(self.cut([]))
 
     @property

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Measured", "Posterior", "fitted", "prior", "spread"]
+__all__ = ["Measured", "Posterior", "fit", "prior", "spread"]
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -59,7 +59,7 @@ def prior(terms: int, smooth: int) -> Array:
     return np.concatenate([start, np.log([1.0, 0.5, 0.25]), np.log([0.02, 0.5, 0.01])])
 
 
-def fitted(measured: Measured, kinds: Sequence[int], start: Array) -> Array:
+def fit(measured: Measured, kinds: Sequence[int], start: Array) -> Array:
     """The most probable logarithms under the measurements and the prior `start`; deterministic."""
     from scipy.optimize import minimize
 
@@ -93,7 +93,7 @@ def spread(measured: Measured, kinds: Sequence[int], start: Array) -> float:
     for fold in range(_FOLDS):
         out = np.array([row > 0 and row % _FOLDS == fold for row in range(count)])
         seen, left = measured.only(~out), measured.only(out)
-        posterior, asked = Posterior(seen, kinds, fitted(seen, kinds, start)), (left.features, left.shares)
+        posterior, asked = Posterior(seen, kinds, fit(seen, kinds, start)), (left.features, left.shares)
         off.append(np.abs(left.ratios - posterior.mean(*asked)) / posterior.deviation(*asked))
     return max(_LEAST, float(np.quantile(np.concatenate(off), 0.95)) / 1.96)
 

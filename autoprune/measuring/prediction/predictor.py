@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from autoprune.errors import InputError, nearest
 from autoprune.measuring.prediction.features import SMOOTH_TERMS, TERMS, Array
-from autoprune.measuring.prediction.gaussian_process import Measured, Posterior, fitted, prior, spread
+from autoprune.measuring.prediction.gaussian_process import Measured, Posterior, fit, prior, spread
 from autoprune.measuring.prediction.widths import Layout, Row
 from autoprune.measuring.timing.latency import Latency
 from autoprune.pruning.coupling.coupling import Coupling
@@ -169,7 +169,7 @@ class Predictor:
 
     def _fit(self) -> None:
         measured, self._spread = self._all_measurements(), None
-        self._logs = fitted(measured, self.layout.kinds, self._prior)
+        self._logs = fit(measured, self.layout.kinds, self._prior)
         self._posterior = Posterior(measured, self.layout.kinds, self._logs)
         self._fitted = len(self._observations)
 

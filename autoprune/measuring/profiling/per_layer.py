@@ -10,7 +10,7 @@ from torch import nn
 
 from autoprune.measuring import flops, measure
 from autoprune.measuring.profiling.profilers import PROFILERS, Times
-from autoprune.measuring.sparse_kernels.layers import raised
+from autoprune.measuring.sparse_kernels.layers import densify
 from autoprune.target import Target
 from autoprune.task import Inputs
 
@@ -48,7 +48,7 @@ def breakdown(model: nn.Module, inputs: Inputs, target: Target) -> Breakdown:
 
     Raises ModelError for a model that cannot be traced or exported, InputError for a target that is not here.
     """
-    batch, plain = inputs.rows(target.batch), raised(model)
+    batch, plain = inputs.rows(target.batch), densify(model)
     profiler, threads = PROFILERS.get(target.runtime), torch.get_num_threads()
     if profiler is None:
         known = ", ".join(PROFILERS)

@@ -12,7 +12,7 @@ from autoprune.errors import InputError, ModelError
 if TYPE_CHECKING:
     from autoprune.target import Target
 
-__all__ = ["Array", "arrays", "as_float32", "fed", "require_dtype"]
+__all__ = ["Array", "arrays", "as_float32", "feed_by_name", "require_dtype"]
 
 Array = np.ndarray[Any, Any]
 
@@ -33,7 +33,7 @@ def arrays(inputs: Any) -> list[Array]:
     return [np.ascontiguousarray(array) for array in inputs]
 
 
-def fed(names: Sequence[str], inputs: Any) -> dict[str, Array]:
+def feed_by_name(names: Sequence[str], inputs: Any) -> dict[str, Array]:
     """Array by the name of the graph's input. Raises ModelError where there are more or fewer of them."""
     found = arrays(inputs)
     if len(found) != len(names):

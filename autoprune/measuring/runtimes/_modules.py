@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from autoprune.target import Target
     from autoprune.task import Inputs
 
-__all__ = ["DTYPES", "as_arrays", "cast", "device_of", "prepared", "set_threads", "timed_call"]
+__all__ = ["DTYPES", "as_arrays", "cast", "device_of", "prepare_module", "set_threads", "timed_call"]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _ADVICE = {"int8": "for int8 give runtime onnxruntime, openvino or tensorrt, or another dtype"}
 
 
-def prepared(runtime: str, artefact: nn.Module, inputs: Inputs, target: Target) -> tuple[nn.Module, Inputs]:
+def prepare_module(runtime: str, artefact: nn.Module, inputs: Inputs, target: Target) -> tuple[nn.Module, Inputs]:
     """A copy of the module, in eval mode, and the inputs, both on the target's device in its dtype.
 
     Raises InputError for a device or dtype that is not here.

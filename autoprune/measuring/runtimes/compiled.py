@@ -67,7 +67,7 @@ class Compiled:
 
 def _compile(artefact: nn.Module, inputs: Inputs, target: Target) -> tuple[Callable[..., Any], Inputs]:
     """The compiled program, called once, and the inputs as it takes them. Sets torch's number of threads."""
-    model, moved = _modules.prepared("compiled", artefact, inputs, target)
+    model, moved = _modules.prepare_module("compiled", artefact, inputs, target)
     if target.device == "cpu":
         _require_compiler(target)
     _modules.set_threads(target.threads)  # Inductor writes the number into its loops

@@ -34,12 +34,12 @@ class Eager:
         The number of threads is the process's own: whoever times the calls puts it back (`measure.timed` does).
         Raises InputError for a device or dtype that is not here.
         """
-        model, moved = _modules.prepared("eager", artefact, inputs, target)
+        model, moved = _modules.prepare_module("eager", artefact, inputs, target)
         return _modules.timed_call(model, moved, target)
 
     def outputs(self, artefact: nn.Module, inputs: Inputs, target: Target) -> Callable[[Inputs], list[Array]]:
         """A function from inputs shaped like `inputs` to the module's output tensors; raises as `prepare`."""
-        model, _ = _modules.prepared("eager", artefact, inputs, target)
+        model, _ = _modules.prepare_module("eager", artefact, inputs, target)
 
         @torch.inference_mode()
         def run(given: Inputs) -> list[Array]:

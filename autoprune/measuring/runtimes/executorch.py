@@ -84,7 +84,7 @@ def _load_method(artefact: nn.Module, inputs: Inputs, target: Target) -> tuple[_
         raise InputError(
             f"target {target.name!r} has device {target.device!r}; runtime executorch runs on the CPU: give device cpu"
         )
-    model, moved = _modules.prepared("executorch", artefact, inputs, target)
+    model, moved = _modules.prepare_module("executorch", artefact, inputs, target)
     if portable_lib._threadpool_get_thread_count() != target.threads:
         portable_lib._unsafe_reset_threadpool(target.threads)
     with quiet(), torch.no_grad():

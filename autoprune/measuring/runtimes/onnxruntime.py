@@ -12,7 +12,7 @@ import onnxruntime
 
 from autoprune import scratch
 from autoprune.errors import InputError, ModelError
-from autoprune.measuring.runtimes._feed import Array, as_float32, fed, require_dtype
+from autoprune.measuring.runtimes._feed import Array, as_float32, feed_by_name, require_dtype
 
 if TYPE_CHECKING:
     from autoprune.target import Target
@@ -42,7 +42,7 @@ class OnnxRuntime:
         """
         require_dtype("onnxruntime", target, self.dtypes, _ADVICE)
         session = _session(artefact, target)
-        feed = fed([value.name for value in session.get_inputs()], inputs)
+        feed = feed_by_name([value.name for value in session.get_inputs()], inputs)
         try:
             return _bind_outputs(session, feed, "cuda" if target.device.startswith("cuda") else "cpu")
         except Exception as error:  # onnxruntime's own kinds come straight from Exception
@@ -53,7 +53,7 @@ class OnnxRuntime:
         require_dtype("onnxruntime", target, self.dtypes, _ADVICE)
         session = _session(artefact, target)
         names = [value.name for value in session.get_inputs()]
-        return lambda given: [as_float32(np.asarray(each)) for each in session.run(None, fed(names, given))]
+        return lambda given: [as_float32(np.asarray(each)) for each in session.run(None, feed_by_name(names, given))]
 
     def version(self) -> str:
         """As `onnxruntime 1.32.0`."""

@@ -12,7 +12,7 @@ import numpy as np
 import openvino
 
 from autoprune.errors import InputError, ModelError
-from autoprune.measuring.runtimes._feed import Array, as_float32, fed, require_dtype
+from autoprune.measuring.runtimes._feed import Array, as_float32, feed_by_name, require_dtype
 
 if TYPE_CHECKING:
     from autoprune.target import Target
@@ -57,7 +57,7 @@ class OpenVino:
         request, names = compiled.create_infer_request(), list(feed)
 
         def run(given: Any) -> list[Array]:
-            found = _infer(lambda: request.infer(dict(enumerate(fed(names, given).values()))))
+            found = _infer(lambda: request.infer(dict(enumerate(feed_by_name(names, given).values()))))
             return [as_float32(np.asarray(found[place])) for place in range(len(compiled.outputs))]
 
         return run
@@ -87,7 +87,7 @@ def _compile(
         model = _core().read_model(content)
     except Exception as error:  # OpenVINO raises plain RuntimeErrors and kinds of its own
         raise ModelError(f"OpenVINO cannot open the model: {_brief(error)}") from error
-    feed = fed([port.any_name for port in model.inputs], inputs)
+    feed = feed_by_name([port.any_name for port in model.inputs], inputs)
     config = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": _HINTS[target.dtype],

@@ -11,7 +11,7 @@ import tensorrt
 import torch
 
 from autoprune.errors import InputError, ModelError
-from autoprune.measuring.runtimes._feed import Array, as_float32, fed, require_dtype
+from autoprune.measuring.runtimes._feed import Array, as_float32, feed_by_name, require_dtype
 
 if TYPE_CHECKING:
     from autoprune.target import Target
@@ -84,7 +84,7 @@ class _Engine:
 
     def fill(self, given: Any) -> None:
         """Copy other inputs of the same shapes into the bound memory."""
-        for name, array in fed(self.names, given).items():
+        for name, array in feed_by_name(self.names, given).items():
             self.inputs[name].copy_(torch.from_numpy(array))
         torch.cuda.synchronize(self.device)
 
@@ -119,7 +119,7 @@ def _build_engine(content: bytes, inputs: Any) -> tuple[Any, list[str], dict[str
         reasons = "; ".join(str(parser.get_error(place).desc()) for place in range(parser.num_errors))
         raise ModelError(f"TensorRT cannot read the graph: {' '.join(reasons.split())[:600]}")
     names = [network.get_input(place).name for place in range(network.num_inputs)]
-    feed = fed(names, inputs)
+    feed = feed_by_name(names, inputs)
     profile, config = builder.create_optimization_profile(), builder.create_builder_config()
     for name, array in feed.items():
         profile.set_shape(name, array.shape, array.shape, array.shape)

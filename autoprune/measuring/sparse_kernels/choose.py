@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from autoprune.errors import ModelError
 from autoprune.measuring.sparse_kernels import kernels
-from autoprune.measuring.sparse_kernels.layers import LoweredLayer, lowered
+from autoprune.measuring.sparse_kernels.layers import LoweredLayer, lower_layer
 from autoprune.measuring.sparse_kernels.sites import Site
 from autoprune.measuring.timing import latency
 from autoprune.target import Target
 
-__all__ = ["DENSE", "Decisions", "LayerRecord", "decided", "settings", "zeros"]
+__all__ = ["DENSE", "Decisions", "LayerRecord", "decide", "settings", "zeros"]
 
 DENSE = "dense"
 FEWEST_ZEROS = 0.3  # fewer are not timed: an index takes as much memory as a weight, so CSR needs half to break even
@@ -69,7 +69,7 @@ class LayerRecord:
         return cls(**{**data, "shape": tuple(data["shape"]), "inputs": inputs})
 
 
-def decided(site: Site, target: Target, decisions: Decisions) -> LayerRecord:
+def decide(site: Site, target: Target, decisions: Decisions) -> LayerRecord:
     """The record of one layer: taken over from one alike, or measured."""
     weight = site.layer.weight.detach().reshape(len(site.layer.weight), -1)
     shapes = tuple(tuple(each.shape) for each in site.inputs)
@@ -97,7 +97,7 @@ def _measure_kernels(site: Site, names: Sequence[str]) -> dict[str, Any]:
     dense_ms, unfit = None, []
     for name in names:
         try:
-            sparse = lowered(site.layer, name, site.name)
+            sparse = lower_layer(site.layer, name, site.name)
             _check(site, sparse)
         except (RuntimeError, ModelError) as error:  # torch has kernels not for every shape
             unfit.append(f"; {name} did not do: {str(error).splitlines()[0][:100]}")

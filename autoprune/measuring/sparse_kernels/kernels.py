@@ -12,7 +12,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-__all__ = ["KERNELS", "fitting", "matrix", "packed", "patterns"]
+__all__ = ["KERNELS", "fitting", "matrix", "pack", "patterns"]
 
 _BLOCKS = {"bsr4": 4, "bsr16": 16, "bsr32": 32}
 _SEMI_STRUCTURED = "semi_structured"
@@ -50,7 +50,7 @@ def _fits_weight(kernel: str, weight: Tensor, device: torch.device) -> bool:
     return int(tiles.sum()) * side**2 <= _PADDED * int(keep.sum())
 
 
-def packed(kernel: str, weight: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+def pack(kernel: str, weight: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """(values, crow, col) of `weight` (outputs, inputs); for 2:4 the values are all of it, no indices.
 
     Plain tensors: a sparse one can neither be deep-copied nor moved with its module.

@@ -15,7 +15,15 @@ from autoprune.errors import ModelError
 from autoprune.measuring.sparse_kernels import kernels
 from autoprune.measuring.sparse_kernels.kernels import KERNELS
 
-__all__ = ["LoweredConv2d", "LoweredLayer", "LoweredLinear", "lowered", "lowered_layers", "raised", "replace_layers"]
+__all__ = [
+    "LoweredConv2d",
+    "LoweredLayer",
+    "LoweredLinear",
+    "densify",
+    "lower_layer",
+    "lowered_layers",
+    "replace_layers",
+]
 
 
 _ROWS = 32  # rows of one CSR product: their inputs stay in cache, 197 rows take 0.6 to 0.9 of the time of one product
@@ -79,7 +87,7 @@ class LoweredLayer(nn.Module):
         matrix = weight.detach().reshape(len(weight), -1)
         self.size = tuple(matrix.shape)
         self._matrix = None
-        for name, tensor in zip(("values", "crow", "col"), kernels.packed(self.kernel, matrix), strict=True):
+        for name, tensor in zip(("values", "crow", "col"), kernels.pack(self.kernel, matrix), strict=True):
             self.register_buffer(name, tensor, persistent=False)
 
     def _build_matrix(self) -> Tensor:
@@ -182,7 +190,7 @@ def _fill_layer(layer: nn.Module, lowered: LoweredLayer) -> nn.Module:
     return layer.train(lowered.training)
 
 
-def lowered(layer: nn.Module, kernel: str, name: str) -> LoweredLayer:
+def lower_layer(layer: nn.Module, kernel: str, name: str) -> LoweredLayer:
     """The layer of that name with its zeros left out. Raises ModelError for one that cannot be."""
     try:
         if isinstance(layer, nn.Linear):
@@ -199,7 +207,7 @@ def lowered_layers(model: nn.Module) -> Iterator[tuple[str, LoweredLayer]]:
     return ((name, module) for name, module in model.named_modules() if isinstance(module, LoweredLayer))
 
 
-def raised(model: nn.Module) -> nn.Module:
+def densify(model: nn.Module) -> nn.Module:
     """A copy with dense layers in the place of lowered ones, to train or export; a model without any is given back.
 
     Lowering freezes all parameters: in the copy all of them take gradients again.

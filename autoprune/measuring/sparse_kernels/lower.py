@@ -15,15 +15,15 @@ from torch import nn
 
 from autoprune.errors import InputError, MissingPackage, ModelError
 from autoprune.measuring import measure
-from autoprune.measuring.sparse_kernels.choose import DENSE, Decisions, LayerRecord, decided, settings, zeros
+from autoprune.measuring.sparse_kernels.choose import DENSE, Decisions, LayerRecord, decide, settings, zeros
 from autoprune.measuring.sparse_kernels.kernels import patterns
-from autoprune.measuring.sparse_kernels.layers import LoweredLinear, lowered, raised, replace_layers
-from autoprune.measuring.sparse_kernels.sites import placed, sites
+from autoprune.measuring.sparse_kernels.layers import LoweredLinear, densify, lower_layer, replace_layers
+from autoprune.measuring.sparse_kernels.sites import place, sites
 from autoprune.pruning.surgery.shrink import replace_tensors
 from autoprune.target import Target
 from autoprune.task import Inputs
 
-__all__ = ["LayerRecord", "Lowered", "lower", "lowers", "openvino_config", "patterns", "raised", "rebuild", "rows"]
+__all__ = ["LayerRecord", "Lowered", "densify", "lower", "lowers", "openvino_config", "patterns", "rebuild", "rows"]
 
 _WHOLE_S = 1.0
 
@@ -74,14 +74,14 @@ def lower(model: nn.Module, inputs: Inputs, target: Target, decisions: Decisions
         )
     decisions = {} if decisions is None else decisions
     batch = inputs.rows(target.batch)
-    here, moved = placed(model, batch, target)
+    here, moved = place(model, batch, target)
     with settings(target):
-        records = tuple(decided(site, target, decisions) for site in sites(here, moved))
+        records = tuple(decide(site, target, decisions) for site in sites(here, moved))
     kernels = {each.layer: each.kernel for each in records if each.kernel != DENSE}
     if not kernels:
         return Lowered(_copy_model(model), records, target)
     sparse = _replace_by_kernels(_copy_model(model), kernels)
-    found = measure.timed(sparse, model, batch, target, budget_s=_WHOLE_S)
+    found = measure.time_artefact(sparse, model, batch, target, budget_s=_WHOLE_S)
     assert found.ratio_high is not None  # the dense model was given
     used = found.ratio_high < 1
     return Lowered(
@@ -144,6 +144,6 @@ def _replace_by_kernels(model: nn.Module, kernels: Mapping[str, str]) -> nn.Modu
             layer = model.get_submodule(name)
         except AttributeError as error:
             raise ModelError(f"the lowering record names {name!r}, which the model does not have") from error
-        layers[name] = lowered(layer, kernel, name)
+        layers[name] = lower_layer(layer, kernel, name)
     replace_layers(model, layers)
     return model.requires_grad_(False)

@@ -15,7 +15,7 @@ from autoprune.pruning.surgery.shrink import replace_tensors
 from autoprune.target import Target
 from autoprune.task import Inputs
 
-__all__ = ["Site", "placed", "sites"]
+__all__ = ["Site", "place", "sites"]
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -30,7 +30,7 @@ class Site:
     inputs: list[Tensor] = field(default_factory=list)
 
 
-def placed(model: nn.Module, inputs: Inputs, target: Target) -> tuple[nn.Module, Inputs]:
+def place(model: nn.Module, inputs: Inputs, target: Target) -> tuple[nn.Module, Inputs]:
     """A copy of `model`, in eval mode, and its inputs, on the target's device in its dtype. Raises InputError."""
     if target.dtype not in _DTYPES:
         raise InputError(f"models are lowered in {', '.join(_DTYPES)}; target {target.name!r} asks for {target.dtype}")

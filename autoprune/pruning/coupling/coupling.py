@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from autoprune.errors import ModelError
 from autoprune.group import Group
 from autoprune.pruning.coupling.grouping import TRAINING_ONLY, Units, collect_units, owner_of
-from autoprune.pruning.coupling.stages import positions_of, staged
+from autoprune.pruning.coupling.stages import positions_of, with_stages
 from autoprune.pruning.surgery.attention import Attention
 from autoprune.pruning.surgery.forward import on_cpu
 from autoprune.pruning.surgery.patch_forward import bind
@@ -178,7 +178,7 @@ def _trace_groups(model: nn.Module, inputs: Inputs, path: TrainingPath) -> Coupl
     found = propagate(model, inputs.map(lambda tensor: tensor.clone()), path.differs)
     with on_cpu():
         coupling = _collect_groups(model, found)
-        groups = staged(coupling.groups, _positions(found, kinds_by_layer(model), inputs.batch_size))
+        groups = with_stages(coupling.groups, _positions(found, kinds_by_layer(model), inputs.batch_size))
         return replace(coupling, groups=groups, unfollowed=path.unfollowed)
 
 

@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from autoprune.pruning.coupling.coupling import Coupling, Slot
 from autoprune.pruning.surgery.attention import Attention
 from autoprune.pruning.surgery.forward import STATISTICS, dims_of, outputs_of
-from autoprune.pruning.surgery.parametrizations import Reparametrised, kept_function, reparametrised
+from autoprune.pruning.surgery.parametrizations import Reparametrised, computed_weights, kept_function
 from autoprune.pruning.surgery.shrink import replace_tensors
 from autoprune.task import Inputs
 
@@ -39,7 +39,7 @@ def masked_outputs(
         if slot.role == "consume" and not bool(alive[slot.units].all()):
             zeroed.setdefault(slot.tensor, []).append(slot)
     parameters = dict(model.named_parameters())
-    for each in reparametrised(model):  # along its own dimension a scale is zeroed: a direction of zeros has no norm
+    for each in computed_weights(model):  # along its own dimension a scale is zeroed: a direction of zeros has no norm
         mine = zeroed.pop(each.direction, [])
         zeroed[each.direction] = [slot for slot in mine if each.right or slot.dim != each.dim]
         zeroed[each.scale] = [slot for slot in mine if not each.right and slot.dim == each.dim]

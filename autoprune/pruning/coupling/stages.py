@@ -9,12 +9,12 @@ from dataclasses import replace
 
 from autoprune.group import Group
 
-__all__ = ["positions_of", "staged"]
+__all__ = ["positions_of", "with_stages"]
 
 _Key = tuple[str, int, tuple[int, ...]]
 
 
-def staged(groups: Sequence[Group], positions: Mapping[str, int]) -> tuple[Group, ...]:
+def with_stages(groups: Sequence[Group], positions: Mapping[str, int]) -> tuple[Group, ...]:
     """The groups, each with the name of its stage; `positions` are those of each layer's output (pixels, steps).
 
     Convolutions on more than one position make a stage by their number, the resolution; whatever else (linear,

@@ -19,7 +19,7 @@ from autoprune.pruning.surgery.patch_forward import bind
 from autoprune.pruning.surgery.shrink import replace_tensors
 from autoprune.task import Inputs
 
-__all__ = ["TOLERANCE", "discover", "prove", "random_keep", "randomised", "relative_error", "telling_keep"]
+__all__ = ["TOLERANCE", "discover", "prove", "random_keep", "randomise", "relative_error", "telling_keep"]
 
 TOLERANCE = 1e-5
 
@@ -59,7 +59,7 @@ class _Trial:
 
     def __init__(self, model: nn.Module, inputs: Inputs, coupling: Coupling) -> None:
         generator = torch.Generator("cpu").manual_seed(0)
-        self.probe = randomised(model)
+        self.probe = randomise(model)
         self.inputs = inputs.rows(2).map(lambda tensor: _disturb(tensor, generator))
         self.needed: set[tuple[str, int]] = set()  # calls whose numbers had to be bound anew
         self.refusals: dict[str, str] = {}
@@ -179,7 +179,7 @@ def relative_error(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
     return worst
 
 
-def randomised(model: nn.Module) -> nn.Module:
+def randomise(model: nn.Module) -> nn.Module:
     """A copy with fresh random parameters and statistics, of the usual scales."""
     generator = torch.Generator("cpu").manual_seed(0)
     parameters = dict(model.named_parameters())

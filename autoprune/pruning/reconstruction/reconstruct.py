@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from autoprune.errors import InputError
-from autoprune.pruning.calibration import joined
+from autoprune.pruning.calibration import join_batches
 from autoprune.pruning.reconstruction.im2col import Calls, Contraction
 from autoprune.pruning.reconstruction.ridge import Regression
 from autoprune.pruning.surgery.attention import Attention
@@ -60,7 +60,7 @@ class Reference:
             raise InputError(f"a repair needs images and positions of at least 1; got {images} and {positions}")
         copy = replace_tensors(dense, lambda name, tensor: tensor.clone())  # a forward may write into buffers
         Attention.take_over_all(copy)
-        self.inputs = joined(batches, images)
+        self.inputs = join_batches(batches, images)
         if self.inputs.batch_size < 2:
             raise InputError("a repair needs at least 2 inputs, one of them to judge by, better some hundred; got 1")
         seen = _Observed(copy, self.inputs.batch_size, positions, seed)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import _SpectralNorm, _WeightNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-__all__ = ["Reparametrised", "kept_function", "reparametrised"]
+__all__ = ["Reparametrised", "computed_weights", "kept_function"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Reparametrised:
     right: str | None = None
 
 
-def reparametrised(model: nn.Module) -> Iterator[Reparametrised]:
+def computed_weights(model: nn.Module) -> Iterator[Reparametrised]:
     """Every weight of a model that is computed by weight norm or spectral norm."""
     for name, module in model.named_modules():
         prefix = f"{name}." if name else ""
@@ -55,7 +55,7 @@ def kept_function(
 
     `along` gives a direction with only the channels along the scale's own dimension cut.
     """
-    scaled = {each.scale: each for each in reparametrised(model)}
+    scaled = {each.scale: each for each in computed_weights(model)}
 
     def keeping(name: str, tensor: Tensor) -> Tensor:
         fresh = new(name, tensor)

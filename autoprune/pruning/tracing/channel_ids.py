@@ -17,7 +17,7 @@ __all__ = [
     "Role",
     "Use",
     "compact",
-    "matched",
+    "match_dims",
     "small",
     "spread",
     "varying",
@@ -204,7 +204,7 @@ def spread(vector: Tensor, shape: Iterable[int], dim: int) -> Tensor:
     return vector.view([-1 if d == dim % len(shape) else 1 for d in range(len(shape))]).expand(shape)
 
 
-def matched(before: torch.Size, after: torch.Size) -> list[tuple[list[int], list[int]]]:
+def match_dims(before: torch.Size, after: torch.Size) -> list[tuple[list[int], list[int]]]:
     """Runs of dimensions of equal product, old against new."""
     runs: list[tuple[list[int], list[int]]] = []
     i = j = 0

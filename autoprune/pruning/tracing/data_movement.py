@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from autoprune.pruning.tracing.channel_ids import matched, varying, vector_along
+from autoprune.pruning.tracing.channel_ids import match_dims, varying, vector_along
 from autoprune.pruning.tracing.state import State
 
 __all__ = ["COPIES", "MOVES", "PARAMETER_MOVES", "RESHAPES", "argument", "move"]
@@ -153,7 +153,7 @@ def _check_split(state: State, labels: Tensor, before: torch.Size) -> None:
     """Dimensions that a view lays channels out in must stay a grid; `labels` are the view's."""
     channels = state.labels.channels(labels)
     rows = set(varying(labels)) - set(channels)
-    for _, new in matched(before, labels.shape):
+    for _, new in match_dims(before, labels.shape):
         if len([dim for dim in new if labels.shape[dim] > 1]) > 1 and any(dim in channels for dim in new):
             axes = [dim for dim in new if dim not in rows]
             state.demands.grid(labels, axes, f"view that splits channels at {state.where()}")

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map_only
 
-from autoprune.pruning.surgery.parametrizations import reparametrised
+from autoprune.pruning.surgery.parametrizations import computed_weights
 from autoprune.pruning.tracing.channel_ids import varying
 from autoprune.pruning.tracing.data_movement import COPIES, MOVES, PARAMETER_MOVES, RESHAPES, argument, move
 from autoprune.pruning.tracing.layers import Layers
@@ -75,7 +75,7 @@ class Propagation:
         self.layers.handlers[F.scaled_dot_product_attention] = functools.partial(attention, self.state)
         self.ids, self.labels, self.demands = self.state.ids, self.state.labels, self.state.demands
         self.positions, self.opaque = self.state.positions, self.state.opaque
-        self.computed = list(reparametrised(model))
+        self.computed = list(computed_weights(model))
         self.given: dict[str, torch.Size] = {}  # parameter -> shape of what the first layer that reads it gives
         self.training = False  # the pass that runs
         self.evaluation_norms = 0  # norms across channels that the pass of evaluation calls

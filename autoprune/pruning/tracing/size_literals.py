@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from autoprune.pruning.surgery.sized_calls import Call, Change
-from autoprune.pruning.tracing.channel_ids import Labels, matched, varying
+from autoprune.pruning.tracing.channel_ids import Labels, match_dims, varying
 
 __all__ = ["Literal", "literal"]
 
@@ -94,7 +94,7 @@ def _sizes(call: Call, out: Tensor, source: Tensor, held: Labels, owner: str, nu
     channels, before = held.channels(labels), varying(source)
     rows = set(varying(labels)) - set(channels)  # layers or directions: as many, whatever is cut
     expanded = len(call.args) > 0 and call.kind == "expand"
-    runs = [([], [dim]) for dim in range(out.dim())] if expanded else matched(source.shape, out.shape)
+    runs = [([], [dim]) for dim in range(out.dim())] if expanded else match_dims(source.shape, out.shape)
     lines: dict[int, Tensor] = {}
     merged: list[int] = []  # dimensions that hold channels together with other things
     for old, new in runs:

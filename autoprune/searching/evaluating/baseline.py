@@ -26,10 +26,10 @@ from autoprune.study import Study
 from autoprune.training.judging import judge
 from autoprune.training.loop import train
 
-__all__ = ["establish", "kept", "save_weights"]
+__all__ = ["establish", "has_baseline", "save_weights"]
 
 
-def kept(study: Study, run: Run) -> bool:
+def has_baseline(study: Study, run: Run) -> bool:
     """Whether the run has the trained dense model of this very study."""
     record = _record(run)
     return record is not None and record.get("task") == _mark(study) and intact(run.dense)
@@ -58,7 +58,7 @@ def establish(study: Study, prepared: Prepared, run: Run, listener: Listener) ->
     Raises InputError where the run has trials of another task: the study is the same, but data or sources have changed.
     """
     model, path = prepared.model, run.dense / "score.json"
-    if kept(study, run):
+    if has_baseline(study, run):
         load_model(model, str(run.dense / "model.safetensors"))
         kept_score = Score.from_json(read_json(path))
         costs = prepared.dense.updated(nonzero_params=kept_score.nonzero_params, size_compressed_bytes=None)

@@ -26,7 +26,7 @@ from autoprune.pruning.surgery.shrink import replace_tensors
 from autoprune.run import Run
 from autoprune.score import Score
 from autoprune.searching.evaluating.figures import Figures
-from autoprune.searching.evaluating.quantities import asked, compressed
+from autoprune.searching.evaluating.quantities import asked_quantities, compress_score
 from autoprune.study import Study
 from autoprune.target import Budget, Target
 from autoprune.task import Inputs
@@ -56,7 +56,7 @@ class Costs:
         self.figures = Figures(study.target, run)
         runtime = plugins.load("runtime", study.target.runtime, (study.folder,))()
         self._runtime, self._converted = runtime, (b"", b"")
-        self._asked = asked(study)
+        self._asked = asked_quantities(study)
         limited = {limit.quantity for limit in study.budget.limits if not limit.target}
         self._sizes = bool({"size", "size_compressed"} & {*limited, *study.search.objectives})
         self._graphs = (
@@ -96,7 +96,7 @@ class Costs:
             if sized:
                 self.figures.keep("costs", key, kept)
         if sized and "size_compressed" in self._asked and kept.get("size_compressed_bytes") is None:
-            kept = compressed(self._artefact(pruned, zeros), None, Score.from_json(kept), self._asked).to_json()
+            kept = compress_score(self._artefact(pruned, zeros), None, Score.from_json(kept), self._asked).to_json()
             self.figures.keep("costs", key, kept)
         nonzero = sum(
             int(torch.count_nonzero(parameter * zeros[name] if name in zeros else parameter))
@@ -152,7 +152,7 @@ class Costs:
             if self.figures.recorded:
                 raise self.figures.missing("the dense model")
             inputs, target = self.inputs, self.target
-            found = measure.timed(self.dense, None, inputs, target, processes=_PROCESSES, budget_s=_CALIBRATED)
+            found = measure.time_artefact(self.dense, None, inputs, target, processes=_PROCESSES, budget_s=_CALIBRATED)
             kept = found.to_json()
             self.figures.keep("dense", self.architecture, kept)
         score = measure.with_latency(Score(), Latency(**kept), self.target.batch)
@@ -177,8 +177,8 @@ class Costs:
         if self._graphs is not None and self._sizes:
             shipped = measure.artefact(model, self.inputs.rows(2), self.target)
             score = score.updated(size_bytes=measure.size_bytes(shipped))
-            return compressed(shipped, None, score, self._asked)
-        return compressed(self._artefact(finished, zeros), model, score, self._asked)
+            return compress_score(shipped, None, score, self._asked)
+        return compress_score(self._artefact(finished, zeros), model, score, self._asked)
 
     def _resources(
         self, pruned: Pruned, zeros: Mapping[str, Tensor], key: str, score: Score, *, final: bool = False
@@ -190,7 +190,7 @@ class Costs:
         if self.figures.recorded and (unknown := sorted({"memory", "energy"} & set(missing))):
             raise self.figures.missing(f"the {' and '.join(unknown)} of this plan")
         if (
-            new := resources.measured(self._time_artefact(pruned, zeros), self.inputs, self.target, missing)
+            new := resources.measure_resources(self._time_artefact(pruned, zeros), self.inputs, self.target, missing)
             if missing
             else {}
         ):
@@ -221,7 +221,7 @@ class Costs:
     def _measure(
         self, pruned: Pruned, zeros: Mapping[str, Tensor], *, processes: int = 0, seconds: float = _SECONDS
     ) -> Latency:
-        return measure.timed(
+        return measure.time_artefact(
             self._time_artefact(pruned, zeros),
             self.dense,
             self.inputs,
@@ -252,7 +252,7 @@ class Costs:
     def _deployed_artefact(self, content: bytes) -> bytes:
         """The graph in the target's dtype; the last one is kept, because several figures are taken of the same."""
         if self._converted[0] != content:
-            fitted = quantization.fitted(content, self._runtime, self.target, [self.inputs])
+            fitted = quantization.fit_to_dtype(content, self._runtime, self.target, [self.inputs])
             self._converted = (content, fitted)
         return self._converted[1]
 

@@ -21,10 +21,10 @@ from autoprune.searching.evaluating.preparation import Prepared
 from autoprune.searching.evaluating.recovery import Recovery
 from autoprune.study import Study
 from autoprune.task import Task
-from autoprune.training.batches import sampled
+from autoprune.training.batches import sample
 from autoprune.training.loop import Quality, evaluate
 
-__all__ = ["PROCESSES", "Evaluated", "Evaluator", "decided"]
+__all__ = ["PROCESSES", "Evaluated", "Evaluator", "decide"]
 
 PROCESSES, _MORE = 5, 15  # fresh ones, that the latency of finalists is measured in
 
@@ -32,7 +32,7 @@ _BLUR = 0.03  # of the budget: what the model that ships may leave of it
 _JUDGED = 1000  # inputs of training and of validation data, that untrained plans are judged on
 
 
-def decided(measured: Callable[[int], Score], broken: Callable[[Score], list[str]]) -> Score:
+def decide(measured: Callable[[int], Score], broken: Callable[[Score], list[str]]) -> Score:
     """What is measured in fresh processes; in more of them where the first leave open whether the budget is kept."""
     score = measured(PROCESSES)
     return measured(_MORE) if broken(score) and not broken(score.expected()) else score
@@ -100,7 +100,7 @@ class Evaluator:
         asked = {*self.study.search.objectives, *(limit.quantity for limit in self.study.budget.limits)}
         if self.study.search.finalists is None or not asked & set(NEED_A_RUN):
             return latency()
-        score = decided(lambda processes: latency(processes=processes), self._broken_limits)
+        score = decide(lambda processes: latency(processes=processes), self._broken_limits)
         return latency(processes=_MORE) if self._is_blurred(score) else score
 
     def _is_blurred(self, score: Score) -> bool:
@@ -152,9 +152,7 @@ class Evaluator:
     def _samples(self) -> tuple[Task, Task]:
         """The task with a part of its training data to be judged on, and with a part of its validation data."""
         task = self.study.task
-        parts = (
-            sampled(data, fewer(self.prepared.inputs, _JUDGED)) for data in (task.data.train, task.data.validation)
-        )
+        parts = (sample(data, fewer(self.prepared.inputs, _JUDGED)) for data in (task.data.train, task.data.validation))
         seen, unseen = (replace(task, data=replace(task.data, validation=part)) for part in parts)
         return seen, unseen
 

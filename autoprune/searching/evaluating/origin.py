@@ -8,7 +8,7 @@ from torch import nn
 
 from autoprune.study import Study
 from autoprune.task import Inputs, Task
-from autoprune.training.batches import sampled
+from autoprune.training.batches import sample
 from autoprune.training.chance import guesses
 
 __all__ = ["Origin", "at_chance", "fewer", "origin"]
@@ -46,7 +46,7 @@ def origin(study: Study, model: nn.Module, inputs: Inputs) -> Origin:
 
 def at_chance(task: Task, model: nn.Module, inputs: Inputs) -> bool:
     """Whether a model guesses, on a part of the validation data; `inputs` are like those."""
-    part = sampled(task.data.validation, fewer(inputs, _JUDGED))
+    part = sample(task.data.validation, fewer(inputs, _JUDGED))
     return guesses(model, replace(task, data=replace(task.data, validation=part)))
 
 

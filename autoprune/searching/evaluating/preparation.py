@@ -32,10 +32,10 @@ from autoprune.target import Budget
 from autoprune.task import Batch, Inputs
 from autoprune.training import losses
 from autoprune.training.loop import train
-from autoprune.training.placement import seeded
+from autoprune.training.placement import with_seed
 from autoprune.training.weights import load_weights
 
-__all__ = ["Prepared", "drawn", "importance", "out_of_reach", "prepare", "require_reachable"]
+__all__ = ["Prepared", "draw_batches", "importance", "out_of_reach", "prepare", "require_reachable"]
 
 _TIMING_S = 0.5  # enough of timing steps of training, one at least
 _OPENING_S = 30.0  # about what precedes the first trial: the profile of the target
@@ -131,12 +131,12 @@ def importance(study: Study, model: nn.Module, coupling: Coupling, batches: int 
     One of the `batches` is enough to know what has a gradient or an input at all.
     """
     loss = functools.partial(losses.of_split, study.task.loss, split="train")
-    return Importance(model, coupling, Evidence(model, lambda: itertools.islice(drawn(study), batches), loss))
+    return Importance(model, coupling, Evidence(model, lambda: itertools.islice(draw_batches(study), batches), loss))
 
 
-def drawn(study: Study) -> Iterator[Batch]:
+def draw_batches(study: Study) -> Iterator[Batch]:
     """Training batches, the same for the same seed, of a loader that shuffles by the global state too."""
-    with seeded(study.search.seed, torch.device("cpu")):
+    with with_seed(study.search.seed, torch.device("cpu")):
         yield from study.task.batches("train", seed=study.search.seed)
 
 

@@ -11,10 +11,10 @@ from autoprune.measuring import resources
 from autoprune.score import MEASURED_APART, Score
 from autoprune.study import Study
 
-__all__ = ["asked", "compressed"]
+__all__ = ["asked_quantities", "compress_score"]
 
 
-def asked(study: Study) -> tuple[str, ...]:
+def asked_quantities(study: Study) -> tuple[str, ...]:
     """The quantities among `MEASURED_APART` that are limited or an objective.
 
     Raises StudyError, with the key, for one that cannot be measured on this machine.
@@ -28,8 +28,8 @@ def asked(study: Study) -> tuple[str, ...]:
     return wanted
 
 
-def compressed(artefact: bytes | nn.Module, model: nn.Module | None, score: Score, wanted: Any) -> Score:
+def compress_score(artefact: bytes | nn.Module, model: nn.Module | None, score: Score, wanted: Any) -> Score:
     """`score` with what the file compresses to, where that is wanted; with the values of `model`, where it is given."""
     if "size_compressed" not in wanted:
         return score
-    return score.updated(size_compressed_bytes=resources.compressed_bytes(resources.stored(artefact, model)))
+    return score.updated(size_compressed_bytes=resources.compressed_bytes(resources.stored_file(artefact, model)))

@@ -18,7 +18,7 @@ from autoprune.pruning.surgery.shrink import Cut
 from autoprune.score import Score, better
 from autoprune.searching.callback import Listener
 from autoprune.searching.evaluating.origin import fewer
-from autoprune.searching.evaluating.preparation import drawn
+from autoprune.searching.evaluating.preparation import draw_batches
 from autoprune.study import Study
 from autoprune.task import Inputs, Recipe
 from autoprune.training.judging import judge
@@ -172,7 +172,7 @@ class Recovery:
         images = fewer(self.inputs, _IMAGES)
         positions = _POSITIONS * max(1, _IMAGES // images)
         try:
-            return Reference(self.model, drawn(self.study), images=images, positions=positions)
+            return Reference(self.model, draw_batches(self.study), images=images, positions=positions)
         except InputError as error:
             self.listener.note(f"layers are not repaired after a cut: {error}")
             return None

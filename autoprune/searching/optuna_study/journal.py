@@ -16,7 +16,7 @@ from autoprune.run import Run
 from autoprune.score import Candidate, Score, direction
 from autoprune.searching.evaluating.probes import Probe
 from autoprune.searching.optuna_study.samplers import SAMPLERS, Steered
-from autoprune.searching.optuna_study.storage import opened
+from autoprune.searching.optuna_study.storage import open_storage
 from autoprune.space import Parameters, Variable, distributions, parameters, plan_of
 from autoprune.study import Study
 
@@ -40,7 +40,7 @@ class Journal:
         self._dense: Score | None = None
         self._seen: dict[int, Candidate] = {}  # by number; what has ended does not change
         with _quiet():
-            storage, begins, self.damage = opened(study, run)
+            storage, begins, self.damage = open_storage(study, run)
             directions = [direction(name, study.task.metric.goal) for name in study.search.objectives]
             name = f"{begins}{study.budget}]"
             known = optuna.get_all_study_names(storage=storage)
@@ -57,7 +57,7 @@ class Journal:
     def read(cls, study: Study, run: Run, dense: Score) -> list[Candidate]:
         """Every trial that a run has finished, under any budget, judged against `study.budget`; nothing is added."""
         with _quiet():
-            storage, begins, damage = opened(study, run, change=False)
+            storage, begins, damage = open_storage(study, run, change=False)
             names = [name for name in optuna.get_all_study_names(storage=storage) if name.startswith(begins)]
             studies = [optuna.load_study(storage=storage, study_name=name) for name in names]
         journal = cls.__new__(cls)

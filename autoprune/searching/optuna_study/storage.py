@@ -18,13 +18,13 @@ from autoprune.run import Run, free_name, write_whole
 from autoprune.searching.optuna_study.journal_lines import whole
 from autoprune.study import Study
 
-__all__ = ["mend", "opened"]
+__all__ = ["mend", "open_storage"]
 
 _VARIABLE = "AUTOPRUNE_STORAGE"
 _LIMIT = 2**31  # bytes; a thousand trials take some megabytes
 
 
-def opened(study: Study, run: Run, change: bool = True) -> tuple[Any, str, str | None]:
+def open_storage(study: Study, run: Run, change: bool = True) -> tuple[Any, str, str | None]:
     """The storage, how the names of this run's studies in it begin, and what is to be said of it. Needs the run's lock.
 
     Without `change` the run's journal is only read.

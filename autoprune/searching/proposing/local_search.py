@@ -8,7 +8,7 @@ from typing import Any
 
 from autoprune.space import NONE, Parameters, Variable
 
-__all__ = ["exchanged", "filled", "narrowed"]
+__all__ = ["exchange", "fill", "narrow"]
 
 _TRIES = 30
 _STEPS = (1, 1, 2, 4)  # of width, that a group is given at once
@@ -16,7 +16,7 @@ _OTHERWISE = 0.2  # how often something else than a width is changed
 _SHARE = 0.08  # the step of what has no width
 
 
-def exchanged(
+def exchange(
     variables: Sequence[Variable], parents: Sequence[Parameters], fits: Callable[[Parameters], bool], seed: str
 ) -> dict[str, Any] | None:
     """A neighbour of one of `parents` (best first) that `fits`, or None where none was found; the same for one `seed`.
@@ -36,7 +36,7 @@ def exchanged(
     return None
 
 
-def narrowed(
+def narrow(
     variables: Sequence[Variable], parameters: Parameters, fits: Callable[[Parameters], bool], seed: str
 ) -> dict[str, Any]:
     """`parameters` with one group after another, drawn at random, narrowed until they fit; all, where they never do."""
@@ -49,7 +49,7 @@ def narrowed(
     return found
 
 
-def filled(
+def fill(
     variables: Sequence[Variable], parameters: Parameters, fits: Callable[[Parameters], bool], seed: str
 ) -> dict[str, Any]:
     """`parameters` that fit, with units given back a step each in turn, in an order drawn at random, while they fit."""

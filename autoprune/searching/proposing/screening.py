@@ -17,7 +17,7 @@ from autoprune.score import Candidate, Score
 from autoprune.searching.evaluating.evaluator import Evaluator
 from autoprune.searching.proposing.budget_scaling import Steering
 from autoprune.searching.proposing.heuristics import by_importance, proposals, ranked_globally, shallower, thresholds
-from autoprune.searching.proposing.local_search import exchanged, filled, narrowed
+from autoprune.searching.proposing.local_search import exchange, fill, narrow
 from autoprune.searching.proposing.loss_model import Surrogate
 from autoprune.searching.proposing.nets import Nets
 from autoprune.searching.proposing.sensitivity import RATIOS, knapsack, sensitivities
@@ -127,14 +127,14 @@ class Screening:
             return self.steering.fits(plan_of(self.variables, sample), share)
 
         def moved(sample: Mapping[str, Any]) -> dict[str, Any]:
-            found = narrowed(self.variables, self.steering.fitted(sample, share), fits, draw)
+            found = narrow(self.variables, self.steering.fitted(sample, share), fits, draw)
             found = self._fill_up(found, fits, draw)
             plan = plan_of(self.variables, found)
             if plan not in self.nets:
                 return found
             used = self.steering.violation(plan)
             new = self._new(used if self.steering.whole else max(used, 0.0))
-            return exchanged(self.variables, [found], new, draw) or found
+            return exchange(self.variables, [found], new, draw) or found
 
         return moved
 
@@ -173,7 +173,7 @@ class Screening:
 
     def _fill_up(self, given: dict[str, Any], fits: Callable[[Mapping[str, Any]], bool], draw: str) -> dict[str, Any]:
         """With what is left of the budget given back to units, where anything of it is foreseen."""
-        return filled(self.variables, given, fits, draw) if self.steering.budget.limits and fits(given) else given
+        return fill(self.variables, given, fits, draw) if self.steering.budget.limits and fits(given) else given
 
     def refilled(self, given: dict[str, Any], plan: Plan, score: Score, draw: str) -> dict[str, Any] | None:
         """A finalist's parameters with what is left of the budget given back to units; None where none fits any more.
@@ -191,7 +191,7 @@ class Screening:
             spent = self.steering.violations(plan_of(self.variables, child))
             return all((1 + used) * off.get(key, 1.0) <= 1 - _REST for key, used in spent.items())
 
-        fuller = (filled(self.variables, given, fits, f"{draw} {each}") for each in range(_CHILDREN))
+        fuller = (fill(self.variables, given, fits, f"{draw} {each}") for each in range(_CHILDREN))
         new = [each for each in fuller if plan_of(self.variables, each) not in self.nets]
         order = self.surrogate.order([self.steering.effective(plan_of(self.variables, each)) for each in new])
         return new[order[0]] if new else None
@@ -201,10 +201,10 @@ class Screening:
     ) -> dict[str, Any] | None:
         """Of neighbours that fit, of the neighbours of the most promising of these, and so on, the most promising."""
         if not self.surrogate.ready:
-            return exchanged(self.variables, start, fits, draw)
+            return exchange(self.variables, start, fits, draw)
         found: list[dict[str, Any]] = []
         for step in range(_MOVES):
-            children = (exchanged(self.variables, start, fits, f"{draw} {step} {each}") for each in range(_CHILDREN))
+            children = (exchange(self.variables, start, fits, f"{draw} {step} {each}") for each in range(_CHILDREN))
             found += [child for child in children if child is not None]
             order = self.surrogate.order([self.steering.effective(plan_of(self.variables, each)) for each in found])
             found = [found[place] for place in order]

@@ -9,7 +9,7 @@ from dataclasses import replace
 from autoprune.run import Run
 from autoprune.score import Candidate, Score, by_quality, costs_of
 from autoprune.searching.callback import Listener
-from autoprune.searching.evaluating.evaluator import PROCESSES, decided
+from autoprune.searching.evaluating.evaluator import PROCESSES, decide
 from autoprune.searching.evaluating.preparation import Prepared
 from autoprune.searching.failures import ends_the_search, reason_of
 from autoprune.searching.records import kept_model
@@ -17,10 +17,10 @@ from autoprune.searching.selecting.promotion import least_cost_wanted
 from autoprune.study import Study
 from autoprune.training.judging import judge
 
-__all__ = ["ranked", "settle"]
+__all__ = ["rank_finalists", "settle"]
 
 
-def ranked(study: Study, candidates: Sequence[Candidate]) -> list[Candidate]:
+def rank_finalists(study: Study, candidates: Sequence[Candidate]) -> list[Candidate]:
     """Feasible trained candidates, best quality first (`score.by_quality`).
 
     Where quality alone is limited, the least cost first: all of them keep it.
@@ -59,7 +59,7 @@ def settle(
     Beside it all candidates, with the figures of those that were measured again and did not keep it.
     """
     judged = {candidate.number: candidate for candidate in candidates}
-    order = ranked(study, candidates)
+    order = rank_finalists(study, candidates)
     _tell_coarse(study, order, listener)
     for candidate in order:
         listener.started(0, f"measuring trial {candidate.number} again in {PROCESSES} fresh processes")
@@ -84,7 +84,7 @@ def _again(study: Study, prepared: Prepared, dense: Score, run: Run, candidate: 
     """The score measured again, with the test metric where the budget is kept, and what is broken of the budget."""
     model, goal = kept_model(run, candidate.number, prepared.model), study.task.metric.goal
     finished = functools.partial(prepared.costs.of_finished, model, prepared.pruned(candidate.plan), candidate.score)
-    score = decided(finished, lambda score: study.budget.broken(score, dense, goal))
+    score = decide(finished, lambda score: study.budget.broken(score, dense, goal))
     broken = study.budget.broken(score, dense, goal) + study.budget.unmeasured(score, dense, goal)
     if not broken and study.task.data.test is not None:
         tested = judge(model, study.task, study.target, "test", study.recovery.device)

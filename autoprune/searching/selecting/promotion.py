@@ -10,13 +10,13 @@ from autoprune.plan import Plan
 from autoprune.score import NEED_A_RUN, Candidate, Score, costs_of
 from autoprune.study import Study
 
-__all__ = ["EDGE", "alike", "best", "least_cost_wanted", "promoted"]
+__all__ = ["EDGE", "alike", "best", "least_cost_wanted", "next_promotion"]
 
 EDGE = 0.015  # of the budget: what a first look puts closer to it hardly keeps it once its interval counts
 _LEAST_DISTANCE = 0.25  # of the units of one group, by which plans that are trained differ in all
 
 
-def promoted(
+def next_promotion(
     study: Study,
     dense: Score,
     candidates: Sequence[Candidate],

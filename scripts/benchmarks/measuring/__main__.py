@@ -139,7 +139,9 @@ def flops(results: Results, size: int, plans: int, runtimes: list[str]) -> None:
                 subject = subject or Subject.of(name, size)
                 keep = subject.plan(seed)
                 try:
-                    found = measure.timed(*subject.artefacts(keep, target), subject.inputs, target, budget_s=1.0)
+                    found = measure.time_artefact(
+                        *subject.artefacts(keep, target), subject.inputs, target, budget_s=1.0
+                    )
                 except AutopruneError as error:
                     print(f"{runtime}: {error}")
                     break

@@ -101,7 +101,9 @@ class Bench:
         middle = time.perf_counter()
         exported = slicer.export(self.coupling.apply(self.model, keep), self.inputs)
         end = time.perf_counter()
-        found = measure.timed(cut, exported, self.inputs, self.target, processes=_PROCESSES, budget_s=_LONG_SECONDS)
+        found = measure.time_artefact(
+            cut, exported, self.inputs, self.target, processes=_PROCESSES, budget_s=_LONG_SECONDS
+        )
         return {"slice_s": middle - begin, "export_s": end - middle, "ratio": found.ratio or 0.0}
 
     def _prepared(self, artefact: Any) -> Callable[[], object]:

@@ -65,7 +65,7 @@ def figures(cell: Cell, model: nn.Module) -> tuple[dict[str, Any], np.ndarray]:
     """What the net of a cell came to, measured anew."""
     dense, model = cell.dense, model.eval()
     artefact = measure.artefact(model, dense.inputs, TARGET)
-    found = measure.timed(
+    found = measure.time_artefact(
         artefact, dense.artefact, dense.inputs, TARGET, processes=PROCESSES, budget_s=SECONDS
     ).to_json()
     costs, whole = measure.costs(model, dense.inputs), dense.prepared.dense

@@ -176,7 +176,7 @@ class Cell:
         """Of any net, beside the dense one."""
         with self.spent.on("measuring"):
             artefact = measure.artefact(model.eval(), self.dense.inputs, TARGET)
-            found = measure.timed(
+            found = measure.time_artefact(
                 artefact, self.dense.artefact, self.dense.inputs, TARGET, processes=processes, budget_s=SECONDS
             )
         return found
