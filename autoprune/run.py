@@ -24,6 +24,8 @@ from autoprune.files import open_plain, read_json
 
 __all__ = ["Run", "free_name", "write_whole"]
 
+# Optuna's lock on the journal is a link by design, renamed before it is removed: a kill may leave either.
+_LOCK_LINK = re.compile(r"study\.journal\.lock([0-9a-f-]{36}\.rename)?")
 _DEPTH = 3  # levels of a run's folder: cache/KIND/KEY.json, trials/NUMBER/model.safetensors
 
 
@@ -169,7 +171,7 @@ class Run:
         for entry in self._entries():
             if ours.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
                 shutil.rmtree(entry.path)
-            elif ours.fullmatch(entry.name):
+            elif ours.fullmatch(entry.name) or (_LOCK_LINK.fullmatch(entry.name) and entry.is_symlink()):
                 os.unlink(entry.path)
 
     def _entries(self) -> Iterator[os.DirEntry[str]]:
@@ -187,10 +189,9 @@ class Run:
 
     def _refuse_foreign(self) -> None:
         """Raise InputError where a link, a pipe or a device lies here, or the journal is another file's too."""
-        mark = self.journal.name + ".lock"  # Optuna's, a link by design; it is removed before the journal is opened
         for entry in self._entries():
             plain = entry.is_dir(follow_symlinks=False) or entry.is_file(follow_symlinks=False)
-            if not plain and entry.name != mark:
+            if not plain and not _LOCK_LINK.fullmatch(entry.name):
                 raise _foreign(Path(entry.path))
         if self.journal.is_dir() or (self.journal.exists() and self.journal.stat().st_nlink > 1):
             raise InputError(

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 
 import pytest
@@ -166,6 +167,21 @@ def test_the_next_process_removes_what_a_killed_one_left(tmp_path: Path, monkeyp
         assert not Path(left).exists() and (other / "model").exists() and (tmp_path / "autoprune-young").exists()
     living.communicate("\n")
     assert not other.exists()
+
+
+@pytest.mark.promise("leftovers")
+@pytest.mark.parametrize("name", ["study.journal.lock", f"study.journal.lock{uuid.uuid4()}.rename"])
+def test_a_lock_of_optunas_that_a_kill_left_is_no_foreign_link(name: str, tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.journal.write_text("")
+    link = tmp_path / name
+    link.symlink_to(run.journal)
+    with run.locked():
+        run.sweep()
+    assert not os.path.lexists(link) and run.journal.exists()
+    (tmp_path / f"{name}.other").symlink_to(run.journal)
+    with pytest.raises(InputError, match="is a link to"), run.locked():
+        pass
 
 
 @pytest.mark.promise("leftovers")
