@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from marks import slow_but
 from torch import nn
 
 from autoprune.measuring import flops
@@ -37,7 +38,7 @@ class Net(nn.Module):
         return self.fc(torch.relu(self.wide(self.body(x))).mean((2, 3)) @ self.scale)
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("runtime", slow_but(["onnxruntime"], RUNTIMES))
 def test_shares_sum_to_one_and_name_real_modules(runtime: str) -> None:
     model, inputs = Net().eval(), Inputs.of(torch.randn(1, 3, 24, 24))
     threads = torch.get_num_threads()

@@ -356,6 +356,7 @@ def test_a_failed_verification_has_status_4(tmp_path, monkeypatch):
     assert (shown.exit_code, "error 1e-7" in shown.stdout) == (0, True)
 
 
+@pytest.mark.slow
 def test_measure_counts_a_model_of_the_users_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "measured_net.py").write_text(

@@ -251,13 +251,13 @@ def test_a_target_file_names_its_own_line(tmp_path):
 
 def test_bundled_names(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    assert {"cpu_onnxruntime", "cpu_eager", "cuda_eager"} <= set(config.bundled("target"))
-    for name in config.bundled("target"):
+    assert {"cpu_onnxruntime", "cpu_eager", "cuda_eager"} <= set(config.bundled_paths("target"))
+    for name in config.bundled_paths("target"):
         try:
             assert config.target(name).name == name
         except MissingPackage as error:  # of an optional runtime
             assert "pip install" in str(error)
-    for name in config.bundled():
+    for name in config.bundled_paths():
         assert config.read(name).name == name
     assert config.target({"runtime": "eager", "threads": 4}) == Target("cpu_eager", "cpu", "eager", 4)
     with pytest.raises(StudyError, match=r"unknown study 'digist' \(did you mean 'digits'\?\)"):

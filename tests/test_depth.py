@@ -214,7 +214,7 @@ def test_a_finished_model_is_measured_as_its_plan_is(monkeypatch: pytest.MonkeyP
     model = net()
     coupling, graphs = discover(model, INPUTS), list[bytes]()
     took = Latency(1.0, 1.0, 1.0, 0.5, 0.5, 0.5, 40, True)
-    monkeypatch.setattr(costs.measure, "timed", lambda candidate, *_, **__: graphs.append(candidate) or took)
+    monkeypatch.setattr(costs.measure, "time_artefact", lambda candidate, *_, **__: graphs.append(candidate) or took)
     monkeypatch.setattr(costs.measure, "artefact", lambda *_, **__: pytest.fail("exported anew"))
     found = costs.Costs(replace(study(), target=Target()), model, coupling, INPUTS)
     plan = apply(model, coupling, Plan({"stage.1:blocks": Choice("depth", 1.0)}), Importance(model, coupling))

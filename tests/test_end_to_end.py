@@ -79,6 +79,22 @@ def points(folder: Path) -> list[tuple[float, int, bool]]:
     return [(each["score"]["metric"], each["score"]["flops"], each["feasible"]) for each in front(folder)["front"]]
 
 
+def test_killed_in_a_trial_it_goes_on_exports_and_verifies(here: Path) -> None:
+    settings = ("search.finalists=1", "search.trials=5", "export.formats=[safetensors]")
+    asked = ("search", "mine.yaml", *(word for setting in settings for word in ("--set", setting)))
+    folder = here / "runs" / "mine"
+    process = start(here, *asked)
+    until(process, "trial 4 of 8", then=0.2)
+    send(process, signal.SIGKILL)
+    stamp = (folder / "dense" / "model.safetensors").stat().st_mtime_ns
+    out, _ = run(here, *asked, "--json")
+    result = json.loads(out)
+    assert result["best"]["score"]["flops"] <= 0.6 * result["baseline"]["flops"] and result["best"]["feasible"]
+    assert (folder / "dense" / "model.safetensors").stat().st_mtime_ns == stamp
+    assert json.loads((folder / "best" / "verification.json").read_text())["passed"]
+
+
+@pytest.mark.slow
 def test_killed_again_and_again_it_goes_on(here: Path) -> None:
     folder, asked = here / "runs" / "mine", ("search", "mine.yaml", "--set", "search.finalists=1")
     process = start(here, *asked)

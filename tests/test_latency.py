@@ -288,6 +288,7 @@ def test_measure_gives_every_cost_figure(runtime):
     assert torch.get_num_threads() == threads and small.training
 
 
+@pytest.mark.slow
 def test_fresh_processes_agree_with_this_one(tmp_path):
     from autoprune.measuring.onnx_slicing.slicer import export
 

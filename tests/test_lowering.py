@@ -463,7 +463,9 @@ def test_a_search_times_sparse_plans_lowered(always_faster: list[int], monkeypat
     inputs = Inputs.of(torch.randn(2, 16))
     coupling = discover(dense, inputs)
     seen: list[Any] = []
-    monkeypatch.setattr(costs.measure, "timed", lambda candidate, *_, **__: seen.append(candidate) or answer(0.5))
+    monkeypatch.setattr(
+        costs.measure, "time_artefact", lambda candidate, *_, **__: seen.append(candidate) or answer(0.5)
+    )
     found = costs.Costs(made, dense, coupling, inputs)
     key = next(group.key for group in coupling.groups if group.level == "weights" and group.size == 512)
     whole = apply(dense, coupling, Plan(), Importance(dense, coupling))

@@ -113,6 +113,7 @@ def test_what_cannot_be_converted_is_refused():
         outputs_for(object(), INT8)
 
 
+@pytest.mark.slow
 def test_int8_keeps_the_accuracy_of_a_trained_net(task, trained):
     plain = evaluate(trained, task, "validation", "cpu")
     assert plain.metric > 0.9
@@ -165,6 +166,7 @@ def test_outputs_without_rows_are_not_cut():
         module(torch.randn(2, 4))
 
 
+@pytest.mark.slow
 def test_measure_gives_size_and_latency_in_the_targets_dtype(trained):
     inputs = Inputs.of(IMAGES.args[0][:1])
     plain, small = measure(trained, inputs, Target()), measure(trained, inputs, INT8, against=trained)

@@ -197,6 +197,7 @@ def test_a_plan_for_another_model_is_refused() -> None:
         autoprune.prune(model, inputs, Plan({"zzz:units": Choice("structured", 0.5)}))
 
 
+@pytest.mark.slow
 def test_measure_against_dense() -> None:
     model, inputs = member("plain").make()
     smaller = autoprune.prune(model, inputs, 0.5)

@@ -169,7 +169,9 @@ def test_the_next_process_removes_what_a_killed_one_left(tmp_path: Path, monkeyp
 
 
 @pytest.mark.promise("leftovers")
-@pytest.mark.parametrize("name", ["study.journal.lock", "study.journal.lock71431f34-1611-4f3a-9578-3acf95f9b5a5.rename"])
+@pytest.mark.parametrize(
+    "name", ["study.journal.lock", "study.journal.lock71431f34-1611-4f3a-9578-3acf95f9b5a5.rename"]
+)
 def test_a_lock_of_optunas_that_a_kill_left_is_no_foreign_link(name: str, tmp_path: Path) -> None:
     run = Run(tmp_path)
     run.journal.write_text("")

@@ -100,6 +100,7 @@ def test_the_best_of_many_judged_untrained_are_trained(tmp_path: Path) -> None:
     assert all(each.stage != "screened" for each in result.front)
 
 
+@pytest.mark.slow
 def test_more_trials_go_on_and_train_only_what_is_better_now(tmp_path: Path) -> None:
     searched(tmp_path)
     before = rows(tmp_path)
@@ -125,6 +126,7 @@ def test_a_killed_search_ends_like_one_that_was_not(tmp_path: Path, number: int,
     assert [row["stage"] for row in ended].count("screened") == 11
 
 
+@pytest.mark.slow
 def test_another_budget_is_searched_at_its_own_edge_and_judges_nothing_twice(tmp_path: Path) -> None:
     searched(tmp_path)
     listener = Listens()
@@ -186,6 +188,7 @@ def test_what_is_trained_was_judged_before_and_is_the_same_plan(tmp_path: Path, 
         assert table[number]["plan"] == table[promotions[number]]["plan"]
 
 
+@pytest.mark.slow
 def test_a_promoted_plan_keeps_what_is_no_longer_searched(tmp_path: Path) -> None:
     objectives = ("metric", "nonzero_params")
     searched(tmp_path, budget={"nonzero_params": "70%"}, objectives=objectives)
@@ -196,6 +199,7 @@ def test_a_promoted_plan_keeps_what_is_no_longer_searched(tmp_path: Path) -> Non
         assert table[number]["plan"] == table[promoted_]["plan"]
 
 
+@pytest.mark.slow
 def test_where_the_finalists_do_not_keep_the_budget_others_are_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -217,6 +221,7 @@ def test_where_the_finalists_do_not_keep_the_budget_others_are_trained(
     assert len(listener.trained()) == 3  # the dense model, the finalist, and another
 
 
+@pytest.mark.slow
 def test_a_finalist_that_is_slower_in_fresh_processes_costs_no_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -299,6 +304,7 @@ def test_it_stops_by_itself_where_nothing_gets_better(tmp_path: Path, monkeypatc
     assert [row["stage"] for row in rows(tmp_path)].count("screened") < 59
 
 
+@pytest.mark.slow
 def test_a_budget_that_only_untrained_plans_keep_says_so(tmp_path: Path) -> None:
     recovery = replace(TASK.training, learning_rate=1e-30)
     asked = study({"flops": "12%", "metric_drop": "0"}, recovery=recovery, trials=25, finalists=1)
@@ -309,7 +315,7 @@ def test_a_budget_that_only_untrained_plans_keep_says_so(tmp_path: Path) -> None
     assert stages.count("screened") > 5 and stages.count("trained") == 3  # times the finalists, and no more
 
 
-@pytest.mark.parametrize(("timeout", "most"), [(None, 10), (0.01, 1)])
+@pytest.mark.parametrize(("timeout", "most"), [pytest.param(None, 10, marks=pytest.mark.slow), (0.01, 1)])
 def test_so_many_plans_whose_training_breaks_down_are_tried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, timeout: float | None, most: int
 ) -> None:
@@ -322,6 +328,7 @@ def test_so_many_plans_whose_training_breaks_down_are_tried(
     assert [row["stage"] for row in rows(tmp_path)].count("failed") == most
 
 
+@pytest.mark.slow
 def test_what_is_planned_under_another_budget_is_what_is_left_under_it(tmp_path: Path) -> None:
     class Planned(Listens):
         trials = 0

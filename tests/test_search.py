@@ -313,6 +313,7 @@ def test_optunas_own_tools_work_on_the_journal(tmp_path: Path) -> None:
     assert sum(importances.values()) == pytest.approx(1.0)
 
 
+@pytest.mark.slow
 def test_two_runs_share_a_storage_by_url(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/trials.db"
     first = searched(tmp_path / "a", storage=url, trials=3)
@@ -618,6 +619,7 @@ def test_a_budget_that_is_missed_says_what_best_still_holds(tmp_path: Path) -> N
     assert (tmp_path / "best" / "model.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_limits_on_a_further_target_are_measured_and_kept(tmp_path: Path) -> None:
     further = Target("cpu_onnxruntime")
     both = replace(study({"latency": "400%", "latency on cpu_onnxruntime": "0.1us"}), further=(further,))
@@ -632,6 +634,7 @@ def test_limits_on_a_further_target_are_measured_and_kept(tmp_path: Path) -> Non
     assert record["elsewhere"]["cpu_onnxruntime"]["latency_ms"] > 0
 
 
+@pytest.mark.slow
 def test_a_target_that_is_named_later_is_measured_then(tmp_path: Path) -> None:
     searched(tmp_path)
     for limit, keeps in (("0.1%", False), ("100%", True)):

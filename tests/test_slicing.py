@@ -285,7 +285,7 @@ def test_groups_that_are_found_are_cut_one_by_one_and_together(name):
 
 
 @pytest.mark.parametrize("dtype", slow_but(["fp32"], ["fp32", "int8"]))
-@pytest.mark.parametrize("name", slow_but(["attention"], ["attention", "two lstms of one size"]))
+@pytest.mark.parametrize("name", slow_but([], ["attention", "two lstms of one size"]))
 def test_a_search_slices_for_the_batch_and_the_dtype_of_its_target(name, dtype):
     from test_search import study
 
@@ -467,7 +467,7 @@ BLOCKS = {
 
 
 @pytest.mark.parametrize("gone", slow_but([(1, 2)], [(0,), (2,), (0, 1), (1, 2), (0, 1, 2)]))
-@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize("name", slow_but(["convolutions"], BLOCKS))
 def test_blocks_that_go_are_left_out(name, gone):
     build, inputs, stage = BLOCKS[name]
     model, removed = randomised(build()), [f"{stage}.{place}" for place in gone]

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from marks import slow_but
 from test_damaged_files import DAMAGES
 from test_exporting import MINE, WIDTHS, change, section
 from typer.testing import CliRunner
@@ -145,7 +146,7 @@ FIGURES = [
 ]
 
 
-@pytest.mark.parametrize("factor", [8.0, 0.1], ids=["more", "less"])
+@pytest.mark.parametrize("factor", slow_but([8.0], [8.0, 0.1]), ids=["more", "less"])
 @pytest.mark.parametrize("path", FIGURES)
 def test_no_single_figure_can_be_another(whole: Recorded, path: str, factor: float) -> None:
     factor = 0.3 if path in ("metric", "test_metric") and factor > 1 else factor

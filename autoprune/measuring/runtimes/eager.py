@@ -31,7 +31,7 @@ class Eager:
     def prepare(self, artefact: nn.Module, inputs: Inputs, target: Target) -> Callable[[], object]:
         """One call is one inference. A call sets torch's number of threads to the target's where it is another.
 
-        The number of threads is the process's own: whoever times the calls puts it back (`measure.timed` does).
+        The number of threads is the process's own: whoever times the calls puts it back (`measure.time_artefact` does).
         Raises InputError for a device or dtype that is not here.
         """
         model, moved = _modules.prepare_module("eager", artefact, inputs, target)

@@ -1,0 +1,229 @@
+"""Every code block and command of README and docs is run here, or says why not; every link leads somewhere."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import typer
+import yaml
+from marks import slow_but
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from autoprune import api, cli, config
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+REASON = re.compile(r"<!-- not run: .+ -->")
+
+
+@dataclass(frozen=True)
+class Block:
+    """One piece of code of a page: its language, its text, and the line before it."""
+
+    language: str
+    text: str
+    before: str
+
+    @property
+    def skipped(self) -> bool:
+        """Whether the page says why it is not run."""
+        return REASON.fullmatch(self.before) is not None
+
+
+def blocks(text: str) -> Iterator[Block]:
+    """Fenced blocks, and indented ones that stand by themselves, as commands."""
+    lines, place, before = text.splitlines(), 0, ""
+    while place < len(lines):
+        line = lines[place]
+        if line.startswith("```"):
+            end = next(each for each in range(place + 1, len(lines)) if lines[each].startswith("```"))
+            yield Block(line[3:].strip(), "\n".join(lines[place + 1 : end]), before)
+            place = end
+        elif line.startswith("    ") and not before and not re.match(r"\s*[-*|\d]", line):
+            end = place
+            while end < len(lines) and lines[end].startswith("    "):
+                end += 1
+            yield Block("", "\n".join(each[4:] for each in lines[place:end]), before)
+            place = end
+            continue
+        before = line.strip()
+        place += 1
+
+
+def kinds(page: Path, *languages: str) -> list[Block]:
+    return [block for block in blocks(page.read_text()) if block.language in languages and not block.skipped]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_no_block_is_of_a_language_that_nothing_runs(page: Path) -> None:
+    odd = [
+        block
+        for block in blocks(page.read_text())
+        if block.language not in ("", "python", "yaml") and not block.skipped
+    ]
+    assert not odd, f"{page.name}: {odd[0].language!r} is run by nothing; say why before it: <!-- not run: ... -->"
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.outer(torch.relu(self.inner(x)))
+
+
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer1 = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU())
+        self.blocks = nn.Sequential(*(Residual() for _ in range(4)))
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.blocks(self.layer1(x)).mean((2, 3)))
+
+
+def fixtures() -> dict[str, Any]:
+    """What the pages take for granted: a trained model, its inputs, its data."""
+    torch.manual_seed(0)
+    images, labels = torch.randn(60, 3, 8, 8), torch.randint(0, 4, (60,))
+    whole = TensorDataset(images, labels)
+    return {
+        "model": Small().eval(),
+        "inputs": images[:2],
+        "train_set": whole,
+        "validation_set": TensorDataset(images[:20], labels[:20]),
+        "loader": torch.utils.data.DataLoader(whole, batch_size=20),
+        "torch": torch,
+        "MyNet": Small,
+    }
+
+
+def bound(function: Any, answer: Any) -> Any:
+    """Takes what `function` takes and answers at once: a search and its export take minutes."""
+
+    def called(*args: Any, **options: Any) -> Any:
+        inspect.signature(function).bind(*args, **options)
+        return answer
+
+    return called
+
+
+def small(function: Any) -> Any:
+    """The search of a page with few trials, one epoch, and a limit that nothing has to be timed for."""
+
+    def search(model: nn.Module, **options: Any) -> Any:
+        few = {"trials": 3, "finalists": 1, "recovery": {"epochs": 1, "device": "cpu"}, "formats": ["safetensors"]}
+        here = {"target": {"name": "here", "runtime": "eager"}, "budget": {"flops": "80%"}}
+        return function(model, **{**options, **few, **here})
+
+    return search
+
+
+@pytest.mark.parametrize("real", slow_but([False], [False, True]), ids=["quick", "real"])
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_python_blocks_run_in_order(page: Path, real: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = fixtures()
+    result = SimpleNamespace(best=SimpleNamespace(model=names["model"]), front=[], export=lambda out: Path(out))
+    stand_in = {"search": bound(api.search, result), "load": bound(api.load, names["model"])}
+    for name, function in ({"search": small(api.search)} if real else stand_in).items():
+        monkeypatch.setattr(f"autoprune.{name}", function, raising=False)
+    for block in kinds(page, "python"):
+        code = compile(block.text, str(page), "exec")
+        if "onnxruntime.InferenceSession" not in block.text:  # it opens what the quickstart has written
+            exec(code, names)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_yaml_blocks_are_studies_that_are_taken(page: Path, tmp_path: Path) -> None:
+    for number, block in enumerate(kinds(page, "yaml")):
+        path = tmp_path / f"study{number}.yaml"
+        path.write_text(block.text)
+        read = config.read(str(path))
+        assert read.resolved()["name"] == yaml.safe_load(block.text)["name"]
+
+
+def commands(page: Path) -> Iterator[list[str]]:
+    for block in kinds(page, ""):
+        for line in block.text.replace("\\\n", " ").splitlines():
+            words = shlex.split(re.sub(r"\[(--[^\]]*)\](\.\.\.)?", r"\1", line), comments=True)
+            if words:
+                yield words
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_commands_are_such_as_exist(page: Path) -> None:
+    group: Any = typer.main.get_command(cli.app)
+    for words in commands(page):
+        if words[0] == "autoprune":
+            command = group.commands[words[1]]
+            words = [word.removesuffix("...") for word in words[2:]]
+            command.make_context(command.name, words, resilient_parsing=False)
+        else:
+            assert words[0].startswith(("scripts/", "python", ".venv/bin/python")), f"what is {words[0]!r}?"
+            script = next((word for word in words if word.startswith("scripts")), None)
+            path = ROOT / str(script).replace(".", "/") if str(script).startswith("scripts.") else ROOT / str(script)
+            assert path.exists() or path.with_suffix(".py").exists(), f"{script} is not there"
+
+
+def anchors(text: str) -> set[str]:
+    heads = re.findall(r"^#+ (.+)$", text, flags=re.M)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).strip().replace(" ", "-") for head in heads}
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=[*NAMES, "CONTRIBUTING.md"])
+def test_links_lead_somewhere(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if link.startswith(("http://", "https://")):
+            continue
+        place, _, anchor = link.partition("#")
+        other = (page.parent / place).resolve() if place else page
+        assert other.exists(), f"{page.name}: {link} leads nowhere"
+        assert not anchor or anchor in anchors(other.read_text()), f"{page.name}: {link} has no such heading"
+
+
+def test_every_page_is_in_the_site() -> None:
+    site = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
+
+    def pages(nav: Any) -> Iterator[str]:
+        for each in nav:
+            if isinstance(each, str):
+                yield each
+            else:
+                for inner in each.values():
+                    yield from pages(inner) if isinstance(inner, list) else [inner]
+
+    listed = set(pages(site["nav"]))
+    assert listed == {str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")}
+
+
+def test_the_reference_is_what_the_code_says() -> None:
+    ended = subprocess.run(
+        [sys.executable, "scripts/make_reference.py", "--check"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+def test_a_block_that_is_neither_run_nor_explained_is_seen() -> None:
+    text = "a\n\n```rust\nfn main() {}\n```\n\n<!-- not run: it is a picture -->\n```text\nx\n```\n"
+    found = list(blocks(text))
+    assert [(block.language, block.skipped) for block in found] == [("rust", False), ("text", True)]
+    with pytest.raises(typer.BadParameter.__mro__[1]):  # click's UsageError, which typer may bring along
+        command: Any = typer.main.get_command(cli.app)
+        command.commands["search"].make_context("search", ["digits", "--nonsense"])
