@@ -105,8 +105,8 @@ def search(
     from autoprune import config
 
     reads = [
-        config.read(study, sets=sets or (), budget=each, trials=trials, timeout=timeout, seed=seed)
-        for each in options.family(budget or ())
+        config.read(study, sets=sets or (), budget=limits, trials=trials, timeout=timeout, seed=seed)
+        for limits in options.family(budget or ())
     ]
     folder = out or Path("runs") / reads[0].name
     if not fresh:
@@ -117,7 +117,7 @@ def search(
         from autoprune.searching.interrupt import Interrupt
 
         first = config.build(reads[0])
-        studies = [first, *(config.build(each, first.task) for each in reads[1:])]
+        studies = [first, *(config.build(read, first.task) for read in reads[1:])]
         members: list[options.Member] = []
         with output.listener() as listener, Interrupt():
             for given in studies:
@@ -150,9 +150,9 @@ def sensitivity(
     """Show what each decision costs in quality and saves in latency when taken alone; a search goes on from it."""
     from autoprune import config
 
-    for each in ratio or ():
-        if not 0 < each < 1:
-            raise InputError(f"--ratio {each:g}: a ratio is the share removed, more than 0 and less than 1")
+    for share in ratio or ():
+        if not 0 < share < 1:
+            raise InputError(f"--ratio {share:g}: a ratio is the share removed, more than 0 and less than 1")
     read = config.read(study, sets=sets or (), seed=seed)
     folder = out or Path("runs") / read.name
     config.refuse_changed(read.resolved(), folder)
@@ -202,8 +202,8 @@ def measure(
     from autoprune.reporting.layers import layers as by_layer
 
     found = [subjects.measure_subject(each, layers > 0) for each in subjects.every(subject, shape, target or (), trust)]
-    costs = tables.costs({each.title: each.score for each in found})
-    tops = [by_layer(each.layers, f"{each.title}, by layer", layers) for each in found if each.layers]
+    costs = tables.costs({subject.title: subject.score for subject in found})
+    tops = [by_layer(subject.layers, f"{subject.title}, by layer", layers) for subject in found if subject.layers]
     Output(as_json, quiet).show(records.measured_record(found), *costs, *tops)
 
 
@@ -223,7 +223,7 @@ def targets(
     output = Output(as_json, quiet)
     if name is None:
         every = available.every()
-        output.show({"version": 1, "targets": [each.to_json() for each in every]}, shown.listing(every))
+        output.show({"version": 1, "targets": [subject.to_json() for subject in every]}, shown.listing(every))
         return
     found = available.find(name)
     here = "runs here" if found.reason is None else f"does not run here: {found.reason}"

@@ -52,7 +52,9 @@ def paragraph(text: str, longest: int = _LONGEST) -> str:
     if len(text) > 20 * longest:  # before anything is done to each character
         text = f"{text[: 10 * longest]} {text[-10 * longest :]}"
     text = without_passwords(text)
-    plain = "".join(each if each.isprintable() else _escape(each) for each in " ".join(text.split()))
+    plain = "".join(
+        character if character.isprintable() else _escape(character) for character in " ".join(text.split())
+    )
     if len(plain) <= longest:
         return plain
     end = min(_END, longest // 3)

@@ -162,8 +162,8 @@ def guard(found: Any, what: str) -> Any:
 def _guard_class(found: type, what: str) -> type:
     methods: dict[str, Any] = {
         name: _guard_method(value, f"{what}, in {name},")
-        for each in reversed(found.__mro__)
-        for name, value in vars(each).items()
+        for frame in reversed(found.__mro__)
+        for name, value in vars(frame).items()
         if isinstance(value, FunctionType) and not name.startswith("_") and _is_users(value.__code__.co_filename)
     }
     if not methods:  # one of ours, named by its module

@@ -166,21 +166,21 @@ def show_members(output: Output, members: Sequence[Member]) -> None:
         return
     shown = [
         {
-            "budget": each.study.budget.to_json(),
-            "result": None if each.result is None else records.result(each.result),
-            "unmet": each.unmet,
+            "budget": member.study.budget.to_json(),
+            "result": None if member.result is None else records.result(member.result),
+            "unmet": member.unmet,
         }
-        for each in members
+        for member in members
     ]
-    rows = [(str(each.study.budget), each.result) for each in members]
+    rows = [(str(member.study.budget), member.result) for member in members]
     output.show({"version": 1, "family": shown}, tables.family(rows, members[0].study.task.metric.name))
 
 
 def raise_unmet(members: Sequence[Member]) -> None:
     """End with status 130 after Ctrl-C, with 3 where no plan meets a budget."""
-    if any(each.interrupted for each in members):
+    if any(member.interrupted for member in members):
         raise typer.Exit(INTERRUPTED)
-    unmet = [each.unmet for each in members if each.unmet is not None]
+    unmet = [member.unmet for member in members if member.unmet is not None]
     if unmet:
         raise BudgetError(". ".join(unmet)) from members[0].error
 
@@ -189,7 +189,7 @@ def show_answers(output: Output, known: Any, study: StudyNoun) -> None:
     """Print the budgets that a run can answer."""
     from autoprune.reporting import tables
 
-    record = {"version": 1, "answers": [each.to_json() for each in known]}
+    record = {"version": 1, "answers": [member.to_json() for member in known]}
     output.show(record, tables.answers(known, study.task.metric.name))
 
 

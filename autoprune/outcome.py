@@ -47,13 +47,13 @@ class SearchResult:
         """One line for dense and for each candidate of the front."""
         chosen = None if self.result.best is None else self.result.best.number
         lines = [f"search {self.study.name!r}: {self.study.budget}; {self.run}"]
-        for each in self.front:
-            score = each.score
+        for candidate in self.front:
+            score = candidate.score
             ratio = "" if score.latency_ratio is None else f", latency {score.latency_ratio:.1%} of dense"
-            mark = " best" if each.number == chosen else "" if each.feasible else " over budget"
+            mark = " best" if candidate.number == chosen else "" if candidate.feasible else " over budget"
             quality = f"{self.study.task.metric.name} {score.metric:.4g}"
             lines.append(
-                f"  trial {each.number}{mark}: {quality}{ratio}, {score.params} parameters, {score.flops} FLOPs"
+                f"  trial {candidate.number}{mark}: {quality}{ratio}, {score.params} parameters, {score.flops} FLOPs"
             )
         return "\n".join(lines)
 

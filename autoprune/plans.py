@@ -118,7 +118,7 @@ def _by_patterns(
         wished = dict.fromkeys(fresh, choice)
         if plugins.create("technique", choice.technique).level == "blocks":
             fresh = wished = _blocks(fresh, choice, found, importance)
-            gone = sum(each.ratio == 1 for each in fresh.values())
+            gone = sum(group.ratio == 1 for group in fresh.values())
             if abs(choice.ratio - gone / len(fresh)) > _OFF or (choice.ratio and not gone):
                 what = f"{len(fresh)} block" + "s" * (len(fresh) > 1)
                 told.append(f"{pattern}: asked {choice.ratio:.2f} of {what}, {gone} go{'es' * (gone == 1)}")

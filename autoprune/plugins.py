@@ -188,7 +188,7 @@ def create(kind: Kind, given: str, folders: Sequence[Path] = ()) -> Any:
     plugin = load(kind, name, folders)
     if settings:
         fields = inspect.signature(plugin).parameters.values()
-        check_settings(given, settings, {each.name: _word(each.annotation) for each in fields})
+        check_settings(given, settings, {field.name: _word(field.annotation) for field in fields})
     if ":" not in name:
         return plugin(**settings)
     with faults.code(f"the {kind} {given!r}"):
@@ -203,7 +203,7 @@ def parse(given: str) -> tuple[str, dict[str, Any]]:
     try:
         call = ast.parse(f"_({inside}", mode="eval").body
         if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and not call.args:
-            settings = {str(each.arg): ast.literal_eval(each.value) for each in call.keywords if each.arg}
+            settings = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords if keyword.arg}
             if len(settings) == len(call.keywords):
                 return name.strip(), settings
     except (SyntaxError, ValueError, RecursionError, MemoryError):

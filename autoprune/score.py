@@ -95,7 +95,7 @@ class Score:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Score:
         """The score that `to_json` wrote; unknown keys are left out."""
-        known = {each.name for each in fields(cls)}
+        known = {candidate.name for candidate in fields(cls)}
         values = {key: value for key, value in data.items() if key in known}
         elsewhere = {name: cls.from_json(each) for name, each in values.get("elsewhere", {}).items()}
         return cls(**values | {name: tuple(values.get(name, ())) for name in _LISTS} | {"elsewhere": elsewhere})
@@ -211,11 +211,11 @@ def by_quality(candidates: Sequence[Candidate], goal: str) -> list[Candidate]:
         known = candidate.score.loss
         return (math.inf if known is None else known, sign * candidate.score.objective("metric"), *cost(candidate))
 
-    left = sorted(candidates, key=lambda each: (sign * each.score.objective("metric"), *cost(each)))
+    left = sorted(candidates, key=lambda candidate: (sign * candidate.score.objective("metric"), *cost(candidate)))
     while left:
-        alike = [each for each in left if _alike(each.score, left[0].score)]
+        alike = [candidate for candidate in left if _alike(candidate.score, left[0].score)]
         found += sorted(alike, key=loss)
-        left = [each for each in left if each not in alike]
+        left = [candidate for candidate in left if candidate not in alike]
     return found
 
 

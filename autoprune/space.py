@@ -165,7 +165,9 @@ class Space:
             if group.level == "blocks":  # nothing in it is ranked
                 fitting = replace(fitting, ratio=(0.0, 1.0), criteria=fitting.criteria[:1])
             shared = self._decision_name(group)
-            free = (each for each in (shared, group.key, f"{group.key}:{len(names)}") if each not in variables)
+            free = (
+                variable for variable in (shared, group.key, f"{group.key}:{len(names)}") if variable not in variables
+            )
             name = names.setdefault((shared, fitting), next(free))
             members = (*variables[name].groups, group) if name in variables else (group,)
             variables[name] = Variable(name, members, fitting, options.multiple_of or multiple_of)
@@ -333,8 +335,8 @@ def uniform(variables: Sequence[Variable], techniques: Sequence[str], ratio: flo
 
 def highest_ratio(variables: Sequence[Variable], techniques: Sequence[str]) -> float:
     """The highest that a variable with one of `techniques` may be removed; 0 where none has one."""
-    offering = (each for each in variables if set(techniques) & set(each.options.techniques))
-    return max((each.options.ratio[1] for each in offering), default=0.0)
+    offering = (variable for variable in variables if set(techniques) & set(variable.options.techniques))
+    return max((variable.options.ratio[1] for variable in offering), default=0.0)
 
 
 def matches(pattern: str, layer: str) -> bool:

@@ -29,12 +29,12 @@ def agreement(recorded: Recorded) -> Found:
     for name in ("", *(target.name for target in recorded.further)):
         own, dense = recorded.score.on(name), recorded.dense_score.on(name)
         within = "" if not name else f"elsewhere.{name}."
-        problems += [within + each for each in (*_disorders(own, ""), *_disorders(dense, "dense."))]
+        problems += [within + disorder for disorder in (*_disorders(own, ""), *_disorders(dense, "dense."))]
         if recorded.record.get("version", 1) < 2:
             unchecked["latency_ms, throughput"] = "the record is of a version that measured them apart from the ratio"
         elif own.latency_ratio is not None:
             batch = recorded.on(name).batch
-            problems += [within + each for each in mismatches(_following(own, dense, batch))]
+            problems += [within + mismatch for mismatch in mismatches(_following(own, dense, batch))]
     problems += _of_study(recorded)
     if problems:
         raise Failed("; ".join(problems))

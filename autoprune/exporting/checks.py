@@ -224,7 +224,7 @@ def _resources(recorded: Recorded) -> Iterator[tuple[str, str]]:
         for name in ("", *_further(recorded)):
             scores = (recorded.score.on(name), recorded.dense_score.on(name))
             for quantity in ("memory", "energy"):
-                if recorded.limits(name, quantity) or any(each.figure(quantity) is not None for each in scores):
+                if recorded.limits(name, quantity) or any(score.figure(quantity) is not None for score in scores):
                     yield quantity, name
     except (ValueError, KeyError, TypeError, AttributeError, InputError):
         return

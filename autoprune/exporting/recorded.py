@@ -91,11 +91,11 @@ class Recorded:
 
     def on(self, name: str) -> Target:
         """The target of that name; "" is the study's own."""
-        return next(each for each in self.further if each.name == name) if name else self.target
+        return next(value for value in self.further if value.name == name) if name else self.target
 
     def limits(self, name: str, *quantities: str) -> list[Limit]:
         """Those of the budget on some quantities that hold on a target."""
-        return [each for each in self.budget.limits if each.quantity in quantities and each.target == name]
+        return [limit for limit in self.budget.limits if limit.quantity in quantities and limit.target == name]
 
     def artefacts(self, name: str = "") -> tuple[Any, Any]:
         """What the target's runtime takes of this model and of the dense one; no weight's value matters to latency."""

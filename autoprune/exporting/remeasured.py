@@ -40,7 +40,7 @@ def latency(recorded: Recorded, name: str = "") -> Found:
     if problems:
         found = measure.time_artefact(*artefacts, inputs, target, processes=_MORE, budget_s=_SECONDS)
         problems, figures, unchecked = _compare_latency(recorded, name, found)
-    figures |= {each: getattr(found, each) for each in _LATENCIES} | {"taken": found.taken}
+    figures |= {value: getattr(found, value) for value in _LATENCIES} | {"taken": found.taken}
     figures["runtime"] = plugins.load("runtime", target.runtime, recorded.folders)().version()
     said = f"{found.ms:.4g} ms, {found.ratio:.1%} of dense ({found.ratio_low:.1%} to {found.ratio_high:.1%})"
     if problems:
@@ -58,7 +58,7 @@ def _compare_latency(recorded: Recorded, name: str, found: Latency) -> tuple[lis
         if not limit.relative and (foreign := recorded.foreign):
             unchecked[limit.key] = foreign
             continue
-        least, most = (_spent_share(limit, each, dense) for each in (best, now))
+        least, most = (_spent_share(limit, value, dense) for value in (best, now))
         figures |= {"limit": str(limit), "surely_inside": not limit.broken(most)}
         if limit.broken(least):
             problems.append(f"{limit.key} is {'under' if limit.lower else 'over'} the limit {limit} for sure")
@@ -95,7 +95,7 @@ def _percentiles(name: str, known: Score, dense: Score, found: Latency) -> list[
     """Whether milliseconds of dense, and how far percentiles are from the median, are about those recorded."""
     ends = ("", "_low", "_high") if found.dense_ms is not None and dense.latency_ms is not None else ()
     names = [f"latency_ms{end}" for end in ends]
-    figures = {f"dense.{each}": Held(found.dense_ms, getattr(dense, each), 1 - 1 / _DENSE) for each in names}
+    figures = {f"dense.{name}": Held(found.dense_ms, getattr(dense, name), 1 - 1 / _DENSE) for name in names}
     for figure, value, factor in (("p90", found.p90_ms, _P90), ("p99", found.p99_ms, _P99)):
         recorded = getattr(known, f"latency_ms_{figure}")
         if value is not None and recorded is not None and known.latency_ms:

@@ -51,7 +51,7 @@ def _foreign_references(value: Any, key: str = "") -> Iterator[str]:
     if isinstance(value, Mapping):
         args, name = value.get("args"), value.get("name")
         if isinstance(args, Mapping):
-            yield from (f"{name!r} with {each}={args[each]!r}" for each in _FETCHES if args.get(each))
+            yield from (f"{name!r} with {value}={args[value]!r}" for value in _FETCHES if args.get(value))
         for inner in value:
             if inner not in _PLAIN:
                 yield from _foreign_references(value[inner], str(inner))

@@ -98,7 +98,7 @@ def _is_operator(target: str) -> bool:
     if not isinstance(operator, torch._ops.OpOverload):
         return False
     schema = operator._schema
-    unsafe = parts[3].endswith("_unsafe") or any("filename" in each.name for each in schema.arguments)
+    unsafe = parts[3].endswith("_unsafe") or any("filename" in argument.name for argument in schema.arguments)
     # without a kernel it is one of TorchScript's: aten.save writes a file
     return parts[2] not in _SPACES and not unsafe and torch._C._dispatch_has_kernel(str(operator._name))
 

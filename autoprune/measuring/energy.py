@@ -65,7 +65,7 @@ def _cpus() -> Callable[[], float]:
 
     def read() -> float:
         found = [packages.get_total_energy_consumption(index) for index in range(len(packages))]
-        return float(sum(each.cpu_mj + (each.dram_mj or 0.0) for each in found))
+        return float(sum(value.cpu_mj + (value.dram_mj or 0.0) for value in found))
 
     return read
 

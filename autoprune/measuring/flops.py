@@ -129,7 +129,9 @@ def _numbers(value: Any) -> list[int]:
     """The numbers in a list of a traced graph; none where it is None."""
     node = value.node()
     return (
-        [each.toIValue() for each in node.inputs()] if node.kind() == "prim::ListConstruct" else value.toIValue() or []
+        [operand.toIValue() for operand in node.inputs()]
+        if node.kind() == "prim::ListConstruct"
+        else value.toIValue() or []
     )
 
 

@@ -89,9 +89,9 @@ def time_artefact(
             return subprocesses.fresh(candidate, dense, inputs, target, processes, budget_s)
         runtime = plugins.load("runtime", target.runtime)()
         batch = inputs.rows(target.batch)
-        artefacts = [each for each in (candidate, dense) if each is not None]
+        artefacts = [value for value in (candidate, dense) if value is not None]
         return latency.compare_anew(
-            lambda: [runtime.prepare(each, batch, target) for each in artefacts],
+            lambda: [runtime.prepare(value, batch, target) for value in artefacts],
             budget_s=budget_s,
             threads=target.threads,
         )

@@ -139,7 +139,7 @@ def _effective(choices: Sequence[tuple[Group, Choice]], importance: Importance) 
     gone = tuple(
         f"{name}." for group, _ in deep for name, stays in zip(group.layers, kept[group.key], strict=True) if not stays
     )
-    return [each for each in choices if not (gone and all(layer.startswith(gone) for layer in each[0].layers))]
+    return [choice for choice in choices if not (gone and all(layer.startswith(gone) for layer in choice[0].layers))]
 
 
 def _kept_by_group(choices: Sequence[tuple[Group, Choice]], importance: Importance) -> dict[str, Tensor]:
@@ -189,10 +189,10 @@ def _mask(
     technique = plugins.create("technique", choice.technique)
     criterion = plugins.create("criterion", choice.criterion)
     mine = [cut for cut in cuts if cut.tensor == name]
-    needed = [take(each, mine) for each in importance.needed(criterion, name) or ()]
+    needed = [take(tensor, mine) for tensor in importance.needed(criterion, name) or ()]
 
     def keep(weight: Tensor, share: float) -> Tensor:
-        seen = [each.to(weight.device) for each in needed]
+        seen = [tensor.to(weight.device) for tensor in needed]
         pattern: Tensor = technique.keep(criterion.score(weight, *seen), choice.ratio * share)
         return pattern
 

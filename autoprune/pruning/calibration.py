@@ -126,7 +126,7 @@ def join_batches(batches: Iterable[Batch], count: int) -> Inputs:
         raise InputError("a repair needs at least one batch; the data gave none")
     batched = parts[0].batch_size
     columns = zip(*(part.tensors() for part in parts), strict=True)
-    joined = [torch.cat(each) if each[0].dim() and len(each[0]) == batched else each[0] for each in columns]
+    joined = [torch.cat(column) if column[0].dim() and len(column[0]) == batched else column[0] for column in columns]
     return parts[0].replaced(joined).rows(min(held, count))
 
 

@@ -82,7 +82,7 @@ class Importance:
     def needed(self, criterion: Criterion, tensor: str) -> tuple[Tensor, ...] | None:
         """What a criterion needs to see for a parameter, each shaped like it; None where it does not have all."""
         found = tuple(self._evidence(need).get(tensor) for need in criterion.needs)
-        return None if any(each is None for each in found) else found  # type: ignore[return-value]
+        return None if any(tensor is None for tensor in found) else found  # type: ignore[return-value]
 
     def units(self, group: Group, criterion: str) -> Tensor:
         """Importance of each unit of a group, (cells, units per cell), summed over all that it is made of.

@@ -20,7 +20,7 @@ class Threshold:
     def __init__(self, scores: Mapping[str, Tensor]) -> None:
         self._sizes = {name: each.numel() for name, each in scores.items()}
         owners = [torch.full((size,), place) for place, size in enumerate(self._sizes.values())]
-        order = torch.cat([each.detach().flatten().double().cpu() for each in scores.values()]).argsort(stable=True)
+        order = torch.cat([score.detach().flatten().double().cpu() for score in scores.values()]).argsort(stable=True)
         self._owners = torch.cat(owners)[order]  # of the weights, the least important first
 
     def ratios(self, share: float) -> dict[str, float]:

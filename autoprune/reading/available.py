@@ -44,7 +44,8 @@ class Found:
     def to_json(self) -> dict[str, Any]:
         """A JSON object; `settings` by key."""
         settings = {
-            each.key: {"value": each.value, "default": each.default, "needed": each.needed} for each in self.settings
+            setting.key: {"value": setting.value, "default": setting.default, "needed": setting.needed}
+            for setting in self.settings
         }
         here = {"path": str(self.path), "runs_here": self.reason is None, "reason": self.reason}
         return self.target.to_json() | here | {"settings": settings}
@@ -97,5 +98,5 @@ def _needed_packages(key: str) -> str:
     if key == "device":
         return "cpu, cuda or cuda:1, ..."
     annotation = TargetSchema.model_fields[key].annotation
-    choices = [str(each) for each in get_args(annotation) if isinstance(each, str)]
+    choices = [str(arg) for arg in get_args(annotation) if isinstance(arg, str)]
     return ", ".join(choices) or ("a whole number, at least 1" if annotation is int else "text")

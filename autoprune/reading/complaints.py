@@ -36,12 +36,12 @@ _BOUNDS = {
 
 def complaint(error: ValidationError, document: Document, schema: type[BaseModel]) -> StudyError:
     """The first problem as a StudyError, unknown keys before others: a mistyped key is why another is missing."""
-    problems = sorted(error.errors(include_url=False), key=lambda each: each["type"] != "extra_forbidden")
+    problems = sorted(error.errors(include_url=False), key=lambda value: value["type"] != "extra_forbidden")
     first, others = problems[0], problems[1:]
     path = _path(first["loc"], document, missing=first["type"] == "missing")
     message = _message(first, schema)
     keys = list(
-        dict.fromkeys(".".join(_path(each["loc"], document, missing=each["type"] == "missing")) for each in others)
+        dict.fromkeys(".".join(_path(other["loc"], document, missing=other["type"] == "missing")) for other in others)
     )
     if keys:
         message += f" (also wrong: {', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''})"
@@ -100,5 +100,5 @@ def _fields(schema: type[BaseModel], location: Sequence[str | int]) -> list[str]
 
 def _section(annotation: Any) -> Any:
     """The model in `Model | None` or `dict[str, Model]`, else the annotation itself."""
-    inner = [each for each in typing.get_args(annotation) if isinstance(each, type) and issubclass(each, BaseModel)]
+    inner = [arg for arg in typing.get_args(annotation) if isinstance(arg, type) and issubclass(arg, BaseModel)]
     return inner[0] if inner else annotation

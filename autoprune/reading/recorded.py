@@ -23,9 +23,9 @@ def target_of(source: str, given: dict[str, Any], folders: Sequence[Path], neste
 
     Raises StudyError, with the key, where there is no such run, or where it has another target.
     """
-    folder = next((each / source for each in folders if (each / source).is_dir()), None)
+    folder = next((folder / source for folder in folders if (folder / source).is_dir()), None)
     if folder is None:
-        places = ", ".join(str(each) for each in folders)
+        places = ", ".join(str(folder) for folder in folders)
         raise StudyError(f"there is no run {source!r}; looked in {places}", key="target.from")
     study = Run(folder).study
     try:

@@ -59,7 +59,7 @@ def check_reference(reference: str, folders: Sequence[Path] = (), kind: plugins.
         if prefix == "torchvision":
             _check_packages(repr(reference), {"torchvision"}, ())
             return
-        known = [f"zoo:{each}" for each in plugins.names(kind)]
+        known = [f"zoo:{name}" for name in plugins.names(kind)]
         if reference not in known:
             raise InputError(
                 f"unknown {kind} {reference!r}{nearest(reference, known)}; known: {', '.join(known) or 'none'}"
@@ -67,7 +67,7 @@ def check_reference(reference: str, folders: Sequence[Path] = (), kind: plugins.
         check_plugin(kind, name)
         return
     if not _REFERENCE.fullmatch(reference):
-        bundled = [f"zoo:{each}" for each in plugins.names(kind)] if kind is not None else []
+        bundled = [f"zoo:{name}" for name in plugins.names(kind)] if kind is not None else []
         others = f"{', '.join(bundled)}, torchvision:name or " if bundled else ""
         hint = nearest(f"zoo:{reference}", bundled)
         raise InputError(f"{reference!r} is no reference{hint}; needed: {others}my_package.my_module:name")
@@ -110,7 +110,7 @@ def _check_module(reference: str, module: str, name: str, folders: Sequence[Path
         raise InputError(f"{spec.origin} cannot be read as Python: {error or type(error).__name__}") from error
     known = _defined_names(tree)
     if known is not None and name not in known:
-        public = sorted(each for each in known if not each.startswith("_"))
+        public = sorted(name for name in known if not name.startswith("_"))
         raise InputError(
             f"{spec.origin} has no {name!r}{nearest(name, public)}; it has: {', '.join(public) or 'nothing'}"
         )

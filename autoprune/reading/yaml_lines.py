@@ -148,9 +148,9 @@ class _Reader:
 
     def read(self, text: str) -> Any:
         """The value in `text`."""
-        if sum(text.count(each) for each in "[{,:") > _MARKS:
+        if sum(text.count(mark) for mark in "[{,:") > _MARKS:
             raise StudyError(f"this YAML has more than {_MARKS:,} brackets, commas and colons", file=self.source)
-        steps = (1 if each in "[{" else -1 for each in re.findall(r"[\[\]{}]", text))
+        steps = (1 if mark in "[{" else -1 for mark in re.findall(r"[\[\]{}]", text))
         if max(itertools.accumulate(steps), default=0) > 2 * _DEPTH:  # PyYAML's time grows with its square
             raise StudyError("this YAML is nested too deeply", file=self.source)
         try:
@@ -199,8 +199,8 @@ class _Reader:
             if not isinstance(key_node, yaml.ScalarNode):
                 raise self.error("a key must be a single word", path, line)
             if key_node.tag == "tag:yaml.org,2002:merge":
-                for each in value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]:
-                    given = self.value(each, path)
+                for mark in value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]:
+                    given = self.value(mark, path)
                     if not isinstance(given, dict):
                         raise self.error("<< needs a mapping", path, line)
                     merged = given | merged

@@ -104,7 +104,7 @@ class Measured(Protocol):
 
 def measured_record(found: Sequence[Measured]) -> dict[str, Any]:
     """What `measure` found, a JSON object."""
-    return {"version": 2, "measured": [each.to_json() for each in found]}
+    return {"version": 2, "measured": [measured.to_json() for measured in found]}
 
 
 def checked_record(report: Checked) -> dict[str, Any]:
@@ -138,7 +138,7 @@ def result(found: Result) -> dict[str, Any]:
         "baseline": found.dense.to_json(),
         "best": None if found.best is None else _candidate(found.best),
         "front": [_candidate(candidate) for candidate in found.front],
-        "answers": [each.to_json() for each in found.answers],
+        "answers": [answer.to_json() for answer in found.answers],
     }
 
 

@@ -49,7 +49,11 @@ def closing(result: Result, metric: str, asked: Collection[str] = ()) -> list[Ta
     """
     shown = [result.best, *result.front] if result.best is not None else list(result.front)
     best = None if result.best is None else result.best.number
-    candidates = list({each.number: each for each in shown if each.stage != "dense" or each.number == best}.values())
+    candidates = list(
+        {
+            candidate.number: candidate for candidate in shown if candidate.stage != "dense" or candidate.number == best
+        }.values()
+    )
     shown_front = front(result.dense, candidates, result.best, metric=metric, asked=asked)
     return [shown_front, *treatment(result.groups, candidates)]
 
@@ -65,7 +69,7 @@ def front(
     """Dense, best, and the front: a row each with the figures of its score, and those that were `asked` for."""
     said = "latency: median and its 95 % interval; FLOPs: of a call of the target's batch, a multiply-add counts 1"
     table = plain("The front", said)
-    masked = any(each.score.nonzero_params != each.score.params for each in candidates)
+    masked = any(candidate.score.nonzero_params != candidate.score.params for candidate in candidates)
     names = [
         "trial",
         metric,
@@ -83,19 +87,23 @@ def front(
     for name in names:
         table.add_column(name, justify="left" if name == "trial" else "right", overflow="fold")
     table.add_row("dense", *_figures(dense, masked, extras))
-    rows = [best, *(each for each in candidates if each.number != best.number)] if best is not None else candidates
-    for each in rows:
-        chosen = best is not None and each.number == best.number
-        name = f"{each.number}{' best' if chosen else '' if each.feasible else ' over budget'}"
+    rows = (
+        [best, *(candidate for candidate in candidates if candidate.number != best.number)]
+        if best is not None
+        else candidates
+    )
+    for row in rows:
+        chosen = best is not None and row.number == best.number
+        name = f"{row.number}{' best' if chosen else '' if row.feasible else ' over budget'}"
         table.add_row(
-            name, *_figures(each.score, masked, extras), style="bold" if chosen else None if each.feasible else "dim"
+            name, *_figures(row.score, masked, extras), style="bold" if chosen else None if row.feasible else "dim"
         )
     return table
 
 
 def treatment(groups: Sequence[Group], candidates: Sequence[Candidate]) -> list[Table]:
     """Per layer what each candidate does to it; several tables where there are many candidates."""
-    touched = [group for group in groups if any(group.key in each.plan.choices for each in candidates)]
+    touched = [group for group in groups if any(group.key in candidate.plan.choices for candidate in candidates)]
     layers = {layer for group in touched for layer in group.layers}
     listed = (layer for group in groups if group.level != "blocks" for layer in group.layers)
     whole = list(dict.fromkeys(layer for layer in listed if layer not in layers))
@@ -111,7 +119,7 @@ def treatment(groups: Sequence[Group], candidates: Sequence[Candidate]) -> list[
             table.add_row(
                 ", ".join(group.layers),
                 _unit(group),
-                *(words.choice(each.plan.choices.get(group.key), group) for each in part),
+                *(words.choice(candidate.plan.choices.get(group.key), group) for candidate in part),
             )
         tables.append(table)
     return tables
@@ -164,10 +172,10 @@ def answers(known: Sequence[Answer], metric: str) -> Table:
     table = plain("Budgets that this run can answer", "untrained: judged after a repair; --train trains that plan")
     for name in ("--budget", "trial", "", metric):
         table.add_column(name, justify="left" if name in ("--budget", "") else "right", overflow="fold")
-    for each in known:
-        how = "trained" if each.trained else "untrained, needs --train"
-        quality = words.metric(each.candidate.score.metric)
-        table.add_row(" --budget ".join(each.budget.split(",")), f"{each.candidate.number}", how, quality)
+    for candidate in known:
+        how = "trained" if candidate.trained else "untrained, needs --train"
+        quality = words.metric(candidate.candidate.score.metric)
+        table.add_row(" --budget ".join(candidate.budget.split(",")), f"{candidate.candidate.number}", how, quality)
     return table
 
 
@@ -232,4 +240,4 @@ def _unit(group: Group) -> str:
 def _caption(scores: Mapping[str, Score]) -> str | None:
     names = sorted({name for score in scores.values() for name in score.uncounted})
     lines = [f"FLOPs leave out what cannot be counted: {', '.join(names)}"] if names else []
-    return "\n".join((*lines, *dict.fromkeys(text for each in scores.values() for text in each.unavailable))) or None
+    return "\n".join((*lines, *dict.fromkeys(text for score in scores.values() for text in score.unavailable))) or None

@@ -21,9 +21,9 @@ def listing(found: Sequence[Found]) -> Table:
     table = plain("Targets", "autoprune targets NAME shows one with its settings")
     for name in ("target", "device", "runtime", "threads", "batch", "dtype", "runs here"):
         table.add_column(name, justify="right" if name in ("threads", "batch") else "left", overflow="fold")
-    for each in found:
-        where = each.target
-        here = "yes" if each.reason is None else f"no: {each.reason}"
+    for target in found:
+        where = target.target
+        here = "yes" if target.reason is None else f"no: {target.reason}"
         counts = (str(where.threads), str(where.batch))
         table.add_row(where.name, where.device, where.runtime, *counts, where.dtype, Text(here))
     return table
@@ -34,7 +34,7 @@ def settings(found: Found) -> Table:
     table = plain(f"Target {found.target.name}")
     for name in ("key", "value", "default", "may be"):
         table.add_column(name, overflow="fold")
-    for each in found.settings:
-        default = "the file's name" if each.default is None else str(each.default)
-        table.add_row(each.key, str(each.value), default, each.needed)
+    for setting in found.settings:
+        default = "the file's name" if setting.default is None else str(setting.default)
+        table.add_row(setting.key, str(setting.value), default, setting.needed)
     return table

@@ -178,8 +178,8 @@ def export_from(
         if trial is None:
             found, judged = settle(study, prepared, dense, run, kept, listener)
             if found is None:
-                known = {each.number: each for each in judged}
-                seen = [known.get(each.number, each) for each in records.answering(run, candidates)]
+                known = {candidate.number: candidate for candidate in judged}
+                seen = [known.get(candidate.number, candidate) for candidate in records.answering(run, candidates)]
                 raise BudgetError(nearest_miss(study, dense, seen, run.folder))
             best = found
         else:
@@ -196,11 +196,11 @@ def export_from(
 
 
 def _asked_for(study: Study, prepared: Prepared, run: Run, kept: list[Candidate], number: int) -> Candidate:
-    found = next((each for each in kept if each.number == number), None)
+    found = next((candidate for candidate in kept if candidate.number == number), None)
     if found is None:
         raise InputError(
             f"trial {number} has no model in {run.folder}; kept are the trials that came onto the front: "
-            f"{', '.join(str(each.number) for each in kept)}"
+            f"{', '.join(str(candidate.number) for candidate in kept)}"
         )
     model = records.kept_model(run, number, prepared.model)
     score = prepared.costs.of_finished(model, prepared.pruned(found.plan), found.score, PROCESSES)

@@ -19,7 +19,7 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # no later trial could be kep
 
 def ends_the_search(error: BaseException) -> bool:
     """Whether what a trial raised is not the trial's: an interruption, or a disk that nothing can be kept on."""
-    if any(isinstance(each, OSError) and each.errno in _DISK for each in (error, error.__cause__)):
+    if any(isinstance(value, OSError) and value.errno in _DISK for value in (error, error.__cause__)):
         return True
     return isinstance(error, (KeyboardInterrupt, GeneratorExit, TrialsError))
 

@@ -60,7 +60,7 @@ class Logbook:
         self._write(text)
 
     def _write(self, text: str) -> None:
-        shown = "".join(each if each.isprintable() else repr(each)[1:-1] for each in text[:_LONGEST])
+        shown = "".join(value if value.isprintable() else repr(value)[1:-1] for value in text[:_LONGEST])
         line = f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {shown}\n"
         if self._held is None:
             self._append(line)

@@ -64,7 +64,7 @@ _COLUMNS = [
 def worth_keeping(candidate: Candidate, before: Sequence[Candidate], goal: str) -> bool:
     """Whether no earlier trial is as good in quality and in every cost: only then can a budget want this one."""
     measured = [name for name in MEASURED_APART if candidate.score.figure(name) is not None]
-    alike = [each for each in before if all(each.score.figure(name) is not None for name in measured)]
+    alike = [candidate for candidate in before if all(candidate.score.figure(name) is not None for name in measured)]
     judged = ["loss"] if all(each.score.loss is not None for each in (*alike, candidate)) else []  # it may decide
     quantities = (*_QUANTITIES, *judged, *measured)
     return any(each.number == candidate.number for each in pareto_front([*alike, candidate], quantities, goal))
@@ -87,8 +87,8 @@ def exported_best(run: Run, study: Study, candidates: Sequence[Candidate]) -> Ca
         score = Score.from_json(record)
     except (ValueError, KeyError, TypeError, OSError):
         return None
-    found = (each for each in candidates if same and each.number == record["trial"])
-    return next((replace(each, score=score) for each in found), None)
+    found = (candidate for candidate in candidates if same and candidate.number == record["trial"])
+    return next((replace(candidate, score=score) for candidate in found), None)
 
 
 def keep_model(run: Run, candidate: Candidate, model: nn.Module, dense: nn.Module) -> None:
@@ -101,21 +101,23 @@ def keep_model(run: Run, candidate: Candidate, model: nn.Module, dense: nn.Modul
 
 def with_models(run: Run, candidates: Iterable[Candidate]) -> list[Candidate]:
     """Those whose trained model the run has kept, and that is as it was written."""
-    return [each for each in candidates if intact(run.trial(each.number))]
+    return [candidate for candidate in candidates if intact(run.trial(candidate.number))]
 
 
 def damaged_models(run: Run, candidates: Iterable[Candidate]) -> list[int]:
     """The numbers of those whose model was kept and is not as it was written any more."""
     return [
-        each.number for each in candidates if run.trial(each.number).exists() and not intact(run.trial(each.number))
+        candidate.number
+        for candidate in candidates
+        if run.trial(candidate.number).exists() and not intact(run.trial(candidate.number))
     ]
 
 
 def answering(run: Run, candidates: Iterable[Candidate]) -> list[Candidate]:
     """Those that a budget can be answered by: judged untrained, or trained with a model that the run has kept."""
     kept = list(candidates)
-    models = {each.number for each in with_models(run, kept)}
-    return [each for each in kept if each.stage == "screened" or each.number in models]
+    models = {model.number for model in with_models(run, kept)}
+    return [candidate for candidate in kept if candidate.stage == "screened" or candidate.number in models]
 
 
 def kept_model(run: Run, number: int, dense: nn.Module) -> nn.Module:
@@ -159,12 +161,12 @@ def front_record(study: Study, dense: Score, front: Sequence[Candidate], best: C
         "best": None if best is None else best.number,
         "front": [
             {
-                "trial": each.number,
-                "feasible": each.feasible,
-                "plan": each.plan.to_json(),
-                "score": each.score.to_json(),
+                "trial": candidate.number,
+                "feasible": candidate.feasible,
+                "plan": candidate.plan.to_json(),
+                "score": candidate.score.to_json(),
             }
-            for each in front
+            for candidate in front
         ],
     }
 

@@ -83,7 +83,9 @@ def train_best(study: Study, run: Run, listener: Listener | None = None) -> Resu
         dense = baseline.establish(study, prepared, run, listener)
         candidates = Journal.read(study, run, dense)
         if not best(study, dense, candidates):
-            judged = in_words([each for each in answers(study, dense, candidates) if not each.trained], run.folder)
+            judged = in_words(
+                [answer for answer in answers(study, dense, candidates) if not answer.trained], run.folder
+            )
             raise BudgetError(
                 f"no plan that was judged in {run.folder} keeps the budget ({study.budget}). "
                 f"{judged or 'None was judged untrained'}; search under this budget judges more"
@@ -117,7 +119,7 @@ def _run_search(study: Study, run: Run, listener: Listener) -> Result:
     probes: list[Probe] = []
     if study.search.finalists is not None:
         prepared, probes = useful(study, prepared, listener)
-    for text in (*(each.verdict for each in probes if each.left), *warnings_of(study, prepared)):
+    for text in (*(probe.verdict for probe in probes if probe.left), *warnings_of(study, prepared)):
         listener.note(text)
     interrupted = False
     search = _Search(study, run, prepared, limit, listener, probes)
@@ -265,7 +267,7 @@ class _Search:
                     return
                 count += 1
                 continue
-            trained = any(each.stage == "trained" for each in candidates)
+            trained = any(candidate.stage == "trained" for candidate in candidates)
             if self.time.over() and (trained or self.tried >= finalists):
                 self.listener.note("the time limit is reached before all of the best plans were trained")
                 return
@@ -330,7 +332,7 @@ class _Search:
                 reason = failures.add(error, self.run.trial(best.number))
                 failed = error if isinstance(error, AutopruneError) else ModelError(reason)
             self.listener.note(f"trial {best.number} cannot be exported: {reason}")
-            out |= {best.number, *(each.number for each in judged if not each.feasible)}
+            out |= {best.number, *(candidate.number for candidate in judged if not candidate.feasible)}
             failures.check()
         if failed is not None:
             raise failed
@@ -348,9 +350,9 @@ class _Search:
         assert self.dense is not None
         count, judged = self.study.search.finalists, list[Candidate]()
         for extra in range(1, _ROUNDS + 1):
-            seen, told = {*out, *(each.number for each in judged)}, self.trials.told
+            seen, told = {*out, *(candidate.number for candidate in judged)}, self.trials.told
             kept = records.with_models(self.run, self.trials.candidates())
-            fresh = [each for each in kept if each.number not in seen]
+            fresh = [candidate for candidate in kept if candidate.number not in seen]
             best, found = settle(self.study, self.prepared, self.dense, self.run, fresh, self.listener)
             judged += found
             if best is not None or interrupted or count is None or extra == _ROUNDS:
@@ -371,5 +373,5 @@ class _Search:
 
 
 def _with(candidates: Sequence[Candidate], judged: Sequence[Candidate]) -> list[Candidate]:
-    known = {each.number: each for each in judged}
-    return [known.get(each.number, each) for each in candidates]
+    known = {candidate.number: candidate for candidate in judged}
+    return [known.get(candidate.number, candidate) for candidate in candidates]

@@ -67,14 +67,18 @@ class Trials:
     def of_other_budgets(self) -> list[Candidate]:
         """What was trained for other budgets and kept, the best quality first."""
         mine = self.journal.numbers()
-        other = [each for each in self.candidates() if each.stage == "trained" and each.number not in mine]
+        other = [
+            candidate
+            for candidate in self.candidates()
+            if candidate.stage == "trained" and candidate.number not in mine
+        ]
         return by_quality(records.with_models(self.run, other), self.study.task.metric.goal)
 
     def _shallower(self, plan: Plan) -> Pruned | None:
         """Of the models trained for other budgets that lost nothing which the plan keeps, the one with least left."""
         ready, scores = self.evaluate.prepared, self.evaluate.importance
         wanted = apply(ready.model, ready.coupling, plan, scores)
-        for candidate in sorted(self.of_other_budgets(), key=lambda each: each.score.nonzero_params or 0):
+        for candidate in sorted(self.of_other_budgets(), key=lambda candidate: candidate.score.nonzero_params or 0):
             pruned = apply(ready.model, ready.coupling, candidate.plan, scores)
             if follows(wanted, pruned):
                 return replace(pruned, model=records.kept_model(self.run, candidate.number, ready.model))
@@ -84,7 +88,9 @@ class Trials:
         """A plan judged untrained, unless it was before."""
         if not len(plan):
             return self.trained(plan, number)
-        before = [each for each in self.candidates() if each.stage == "screened" and each.plan == plan]
+        before = [
+            candidate for candidate in self.candidates() if candidate.stage == "screened" and candidate.plan == plan
+        ]
         return Evaluated(replace(before[0], number=number)) if before else self.evaluate.screen(plan, number)
 
     def write(self, best: Candidate | None = None, final: bool = False) -> list[Candidate]:
@@ -92,7 +98,7 @@ class Trials:
         candidates = self.candidates()
         front = pareto_front(candidates, self.study.search.objectives, self.study.task.metric.goal)
         chosen = best if final else next(iter(rank_finalists(self.study, candidates)), None)
-        front = [best if best is not None and each.number == best.number else each for each in front]
+        front = [best if best is not None and candidate.number == best.number else candidate for candidate in front]
         records.write_front(self.run, self.study, self.dense, front, chosen)
         groups = self.evaluate.prepared.coupling.groups
         records.write_table(self.run, candidates, self.journal.trials(), groups)

@@ -39,12 +39,12 @@ def guesses(model: nn.Module, task: Task) -> bool:
     copies = [_shuffle_parameters(model, seed) for seed in range(_COPIES)]
     try:
         with faults.code("the loss, over all of the validation data,"):
-            own, *others = (_skill(each, task) for each in (model, *copies))
+            own, *others = (_skill(value, task) for value in (model, *copies))
     except Exception:  # the user's own loss need not take several batches as one; a real fault shows again below
         own, others = None, []
     if own is None or None in others:
-        return not _loss(model, task) < _BETTER * min(_loss(each, task) for each in copies)
-    known = [each for each in others if each is not None]
+        return not _loss(model, task) < _BETTER * min(_loss(copy_, task) for copy_ in copies)
+    known = [other for other in others if other is not None]
     return own <= max(*known, 0.0) + max(known) - min(known) + _CLEAR
 
 
@@ -62,7 +62,7 @@ def _skill(model: nn.Module, task: Task) -> float | None:
         output, target = concatenate(outputs), concatenate(targets)
         loss = float(task.loss(output, target))
         dealt = [float(task.loss(output, _dealt(target, seed))) for seed in range(_DEALS)]
-    if not all(math.isfinite(each) for each in (loss, *dealt)):
+    if not all(math.isfinite(value) for value in (loss, *dealt)):
         return 0.0
     usual, spread = statistics.mean(dealt), statistics.stdev(dealt)
     if spread <= _SAME * abs(usual):

@@ -69,7 +69,7 @@ def check_data(given: object) -> Data:
             raise StudyError(
                 f"the {name} data is an iterator, used up after one epoch; give a data set or a data loader", key=KEY
             )
-        if isinstance(part, tuple) and part and all(isinstance(each, Tensor) for each in part):
+        if isinstance(part, tuple) and part and all(isinstance(name, Tensor) for name in part):
             raise StudyError(f"the {name} data is a tuple of tensors; give TensorDataset(inputs, targets)", key=KEY)
         if _length(part) == 0:
             raise StudyError(f"the {name} data is empty", key=KEY)
@@ -88,7 +88,7 @@ def _torchvision(name: str, args: dict[str, Any], folders: Sequence[Path]) -> Da
     """Train and test as torchvision splits them; its own validation part where it has one, else one carved out."""
     from torchvision import datasets
 
-    known = [each for each in datasets.__all__ if inspect.isclass(getattr(datasets, each, None))]
+    known = [name for name in datasets.__all__ if inspect.isclass(getattr(datasets, name, None))]
     if name not in known:
         raise StudyError(f"torchvision has no data set {name!r}{nearest(name, known)}", key=KEY)
     factory = getattr(datasets, name)

@@ -110,7 +110,7 @@ def evaluate(
             with faults.code(f"the model's forward, on the {split} data,"):
                 output = model(*args, **kwargs)
             size = Inputs(args, kwargs).batch_size
-            found = (float(losses.of_split(each, output, target, split)) for each in criteria)
+            found = (float(losses.of_split(criterion, output, target, split)) for criterion in criteria)
             totals = [total + value * size for total, value in zip(totals, found, strict=True)]
             count += size
             outputs.append(move_to(output, "cpu"))

@@ -70,7 +70,7 @@ class Graphs:
 
         Where some groups leave attention as it is, of these alone as well.
         """
-        attention = {id(each) for module in Attention.plain(model) for each in module.parameters()}
+        attention = {id(parameter) for module in Attention.plain(model) for parameter in module.parameters()}
         inside = {name for name, parameter in model.named_parameters() if id(parameter) in attention}
         units = [group.key for group in coupling.prunable() if group.level == "units"]
         keep = {key: telling_keep(coupling, key) for key in units}

@@ -53,7 +53,7 @@ class Cells:
         for node in proto.graph.node:
             if node.op_type in RECURRENT and _output(node) in self._hidden:
                 size = shapes[self._hidden[_output(node)]][1]
-                for attribute in (each for each in node.attribute if each.name == "hidden_size"):
+                for attribute in (value for value in node.attribute if value.name == "hidden_size"):
                     attribute.i = size
 
     def _parameter(self, name: str) -> str | None:
@@ -117,7 +117,7 @@ def _split_gates(proto: Any, values: Mapping[str, Array], parameters: Collection
         by_bounds = {_bounds(node, values): node for node in nodes}
         even = [(length * part // parts, length * (part + 1) // parts) for part in range(parts)]
         if length % parts == 0 and set(by_bounds) == set(even):
-            outputs = [by_bounds[each].output[0] for each in even]
+            outputs = [by_bounds[value].output[0] for value in even]
             splits[name] = helper.make_node("Split", [name], outputs, axis=0, num_outputs=parts)
     if splits:
         _replace(proto, list(_with_splits(proto.graph.node, splits)))

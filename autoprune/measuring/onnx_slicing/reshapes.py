@@ -77,8 +77,8 @@ def tighten(proto: Any, loosened: Mapping[str, Sequence[int]], batch: int) -> No
         if node.op_type == "Reshape" and node.input[1] in loosened:
             shape = shapes.get(node.output[0], [0])
             if 0 in shape or sum(map(_multiple, shape)) > 1:
-                shape = [each // BATCH * batch if _multiple(each) else each for each in loosened[node.input[1]]]
-            numbers = [-1 if _multiple(each) else each for each in shape]
+                shape = [value // BATCH * batch if _multiple(value) else value for value in loosened[node.input[1]]]
+            numbers = [-1 if _multiple(value) else value for value in shape]
             tensors[node.input[1]].CopyFrom(numpy_helper.from_array(np.array(numbers, np.int64), node.input[1]))
 
 
@@ -132,8 +132,10 @@ def _width(made: Mapping[str, Any], name: str, parameters: Mapping[str, Sequence
     """
     node = made.get(name)
     inputs = node.input if node is not None else ()
-    read = [made[each].input[0] if each in made and made[each].op_type == "Transpose" else each for each in inputs]
-    known = [each for each in read if each in parameters]
+    read = [
+        made[source].input[0] if source in made and made[source].op_type == "Transpose" else source for source in inputs
+    ]
+    known = [value for value in read if value in parameters]
     if node is None or not known:
         return None
     if node.op_type in _CHANNELS:
@@ -177,5 +179,5 @@ def _shapes(proto: Any) -> dict[str, list[int]]:
 
 def _length(term: str, symbols: Collection[str]) -> int:
     """`s77` -> BATCH, `16*s77` -> 16 * BATCH; 0 for what is neither."""
-    factors = [BATCH if each in symbols else int(each) if each.isdecimal() else 0 for each in term.split("*")]
+    factors = [BATCH if value in symbols else int(value) if value.isdecimal() else 0 for value in term.split("*")]
     return math.prod(factors) if factors.count(BATCH) == 1 else 0

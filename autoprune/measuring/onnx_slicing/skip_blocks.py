@@ -29,7 +29,7 @@ class Spans:
             if value.type.tensor_type.HasField("shape")
         }
         self._outputs = {value.name for value in proto.graph.output}
-        self._nested = any(each.HasField("g") or each.graphs for node in proto.graph.node for each in node.attribute)
+        self._nested = any(value.HasField("g") or value.graphs for node in proto.graph.node for value in node.attribute)
 
     def of(self, block: str) -> tuple[str, str] | None:
         """The value that enters a block and the one of the same shape that leaves it; None unless there is one each.
@@ -62,7 +62,7 @@ class Spans:
 
 
 def _scopes(node: Any) -> frozenset[str]:
-    noted = next((each.value for each in node.metadata_props if each.key == _SCOPES), "[]")
+    noted = next((prop.value for prop in node.metadata_props if prop.key == _SCOPES), "[]")
     return frozenset(ast.literal_eval(noted))
 
 
@@ -92,6 +92,6 @@ def _sweep(proto: Any) -> None:
     kept.reverse()
     held = [tensor for tensor in proto.graph.initializer if tensor.name in needed]
     for field, left in ((proto.graph.node, kept), (proto.graph.initializer, held)):
-        copies = [type(each).FromString(each.SerializeToString()) for each in left]
+        copies = [type(value).FromString(value.SerializeToString()) for value in left]
         del field[:]
         field.extend(copies)

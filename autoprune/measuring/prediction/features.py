@@ -85,16 +85,18 @@ class Features:
 
     def __init__(self, operations: Sequence[Operation], groups: Mapping[str, int]) -> None:
         self._sizes = np.array(list(groups.values()), float)
-        self._dense = [np.array([getattr(each, side) for each in operations], float) for side in ("rows", "columns")]
+        self._dense = [
+            np.array([getattr(operation, side) for operation in operations], float) for side in ("rows", "columns")
+        ]
         self._lost = [
-            np.array([[shares.get(key, 0.0) for shares in each] for key in groups]).reshape(len(groups), len(each))
-            for each in ([it.row_shares for it in operations], [it.column_shares for it in operations])
+            np.array([[shares.get(key, 0.0) for shares in value] for key in groups]).reshape(len(groups), len(value))
+            for value in ([it.row_shares for it in operations], [it.column_shares for it in operations])
         ]
         self._work, self._written, self._read = (
-            _normal([getattr(each, name) for each in operations]) for name in ("work", "written", "read")
+            _normal([getattr(operation, name) for operation in operations]) for name in ("work", "written", "read")
         )
-        self._depthwise = np.array([each.kind.startswith("depthwise") for each in operations])
-        self._blocks = [each.block for each in operations]
+        self._depthwise = np.array([operation.kind.startswith("depthwise") for operation in operations])
+        self._blocks = [operation.block for operation in operations]
 
     def widths(self, widths: Array) -> tuple[Array, Array]:
         """(plans, groups) -> rows and columns of each operation, both (plans, operations), at least 1."""

@@ -106,7 +106,7 @@ class Posterior:
 
         terms, self._kinds, self._logs, self._shares = len(logs) - 6, kinds, logs, measured.shares
         term, level = np.exp(logs[:terms]), np.exp(logs[terms : terms + 3])
-        self._scales = [each * term[None, :, None] for each in level]
+        self._scales = [value * term[None, :, None] for value in level]
         found = measured.ratios / measured.rough
         self._known = self._scale_features(measured.features) / measured.rough[:, None]
         covariance = self._known @ self._known.T + self._alike(measured.shares)

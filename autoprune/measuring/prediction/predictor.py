@@ -92,7 +92,7 @@ class Predictor:
     @property
     def dense_ms(self) -> float:
         """Median of the dense model's milliseconds beside the measured plans."""
-        return statistics.median(each.dense_ms for each in self._observations)
+        return statistics.median(observation.dense_ms for observation in self._observations)
 
     @property
     def measured(self) -> int:
@@ -149,7 +149,14 @@ class Predictor:
     def to_json(self) -> dict[str, Any]:
         """A JSON object with the layout and every measurement."""
         seen = [
-            [list(each.row[0]), list(each.row[1]), each.ratio, each.error, each.dense_ms] for each in self._observations
+            [
+                list(observation.row[0]),
+                list(observation.row[1]),
+                observation.ratio,
+                observation.error,
+                observation.dense_ms,
+            ]
+            for observation in self._observations
         ]
         return {"version": _VERSION, "layout": self.layout.to_json(), "observations": seen}
 
@@ -175,9 +182,13 @@ class Predictor:
 
     def _all_measurements(self) -> Measured:
         """The dense model, which takes its own time, and all that was observed."""
-        features, shares = self.layout.features([self.layout.dense, *(each.row for each in self._observations)])
-        ratios = np.array([1.0, *(each.ratio for each in self._observations)])
-        return Measured(features, shares, ratios, np.array([1e-3, *(each.error for each in self._observations)]))
+        features, shares = self.layout.features(
+            [self.layout.dense, *(observation.row for observation in self._observations)]
+        )
+        ratios = np.array([1.0, *(observation.ratio for observation in self._observations)])
+        return Measured(
+            features, shares, ratios, np.array([1e-3, *(observation.error for observation in self._observations)])
+        )
 
     def _ratios(self, rows: Sequence[Row]) -> Array:
         """Ratio to dense of each plan."""
@@ -192,7 +203,7 @@ class Predictor:
 
 
 def _observation(row: Row, latency: Latency, before: Sequence[_Observation]) -> _Observation:
-    dense = statistics.median(each.dense_ms for each in before) if before else None
+    dense = statistics.median(value.dense_ms for value in before) if before else None
     ratio = latency.ratio if latency.ratio is not None or dense is None else latency.ms / dense
     if ratio is None or not (0 < ratio < float("inf")):
         raise InputError(

@@ -50,8 +50,8 @@ class Layout:
     @property
     def kinds(self) -> list[int]:
         """Number of the kind of each operation."""
-        names = sorted({each.kind for each in self.operations})
-        return [names.index(each.kind) for each in self.operations]
+        names = sorted({operation.kind for operation in self.operations})
+        return [names.index(operation.kind) for operation in self.operations]
 
     @property
     def dense(self) -> Row:
@@ -129,7 +129,7 @@ class Layout:
     def from_json(cls, data: Mapping[str, Any]) -> Layout:
         """What `to_json` wrote."""
         blocks = {key: tuple(names) for key, names in data["blocks"].items()}
-        made = tuple(Operation(**each) for each in data["operations"])
+        made = tuple(Operation(**value) for value in data["operations"])
         return cls(made, dict(data["groups"]), dict(data["cells"]), tuple(data["counted"]), blocks)
 
     def _width(self, key: str, kept: Tensor | int) -> int:

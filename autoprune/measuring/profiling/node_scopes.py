@@ -58,8 +58,8 @@ class Scopes:
 
     def _module(self, node: Any) -> str | None:
         """The innermost module that a node was exported from; of one without a note, that of its nearest source."""
-        for each in self._upwards(node):
-            for prop in each.metadata_props:
+        for upward in self._upwards(node):
+            for prop in upward.metadata_props:
                 if prop.key == "pkg.torch.onnx.name_scopes":
                     scopes = ast.literal_eval(prop.value)
                     return str(scopes[-2]) if len(scopes) > 1 else ""

@@ -86,9 +86,9 @@ def _own_parameters(modules: dict[str, nn.Module]) -> dict[str, int]:
     seen: set[int] = set()
     found = {}
     for name, module in modules.items():
-        own = [each for each in module.parameters(recurse=False) if id(each) not in seen]
-        seen |= {id(each) for each in own}
-        found[name] = sum(each.numel() for each in own)
+        own = [parameter for parameter in module.parameters(recurse=False) if id(parameter) not in seen]
+        seen |= {id(value) for value in own}
+        found[name] = sum(value.numel() for value in own)
     return found
 
 

@@ -132,7 +132,7 @@ def _node_times(request: Any, feed: dict[int, Any], seconds: float = 1.0) -> dic
     """Milliseconds of a call by node. OpenVINO tells the mean since the start; what the first calls took goes off."""
 
     def total(calls: int) -> dict[str, float]:
-        return {each.node_name: each.real_time.total_seconds() * 1e3 * calls for each in request.profiling_info}
+        return {value.node_name: value.real_time.total_seconds() * 1e3 * calls for value in request.profiling_info}
 
     for _ in range(_WARM):
         request.infer(feed)

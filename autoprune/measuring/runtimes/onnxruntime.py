@@ -53,7 +53,7 @@ class OnnxRuntime:
         require_dtype("onnxruntime", target, self.dtypes, _ADVICE)
         session = _session(artefact, target)
         names = [value.name for value in session.get_inputs()]
-        return lambda given: [as_float32(np.asarray(each)) for each in session.run(None, feed_by_name(names, given))]
+        return lambda given: [as_float32(np.asarray(value)) for value in session.run(None, feed_by_name(names, given))]
 
     def version(self) -> str:
         """As `onnxruntime 1.32.0`."""

@@ -72,7 +72,7 @@ class LayerRecord:
 def decide(site: Site, target: Target, decisions: Decisions) -> LayerRecord:
     """The record of one layer: taken over from one alike, or measured."""
     weight = site.layer.weight.detach().reshape(len(site.layer.weight), -1)
-    shapes = tuple(tuple(each.shape) for each in site.inputs)
+    shapes = tuple(tuple(tensor.shape) for tensor in site.inputs)
     record = LayerRecord(site.name, tuple(site.layer.weight.shape), shapes, zeros(weight), note=site.refusal)
     if not site.refusal and record.sparsity < FEWEST_ZEROS:
         record = replace(record, note=f"fewer than {FEWEST_ZEROS:.0%} zeros")
@@ -124,19 +124,19 @@ def _check(site: Site, sparse: LoweredLayer) -> None:
     tolerance = _TOLERANCES[site.layer.weight.dtype]
     if site.layer.weight.is_cuda and torch.backends.cuda.matmul.allow_tf32:
         tolerance = max(tolerance, _TOLERANCES[torch.float16])
-    for each in site.inputs:
-        expected = site.layer(each)
-        off = float((sparse(each) - expected).abs().max())
+    for tensor in site.inputs:
+        expected = site.layer(tensor)
+        off = float((sparse(tensor) - expected).abs().max())
         if not off <= tolerance * float(expected.abs().max()):
             raise ModelError(f"off by {off:.2g}")
 
 
 def _call(layer: nn.Module, inputs: Sequence[Tensor]) -> Callable[[], object]:
-    cuda = any(each.is_cuda for each in inputs)
+    cuda = any(tensor.is_cuda for tensor in inputs)
 
     def call() -> None:
-        for each in inputs:
-            layer(each)
+        for tensor in inputs:
+            layer(tensor)
         if cuda:
             torch.cuda.synchronize()
 

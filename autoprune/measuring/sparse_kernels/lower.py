@@ -46,12 +46,12 @@ class Lowered:
     @property
     def kernels(self) -> dict[str, str]:
         """Layer -> kernel, of the layers that were replaced."""
-        return {each.layer: each.kernel for each in self.records if self.used and each.kernel != DENSE}
+        return {record.layer: record.kernel for record in self.records if self.used and record.kernel != DENSE}
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object from which `rebuild` makes the same model out of the dense one."""
         whole = {name: getattr(self, name) for name in ("used", "ratio", "ratio_low", "ratio_high")}
-        layers = [asdict(each) for each in self.records]
+        layers = [asdict(record) for record in self.records]
         return {"version": 1, "target": self.target.to_json(), **whole, "kernels": self.kernels, "layers": layers}
 
 
@@ -77,7 +77,7 @@ def lower(model: nn.Module, inputs: Inputs, target: Target, decisions: Decisions
     here, moved = place(model, batch, target)
     with settings(target):
         records = tuple(decide(site, target, decisions) for site in sites(here, moved))
-    kernels = {each.layer: each.kernel for each in records if each.kernel != DENSE}
+    kernels = {record.layer: record.kernel for record in records if record.kernel != DENSE}
     if not kernels:
         return Lowered(_copy_model(model), records, target)
     sparse = _replace_by_kernels(_copy_model(model), kernels)
@@ -105,15 +105,15 @@ def rows(result: Lowered) -> list[dict[str, Any]]:
     """One row for each layer with zeros, for a table: plain values, milliseconds by kernel."""
     return [
         {
-            "layer": each.layer,
-            "zeros": each.sparsity,
-            "kernel": each.kernel,
-            "dense_ms": each.dense_ms,
-            "tried_ms": dict(each.tried or {}),
-            "speed_up": each.speed_up,
-            "note": each.note,
+            "layer": record.layer,
+            "zeros": record.sparsity,
+            "kernel": record.kernel,
+            "dense_ms": record.dense_ms,
+            "tried_ms": dict(record.tried or {}),
+            "speed_up": record.speed_up,
+            "note": record.note,
         }
-        for each in result.records
+        for record in result.records
     ]
 
 

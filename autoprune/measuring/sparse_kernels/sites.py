@@ -51,15 +51,15 @@ def place(model: nn.Module, inputs: Inputs, target: Target) -> tuple[nn.Module, 
 def sites(model: nn.Module, inputs: Inputs) -> list[Site]:
     """The layers with zeros of `model` after one call; `model` is in eval mode, and its hooks are as before."""
     found = list(_candidates(model))
-    handles = [each.layer.register_forward_pre_hook(_watch(each)) for each in found]
+    handles = [value.layer.register_forward_pre_hook(_watch(value)) for value in found]
     try:
         inputs.call(model)
     finally:
         for handle in handles:
             handle.remove()
-    for each in found:
-        if not each.refusal and not each.inputs:
-            each.refusal = "not called by the model's forward"
+    for value in found:
+        if not value.refusal and not value.inputs:
+            value.refusal = "not called by the model's forward"
     return found
 
 
@@ -98,7 +98,7 @@ def _watch(site: Site) -> Any:
         given = args[0] if args else None
         if not isinstance(given, Tensor) or not given.numel() or site.refusal:
             return
-        if all(each.shape != given.shape for each in site.inputs):
+        if all(tensor.shape != given.shape for tensor in site.inputs):
             site.inputs.append(given.detach().clone())
 
     return hook

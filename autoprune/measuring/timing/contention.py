@@ -69,4 +69,4 @@ def _busy_s(cores: Sequence[int]) -> float:
     apart = ("idle", "iowait", "guest", "guest_nice")  # guests' time is in user and nice already
     found = psutil.cpu_times(percpu=True)
     times = [found[core] for core in cores if core < len(found)]
-    return float(sum(sum(each) - sum(getattr(each, name, 0.0) for name in apart) for each in times))
+    return float(sum(sum(value) - sum(getattr(value, name, 0.0) for name in apart) for value in times))

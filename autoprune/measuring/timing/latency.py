@@ -103,7 +103,7 @@ class Latency:
         calls, settled = sum(part.calls for part in parts), all(part.settled for part in parts)
         processes, aside = sum(part.processes for part in parts), sum(part.set_aside for part in parts)
         crowded, dense = any(part.crowded for part in parts), [part.dense_ms for part in parts]
-        beside = None if None in dense else statistics.fmean(each for each in dense if each is not None)
+        beside = None if None in dense else statistics.fmean(value for value in dense if value is not None)
         return Latency(*ms, *ratio, calls, settled, p90, p99, processes, aside, crowded, beside)
 
     def at_any_time(self) -> Latency:
@@ -194,7 +194,7 @@ def _summary(times: Calls, quiet: np.ndarray[Any, np.dtype[np.bool_]]) -> Latenc
     aside = {"set_aside": times.shape[1] - used.shape[1], "crowded": crowded}
     ms = float(np.median(used[0]))
     low, high = median_interval(used[0])
-    p90, p99 = (float(each) for each in np.percentile(used[0], [90, 99]))
+    p90, p99 = (float(value) for value in np.percentile(used[0], [90, 99]))
     count = used.shape[1]
     found = Latency(ms, low, high, None, None, None, count, False, p90, p99, **aside)
     if len(used) > 1:

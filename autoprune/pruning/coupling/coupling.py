@@ -148,9 +148,10 @@ class Coupling:
         """The same with only those literals that must be bound anew: all widths of a module of which one must."""
         owners = {owner for owner, _ in needed}
         kept = [
-            each
-            for each in self.literals
-            if each.always or ((each.owner, each.call) in needed if each.kind == "scalar" else each.owner in owners)
+            literal
+            for literal in self.literals
+            if literal.always
+            or ((literal.owner, literal.call) in needed if literal.kind == "scalar" else literal.owner in owners)
         ]
         return replace(self, literals=tuple(kept))
 
@@ -211,7 +212,9 @@ def _collect_groups(model: nn.Module, found: Propagation) -> Coupling:
         units.members,
         units.total,
         {call: numbers for call, numbers in norms.items() if bool((numbers >= 0).any())},
-        tuple(_narrow(units, [slot.units for slot in slots] + [part for each in literals for part in each.parts()])),
+        tuple(
+            _narrow(units, [slot.units for slot in slots] + [part for literal in literals for part in literal.parts()])
+        ),
         tuple(literals),
         found.training,
         evaluation_norms=found.evaluation_norms,
@@ -254,8 +257,8 @@ def _literals(found: Propagation, units: Units) -> Iterable[Literal]:
         numbers = {place: units.number(found.ids.roots(ids)) for place, ids in literal.ids.items()}
         if literal.kind == "sizes":
             numbers = {place: each if _several(each) else torch.full_like(each, -1) for place, each in numbers.items()}
-        if literal.kind == "scalar" or any(bool((each >= 0).any()) for each in numbers.values()):
-            loose = any(units.loose & set(each.tolist()) for each in numbers.values())
+        if literal.kind == "scalar" or any(bool((number >= 0).any()) for number in numbers.values()):
+            loose = any(units.loose & set(number.tolist()) for number in numbers.values())
             yield replace(literal, ids=numbers, always=literal.kind == "attribute" or loose)
 
 

@@ -39,10 +39,12 @@ def masked_outputs(
         if slot.role == "consume" and not bool(alive[slot.units].all()):
             zeroed.setdefault(slot.tensor, []).append(slot)
     parameters = dict(model.named_parameters())
-    for each in computed_weights(model):  # along its own dimension a scale is zeroed: a direction of zeros has no norm
-        mine = zeroed.pop(each.direction, [])
-        zeroed[each.direction] = [slot for slot in mine if each.right or slot.dim != each.dim]
-        zeroed[each.scale] = [slot for slot in mine if not each.right and slot.dim == each.dim]
+    for weight in computed_weights(
+        model
+    ):  # along its own dimension a scale is zeroed: a direction of zeros has no norm
+        mine = zeroed.pop(weight.direction, [])
+        zeroed[weight.direction] = [slot for slot in mine if weight.right or slot.dim != weight.dim]
+        zeroed[weight.scale] = [slot for slot in mine if not weight.right and slot.dim == weight.dim]
 
     def masked(name: str, tensor: Tensor) -> Tensor:
         fresh = tensor if name in parameters else tensor.clone()  # a forward may write into buffers

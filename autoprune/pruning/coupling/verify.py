@@ -132,7 +132,8 @@ class _Trial:
             probe = replace_tensors(self.probe, lambda _, tensor: tensor.clone())
             outputs_of(bind(probe, bindings, data), self.inputs, training)
         return replace(
-            coupling, literals=tuple(each for each in coupling.literals if (each.owner, each.call) not in data)
+            coupling,
+            literals=tuple(literal for literal in coupling.literals if (literal.owner, literal.call) not in data),
         )
 
     def _keep(self, key: str) -> Tensor:

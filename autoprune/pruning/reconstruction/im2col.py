@@ -161,7 +161,7 @@ def _conv(
         spans = [wide * (taps - 1) for wide, taps in zip(dilation, weight.shape[2:], strict=True)]
         pads = tuple((span // 2, span - span // 2) for span in spans)
     else:
-        pads = tuple((each, each) for each in _many(0 if padding == "valid" else padding, count))
+        pads = tuple((tensor, tensor) for tensor in _many(0 if padding == "valid" else padding, count))
     return Contraction(_add_batch(input, weight), weight, bias, _many(stride, count), pads, dilation, groups)
 
 
@@ -177,7 +177,7 @@ def _conv_transpose(
 ) -> Contraction:
     input, count = _add_batch(input, weight), weight.dim() - 2
     stride, padding, output_padding, dilation = (
-        _many(each, count) for each in (stride, padding, output_padding, dilation)
+        _many(tensor, count) for tensor in (stride, padding, output_padding, dilation)
     )
     sizes = [(size - 1) * step + 1 for size, step in zip(input.shape[2:], stride, strict=True)]
     apart = input.new_zeros(*input.shape[:2], *sizes)

@@ -197,7 +197,7 @@ class _Solved(Calls):
             before = before[0][cut.keep], before[1][cut.keep]
         now = _statistics(input)
         same = all(bool(((a - b).abs() <= _SAME * b.abs().max()).all()) for a, b in zip(now, before, strict=True))
-        if not same and all(bool(each.isfinite().all()) for each in now):
+        if not same and all(bool(tensor.isfinite().all()) for tensor in now):
             _follow(mean, var, before, now)
             self.solved |= {name, self.name(var)}
 

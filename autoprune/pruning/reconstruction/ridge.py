@@ -32,7 +32,7 @@ class Regression:
 
     def solve(self, ridges: Sequence[float]) -> Iterator[tuple[Tensor, Tensor]]:
         """D (b, d, o) and shift (b, 1, o) for each strength, as `towards` takes it."""
-        centre, rest = (each.mean(1, keepdim=True) * self.shifted for each in (self.inputs, self.outputs))
+        centre, rest = (tensor.mean(1, keepdim=True) * self.shifted for tensor in (self.inputs, self.outputs))
         for change in towards(self.inputs - centre, self.outputs - rest, ridges, self.kept):
             yield change, rest - centre @ change
 

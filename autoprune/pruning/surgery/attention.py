@@ -56,15 +56,15 @@ class Attention(nn.MultiheadAttention):
         """Shapes as for `nn.MultiheadAttention`; attention weights are None unless `need_weights`."""
         batched = query.dim() == 3
         if not batched:
-            query, key, value = (each.unsqueeze(0) for each in (query, key, value))
+            query, key, value = (tensor.unsqueeze(0) for tensor in (query, key, value))
         elif not self.batch_first:
-            query, key, value = (each.transpose(0, 1) for each in (query, key, value))
+            query, key, value = (tensor.transpose(0, 1) for tensor in (query, key, value))
         q, k, v = self._project(query, key, value)
         heads = q.shape[-1] // self.head_dim
         mask = self._mask(key_padding_mask, attn_mask, is_causal, q, k, heads)
         if self.add_zero_attn:
-            k, v = (F.pad(each, (0, 0, 0, 1)) for each in (k, v))
-        q, k, v = (each.view(*each.shape[:2], heads, self.head_dim).transpose(1, 2) for each in (q, k, v))
+            k, v = (F.pad(tensor, (0, 0, 0, 1)) for tensor in (k, v))
+        q, k, v = (tensor.view(*tensor.shape[:2], heads, self.head_dim).transpose(1, 2) for tensor in (q, k, v))
         dropout = self.dropout if self.training else 0.0
         weights = None
         if need_weights:

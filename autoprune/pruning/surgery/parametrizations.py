@@ -55,7 +55,7 @@ def kept_function(
 
     `along` gives a direction with only the channels along the scale's own dimension cut.
     """
-    scaled = {each.scale: each for each in computed_weights(model)}
+    scaled = {weight.scale: weight for weight in computed_weights(model)}
 
     def keeping(name: str, tensor: Tensor) -> Tensor:
         fresh = new(name, tensor)

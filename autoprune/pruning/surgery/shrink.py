@@ -128,7 +128,7 @@ def replace_tensors(model: nn.Module, new: Callable[[str, Tensor], Tensor], remo
     before = dict(model.named_modules())
     for name, module in before.items():
         if not name.startswith(gone) or not gone:
-            memo |= {id(each): each.detach().clone() for each in _kept_aside(module) if id(each) not in memo}
+            memo |= {id(tensor): tensor.detach().clone() for tensor in _kept_aside(module) if id(tensor) not in memo}
     smaller = copy.deepcopy(model, memo)
     for module in smaller.modules():
         module.training = False  # spectral norm goes on iterating where a training model's weight is read

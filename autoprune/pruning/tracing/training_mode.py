@@ -121,6 +121,6 @@ def _unused_tensors(model: nn.Module, used: set[str]) -> list[str]:
     found: list[str] = []
     for name, module in model.named_modules():
         own = {f"{name}.{each}" for each, _ in module.named_parameters()}
-        if name and own and not own & used and not name.startswith(tuple(f"{each}." for each in found)):
+        if name and own and not own & used and not name.startswith(tuple(f"{tensor}." for tensor in found)):
             found.append(name)
     return found

@@ -107,8 +107,8 @@ class Evaluator:
         """Whether an interval takes more of the budget than may be left of it: in more processes it is narrower."""
         goal = self.study.task.metric.goal
         used, middle = (
-            max(self.study.budget.violations(each, self.dense, goal).values(), default=0.0)
-            for each in (score, score.expected())
+            max(self.study.budget.violations(value, self.dense, goal).values(), default=0.0)
+            for value in (score, score.expected())
         )
         return used - middle > _BLUR and middle < -_BLUR
 

@@ -55,7 +55,7 @@ def useful(study: Study, prepared: Prepared, listener: Listener) -> tuple[Prepar
             listener.note(f"{name} cannot be measured alone at a ratio of {highest[name]:g}: {reason_of(error)}")
     shown = {name: _moves(score, prepared.dense, list(wanted), study) for name, score in alone.items()}
     idle = {name for name, moved in shown.items() if not any(change for change, _ in moved.values())}
-    kept = [each for each in prepared.variables if not set(each.options.techniques) <= idle]
+    kept = [variable for variable in prepared.variables if not set(variable.options.techniques) <= idle]
     kept = kept or prepared.variables
     searched = {name for variable in kept for name in variable.options.techniques}
 

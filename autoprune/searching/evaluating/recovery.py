@@ -82,7 +82,7 @@ class Recovery:
         if start is None or better(done.score, start.score, self.study.task.metric.goal):
             return done
         name = self.study.task.metric.name
-        first, last = (f"{name} {each.score.metric:.4g}, loss {each.score.loss:.4g}" for each in (start, done))
+        first, last = (f"{name} {value.score.metric:.4g}, loss {value.score.loss:.4g}" for value in (start, done))
         self.listener.note(
             f"trial {number}: {first} before training, {last} after it; "
             f"it is kept as it was before, {start.score.weights}"

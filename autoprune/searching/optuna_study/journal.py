@@ -49,8 +49,8 @@ class Journal:
             )
             others = [other for other in known if other.startswith(begins) and other != name]
             self._others = [optuna.load_study(storage=storage, study_name=other) for other in others]
-            for each in (self.optuna, *self._others):
-                _check_version(each, run, self.damage)
+            for trial in (self.optuna, *self._others):
+                _check_version(trial, run, self.damage)
             self.optuna.set_user_attr("version", _VERSION)
 
     @classmethod
@@ -98,15 +98,15 @@ class Journal:
 
     def unprobed(self, probes: Sequence[Probe]) -> list[Probe]:
         """Those that are not in the journal yet, under this budget."""
-        trials = (each.user_attrs for each in self.optuna.get_trials(deepcopy=False) if _probes(each))
+        trials = (trial.user_attrs for trial in self.optuna.get_trials(deepcopy=False) if _probes(trial))
         known = {(attrs["probe"], attrs["budget"]) for attrs in trials}
-        return [each for each in probes if (each.technique, str(self._study.budget)) not in known]
+        return [probe for probe in probes if (probe.technique, str(self._study.budget)) not in known]
 
     def _keep_probes(self, probes: Sequence[Probe]) -> None:
         """Record probes as trials; FAIL, without parameters: nothing is to be learnt from them of the space."""
-        for each in self.unprobed(probes):
-            attrs = {"probe": each.technique, "plan": each.plan.to_json(), "score": each.score.to_json()}
-            attrs |= {"budget": str(self._study.budget), "reason": each.verdict, "stage": "probe"}
+        for trial in self.unprobed(probes):
+            attrs = {"probe": trial.technique, "plan": trial.plan.to_json(), "score": trial.score.to_json()}
+            attrs |= {"budget": str(self._study.budget), "reason": trial.verdict, "stage": "probe"}
             self.optuna.add_trial(optuna.trial.create_trial(state=TrialState.FAIL, user_attrs=attrs))
 
     def ask(
@@ -226,12 +226,14 @@ class Journal:
     def numbered(self) -> int:
         """How many trials have a number that is not waiting to be tried, under whichever budget."""
         studies = (self.optuna, *self._others)
-        return max(sum(each.state != TrialState.WAITING for each in one.get_trials(deepcopy=False)) for one in studies)
+        return max(
+            sum(trial.state != TrialState.WAITING for trial in one.get_trials(deepcopy=False)) for one in studies
+        )
 
     def numbers(self) -> set[int]:
         """Those of the trials that were begun under the study's budget."""
         trials, budget = self.optuna.get_trials(deepcopy=False), str(self._study.budget)
-        return {each.number for each in trials if each.user_attrs.get("budget") == budget}
+        return {trial.number for trial in trials if trial.user_attrs.get("budget") == budget}
 
     def known(self) -> int:
         """How many trials have ended, under whichever budget."""

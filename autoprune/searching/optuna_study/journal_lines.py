@@ -33,7 +33,7 @@ def whole(content: bytes) -> tuple[bytes, int]:
     for line in content.splitlines(keepends=True):
         record = _record(line)
         if record is not None:
-            kept += [_create_line(replay, each) for each in due if replay._studies]
+            kept += [_create_line(replay, trial) for trial in due if replay._studies]
             due = []
         if record is not None and missing and replay._studies and record.get("trial_id") == len(replay._trials):
             missing -= 1  # the trial of this line was created by one that is lost

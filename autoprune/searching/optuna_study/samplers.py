@@ -44,7 +44,7 @@ class Generations(optuna.samplers.NSGAIISampler):
     def sample_relative(self, study: Any, trial: FrozenTrial, search_space: dict[str, Any]) -> dict[str, Any]:
         """A child of the best of all generations that are full; nothing, so a random sample, in the first."""
         told = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        told = [each for each in told if search_space.keys() <= each.params.keys()]
+        told = [trial for trial in told if search_space.keys() <= trial.params.keys()]
         generation = len(told) // self._size
         study._storage.set_trial_system_attr(trial._trial_id, "autoprune:generation", generation)
         if generation == 0 or not search_space:

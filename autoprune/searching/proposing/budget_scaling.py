@@ -74,7 +74,7 @@ class Steering:
         seconds = min(_PROFILE_S, _PROFILE_SHARE / max(1, len(timed)) * (study.search.timeout_s or math.inf))
         found = {target: steering._profile_target(target, run, seconds) for target in timed}
         known = {target: each for target, each in found.items() if each is not None}
-        limits = (each for each in foreseen if each.quantity not in _TIMED or each.target in known)
+        limits = (candidate for candidate in foreseen if candidate.quantity not in _TIMED or candidate.target in known)
         return replace(steering, budget=Budget(tuple(limits)), predictors=known)
 
     def shares(self) -> tuple[float, ...]:
@@ -125,15 +125,15 @@ class Steering:
         """
         variables = self.prepared.variables
         cut = [
-            each
-            for each in variables
-            if parameters[f"{each.name}.technique"] != NONE and parameters[f"{each.name}.ratio"] > 0
+            variable
+            for variable in variables
+            if parameters[f"{variable.name}.technique"] != NONE and parameters[f"{variable.name}.ratio"] > 0
         ]
-        scalable = [each for each in cut if not each.whole] or cut
-        ratios = {each.name: float(parameters[f"{each.name}.ratio"]) for each in scalable}
+        scalable = [candidate for candidate in cut if not candidate.whole] or cut
+        ratios = {candidate.name: float(parameters[f"{candidate.name}.ratio"]) for candidate in scalable}
         if not self.budget.limits or not ratios:
             return dict(parameters)
-        highest = {each.name: each.options.ratio for each in variables}
+        highest = {variable.name: variable.options.ratio for variable in variables}
 
         def scaled(factor: float) -> dict[str, Any]:
             moved = {
@@ -200,9 +200,9 @@ class Steering:
         if key not in self._known:
             pruned = apply(self.prepared.model, self.prepared.coupling, plan, self.importance)
             costs = self.prepared.costs
-            further = {each.target for each in self.budget.limits if each.target and each.quantity not in _TIMED}
+            further = {limit.target for limit in self.budget.limits if limit.target and limit.quantity not in _TIMED}
             elsewhere = {target: costs.on(target).score(pruned) for target in further}
-            sized = any(each.quantity.startswith("size") and not each.target for each in self.budget.limits)
+            sized = any(limit.quantity.startswith("size") and not limit.target for limit in self.budget.limits)
             self._known[key] = costs.score(pruned, sized=sized).updated(elsewhere=elsewhere)
         return self._known[key]
 
@@ -221,7 +221,7 @@ class Steering:
     def _profile_target(self, target: str, run: Run, seconds: float) -> Predictor | None:
         """None where the model has no widths to learn about. What a time limit has cut short is not kept."""
         costs, model, coupling = self.prepared.costs.on(target), self.prepared.model, self.prepared.coupling
-        blocks = costs.leaves_out and any(each.whole for each in self.prepared.variables)
+        blocks = costs.leaves_out and any(variable.whole for variable in self.prepared.variables)
         key = costs.architecture + "-blocks" * blocks
         kept = costs.figures.recall("profile", key)
         if costs.figures.recorded and kept is None:

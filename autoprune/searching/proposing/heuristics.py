@@ -63,7 +63,7 @@ def by_importance(variables: Sequence[Variable], steering: Steering) -> list[Var
     def importance(block: Variable) -> float:
         return float(steering.importance.blocks(block.groups[0], block.options.criteria[0]))
 
-    return sorted((each for each in variables if each.whole), key=importance)
+    return sorted((variable for variable in variables if variable.whole), key=importance)
 
 
 def shallower(
@@ -128,10 +128,10 @@ def _is_unstructured(technique: str) -> bool:
 
 def _under_threshold(prepared: Prepared, steering: Steering, technique: str, criterion: str, share: float) -> Plan:
     """Of all weights as few go as the budget asks. A layer keeps the share that its own range of ratios allows."""
-    variables = [each for each in prepared.variables if technique in each.options.techniques]
+    variables = [variable for variable in prepared.variables if technique in variable.options.techniques]
     scores = {
-        each.name: torch.cat([steering.importance.weights(group, criterion).flatten() for group in each.groups])
-        for each in variables
+        variable.name: torch.cat([steering.importance.weights(group, criterion).flatten() for group in variable.groups])
+        for variable in variables
     }
     ranked, untouched = Threshold(scores), dict(parameters(prepared.variables, Plan()))
 

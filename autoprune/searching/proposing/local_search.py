@@ -54,7 +54,7 @@ def fill(
 ) -> dict[str, Any]:
     """`parameters` that fit, with units given back a step each in turn, in an order drawn at random, while they fit."""
     found = dict(parameters)
-    given = [each for each in variables if each.groups[0].level == "units"]
+    given = [variable for variable in variables if variable.groups[0].level == "units"]
     wide = random.Random(seed).sample(given, len(given))
     while wide:
         for variable in tuple(wide):
@@ -69,7 +69,7 @@ def fill(
 def _widen(
     variables: Sequence[Variable], parent: Parameters, fits: Callable[[Parameters], bool], draw: random.Random
 ) -> dict[str, Any] | None:
-    cut = [each for each in variables if _ratio(each, parent) > each.options.ratio[0]]
+    cut = [variable for variable in variables if _ratio(variable, parent) > variable.options.ratio[0]]
     if not cut:
         return None
     wider = draw.choice(cut)
@@ -85,7 +85,7 @@ def _pay_for(
     spared: Variable | None,
 ) -> dict[str, Any] | None:
     """`given` with one group narrowed until it fits."""
-    payer = draw.choice([each for each in variables if each is not spared] or [None])
+    payer = draw.choice([variable for variable in variables if variable is not spared] or [None])
     if payer is None:
         return None
     found = dict(given)
@@ -99,10 +99,10 @@ def _pay_for(
 def _change_choice(variables: Sequence[Variable], parent: Parameters, draw: random.Random) -> dict[str, Any] | None:
     """Another criterion or technique somewhere, at the same ratio."""
     places = [
-        (f"{each.name}.{key}", [other for other in offered if other != parent[f"{each.name}.{key}"]])
-        for each in variables
-        for key, offered in (("criterion", each.options.criteria), ("technique", each.options.techniques))
-        if parent[f"{each.name}.technique"] != NONE
+        (f"{variable.name}.{key}", [other for other in offered if other != parent[f"{variable.name}.{key}"]])
+        for variable in variables
+        for key, offered in (("criterion", variable.options.criteria), ("technique", variable.options.techniques))
+        if parent[f"{variable.name}.technique"] != NONE
     ]
     places = [(name, others) for name, others in places if others]
     if not places:

@@ -64,22 +64,24 @@ class Surrogate:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of iterations that do not converge: it only ranks
             model = BayesianRidge().fit((rows[:, used] - centre) / scale, (losses - losses.mean()) / losses.std())
-            asked = np.stack([self._features(each) for each in plans])[:, used]
+            asked = np.stack([self._features(plan) for plan in plans])[:, used]
             mean, deviation = model.predict((asked - centre) / scale, return_std=True)
         return [int(place) for place in np.argsort(mean - deviation, kind="stable")]
 
     def _features(self, plan: Plan) -> Array:
         found: list[float] = []
-        for each in self.variables:
+        for variable in self.variables:
             # of a group in a block that goes there is none
-            choices = (plan.choices.get(group.key) for group in each.groups)
-            choice = next((each for each in choices if each is not None), None)
-            if each.whole:
+            choices = (plan.choices.get(group.key) for group in variable.groups)
+            choice = next((choice for choice in choices if choice is not None), None)
+            if variable.whole:
                 found.append(float(choice is not None))
                 continue
             gone = -math.log(1 - min(choice.ratio, 0.999)) if choice else 0.0
-            for name in each.options.techniques:
+            for name in variable.options.techniques:
                 taken = choice is not None and choice.technique == name
                 found += [gone * taken, gone**2 * taken]
-            found += [gone * (choice is not None and choice.criterion == name) for name in each.options.criteria[1:]]
+            found += [
+                gone * (choice is not None and choice.criterion == name) for name in variable.options.criteria[1:]
+            ]
         return np.array(found)

@@ -79,7 +79,9 @@ class Screening:
 
         masked = [*thresholds(prepared, self.steering), *self._scaled_plans()]
         alone = shallower(self.variables, self.steering, by_importance(self.variables, self.steering))
-        levels = sum(len(each.options.techniques) * (1 if each.whole else len(RATIOS)) for each in self.variables)
+        levels = sum(
+            len(variable.options.techniques) * (1 if variable.whole else len(RATIOS)) for variable in self.variables
+        )
         if levels > settings.trials or not self.steering.budget.limits:
             return proposals(prepared, self.steering, [ranked, *masked, *alone])
         self.evaluate.listener.started(0, f"judging {levels} single decisions")
@@ -97,8 +99,8 @@ class Screening:
         if not rows:
             return proposals(prepared, self.steering, [ranked, *masked, *alone])
         dense, losses = judge(Plan()), {row.variable: row.loss for row in rows}
-        blocks = [each for each in self.variables if each.name in losses and each.whole]
-        shallow = shallower(self.variables, self.steering, sorted(blocks, key=lambda each: losses[each.name]))
+        blocks = [variable for variable in self.variables if variable.name in losses and variable.whole]
+        shallow = shallower(self.variables, self.steering, sorted(blocks, key=lambda candidate: losses[candidate.name]))
 
         def solved(share: float) -> Plan:
             return knapsack(self.variables, rows, dense, self.steering, share)
@@ -112,7 +114,7 @@ class Screening:
             return plan_of(self.variables, self.steering.fitted(parameters(self.variables, plan), share))
 
         best_ones = self.of_other_budgets()[: self.study.search.finalists or 0]
-        return [functools.partial(scaled, each.plan) for each in best_ones]
+        return [functools.partial(scaled, one.plan) for one in best_ones]
 
     def steered(self, draw: str) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
         """How a sample is moved: scaled to the budget, or where the whole front is wanted to one of its levels.
@@ -154,7 +156,7 @@ class Screening:
 
         None where it is the sampler's turn, or there is none. `given` are the parameters of a trial by its number.
         """
-        done = sum(each.stage == "screened" for each in candidates)
+        done = sum(candidate.stage == "screened" for candidate in candidates)
         if done < _EXPLORED * self.study.search.trials or done % _EVERY == 0:
             return None
         parents = best(self.study, self.dense, candidates)[:_PARENTS]
@@ -165,7 +167,7 @@ class Screening:
             parents = [random.Random(draw).choice(parents)]
             allowed = self.steering.violation(parents[0].plan)
         new = self._new(allowed)
-        found = self._promising([given(each.number) for each in parents], new, draw)
+        found = self._promising([given(parent.number) for parent in parents], new, draw)
         if found is None:
             return None
         full = self._fill_up(found, self._within(allowed), draw)
@@ -191,9 +193,9 @@ class Screening:
             spent = self.steering.violations(plan_of(self.variables, child))
             return all((1 + used) * off.get(key, 1.0) <= 1 - _REST for key, used in spent.items())
 
-        fuller = (fill(self.variables, given, fits, f"{draw} {each}") for each in range(_CHILDREN))
-        new = [each for each in fuller if plan_of(self.variables, each) not in self.nets]
-        order = self.surrogate.order([self.steering.effective(plan_of(self.variables, each)) for each in new])
+        fuller = (fill(self.variables, given, fits, f"{draw} {candidate}") for candidate in range(_CHILDREN))
+        new = [candidate for candidate in fuller if plan_of(self.variables, candidate) not in self.nets]
+        order = self.surrogate.order([self.steering.effective(plan_of(self.variables, candidate)) for candidate in new])
         return new[order[0]] if new else None
 
     def _promising(
@@ -204,22 +206,26 @@ class Screening:
             return exchange(self.variables, start, fits, draw)
         found: list[dict[str, Any]] = []
         for step in range(_MOVES):
-            children = (exchange(self.variables, start, fits, f"{draw} {step} {each}") for each in range(_CHILDREN))
+            children = (
+                exchange(self.variables, start, fits, f"{draw} {step} {candidate}") for candidate in range(_CHILDREN)
+            )
             found += [child for child in children if child is not None]
-            order = self.surrogate.order([self.steering.effective(plan_of(self.variables, each)) for each in found])
+            order = self.surrogate.order(
+                [self.steering.effective(plan_of(self.variables, candidate)) for candidate in found]
+            )
             found = [found[place] for place in order]
             start = found[:_PARENTS] or start
         return found[0] if found else None
 
     def learn(self, candidates: list[Candidate]) -> None:
         """Correct what is foreseen of costs and quality by what was measured and judged since."""
-        for each in candidates:
-            if each.number not in self._observed:
-                self._observed.add(each.number)
-                self.nets.add(each.plan)
-                self.steering.observe(each.plan, each.score)
-                if each.stage == "screened" and each.score.loss is not None:
-                    self.surrogate.observe(self.steering.effective(each.plan), each.score.loss)
+        for candidate in candidates:
+            if candidate.number not in self._observed:
+                self._observed.add(candidate.number)
+                self.nets.add(candidate.plan)
+                self.steering.observe(candidate.plan, candidate.score)
+                if candidate.stage == "screened" and candidate.score.loss is not None:
+                    self.surrogate.observe(self.steering.effective(candidate.plan), candidate.score.loss)
 
     def fitting(self, candidates: list[Candidate]) -> bool:
         """Whether there is a plan to train."""
@@ -237,6 +243,6 @@ class Screening:
         patience = max(_PATIENCE, round(_IDLE * self.study.search.trials))
         if done < patience or self.steering.whole:
             return False
-        screened = [each for each in candidates if each.stage == "screened"]
+        screened = [candidate for candidate in candidates if candidate.stage == "screened"]
         found = best(self.study, self.dense, screened)
         return bool(found) and len(screened) - 1 - screened.index(found[0]) >= patience

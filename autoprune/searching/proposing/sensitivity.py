@@ -114,7 +114,7 @@ def knapsack(
     def at(price: float) -> Plan:
         found = dict(start)
         for offered in options.values():
-            found |= min(offered, key=lambda each: each[1] - price * each[2])[0]
+            found |= min(offered, key=lambda candidate: candidate[1] - price * candidate[2])[0]
         return plan_of(variables, found)
 
     low, high = _PRICES

@@ -51,12 +51,14 @@ def answers(study: Study, dense: Score, candidates: Sequence[Candidate]) -> list
     def loss(candidate: Candidate) -> float:
         return candidate.score.objective("loss")
 
-    done = {each.plan for each in candidates if each.stage == "trained"}
+    done = {candidate.plan for candidate in candidates if candidate.stage == "trained"}
     found = []
     for stage, quality in (("trained", metric), ("screened", loss)):
-        chosen = [each for each in candidates if each.stage == stage]
-        chosen = [each for each in chosen if stage == "trained" or each.plan not in done]
-        pairs = [(kept, each) for each in chosen if (kept := _kept_limits(limits, each, dense)) is not None]
+        chosen = [candidate for candidate in candidates if candidate.stage == stage]
+        chosen = [candidate for candidate in chosen if stage == "trained" or candidate.plan not in done]
+        pairs = [
+            (kept, candidate) for candidate in chosen if (kept := _kept_limits(limits, candidate, dense)) is not None
+        ]
         for kept, each in _spread(_front(pairs, quality)):
             budget = ",".join(f"{limit.key}={limit}" for limit in kept)
             found.append(Answer(budget, each, stage == "trained"))
@@ -65,8 +67,8 @@ def answers(study: Study, dense: Score, candidates: Sequence[Candidate]) -> list
 
 def in_words(found: Sequence[Answer], run: Path) -> str:
     """One sentence or two: the trained levels, how far down judged plans go, and the commands; empty for none."""
-    trained = [f"{each.budget} (trial {each.candidate.number})" for each in found if each.trained]
-    judged = [each.budget for each in found if not each.trained]
+    trained = [f"{candidate.budget} (trial {candidate.candidate.number})" for candidate in found if candidate.trained]
+    judged = [candidate.budget for candidate in found if not candidate.trained]
     parts = [f"Trained plans keep {', '.join(trained[:3])}"] if trained else []
     if judged:
         command = f"autoprune export {run} --budget {' --budget '.join(judged[0].split(','))} --train --out DIR"

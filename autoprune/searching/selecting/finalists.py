@@ -31,13 +31,20 @@ def rank_finalists(study: Study, candidates: Sequence[Candidate]) -> list[Candid
         return by_quality(found, goal)
     sign = -1.0 if goal == "maximize" else 1.0
     costs = [name for name in study.search.objectives if name not in ("metric", "loss")]
-    return sorted(found, key=lambda each: (*costs_of(each.score, costs, goal), sign * each.score.objective("metric")))
+    return sorted(
+        found,
+        key=lambda candidate: (*costs_of(candidate.score, costs, goal), sign * candidate.score.objective("metric")),
+    )
 
 
 def _tell_coarse(study: Study, order: Sequence[Candidate], listener: Listener) -> None:
     """Say where the loss has put a candidate before one of a better metric."""
     metric = study.task.metric
-    before = [each for each in order[1:] if metric.better(each.score.objective("metric"), order[0].score.metric or 0.0)]
+    before = [
+        candidate
+        for candidate in order[1:]
+        if metric.better(candidate.score.objective("metric"), order[0].score.metric or 0.0)
+    ]
     if before and not least_cost_wanted(study):
         first, score = before[0].number, order[0].score
         listener.note(

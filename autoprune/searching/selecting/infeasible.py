@@ -38,23 +38,23 @@ def needless(study: Study, dense: Score) -> str | None:
 def nearest_miss(study: Study, dense: Score, candidates: Sequence[Candidate], run: Path | None = None) -> str:
     """Why no plan meets the study's budget: how near the best came, and which budget was reachable, in `run`."""
     goal, budget = study.task.metric.goal, study.budget
-    trained = any(each.stage == "trained" for each in candidates)
+    trained = any(candidate.stage == "trained" for candidate in candidates)
     by_distance = [
-        (max(budget.violations(each.score.judged(each.stage), dense, goal).values(), default=0.0), each)
-        for each in candidates
-        if each.stage != "failed" and not (trained and each.stage == "screened")
+        (max(budget.violations(candidate.score.judged(candidate.stage), dense, goal).values(), default=0.0), candidate)
+        for candidate in candidates
+        if candidate.stage != "failed" and not (trained and candidate.stage == "screened")
     ]
     if not by_distance:
         return f"no plan was tried to the end, so none meets the budget ({budget})"
     nearest = min(by_distance, key=lambda pair: (pair[0], pair[1].number))[1]
     reached = "; ".join(budget.broken(nearest.score.judged(nearest.stage), dense, goal)) or "its model was not kept"
-    failed = [each for each in candidates if each.stage == "failed"]
+    failed = [candidate for candidate in candidates if candidate.stage == "failed"]
     broke = (
         f" {len(failed)} trials broke down in training (trial {failed[0].number}: {failed[0].reason})."
         if failed
         else ""
     )
-    judged = [each for each in answers(study, dense, candidates) if not each.trained]
+    judged = [answer for answer in answers(study, dense, candidates) if not answer.trained]
     further = f" {in_words(judged, run)}." if run is not None and judged else ""
     return (
         f"no plan meets the budget ({budget}). The nearest {'that is trained ' if trained else ''}was trial "
@@ -66,9 +66,11 @@ def nearest_miss(study: Study, dense: Score, candidates: Sequence[Candidate], ru
 def _reachable(study: Study, dense: Score, candidates: Sequence[Candidate], budget: Budget) -> str:
     """The limits, in the budget's own quantities and units, that the trained trial nearest to it keeps."""
     goal = study.task.metric.goal
-    trained = [each for each in candidates if each.trained]
+    trained = [candidate for candidate in candidates if candidate.trained]
     nearest = min(
-        trained, key=lambda each: max(budget.violations(each.score, dense, goal).values(), default=0.0), default=None
+        trained,
+        key=lambda candidate: max(budget.violations(candidate.score, dense, goal).values(), default=0.0),
+        default=None,
     )
     if nearest is None:
         return "nothing: no trial was trained to the end"

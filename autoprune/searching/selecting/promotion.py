@@ -31,8 +31,8 @@ def next_promotion(
     given units back, those of the plans that came of it; a better one takes its place. What is alike comes after what
     is not.
     """
-    by_number = {each.number: each for each in candidates}
-    known = {each.plan: each for each in candidates if each.stage == "trained"}
+    by_number = {candidate.number: candidate for candidate in candidates}
+    known = {candidate.plan: candidate for candidate in candidates if candidate.stage == "trained"}
     found: dict[int, Candidate] = {}  # what trained them
     left: dict[int, Candidate] = {}
     fuller = [number for numbers in (refills or {}).values() for number in numbers]
@@ -69,8 +69,8 @@ def _apart(ordered: Sequence[Candidate], count: int) -> list[Candidate]:
     for candidate in ordered:
         if len(chosen) < count and not any(alike(candidate.plan, other.plan) for other in chosen):
             chosen.append(candidate)
-    taken = {each.number for each in chosen}
-    return [*chosen, *(each for each in ordered if each.number not in taken)][: max(0, count)]
+    taken = {candidate.number for candidate in chosen}
+    return [*chosen, *(candidate for candidate in ordered if candidate.number not in taken)][: max(0, count)]
 
 
 def least_cost_wanted(study: Study) -> bool:
@@ -81,8 +81,8 @@ def least_cost_wanted(study: Study) -> bool:
 
 def _bisect(front: Sequence[Candidate], found: Mapping[int, Candidate], count: int) -> Candidate | None:
     """By bisection of the front, best quality first: how far down it does a plan keep its quality when trained?"""
-    trained = [found.get(each.number) for each in front]
-    if sum(each is not None for each in trained) >= count:
+    trained = [found.get(candidate.number) for candidate in front]
+    if sum(candidate is not None for candidate in trained) >= count:
         return None
     kept = max((place for place, each in enumerate(trained) if each is not None and each.feasible), default=-1)
     lost = (place for place, each in enumerate(trained) if each is not None and not each.feasible and place > kept)
@@ -102,20 +102,24 @@ def best(
     the edge: what they rest on was measured in fresh processes.
     """
     goal = study.task.metric.goal
-    screened = [each for each in candidates if each.stage == "screened"]
-    fitting = [each for each in screened if _inside(study, dense, each.score, 0.0 if each.number in refilled else EDGE)]
-    fitting = fitting or [each for each in screened if _inside(study, dense, each.score, 0.0)]
-    unique = list({_net(each): each for each in reversed(fitting)}.values())
+    screened = [candidate for candidate in candidates if candidate.stage == "screened"]
+    fitting = [
+        candidate
+        for candidate in screened
+        if _inside(study, dense, candidate.score, 0.0 if candidate.number in refilled else EDGE)
+    ]
+    fitting = fitting or [candidate for candidate in screened if _inside(study, dense, candidate.score, 0.0)]
+    unique = list({_net(candidate): candidate for candidate in reversed(fitting)}.values())
     if study.budget.limits and not least_cost_wanted(study):
-        return sorted(unique, key=lambda each: (each.score.objective("loss"), each.number))
+        return sorted(unique, key=lambda candidate: (candidate.score.objective("loss"), candidate.number))
     objectives = ["loss", *(name for name in study.search.objectives if name not in ("metric", "loss"))]
-    points = {each.number: costs_of(each.score, objectives, goal) for each in unique}
-    ordered = sorted(unique, key=lambda each: points[each.number])
-    ranks = _ranks([points[each.number] for each in ordered])
+    points = {candidate.number: costs_of(candidate.score, objectives, goal) for candidate in unique}
+    ordered = sorted(unique, key=lambda candidate: points[candidate.number])
+    ranks = _ranks([points[candidate.number] for candidate in ordered])
     if least_cost_wanted(study):
         return [each for each, rank in zip(ordered, ranks, strict=True) if rank == 0]
     by_rank = [[each for each, own in zip(ordered, ranks, strict=True) if own == rank] for rank in sorted(set(ranks))]
-    return [each for rank in by_rank for each in _spread(rank)]
+    return [candidate for rank in by_rank for candidate in _spread(rank)]
 
 
 def _net(candidate: Candidate) -> tuple[float | None, ...]:
@@ -135,7 +139,7 @@ def _ranks(points: Sequence[tuple[float, ...]]) -> list[int]:
     while left.any():
         first = left & ~dominates[left].any(0)
         ranks[first], left, rank = rank, left & ~first, rank + 1
-    return [int(each) for each in ranks]
+    return [int(rank) for rank in ranks]
 
 
 def alike(first: Plan, second: Plan) -> bool:
@@ -148,7 +152,7 @@ def alike(first: Plan, second: Plan) -> bool:
         one, other = first.choices.get(key), second.choices.get(key)
         if one is not None and other is not None and one.technique == other.technique:
             return abs(one.ratio - other.ratio)
-        return max(each.ratio for each in (one, other) if each is not None)
+        return max(candidate.ratio for candidate in (one, other) if candidate is not None)
 
     return sum(map(apart, {*first.choices, *second.choices})) < _LEAST_DISTANCE
 
