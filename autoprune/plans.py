@@ -201,7 +201,7 @@ def _removed_shares(
 ) -> dict[str, float]:
     """The share of each group that is gone, by key; of a weights group what is zero. Those of removed blocks lack."""
     keep, said = kept_units(coupling, plan, importance), effective(coupling, plan, importance).choices
-    alive, weights = coupling.kept(keep), dict(smaller.named_parameters())
+    alive, weights = coupling.kept_mask(keep), dict(smaller.named_parameters())
     shares: dict[str, float] = {}
     for group in coupling.groups:
         if group.key in plan.choices and group.key not in said:

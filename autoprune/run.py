@@ -113,7 +113,7 @@ class Run:
         """Folder of a trial on the front: plan.json, model.safetensors, score.json."""
         return self.folder / "trials" / str(number)
 
-    def cached(self, kind: str, key: str) -> Any:
+    def recall(self, kind: str, key: str) -> Any:
         """What `cache` kept under this kind and key, or None."""
         path = self.folder / "cache" / kind / f"{key}.json"
         try:
@@ -142,7 +142,7 @@ class Run:
         write_whole(path, lambda temporary: temporary.write_text(text))
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
+    def lock(self) -> Iterator[None]:
         """Hold the run alone, temporary files too; the lock goes with the process, however it ends.
 
         Raises InputError where it is taken, and where a link in the folder leads what a run writes out of it.

@@ -100,7 +100,7 @@ class Score:
         elsewhere = {name: cls.from_json(each) for name, each in values.get("elsewhere", {}).items()}
         return cls(**values | {name: tuple(values.get(name, ())) for name in _LISTS} | {"elsewhere": elsewhere})
 
-    def updated(self, **figures: Any) -> Score:
+    def evolve(self, **figures: Any) -> Score:
         """A copy with some figures replaced."""
         return replace(self, **figures)
 
@@ -122,7 +122,7 @@ class Score:
             raise ValueError(f"this score has no {name}")
         return float(value)
 
-    def expected(self) -> Score:
+    def at_middle(self) -> Score:
         """A copy whose latency intervals are closed to their middle: the noise of a first look is not to decide."""
         fastest = self.throughput if self.throughput is not None else self.throughput_low
         return replace(
@@ -130,7 +130,7 @@ class Score:
             latency_ms_high=self.latency_ms,
             latency_ratio_high=self.latency_ratio,
             throughput_low=fastest,
-            elsewhere={name: score.expected() for name, score in self.elsewhere.items()},
+            elsewhere={name: score.at_middle() for name, score in self.elsewhere.items()},
         )
 
     def beside(self, dense: Score) -> Score:
@@ -160,12 +160,12 @@ class Score:
 
     def judged(self, stage: str) -> Score:
         """What the budget is held against: of a trial that was only screened, what is to be expected when trained."""
-        return self.expected().updated(metric=None) if stage == "screened" else self
+        return self.at_middle().evolve(metric=None) if stage == "screened" else self
 
-    def completed(self, other: Score) -> Score:
+    def fill_from(self, other: Score) -> Score:
         """A copy where the figures that are None are `other`'s; on further targets too."""
         figures = {name: getattr(other, name) for name, value in vars(self).items() if value is None}
-        elsewhere = {name: score.completed(other.on(name)) for name, score in self.elsewhere.items()}
+        elsewhere = {name: score.fill_from(other.on(name)) for name, score in self.elsewhere.items()}
         return replace(self, **figures, elsewhere={**other.elsewhere, **elsewhere})
 
 

@@ -98,10 +98,10 @@ class Variable:
         steps = plugin.steps(group.shape) if hasattr(plugin, "steps") else 0
         fewest, most = math.ceil(low * steps - 1e-9), min(math.floor(high * steps + 1e-9), steps - 1)
         if not steps or fewest > most:
-            return self.rounded(group, ratio)
+            return self.round_ratio(group, ratio)
         return min(max(fewest, round(ratio * steps)), most) / steps
 
-    def rounded(self, group: Group, ratio: float) -> float:
+    def round_ratio(self, group: Group, ratio: float) -> float:
         """The nearest ratio, in its range, that keeps a multiple of `multiple_of` units; of a block 0 or 1."""
         if self.whole:
             return float(ratio >= 0.5)

@@ -137,7 +137,7 @@ class Limit:
         )
         return f"{_digits(self.value / factor)}{unit}"
 
-    def used(self, score: Score, dense: Score, goal: str) -> float | None:
+    def usage(self, score: Score, dense: Score, goal: str) -> float | None:
         """What `score` spends of this limit (of throughput: reaches), in the limit's terms; None while not measured.
 
         Latency is judged on the upper end of its interval, throughput on its lower: feasible means feasible. Where the
@@ -174,7 +174,7 @@ class Limit:
         """Whether `used`, as `used()` gives it, breaks this limit."""
         return used < self.value if self.lower else used > self.value
 
-    def exceeded(self, used: float) -> str:
+    def excess(self, used: float) -> str:
         """`flops 62%, over the limit of 50%`; four digits where they tell the two apart; of a latency the upper end."""
         rounded = float(f"{used:.4g}")
         shown = Limit(self.quantity, rounded if self.broken(rounded) else used, self.relative)
@@ -183,7 +183,7 @@ class Limit:
 
     def violation(self, score: Score, dense: Score, goal: str) -> float | None:
         """`used / limit - 1` (throughput: `limit / used - 1`), at most 0 where it is kept; None while not measured."""
-        used = self.used(score, dense, goal)
+        used = self.usage(score, dense, goal)
         if used is None:
             return None
         if self.lower:
@@ -211,14 +211,14 @@ class Budget:
         """One phrase for each limit that is measured and not kept, as `latency up to 62%, over the limit of 50%`."""
         broken = []
         for limit in self.limits:
-            used = limit.used(score, dense, goal)
+            used = limit.usage(score, dense, goal)
             if used is not None and limit.broken(used):
-                broken.append(limit.exceeded(used))
+                broken.append(limit.excess(used))
         return broken
 
     def unmeasured(self, score: Score, dense: Score, goal: str) -> list[str]:
         """One phrase for each limit of which nothing is known: what cannot be told to be kept is not kept."""
-        return [f"{limit.key} was not measured" for limit in self.limits if limit.used(score, dense, goal) is None]
+        return [f"{limit.key} was not measured" for limit in self.limits if limit.usage(score, dense, goal) is None]
 
     def to_json(self) -> dict[str, str]:
         """`{"latency": "50%"}`, as in a study."""

@@ -56,7 +56,7 @@ class Inputs:
         args, kwargs = tree_map_only(Tensor, function, (self.args, self.kwargs))
         return Inputs(args, kwargs)
 
-    def replaced(self, tensors: list[Tensor]) -> Inputs:
+    def with_tensors(self, tensors: list[Tensor]) -> Inputs:
         """The same structure with other tensors, in the order of `tensors()`."""
         leaves, structure = tree_flatten((self.args, self.kwargs))
         fresh = iter(tensors)
@@ -239,7 +239,7 @@ class Task:
                 break
         if not parts:
             raise ModelError("the training data is empty")
-        joined = parts[0].replaced(
+        joined = parts[0].with_tensors(
             [
                 torch.cat(tensors) if tensors[0].dim() else tensors[0]
                 for tensors in zip(*(part.tensors() for part in parts), strict=True)

@@ -108,10 +108,10 @@ def test_scaling_leaves_blocks_as_they_are_unless_there_is_nothing_else(prepared
     given = parameters(
         prepared.variables, Plan({"2:blocks": Choice("depth", 1.0), "0:units": Choice("structured", 0.1)})
     )
-    scaled = found.fitted(given)
+    scaled = found.fit_to_budget(given)
     assert scaled["2:blocks.ratio"] == 1.0 and scaled["0:units.ratio"] != 0.1
     blocks = {f"{key}.{name}": value for key in BLOCKS for name, value in (("technique", "depth"), ("ratio", 0.2))}
-    alone = plan_of(prepared.variables, found.fitted(parameters(prepared.variables, Plan()) | blocks))
+    alone = plan_of(prepared.variables, found.fit_to_budget(parameters(prepared.variables, Plan()) | blocks))
     assert gone(alone) == set(BLOCKS) and not widths(alone)
 
 
@@ -203,7 +203,7 @@ def evaluator(given: Study, prepared: Prepared) -> Evaluator:
 def test_a_sample_that_keeps_too_much_is_steered_inside(prepared: Prepared, tmp_path: Path) -> None:
     found = Screening(evaluator(deep({"flops": "20%"}), prepared), Run(tmp_path), "", lambda: False)
     sample = parameters(prepared.variables, Plan({"2:blocks": Choice("depth", 1.0)}))
-    nets = [found.steered(str(draw))(sample) for draw in range(5)]
+    nets = [found.scale_sample(str(draw))(sample) for draw in range(5)]
     assert all(found.steering.fits(plan_of(prepared.variables, net)) for net in nets)
     assert all(net["2:blocks.ratio"] == 1.0 for net in nets) and nets[0] != nets[1]
 
@@ -211,7 +211,7 @@ def test_a_sample_that_keeps_too_much_is_steered_inside(prepared: Prepared, tmp_
 def test_how_confident_a_model_is_does_not_count_untrained(prepared: Prepared) -> None:
     given, confident = deep(), copy.deepcopy(prepared.model)
     confident[8].weight.data.mul_(100)
-    judged = evaluator(given, replace(prepared, model=confident)).untrained(Plan())
+    judged = evaluator(given, replace(prepared, model=confident)).judge_untrained(Plan())
     assert judged.loss < 0.7 * evaluate(confident, given.task, "validation", "cpu").loss
 
 

@@ -63,8 +63,8 @@ class Engine:
     calls: list[tuple[str, Any]] = field(default_factory=list)
 
     def search(self, study: Any, run: Run, *, listener: Any) -> Any:
-        listener.planned(90.0, study.search.trials)
-        listener.finished(BEST, self.best)
+        listener.on_plan(90.0, study.search.trials)
+        listener.on_trial(BEST, self.best)
         run.journal.write_text("")
         return self._result("search", (study, run), run)
 

@@ -134,7 +134,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 def score(model: nn.Module, task: Any) -> Score:
     quality = loop.evaluate(model, task, "validation", device="cpu")
-    return measure.costs(model, task.calibration(1)).updated(metric=quality.metric, loss=quality.loss)
+    return measure.costs(model, task.calibration(1)).evolve(metric=quality.metric, loss=quality.loss)
 
 
 @pytest.fixture

@@ -318,14 +318,14 @@ class Listens:
     notes: list[str] = field(default_factory=list)
     ended: list[Candidate] = field(default_factory=list)
 
-    def planned(self, seconds: float | None, trials: int) -> None: ...
+    def on_plan(self, seconds: float | None, trials: int) -> None: ...
 
-    def started(self, trial: int, what: str) -> None:
+    def on_step(self, trial: int, what: str) -> None:
         self.trial = trial
 
     def progress(self, share: float) -> None: ...
 
-    def finished(self, candidate: Candidate, best: Candidate | None) -> None:
+    def on_trial(self, candidate: Candidate, best: Candidate | None) -> None:
         self.ended.append(candidate)
 
     def note(self, text: str) -> None:

@@ -23,7 +23,7 @@ def test_widths_and_work_are_those_of_the_cut_model(member):
     if not any(group.level == "units" for group in coupling.prunable()):
         return
     layout = Layout.of(coupling, model, inputs)
-    row = layout.drawn(np.random.default_rng(0))
+    row = layout.random_row(np.random.default_rng(0))
     smaller = coupling.apply(model, layout.keep(row))
     shapes = {name: parameter.shape for name, parameter in smaller.named_parameters()}
     rows, columns = Features(layout.operations, layout.groups).widths(np.array([row[0]], float))
@@ -53,13 +53,13 @@ def test_a_block_that_goes_takes_its_work_along():
     assert work[1, tensors.index("2.body.weight")] == work[0, tensors.index("2.body.weight")]
     assert layout.keep(row)["1:blocks"].tolist() == [False] and "2:blocks" not in layout.keep(row)
     random = np.random.default_rng(0)
-    assert {gone for _, gone in (layout.drawn(random, blocks=True) for _ in range(40))} == {
+    assert {gone for _, gone in (layout.random_row(random, blocks=True) for _ in range(40))} == {
         (),
         ("1",),
         ("2",),
         ("1", "2"),
     }
-    assert {gone for _, gone in (layout.drawn(random) for _ in range(40))} == {()}
+    assert {gone for _, gone in (layout.random_row(random) for _ in range(40))} == {()}
 
 
 def test_a_model_without_units_is_refused():

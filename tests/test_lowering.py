@@ -410,7 +410,7 @@ def exported(folder: Path, target: Target) -> nn.Module:
     made = study(target)
     model = made.task.given
     assert model is not None
-    score = measure.costs(model, IMAGES.rows(1)).updated(metric=0.5, size_bytes=1)
+    score = measure.costs(model, IMAGES.rows(1)).evolve(metric=0.5, size_bytes=1)
     export(made, Finished(Plan({}), model, model, score, score), folder)
     return model
 
@@ -449,8 +449,8 @@ def test_verify_runs_the_lowered_model(always_faster: list[int], tmp_path: Path,
     model = made.task.given
     assert model is not None
     quality = checks.loop.evaluate(model, made.task, "validation", device="cpu")
-    score = measure.costs(model, IMAGES.rows(1)).updated(metric=quality.metric, size_bytes=1)
-    export(made, Finished(Plan({}), model, model, score, score.updated(size_bytes=None)), tmp_path / "best")
+    score = measure.costs(model, IMAGES.rows(1)).evolve(metric=quality.metric, size_bytes=1)
+    export(made, Finished(Plan({}), model, model, score, score.evolve(size_bytes=None)), tmp_path / "best")
     result = verify(tmp_path / "best", task=made.task)
     passed = {check["name"]: check["passed"] for check in result["checks"]}
     assert passed["outputs of lowered"] and passed["latency"]

@@ -121,10 +121,10 @@ def test_the_dense_figure_is_measured_once_and_gone_on_with(tmp_path: Path, drif
 def test_dense_is_all_of_dense(tmp_path: Path) -> None:
     own = study({"memory": "90%", "latency": "90%"}, objectives=("metric", "latency", "memory"))
     prepared = prepare(own, Run(tmp_path))
-    again = prepared.costs.of_finished(prepared.model, prepared.pruned(Plan()), prepared.dense, 5)
+    again = prepared.costs.of_finished(prepared.model, prepared.cut_by_magnitude(Plan()), prepared.dense, 5)
     for name, limit in (("latency", "90%"), ("memory", "90%")):
         for score in (prepared.dense, again, prepared.cost(Plan())):
-            assert Limit.parse(name, limit).used(score, prepared.dense, "maximize") == 1.0
+            assert Limit.parse(name, limit).usage(score, prepared.dense, "maximize") == 1.0
 
 
 def test_milliseconds_of_an_earlier_run_follow_the_dense_figure_of_now() -> None:

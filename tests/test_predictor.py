@@ -122,12 +122,12 @@ def test_milliseconds_are_the_ratio_of_the_dense_models(staircase):
 def test_the_widths_that_a_device_likes(chain, step):
     predictor = made(chain, Device(step, 0.003), 60)
     for key, size in ((B, 64), (D, 96)):
-        assert predictor.liked(key) == list(range(step, size + 1, step))
+        assert predictor.step_widths(key) == list(range(step, size + 1, step))
 
 
 def test_a_device_without_steps_likes_every_width(chain):
     predictor = made(chain, Device(1, 0.003), 60)
-    assert len(predictor.liked(B)) >= 56
+    assert len(predictor.step_widths(B)) >= 56
 
 
 def test_measured_candidates_correct_it(chain):
@@ -162,7 +162,7 @@ def test_the_record_gives_the_same_predictions(staircase):
     _, predictor = staircase
     again = Predictor.from_json(json.loads(json.dumps(predictor.to_json())))
     assert again.predict_all(unseen(5)) == predictor.predict_all(unseen(5))
-    assert again.liked(D) == predictor.liked(D)
+    assert again.step_widths(D) == predictor.step_widths(D)
     with pytest.raises(InputError, match="version 7"):
         Predictor.from_json(predictor.to_json() | {"version": 7})
 
@@ -194,7 +194,7 @@ def test_wrong_plans_and_latencies_are_refused(staircase):
     with pytest.raises(InputError, match="given for 3"):
         predictor.predict({B: torch.ones(3, dtype=torch.bool)})
     with pytest.raises(InputError, match="unknown group 'z:units'"):
-        predictor.liked("z:units")
+        predictor.step_widths("z:units")
     with pytest.raises(InputError, match="got ratio nan"):
         predictor.observe({}, Latency(1, 1, 1, float("nan"), 1, 1, 40, True))
 

@@ -37,16 +37,16 @@ def candidate(number: int, **figures: float) -> Candidate:
 
 def drawn(listener: progress.Silent, now: Now, stream: io.StringIO) -> str:
     with listener:
-        listener.planned(200.0, 5)
-        listener.started(0, "training the dense model")
+        listener.on_plan(200.0, 5)
+        listener.on_step(0, "training the dense model")
         now.seconds += 20
-        listener.started(1, "training")
+        listener.on_step(1, "training")
         now.seconds += 10
         listener.progress(0.5)
-        listener.finished(candidate(1, metric=0.9, latency_ratio=0.5), candidate(1, metric=0.9, latency_ratio=0.5))
+        listener.on_trial(candidate(1, metric=0.9, latency_ratio=0.5), candidate(1, metric=0.9, latency_ratio=0.5))
         now.seconds += 10
         listener.note("[watch] out")
-        listener.finished(candidate(2, metric=0.8, latency_ratio=0.4), candidate(1, metric=0.9, latency_ratio=0.5))
+        listener.on_trial(candidate(2, metric=0.8, latency_ratio=0.4), candidate(1, metric=0.9, latency_ratio=0.5))
     return stream.getvalue()
 
 

@@ -161,5 +161,5 @@ def test_another_default_device_does_not_matter() -> None:
 
 def test_a_unit_kept_for_a_narrow_part_leaves_the_cells_even() -> None:
     coupling = Coupling((), (), {"g": torch.arange(6).view(2, 3)}, 6, {}, narrow=(torch.tensor([0, 1]),))
-    alive = coupling.kept({"g": torch.tensor([False, False, True, True, False, False])})
+    alive = coupling.kept_mask({"g": torch.tensor([False, False, True, True, False, False])})
     assert alive[:6].tolist() == [True, False, True, True, True, False]

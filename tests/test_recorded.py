@@ -109,7 +109,7 @@ def test_what_was_not_recorded_is_predicted_and_says_so_or_is_named(
     own = study(dict(BUDGET), objectives=("metric", "latency"))
     prepared = prepare(replace(own, target=replace(own.target, recorded=str(folder))))
     (group,) = [each for each in prepared.coupling.groups if each.level == "units" and not each.refusal][:1]
-    pruned = prepared.pruned(Plan({group.key: Choice("structured", 0.125)}))
+    pruned = prepared.cut_by_magnitude(Plan({group.key: Choice("structured", 0.125)}))
     with pytest.raises(InputError, match="has not measured the memory of this plan"):
         prepared.costs.latency(pruned, prepared.costs.score(pruned))
     own = study({"latency": "90%"}, objectives=("metric", "latency"))

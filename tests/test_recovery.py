@@ -145,7 +145,7 @@ def test_only_the_first_of_several_cuts_is_repaired(
         fill(pruned, *given, **options)
 
     given = evaluator(Recipe(epochs=6, repair=True, iterations=2, **RECIPE))
-    monkeypatch.setattr(recovering.Recovery, "untrained", lambda self, plan, repair: self.model)
+    monkeypatch.setattr(recovering.Recovery, "untrained_model", lambda self, plan, repair: self.model)
     monkeypatch.setattr(Pruned, "fill", noted)
     assert given(CUT, 1).candidate.stage == "trained"
     assert (solved, len(starts)) == ([0], 2)
@@ -204,7 +204,7 @@ PLANS = {
 def test_a_trained_plan_is_never_worse_than_the_same_plan_untrained(plan: Plan, rate: float) -> None:
     listener = Listens()
     given = evaluator(Recipe(epochs=2, repair=True, batch_size=25, learning_rate=rate), listener=listener)
-    before = loop.evaluate(given.recovery.untrained(plan), TASK, "validation", error=True)
+    before = loop.evaluate(given.recovery.untrained_model(plan), TASK, "validation", error=True)
     done = given(plan, 1)
     assert done.model is not None
     after = loop.evaluate(done.model, TASK, "validation")
@@ -221,7 +221,7 @@ def test_a_trained_plan_is_never_worse_than_the_same_plan_untrained(plan: Plan, 
 def test_untrained_sparse_is_not_weight_by_another_name(ratio: float) -> None:
     given = evaluator(Recipe(epochs=0, repair=True, **RECIPE))
     plans = {name: Plan({"3:weights": Choice(name, ratio)}) for name in ("weight", "sparse")}
-    models = {name: given.recovery.untrained(plan) for name, plan in plans.items()}
+    models = {name: given.recovery.untrained_model(plan) for name, plan in plans.items()}
     zeros = {name: model[3].weight == 0 for name, model in models.items()}  # type: ignore[index]
     assert int(zeros["sparse"].sum()) == int(zeros["weight"].sum()) == round(8 * 16 * 9 * ratio)
     assert not torch.equal(zeros["sparse"], zeros["weight"])

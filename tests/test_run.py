@@ -67,10 +67,10 @@ def test_yaml_keeps_its_order(tmp_path: Path) -> None:
 
 def test_cache(tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
-    assert run.cached("scores", "abc") is None
+    assert run.recall("scores", "abc") is None
     run.cache("scores", "abc", {"metric": 0.5})
-    assert run.cached("scores", "abc") == {"metric": 0.5}
-    assert run.cached("latency", "abc") is None
+    assert run.recall("scores", "abc") == {"metric": 0.5}
+    assert run.recall("latency", "abc") is None
 
 
 def test_paths_are_all_under_the_folder(tmp_path: Path) -> None:
@@ -81,23 +81,23 @@ def test_paths_are_all_under_the_folder(tmp_path: Path) -> None:
 
 def test_the_lock_is_exclusive_and_released(tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
-    with run.locked(), pytest.raises(InputError, match=r"--out"), Run(tmp_path / "run").locked():
+    with run.lock(), pytest.raises(InputError, match=r"--out"), Run(tmp_path / "run").lock():
         pass
-    with run.locked():
+    with run.lock():
         pass
-    with pytest.raises(KeyError), run.locked():
+    with pytest.raises(KeyError), run.lock():
         raise KeyError
-    with run.locked():
+    with run.lock():
         pass
 
 
 def test_the_lock_goes_with_a_process_that_is_killed(tmp_path: Path) -> None:
     code = (
         f"import os, signal; from pathlib import Path; from autoprune.run import Run\n"
-        f"with Run(Path({str(tmp_path)!r})).locked(): os.kill(os.getpid(), signal.SIGKILL)"
+        f"with Run(Path({str(tmp_path)!r})).lock(): os.kill(os.getpid(), signal.SIGKILL)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
-    with Run(tmp_path).locked():
+    with Run(tmp_path).lock():
         pass
 
 

@@ -60,7 +60,7 @@ def test_a_link_in_a_run_is_refused_and_its_target_left(place: str, dangling: bo
     elif not dangling:
         outside.write_text("theirs")
     path.symlink_to(outside)
-    with pytest.raises(InputError) as refused, Run(folder).locked():
+    with pytest.raises(InputError) as refused, Run(folder).lock():
         Run(folder).sweep()
     assert place in str(refused.value) and str(outside) in str(refused.value)
     if dangling:
@@ -76,7 +76,7 @@ def test_a_pipe_in_a_run_is_refused_at_once(place: str, tmp_path: Path) -> None:
     path = tmp_path / place
     path.parent.mkdir(parents=True, exist_ok=True)
     os.mkfifo(path)
-    with pytest.raises(InputError, match="a pipe"), Run(tmp_path).locked():
+    with pytest.raises(InputError, match="a pipe"), Run(tmp_path).lock():
         pass
 
 
@@ -88,12 +88,12 @@ def test_a_file_that_is_another_ones_too_is_not_written(tmp_path: Path) -> None:
     run.folder.mkdir()
     for path in (run.folder / ".lock", run.front, run.study):
         os.link(theirs, path)
-    with run.locked():
+    with run.lock():
         run.write_json(run.front, {})
         run.write_yaml(run.study, {})
     assert theirs.read_text() == "theirs"
     os.link(theirs, run.journal)
-    with pytest.raises(InputError, match="hard link"), run.locked():
+    with pytest.raises(InputError, match="hard link"), run.lock():
         pass
     assert theirs.read_text() == "theirs"
 
@@ -103,7 +103,7 @@ def test_the_lock_of_others_content_is_not_emptied_and_the_runs_own_link_is_know
     (tmp_path / ".lock").write_text("notes")
     (tmp_path / "study.journal").write_text("")
     (tmp_path / "study.journal.lock").symlink_to(tmp_path / "study.journal")  # as a killed Optuna leaves it
-    with Run(tmp_path).locked():
+    with Run(tmp_path).lock():
         pass
     assert (tmp_path / ".lock").read_text() == "notes"
 
@@ -116,7 +116,7 @@ def test_the_sweep_removes_what_a_kill_left_and_nothing_else(tmp_path: Path) -> 
     for name in (*left, *kept, ".best.f6/model.onnx", ".scratch/autoprune-x/candidate"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("x")
-    with run.locked():
+    with run.lock():
         run.sweep()
         there = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     assert there - {".lock"} == {*kept[:3]}
@@ -127,7 +127,7 @@ def test_temporary_folders_lie_in_the_run_that_is_held(tmp_path: Path, monkeypat
     (system := tmp_path / "system").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(system))
     run = Run(tmp_path / "run")
-    with run.locked(), scratch.folder() as folder:
+    with run.lock(), scratch.folder() as folder:
         assert folder.is_relative_to(run.folder / ".scratch") and not any(system.iterdir())
         assert folder.stat().st_mode & 0o077 == 0
     assert not (run.folder / ".scratch").exists()
@@ -177,11 +177,11 @@ def test_a_lock_of_optunas_that_a_kill_left_is_no_foreign_link(name: str, tmp_pa
     run.journal.write_text("")
     link = tmp_path / name
     link.symlink_to(run.journal)
-    with run.locked():
+    with run.lock():
         run.sweep()
     assert not os.path.lexists(link) and run.journal.exists()
     (tmp_path / f"{name}.other").symlink_to(run.journal)
-    with pytest.raises(InputError, match="is a link to"), run.locked():
+    with pytest.raises(InputError, match="is a link to"), run.lock():
         pass
 
 

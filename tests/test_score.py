@@ -23,7 +23,7 @@ def test_json_round_trip() -> None:
     score = Score(metric=0.5, flops=3, latency_ms=1.0, uncounted=("grid_sampler",), unavailable=("energy: none",))
     assert Score.from_json(json.loads(json.dumps(score.to_json()))) == score
     assert Score.from_json(score.to_json() | {"from_a_later_release": 1}) == score
-    assert score.updated(flops=4) == Score(
+    assert score.evolve(flops=4) == Score(
         metric=0.5, flops=4, latency_ms=1.0, uncounted=("grid_sampler",), unavailable=("energy: none",)
     )
 
@@ -60,7 +60,7 @@ def test_directions_and_a_front_over_throughput() -> None:
 
 
 def test_a_score_is_completed_where_it_lacks_figures() -> None:
-    whole = Score(flops=1).completed(Score(flops=2, memory_bytes=3))
+    whole = Score(flops=1).fill_from(Score(flops=2, memory_bytes=3))
     assert (whole.flops, whole.memory_bytes, whole.energy_mj) == (1, 3, None)
 
 
@@ -123,7 +123,7 @@ def judged(number: int, metric: float, error: float | None, loss: float | None, 
 )
 def test_where_the_metric_is_coarse_the_loss_decides(candidates: list[Candidate], order: list[int]) -> None:
     assert [each.number for each in by_quality(candidates, "maximize")] == order
-    turned = [replace(each, score=each.score.updated(metric=-(each.score.metric or 0.0))) for each in candidates]
+    turned = [replace(each, score=each.score.evolve(metric=-(each.score.metric or 0.0))) for each in candidates]
     assert [each.number for each in by_quality(turned[::-1], "minimize")] == order
     if len(candidates) == 2 and candidates[0].score.loss is not None:
         first, second = candidates[order[0] - 1].score, candidates[order[1] - 1].score

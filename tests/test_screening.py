@@ -211,7 +211,7 @@ def test_where_the_finalists_do_not_keep_the_budget_others_are_trained(
         found = measured(self, model, pruned, score, processes)
         if not refused:
             refused.append(found.flops or 0)
-            return found.updated(latency_ratio=10.0, latency_ratio_high=10.0)
+            return found.evolve(latency_ratio=10.0, latency_ratio_high=10.0)
         return found
 
     monkeypatch.setattr(Costs, "of_finished", slower)
@@ -233,7 +233,7 @@ def test_a_finalist_that_is_slower_in_fresh_processes_costs_no_training(
         found = measured(self, pruned, score, **options)
         if options.get("processes") and (not refused or refused[0] == found.flops):
             refused.append(found.flops or 0)
-            return found.updated(latency_ratio=10.0, latency_ratio_high=10.0)
+            return found.evolve(latency_ratio=10.0, latency_ratio_high=10.0)
         return found
 
     monkeypatch.setattr(Costs, "latency", slower)
@@ -266,7 +266,7 @@ def test_an_interval_that_takes_more_than_may_be_left_is_measured_in_more_proces
 
     def latency(pruned: Any, score: Score, *, processes: int = 0) -> Score:
         seen.append(processes)
-        return score.updated(latency_ratio=value, latency_ratio_high=value + (reach if processes == 5 else 0.001))
+        return score.evolve(latency_ratio=value, latency_ratio_high=value + (reach if processes == 5 else 0.001))
 
     given = screening({"latency": "50%"}, objectives=("metric", "latency"))
     dense = Score(1.0, latency_ratio=1.0, latency_ratio_high=1.0)
@@ -333,7 +333,7 @@ def test_what_is_planned_under_another_budget_is_what_is_left_under_it(tmp_path:
     class Planned(Listens):
         trials = 0
 
-        def planned(self, seconds: float | None, trials: int) -> None:
+        def on_plan(self, seconds: float | None, trials: int) -> None:
             self.trials = trials
 
     first, again, tighter = Planned(), Planned(), Planned()
@@ -375,8 +375,8 @@ def test_any_plan_is_scaled_to_the_edge_of_the_budget(
             technique = "structured" if "structured" in variable.options.techniques else NONE
             ratio = 0.05 + 0.85 * float(torch.rand((), generator=generator))
             given |= {f"{variable.name}.technique": technique, f"{variable.name}.ratio": ratio}
-        scaled = found.fitted(given, share)
-        score = prepared.costs.score(prepared.pruned(plan_of(prepared.variables, scaled)))
+        scaled = found.fit_to_budget(given, share)
+        score = prepared.costs.score(prepared.cut_by_magnitude(plan_of(prepared.variables, scaled)))
         spent = (score.flops or 0) / (prepared.dense.flops or 1) / (float(limit[:-1]) / 100)
         assert share * 0.7 < spent <= share + 1e-9  # widths of 8 and 16 units come in coarse steps
 
@@ -384,7 +384,7 @@ def test_any_plan_is_scaled_to_the_edge_of_the_budget(
 def test_what_cannot_fit_is_cut_as_far_as_the_space_allows(prepared: Prepared, tmp_path: Path) -> None:
     found = steering(prepared, tmp_path, flops="1%")
     given = parameters(prepared.variables, Plan()) | {"0:units.technique": "structured", "0:units.ratio": 0.1}
-    assert found.fitted(given)["0:units.ratio"] == pytest.approx(0.9)
+    assert found.fit_to_budget(given)["0:units.ratio"] == pytest.approx(0.9)
 
 
 def test_latency_is_foreseen_and_corrected(prepared: Prepared, tmp_path: Path) -> None:
@@ -449,12 +449,12 @@ def test_a_sample_that_comes_to_a_net_judged_before_is_moved_on(prepared: Prepar
     sample |= {"0:units.technique": "structured", "0:units.ratio": 0.5}
     nets, effects = list[dict[str, Any]](), set()
     for number in range(8):
-        nets.append(found.steered(f"{number}")(sample))
+        nets.append(found.scale_sample(f"{number}")(sample))
         plan = plan_of(prepared.variables, nets[-1])
         effects.add(found.steering.effect(plan))
         assert found.steering.fits(plan)
         found.learn([Candidate(number, plan, Score(flops=1), False, "screened")])
-    assert nets[0] == found.steering.fitted(sample) and len(effects) == 8
+    assert nets[0] == found.steering.fit_to_budget(sample) and len(effects) == 8
 
 
 def test_a_sample_that_leaves_too_much_as_it_is_loses_more_until_it_fits(prepared: Prepared, tmp_path: Path) -> None:
@@ -465,7 +465,7 @@ def test_a_sample_that_leaves_too_much_as_it_is_loses_more_until_it_fits(prepare
     def fits(given: Mapping[str, Any]) -> bool:
         return found.fits(plan_of(prepared.variables, given))
 
-    scaled = found.fitted(sample)
+    scaled = found.fit_to_budget(sample)
     assert not fits(scaled)
     nets = [narrow(prepared.variables, scaled, fits, str(draw)) for draw in range(10)]
     assert all(fits(net) for net in nets) and len({tuple(net.items()) for net in nets}) > 1
@@ -506,7 +506,7 @@ def test_samples_spend_the_budget(prepared: Prepared, tmp_path: Path) -> None:
     keys = ("0:units", "3:units")
     sample = parameters(prepared.variables, Plan()) | {f"{key}.technique": "structured" for key in keys}
     for number, ratios in enumerate(((0.3, 0.9), (0.9, 0.3), (0.5, 0.6))):
-        net = found.steered(str(number))(
+        net = found.scale_sample(str(number))(
             sample | {f"{key}.ratio": each for key, each in zip(keys, ratios, strict=True)}
         )
         assert found.steering.fits(plan_of(prepared.variables, net))
@@ -522,7 +522,7 @@ def test_nothing_is_given_back_where_no_limit_is_foreseen(prepared: Prepared, tm
     found = Screening(Evaluator(given, prepared, prepared.dense, scores, Quiet()), Run(tmp_path), "", lambda: False)
     assert not found.steering.budget.limits
     sample = parameters(prepared.variables, Plan()) | {"0:units.technique": "structured", "0:units.ratio": 0.5}
-    assert found.steered("0")(sample) == sample
+    assert found.scale_sample("0")(sample) == sample
 
 
 def test_an_exchange_gives_width_to_one_group_and_takes_it_from_another(prepared: Prepared, tmp_path: Path) -> None:
@@ -532,7 +532,7 @@ def test_an_exchange_gives_width_to_one_group_and_takes_it_from_another(prepared
         **{f"{key}.technique": "structured" for key in ("0:units", "3:units")},
         **{f"{key}.ratio": 0.5 for key in ("0:units", "3:units")},
     }
-    parent = found.fitted(start)
+    parent = found.fit_to_budget(start)
 
     def fits(given: Mapping[str, Any]) -> bool:
         return found.fits(plan_of(prepared.variables, given))
@@ -585,13 +585,13 @@ def test_the_neighbour_that_is_judged_is_the_most_promising_of_many(prepared: Pr
     )
     steered, draw = steering(prepared, tmp_path), random.Random(1)
     loops.__dict__["steering"] = steered
-    given = [steered.fitted(parameters(prepared.variables, drawn(prepared, draw))) for _ in range(25)]
+    given = [steered.fit_to_budget(parameters(prepared.variables, drawn(prepared, draw))) for _ in range(25)]
     candidates = []
     for number, each in enumerate(given):
         plan = plan_of(prepared.variables, each)
         assert prepared.dense.flops is not None
         flops = round(0.55 * prepared.dense.flops * (1 + steered.violation(plan)))
-        score = prepared.dense.updated(loss=late_groups_matter(plan), flops=flops)
+        score = prepared.dense.evolve(loss=late_groups_matter(plan), flops=flops)
         candidates.append(Candidate(number, plan, score, False, "screened"))
 
     def tight(given: dict[str, Any]) -> bool:

@@ -97,10 +97,10 @@ class Listens:
     began: list[tuple[int, str]] = field(default_factory=list)  # after the preparation
     ended: list[Candidate] = field(default_factory=list)
 
-    def planned(self, seconds: float | None, trials: int) -> None:
+    def on_plan(self, seconds: float | None, trials: int) -> None:
         assert seconds is not None and seconds > 0
 
-    def started(self, trial: int, what: str) -> None:
+    def on_step(self, trial: int, what: str) -> None:
         if not what.startswith(("proving", "measuring the dense")):  # what every start begins with
             self.began.append((trial, what))
         self.at(trial, what)
@@ -108,7 +108,7 @@ class Listens:
     def progress(self, share: float) -> None:
         assert 0 <= share <= 1
 
-    def finished(self, candidate: Candidate, best: Candidate | None) -> None:
+    def on_trial(self, candidate: Candidate, best: Candidate | None) -> None:
         self.ended.append(candidate)
 
     def note(self, text: str) -> None:
@@ -543,10 +543,10 @@ def test_the_journal_counts_only_what_has_ended(tmp_path: Path) -> None:
     journal.start(list, Score(0.5, flops=1000))
     trial, plan = journal.ask()
     trial.set_user_attr("stage", "trained")  # killed between these notes and the result
-    assert journal.finished() == 2 and len(plan)
+    assert journal.count_finished() == 2 and len(plan)
     again = Journal(study(), Run(tmp_path), prepared.variables)
     again.start(list, Score(0.5, flops=1000))
-    assert again.finished() == 2 and again.known() == 2
+    assert again.count_finished() == 2 and again.count_ended() == 2
     waiting = [each for each in again.trials() if each.state == optuna.trial.TrialState.WAITING]
     assert [each.number for each in waiting][-1] == len(again.trials()) - 1
 
@@ -607,8 +607,8 @@ def test_a_known_result_is_judged_by_the_budget_of_now() -> None:
     dense = Score(0.9, flops=1000)
     judge = evaluator.Evaluator(study(), None, dense, None, Listens())  # type: ignore[arg-type]
     plan = Plan({"0:units": Choice("structured", 0.5)})
-    assert judge.known(plan, 3, Score(0.8, flops=400)).candidate.feasible
-    late = judge.known(plan, 4, Score(0.8, flops=600)).candidate
+    assert judge.judge_known(plan, 3, Score(0.8, flops=400)).candidate.feasible
+    late = judge.judge_known(plan, 4, Score(0.8, flops=600)).candidate
     assert not late.feasible and late.reason == "flops 60%, over the limit of 55%" and late.number == 4
 
 
@@ -650,7 +650,7 @@ def test_a_target_that_is_named_later_is_measured_then(tmp_path: Path) -> None:
 def test_figures_on_further_targets_are_completed_too() -> None:
     kept = Score(0.9, elsewhere={"a": Score(latency_ms=1.0)})
     fresh = Score(flops=5, elsewhere={"a": Score(latency_ms=2.0, size_bytes=7), "b": Score(size_bytes=9)})
-    found = kept.completed(fresh)
+    found = kept.fill_from(fresh)
     assert (found.metric, found.flops) == (0.9, 5)
     assert found.on("a") == Score(latency_ms=1.0, size_bytes=7) and found.on("b") == Score(size_bytes=9)
 

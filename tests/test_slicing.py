@@ -137,7 +137,7 @@ def test_a_sliced_graph_is_the_cut_model(name):
         assert error(run(slicer.dense, five)[0], five.call(model)) <= 1e-5
         assert error(run(slicer.cut(cuts()), five)[0], five.call(smaller)) <= 1e-4
         assert run(slicer.cut(cuts()), IMAGES.rows(1))[0].shape == (1, 5)
-    assert slicer.reason is None and slicer.proved(smaller, cuts())
+    assert slicer.reason is None and slicer.verifies(smaller, cuts())
     onnx.checker.check_model(onnx.load_from_string(slicer.cut(cuts())))
 
 
@@ -145,10 +145,10 @@ def test_zeros_are_multiplied_in_after_the_cut():
     model = randomised(Residual())
     slicer, smaller = Slicer(model, IMAGES), shrink(model, residual_cuts())
     keep = torch.rand(smaller.b.weight.shape) > 0.5
-    assert not slicer.proved(smaller, residual_cuts(), {"b.weight": keep})
+    assert not slicer.verifies(smaller, residual_cuts(), {"b.weight": keep})
     with torch.no_grad():
         smaller.b.weight.mul_(keep)
-    assert slicer.proved(smaller, residual_cuts(), {"b.weight": keep})
+    assert slicer.verifies(smaller, residual_cuts(), {"b.weight": keep})
 
 
 def test_proved_sees_another_cut_and_another_value():
@@ -156,8 +156,8 @@ def test_proved_sees_another_cut_and_another_value():
     slicer, smaller = Slicer(model, IMAGES), shrink(model, residual_cuts())
     with torch.no_grad():
         smaller.fc.bias[0] += 1
-    assert not slicer.proved(smaller, residual_cuts())
-    assert not slicer.proved(model, residual_cuts())
+    assert not slicer.verifies(smaller, residual_cuts())
+    assert not slicer.verifies(model, residual_cuts())
 
 
 def test_what_runs_in_the_search_is_what_is_exported():
@@ -266,14 +266,14 @@ def test_groups_that_are_found_are_cut_one_by_one_and_together(name):
     build, inputs = DISCOVERED[name]
     model = randomised(build())
     coupling, slicer = discover(model, inputs), Slicer(model, inputs, batch=5)
-    assert slicer.proved(model, [])
+    assert slicer.verifies(model, [])
     units = [group.key for group in coupling.prunable() if group.level == "units"]
     assert units
     keep = {key: torch.arange(coupling.members[key].shape[1]) % 2 == 0 for key in units}
     for chosen in (*([key] for key in units), units):
         kept = {key: keep[key].repeat(len(coupling.members[key])) for key in chosen}
         cuts, smaller = coupling.cuts(kept), coupling.apply(model, kept)
-        assert slicer.refuses(cuts) is None and slicer.proved(smaller, cuts)
+        assert slicer.refuses(cuts) is None and slicer.verifies(smaller, cuts)
         content, five = slicer.cut(cuts), inputs.rows(5)
         onnx.checker.check_model(onnx.load_from_string(content))
         ours, exported = (shapes_of(each) for each in (content, export(smaller, inputs)))
@@ -330,7 +330,7 @@ def test_the_proof_sees_through_zeros():
         wrong.load_state_dict(model.state_dict())
         slicer = Slicer(zero, inputs)
         slicer.fill(model)
-        assert slicer.proved(model, []) and slicer.proved(wrong, []) == (model is zero)
+        assert slicer.verifies(model, []) and slicer.verifies(wrong, []) == (model is zero)
 
 
 @pytest.mark.slow
@@ -369,7 +369,7 @@ def test_unrolled_cells_are_not_proved():
     model = Recurrent(nn.RNN(4, 6, batch_first=True)).eval()
     coupling, slicer = discover(model, SEQUENCE), Slicer(model, SEQUENCE)
     kept = {key: torch.arange(6) < 3 for key in coupling.members}
-    assert not slicer.proved(coupling.apply(model, kept), coupling.cuts(kept))
+    assert not slicer.verifies(coupling.apply(model, kept), coupling.cuts(kept))
 
 
 def test_uneven_slices_of_a_parameter_are_refused_by_name():
@@ -404,7 +404,7 @@ def test_channels_scaled_before_they_are_shuffled_are_followed():
 
     model, keep = randomised(Shuffled()), drop(8, 1, 5)
     cuts = [*out("first", keep), Cut("scale", 0, keep), Cut("last.weight", 1, keep.view(2, 4).T.flatten())]
-    assert Slicer(model, IMAGES).proved(shrink(model, cuts), cuts)
+    assert Slicer(model, IMAGES).verifies(shrink(model, cuts), cuts)
 
 
 def test_a_literal_slice_over_channels_is_not_proved():
@@ -423,7 +423,7 @@ def test_a_literal_slice_over_channels_is_not_proved():
         meant[0].weight.copy_(model.first.weight[2:5])
         meant[0].bias.copy_(model.first.bias[2:5])
     meant[1] = model.second
-    assert not slicer.proved(meant.eval(), out("first", keep))
+    assert not slicer.verifies(meant.eval(), out("first", keep))
 
 
 class Block(nn.Module):
@@ -472,8 +472,8 @@ def test_blocks_that_go_are_left_out(name, gone):
     build, inputs, stage = BLOCKS[name]
     model, removed = randomised(build()), [f"{stage}.{place}" for place in gone]
     slicer, smaller = Slicer(model, inputs), shrink(model, [], removed)
-    assert slicer.refuses([], removed) is None and slicer.proved(smaller, [], removed=removed)
-    assert not slicer.proved(model, [], removed=removed)
+    assert slicer.refuses([], removed) is None and slicer.verifies(smaller, [], removed=removed)
+    assert not slicer.verifies(model, [], removed=removed)
     content = slicer.cut([], removed=removed)
     onnx.checker.check_model(onnx.load_from_string(content))
     proto, exported = onnx.load_from_string(content), onnx.load_from_string(export(smaller, inputs))
@@ -492,7 +492,7 @@ def test_widths_are_cut_and_blocks_left_out_at_once():
         *(cut for place in range(3) for cut in (*norm(f"1.{place}.norm", keep), *out(f"1.{place}.inner", keep))),
         *(Cut(f"1.{place}.inner.weight", 1, keep) for place in range(3)),
     ]  # fmt: skip
-    assert Slicer(model, IMAGES).proved(shrink(model, cuts, ["1.1"]), cuts, removed=["1.1"])
+    assert Slicer(model, IMAGES).verifies(shrink(model, cuts, ["1.1"]), cuts, removed=["1.1"])
 
 
 def test_a_block_whose_ends_do_not_show_is_refused():
@@ -575,4 +575,4 @@ def test_the_size_that_is_judged_is_that_of_the_file_that_ships(tmp_path, kind, 
     shipped = (tmp_path / "model.onnx").stat().st_size
     judged = costs.score(pruned)
     assert abs(judged.size_bytes - shipped) <= 64  # constants of cells of one or two units are written otherwise
-    assert costs.stored(pruned.model, pruned, judged).size_bytes == shipped
+    assert costs.with_stored_size(pruned.model, pruned, judged).size_bytes == shipped

@@ -155,10 +155,12 @@ def test_uniform_clips_to_the_range_and_takes_the_first_that_is_offered() -> Non
 @pytest.mark.parametrize("multiple_of", [4, 8])
 def test_widths_are_rounded_to_a_multiple(ratio: float, multiple_of: int) -> None:
     variable = by_name(Space(), multiple_of=multiple_of)["layer1.0.conv:units"]
-    kept = round(32 * (1 - variable.rounded(CONV, ratio)))
+    kept = round(32 * (1 - variable.round_ratio(CONV, ratio)))
     assert kept % multiple_of == 0 and multiple_of <= kept <= 32
     assert abs(kept - 32 * (1 - ratio)) <= multiple_of / 2 or kept == multiple_of
-    assert variable.rounded(CONV, variable.rounded(CONV, ratio)) == pytest.approx(variable.rounded(CONV, ratio))
+    assert variable.round_ratio(CONV, variable.round_ratio(CONV, ratio)) == pytest.approx(
+        variable.round_ratio(CONV, ratio)
+    )
 
 
 def test_the_technique_keeps_the_rounded_width() -> None:
@@ -168,13 +170,13 @@ def test_the_technique_keeps_the_rounded_width() -> None:
 
     variable = by_name(Space(), multiple_of=8)["layer2.conv:units"]
     for ratio in (0.1, 0.3, 0.5, 0.66, 0.9):
-        assert int(keep_most_important(torch.rand(24), variable.rounded(SECOND, ratio)).sum()) % 8 == 0
+        assert int(keep_most_important(torch.rand(24), variable.round_ratio(SECOND, ratio)).sum()) % 8 == 0
 
 
 def test_weights_and_small_groups_are_not_rounded() -> None:
     variables = by_name(Space(), multiple_of=16)
-    assert variables["head.0:units"].rounded(HIDDEN, 0.33) == 0.33
-    assert variables["layer2.conv:weights"].rounded(WEIGHTS[2], 0.33) == 0.33
+    assert variables["head.0:units"].round_ratio(HIDDEN, 0.33) == 0.33
+    assert variables["layer2.conv:weights"].round_ratio(WEIGHTS[2], 0.33) == 0.33
 
 
 @pytest.mark.parametrize("high", [0.5, 0.8, 0.9])
@@ -275,7 +277,7 @@ def test_a_pattern_may_have_a_multiple_of_its_own() -> None:
 def test_heads_are_counted_as_they_are() -> None:
     heads = Group("attention", "units", ("attention",), ("attention",), (32,))
     (variable,) = Space(Options(("heads",))).resolve([heads], 8)
-    assert variable.rounded(heads, 0.1) == 0.1
+    assert variable.round_ratio(heads, 0.1) == 0.1
 
 
 def test_blocks_are_decided_one_by_one_and_go_whole() -> None:

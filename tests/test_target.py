@@ -179,7 +179,7 @@ def test_throughput_is_a_lower_limit_and_the_same_as_one_on_latency() -> None:
 )
 def test_metric_drop_is_towards_worse(goal: str, metric: float, drop: float) -> None:
     limit = Limit.parse("metric_drop", 0.01)
-    assert limit.used(Score(metric=metric), DENSE, goal) == pytest.approx(drop)
+    assert limit.usage(Score(metric=metric), DENSE, goal) == pytest.approx(drop)
     assert (limit.violation(Score(metric=metric), DENSE, goal) > 0) == (drop > 0.01)  # type: ignore[operator]
 
 
@@ -239,7 +239,7 @@ def test_a_limit_on_a_further_target_is_judged_there() -> None:
     budget = Budget.parse({"latency": "50%", "latency on cpu_eager": "60%"})
     assert Budget.parse(budget.to_json()) == budget and [limit.key for limit in budget.limits] == [*budget.to_json()]
     here = Score(metric=0.9, latency_ratio=0.4, latency_ratio_high=0.4)
-    both = here.updated(elsewhere={"cpu_eager": Score(latency_ratio=0.7, latency_ratio_high=0.7)})
+    both = here.evolve(elsewhere={"cpu_eager": Score(latency_ratio=0.7, latency_ratio_high=0.7)})
     assert Score.from_json(both.to_json()) == both
     assert set(budget.violations(here, DENSE, "maximize")) == {"latency"}  # not measured there: not yet judged
     assert budget.violations(both, DENSE, "maximize")["latency on cpu_eager"] == pytest.approx(0.7 / 0.6 - 1)

@@ -77,15 +77,15 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     def score(module: torch.nn.Module, took: Latency) -> Score:
         quality = loop.evaluate(module, task, "validation", device="cpu")
-        own = measure.costs(module, task.calibration(1)).updated(
+        own = measure.costs(module, task.calibration(1)).evolve(
             metric=quality.metric, loss=quality.loss, energy_mj=3.0, **measured(module, ["memory"]),
             test_metric=loop.evaluate(module, task, "test", device="cpu").metric,
         )  # fmt: skip
-        own = measure.with_latency(own.updated(size_bytes=measure.size_bytes(module)), took, 1)
+        own = measure.with_latency(own.evolve(size_bytes=measure.size_bytes(module)), took, 1)
         there = measure.artefact(module, task.calibration(2), further)
-        other = own.updated(size_bytes=len(there), metric=None, loss=None, test_metric=None, energy_mj=None)
-        other = other.updated(**measured(there, ["memory"]))
-        return compress_score(module, None, own, ("size_compressed",)).updated(elsewhere={further.name: other})
+        other = own.evolve(size_bytes=len(there), metric=None, loss=None, test_metric=None, energy_mj=None)
+        other = other.evolve(**measured(there, ["memory"]))
+        return compress_score(module, None, own, ("size_compressed",)).evolve(elsewhere={further.name: other})
 
     dense_score = score(dense, whole)
     plan = Plan({"conv1:units": Choice("structured", 0.875)})

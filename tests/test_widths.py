@@ -64,7 +64,7 @@ def test_the_widths_are_those_of_the_cut_model(row: Member, ratio: float) -> Non
     variables = Space(Options(("structured", "neuron", "heads"))).resolve(coupling.groups)
     plan = uniform(variables, ("structured", "neuron", "heads"), ratio)
     keep = kept_units(coupling, plan, Importance(model, coupling))
-    alive = coupling.kept(keep)
+    alive = coupling.kept_mask(keep)
     kept = {key: int(alive[coupling.members[key].flatten()].sum()) for key in keep}
     said = widths_of(coupling.groups, plan)
     assert {key: before for key, (before, _) in said.items()} == {key: len(each) for key, each in keep.items()}

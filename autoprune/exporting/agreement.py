@@ -101,9 +101,9 @@ def budget(recorded: Recorded) -> Found:
     """The recorded figures keep every limit; what has to be measured has checks of its own beside."""
     score, dense, goal = recorded.score, recorded.dense_score, recorded.record["goal"]
     limits = [limit for limit in recorded.budget.limits if limit.quantity != "latency"]
-    spent = {limit.key: limit.used(score, dense, goal) for limit in limits}
+    spent = {limit.key: limit.usage(score, dense, goal) for limit in limits}
     broken = [
-        f"{limit.key} has no figure" if used is None else limit.exceeded(used)
+        f"{limit.key} has no figure" if used is None else limit.excess(used)
         for limit, used in zip(limits, spent.values(), strict=True)
         if used is None or limit.broken(used)
     ]

@@ -91,10 +91,10 @@ def _fill(folder: Path, study: Study, done: Finished, formats: Sequence[str] | N
     sample = inputs.rows(2)  # exporters take a batch of 1 for a constant
     filenames = {name: _save(name, done.model, sample, folder, folders) for name in names}
     runs_file = shipped.write(folder, filenames[runs], done.model, study)
-    score = done.score.updated(size_bytes=(folder / runs_file).stat().st_size)
+    score = done.score.evolve(size_bytes=(folder / runs_file).stat().st_size)
     if score.size_compressed_bytes is not None:
         compressed = resources.compressed_bytes((folder / runs_file).read_bytes())
-        score = score.updated(size_compressed_bytes=compressed)
+        score = score.evolve(size_compressed_bytes=compressed)
     files = {"formats": filenames, "runs": runs_file}
     Run.write_json(folder / artefact.SCORE, _record(folder, study, done, score, budget) | files)
     return score

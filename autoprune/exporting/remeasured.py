@@ -53,7 +53,7 @@ def _compare_latency(recorded: Recorded, name: str, found: Latency) -> tuple[lis
     known, dense = recorded.score.on(name), recorded.dense_score.on(name)
     problems, figures, unchecked = list[str](), dict[str, Any](), dict[str, str]()
     now = measure.with_latency(Score(), found, recorded.on(name).batch).beside(dense)
-    best = now.updated(latency_ratio_high=now.latency_ratio_low, latency_ms_high=now.latency_ms_low)
+    best = now.evolve(latency_ratio_high=now.latency_ratio_low, latency_ms_high=now.latency_ms_low)
     for limit in recorded.limits(name, "latency", "throughput"):
         if not limit.relative and (foreign := recorded.foreign):
             unchecked[limit.key] = foreign
@@ -75,7 +75,7 @@ def _compare_latency(recorded: Recorded, name: str, found: Latency) -> tuple[lis
 
 
 def _spent_share(limit: Limit, score: Score, dense: Score) -> float:
-    used = Limit(limit.quantity, limit.value, limit.relative).used(score, dense, "maximize")
+    used = Limit(limit.quantity, limit.value, limit.relative).usage(score, dense, "maximize")
     assert used is not None  # both were measured
     return used
 
@@ -120,7 +120,7 @@ def resource(recorded: Recorded, quantity: str, name: str = "") -> Found:
         )
     except ModelError as problem:
         return Found(f"not checked: {problem}", {}, {key: str(problem)})
-    measured, whole = Score().updated(**{figure: now}), Score().updated(**{figure: of})
+    measured, whole = Score().evolve(**{figure: now}), Score().evolve(**{figure: of})
     problems, unchecked = list[str](), dict[str, str]()
     for limit in recorded.limits(name, quantity):
         used = _spent_share(limit, measured, whole)

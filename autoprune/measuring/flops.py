@@ -100,7 +100,7 @@ class _Flat(nn.Module):
         self.training = model.training
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        return tuple(outputs_of(self.inputs.replaced(list(tensors)).call(self.model)))
+        return tuple(outputs_of(self.inputs.with_tensors(list(tensors)).call(self.model)))
 
 
 def _free(kind: str) -> bool:

@@ -86,7 +86,7 @@ def apply(
         for group, choice in choices
         if group.level == "weights"
     ]
-    return Pruned(smaller, Masks(smaller, masks), cuts, coupling.removed(keep), keep)
+    return Pruned(smaller, Masks(smaller, masks), cuts, coupling.removed_blocks(keep), keep)
 
 
 def follows(pruned: Pruned, after: Pruned) -> bool:
@@ -189,7 +189,7 @@ def _mask(
     technique = plugins.create("technique", choice.technique)
     criterion = plugins.create("criterion", choice.criterion)
     mine = [cut for cut in cuts if cut.tensor == name]
-    needed = [take(tensor, mine) for tensor in importance.needed(criterion, name) or ()]
+    needed = [take(tensor, mine) for tensor in importance.statistics_for(criterion, name) or ()]
 
     def keep(weight: Tensor, share: float) -> Tensor:
         seen = [tensor.to(weight.device) for tensor in needed]

@@ -127,7 +127,7 @@ def join_batches(batches: Iterable[Batch], count: int) -> Inputs:
     batched = parts[0].batch_size
     columns = zip(*(part.tensors() for part in parts), strict=True)
     joined = [torch.cat(column) if column[0].dim() and len(column[0]) == batched else column[0] for column in columns]
-    return parts[0].replaced(joined).rows(min(held, count))
+    return parts[0].with_tensors(joined).rows(min(held, count))
 
 
 def _shapes(inputs: Inputs) -> list[torch.Size]:

@@ -62,11 +62,11 @@ class Importance:
     def _lacking(self, name: str, criterion: Criterion, group: Group) -> str | None:
         what = " and ".join(criterion.needs)
         if group.level == "weights":
-            lacks = self.needed(criterion, tensor_of(self._model, group.name)) is None
+            lacks = self.statistics_for(criterion, tensor_of(self._model, group.name)) is None
             return f"{name} finds no {what} for the weight of {group.name}" if lacks else None
         if group.level == "blocks":
             if name not in self._inside:
-                seen = (part for part in self._parameters if self.needed(criterion, part) is not None)
+                seen = (part for part in self._parameters if self.statistics_for(criterion, part) is not None)
                 self._inside[name] = {module for part in seen for module in accumulate(part.split("."), "{}.{}".format)}
             inside = group.name in self._inside[name]
             return None if inside else f"{name} finds no {what} in {group.name}"
@@ -79,7 +79,7 @@ class Importance:
         part += f" with {what}" if what else ""
         return f"{name} needs {part} in every unit; {bare} of {group.size} units have none" if bare else None
 
-    def needed(self, criterion: Criterion, tensor: str) -> tuple[Tensor, ...] | None:
+    def statistics_for(self, criterion: Criterion, tensor: str) -> tuple[Tensor, ...] | None:
         """What a criterion needs to see for a parameter, each shaped like it; None where it does not have all."""
         found = tuple(self._evidence(need).get(tensor) for need in criterion.needs)
         return None if any(tensor is None for tensor in found) else found  # type: ignore[return-value]
@@ -113,7 +113,7 @@ class Importance:
         if key not in self._blocks:
             plugin, (block,) = self._fitting(criterion, group), group.layers
             inside = (name for name in self._parameters if name.startswith(f"{block}."))
-            seen = (name for name in inside if self.needed(plugin, name) is not None)
+            seen = (name for name in inside if self.statistics_for(plugin, name) is not None)
             self._blocks[key] = torch.stack([self._elements(plugin, name).double().sum().cpu() for name in seen]).sum(0)
         return self._blocks[key].view(1)
 
@@ -125,7 +125,7 @@ class Importance:
             elif criterion.scores == "filters":
                 fits = place.produces and self._parameters[place.tensor].dim() > 1
             else:
-                fits = self.needed(criterion, place.tensor) is not None
+                fits = self.statistics_for(criterion, place.tensor) is not None
             if fits:
                 yield place
 
@@ -147,7 +147,9 @@ class Importance:
         return total / count.clamp_min(1) if criterion.scores == "scales" else total
 
     def _elements(self, criterion: Criterion, tensor: str) -> Tensor:
-        return torch.as_tensor(criterion.score(self._parameters[tensor], *(self.needed(criterion, tensor) or ())))
+        return torch.as_tensor(
+            criterion.score(self._parameters[tensor], *(self.statistics_for(criterion, tensor) or ()))
+        )
 
 
 def _places(coupling: Coupling) -> list[_Place]:

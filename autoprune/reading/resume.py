@@ -68,10 +68,10 @@ def open_run(resolved: Mapping[str, Any], folder: Path, *, fresh: bool = False) 
     """
     run = Run(folder)
     if fresh and run.study.exists():
-        with run.locked():
+        with run.lock():
             run.move_away()
     refuse_changed(resolved, folder)
-    with run.locked():
+    with run.lock():
         if not _has_begun(run):
             Run.write_yaml(run.study, dict(resolved))
             return run

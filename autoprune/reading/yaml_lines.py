@@ -64,7 +64,7 @@ class Document:
         except InputError as error:
             raise self.error(str(error), path) from error
 
-    def placed(self, error: StudyError) -> StudyError:
+    def place_of(self, error: StudyError) -> StudyError:
         """`error` with file and line, where its key was written in this document and it does not name them yet."""
         if error.key is None or error.file is not None:
             return error

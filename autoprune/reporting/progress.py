@@ -67,16 +67,16 @@ class Silent(AbstractContextManager["Silent"]):
     ) -> None:
         """Nothing to put away."""
 
-    def planned(self, seconds: float | None, trials: int) -> None:
+    def on_plan(self, seconds: float | None, trials: int) -> None:
         """The search will take so long, where that is known."""
 
-    def started(self, trial: int, what: str) -> None:
+    def on_step(self, trial: int, what: str) -> None:
         """A step of a trial begins."""
 
     def progress(self, share: float) -> None:
         """The share of the running step that is done, in [0, 1]."""
 
-    def finished(self, candidate: Candidate, best: Candidate | None) -> None:
+    def on_trial(self, candidate: Candidate, best: Candidate | None) -> None:
         """A trial has ended; `best` is the best feasible one so far."""
 
     def note(self, text: str) -> None:
@@ -91,18 +91,18 @@ class Lines(Silent):
     clock: Clock = field(default_factory=Clock)
     _done: int = 0
 
-    def planned(self, seconds: float | None, trials: int) -> None:
+    def on_plan(self, seconds: float | None, trials: int) -> None:
         """Write the estimate of the whole."""
         self.clock.plan(seconds, trials)
         self._write(estimate(seconds, trials))
 
-    def started(self, trial: int, what: str) -> None:
+    def on_step(self, trial: int, what: str) -> None:
         """Write what is not a step of one of the many trials: the dense model, the final ones, the export."""
         self.clock.move(trial)
         if trial == 0 or trial < self._done:
             self._write(what)
 
-    def finished(self, candidate: Candidate, best: Candidate | None) -> None:
+    def on_trial(self, candidate: Candidate, best: Candidate | None) -> None:
         """Write the trial's outcome, the best so far and the time left."""
         self._done = max(self._done, candidate.number + 1)
         self.clock.move(self._done)
@@ -155,12 +155,12 @@ class Bar(Silent):
         """Take the bar away."""
         self.bar.stop()
 
-    def planned(self, seconds: float | None, trials: int) -> None:
+    def on_plan(self, seconds: float | None, trials: int) -> None:
         """Write the estimate of the whole above the bar."""
         self.clock.plan(seconds, trials)
         self.note(estimate(seconds, trials))
 
-    def started(self, trial: int, what: str) -> None:
+    def on_step(self, trial: int, what: str) -> None:
         """Show what is running."""
         self.trial, self.what = trial, what
         self.clock.move(trial)
@@ -172,7 +172,7 @@ class Bar(Silent):
         if self.clock.now() - self._drawn >= _REFRESH_S:
             self._draw()
 
-    def finished(self, candidate: Candidate, best: Candidate | None) -> None:
+    def on_trial(self, candidate: Candidate, best: Candidate | None) -> None:
         """Move the bar and show the best so far."""
         self.done, self.best = max(self.done, candidate.number + 1), best_so_far(best)
         self.what = "choosing the next plan"

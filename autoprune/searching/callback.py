@@ -15,16 +15,16 @@ CLOSING_S = 30.0  # about what follows the last trial: the best measured again, 
 class Listener(Protocol):
     """Told of every step of a search."""
 
-    def planned(self, seconds: float | None, trials: int) -> None:
+    def on_plan(self, seconds: float | None, trials: int) -> None:
         """Before the first trial: how long the whole may take."""
 
-    def started(self, trial: int, what: str) -> None:
+    def on_step(self, trial: int, what: str) -> None:
         """A piece of work begins."""
 
     def progress(self, share: float) -> None:
         """How much of that piece is done, in [0, 1]."""
 
-    def finished(self, candidate: Candidate, best: Candidate | None) -> None:
+    def on_trial(self, candidate: Candidate, best: Candidate | None) -> None:
         """A trial ended; the best inside the budget so far."""
 
     def note(self, text: str) -> None:
@@ -34,16 +34,16 @@ class Listener(Protocol):
 class Quiet:
     """A listener that hears nothing."""
 
-    def planned(self, seconds: float | None, trials: int) -> None:
+    def on_plan(self, seconds: float | None, trials: int) -> None:
         """Nothing."""
 
-    def started(self, trial: int, what: str) -> None:
+    def on_step(self, trial: int, what: str) -> None:
         """Nothing."""
 
     def progress(self, share: float) -> None:
         """Nothing."""
 
-    def finished(self, candidate: Candidate, best: Candidate | None) -> None:
+    def on_trial(self, candidate: Candidate, best: Candidate | None) -> None:
         """Nothing."""
 
     def note(self, text: str) -> None:

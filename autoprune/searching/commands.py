@@ -65,18 +65,18 @@ class Map:
 
 def sensitivity(study: Study, run: Run, ratios: Sequence[float] = RATIOS, listener: Listener | None = None) -> Map:
     """Every technique of every decision at some ratios, judged untrained; what `run` has is not judged again."""
-    with watch(study, listener) as listener, run.locked():
+    with watch(study, listener) as listener, run.lock():
         prepared = prepare(study, run, listener)
         dense = baseline.establish(study, prepared, run, listener)
         scores = importance(study, prepared.model, prepared.coupling)
         evaluate = Evaluator(study, prepared, dense, scores, listener)
-        listener.started(0, f"profiling {study.target.name}")
+        listener.on_step(0, f"profiling {study.target.name}")
         steering = Steering.of(study, prepared, dense, scores, run, own=True)
-        listener.started(0, "judging single decisions")
+        listener.on_step(0, "judging single decisions")
         mark = f"{study.task.digest()}-{study.search.seed}"
         rows = sensitivities(
             prepared.variables,
-            evaluate.untrained,
+            evaluate.judge_untrained,
             steering,
             run,
             mark,
@@ -84,7 +84,7 @@ def sensitivity(study: Study, run: Run, ratios: Sequence[float] = RATIOS, listen
             report=listener.progress,
             note=listener.note,
         )
-        return Map(evaluate.untrained(Plan()), study.task.metric.name, rows)
+        return Map(evaluate.judge_untrained(Plan()), study.task.metric.name, rows)
 
 
 def check(study: Study) -> Checked:
@@ -117,10 +117,10 @@ def apply_plan(study: Study, plan: Plan, out: Path, listener: Listener | None = 
         plugins.create("technique", choice.technique, (study.folder,))
         plugins.create("criterion", choice.criterion, (study.folder,))
     run = Run(out.parent / f".{out.name}.run")
-    with watch(study, listener) as listener, run.locked():
+    with watch(study, listener) as listener, run.lock():
         prepared = prepare(study, run, listener)
         check_plan(prepared.coupling, plan, importance(study, prepared.model, prepared.coupling))
-        listener.planned(None, 1)
+        listener.on_plan(None, 1)
         dense = baseline.establish(study, prepared, run, listener)
         loose = replace(study, budget=type(study.budget)())
         scores = importance(study, prepared.model, prepared.coupling)
@@ -129,11 +129,11 @@ def apply_plan(study: Study, plan: Plan, out: Path, listener: Listener | None = 
         if done.model is None:
             raise TrainingError(f"training this plan broke down: {done.candidate.reason}")
         candidate = done.candidate
-        pruned = prepared.pruned(plan)
+        pruned = prepared.cut_by_magnitude(plan)
         score = prepared.costs.of_finished(done.model, pruned, candidate.score, PROCESSES)
         if study.task.data.test is not None:
             tested = judge(done.model, study.task, study.target, "test", study.recovery.device)
-            score = score.updated(test_metric=tested.metric)
+            score = score.evolve(test_metric=tested.metric)
         broken = study.budget.broken(score, dense, study.task.metric.goal)
         if broken:
             listener.note(f"this plan is outside the study's budget: {'; '.join(broken)}")
@@ -146,7 +146,7 @@ def apply_plan(study: Study, plan: Plan, out: Path, listener: Listener | None = 
 
 def answerable(study: Study, run: Run) -> list[Answer]:
     """The budgets that a run can answer now; neither model nor target is touched."""
-    with run.locked():
+    with run.lock():
         dense = Score.from_json(read_mapping(run.dense / "score.json"))
         return answers(study, dense, records.answering(run, Journal.read(study, run, dense)))
 
@@ -169,7 +169,7 @@ def export_from(
 
     Raises InputError for a trial without a model, BudgetError that says what is reachable where the front has none.
     """
-    with watch(study, listener) as listener, run.locked():
+    with watch(study, listener) as listener, run.lock():
         prepared = prepare(study, run, listener)
         dense = baseline.establish(study, prepared, run, listener)
         candidates = Journal.read(study, run, dense)
@@ -188,9 +188,9 @@ def export_from(
         done = Finished(best.plan, model, prepared.model, best.score, dense, best.number)
         kept_budget = trial is None or not study.budget.broken(best.score, dense, study.task.metric.goal)
         budget = study.budget if kept_budget else type(study.budget)()
-        listener.started(0, "exporting")
+        listener.on_step(0, "exporting")
         score = export(study, done, out, budget=budget)
-        listener.started(0, "verifying in a fresh process")
+        listener.on_step(0, "verifying in a fresh process")
         verify_in_fresh_process(out, study.task)
     return Result(Run(out), dense, front, replace(best, score=score), prepared.coupling.groups)
 
@@ -203,8 +203,8 @@ def _asked_for(study: Study, prepared: Prepared, run: Run, kept: list[Candidate]
             f"{', '.join(str(candidate.number) for candidate in kept)}"
         )
     model = records.kept_model(run, number, prepared.model)
-    score = prepared.costs.of_finished(model, prepared.pruned(found.plan), found.score, PROCESSES)
+    score = prepared.costs.of_finished(model, prepared.cut_by_magnitude(found.plan), found.score, PROCESSES)
     if study.task.data.test is not None:
         tested = judge(model, study.task, study.target, "test", study.recovery.device)
-        score = score.updated(test_metric=tested.metric)
+        score = score.evolve(test_metric=tested.metric)
     return replace(found, score=score)

@@ -30,23 +30,23 @@ class Logbook:
         held, self._held = self._held or [], None
         self._append("".join(held))
 
-    def planned(self, seconds: float | None, trials: int) -> None:
+    def on_plan(self, seconds: float | None, trials: int) -> None:
         """Before the first trial: how long the whole may take."""
-        self._listener.planned(seconds, trials)
+        self._listener.on_plan(seconds, trials)
         self._write(f"{trials} trials in all" + ("" if seconds is None else f", about {seconds:.0f} s"))
 
-    def started(self, trial: int, what: str) -> None:
+    def on_step(self, trial: int, what: str) -> None:
         """A piece of work begins."""
-        self._listener.started(trial, what)
+        self._listener.on_step(trial, what)
         self._write(f"trial {trial}: {what}" if trial else what)
 
     def progress(self, share: float) -> None:
         """Passed on alone."""
         self._listener.progress(share)
 
-    def finished(self, candidate: Candidate, best: Candidate | None) -> None:
+    def on_trial(self, candidate: Candidate, best: Candidate | None) -> None:
         """A trial ended; the best inside the budget so far."""
-        self._listener.finished(candidate, best)
+        self._listener.on_trial(candidate, best)
         score = candidate.score
         figures = {"metric": score.metric, "loss": score.loss, "latency of dense": score.latency_ratio}
         parts = [f"{name} {value:.4g}" for name, value in figures.items() if value is not None]

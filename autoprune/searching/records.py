@@ -141,7 +141,7 @@ def keep_result(run: Run, key: str, candidate: Candidate) -> None:
 
 def kept_result(run: Run, key: str, number: int) -> Score | None:
     """The remembered result of a plan for trial `number`; its model's folder, where there is one, is copied along."""
-    kept = run.cached("trained", key)
+    kept = run.recall("trained", key)
     if kept is None:
         return None
     old, new = run.trial(kept["trial"]), run.trial(number)

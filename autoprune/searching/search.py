@@ -59,7 +59,7 @@ def search(study: Study, run: Run, listener: Listener | None = None) -> Result:
     Raises BudgetError where no plan meets the budget, VerificationError where the artefact is not what was recorded,
     InputError, before anything of the run is changed, where the dense model keeps the budget already.
     """
-    with watch(study, listener) as listener, run.locked():
+    with watch(study, listener) as listener, run.lock():
         run.sweep()
         try:
             return _run_search(study, run, listener)
@@ -75,7 +75,7 @@ def train_best(study: Study, run: Run, listener: Listener | None = None) -> Resu
     What it comes to is a trial of the run; the best that keeps the budget is exported and verified to `run.best`.
     Raises BudgetError, with what the run can answer, where no judged plan keeps it; InputError where dense does.
     """
-    with watch(study, listener) as listener, run.locked():
+    with watch(study, listener) as listener, run.lock():
         run.sweep()
         limit = TimeLimit(study.search.timeout_s)
         log = listener = Logbook(listener, run.folder / "log.txt", f"train the best judged for {study.budget}")
@@ -176,12 +176,12 @@ class _Search:
 
     def begin(self, *, judging: bool = True) -> None:
         """The dense baseline, and the first plans in the queue where any are to be judged."""
-        trials, done = self.study.search.trials, self.journal.known()
+        trials, done = self.study.search.trials, self.journal.count_ended()
         trained = baseline.has_baseline(self.study, self.run)
-        left = max(0, trials - (done if self.study.search.finalists is None else self.journal.finished()))
+        left = max(0, trials - (done if self.study.search.finalists is None else self.journal.count_finished()))
         left = left if judging else 0
-        probes, finalists = len(self.journal.unprobed(self.probes)), self.study.search.finalists or 0
-        whole = self.journal.numbered() + probes + left + finalists
+        probes, finalists = len(self.journal.missing_probes(self.probes)), self.study.search.finalists or 0
+        whole = self.journal.count_numbered() + probes + left + finalists
         self.time.prepared()
         training = self.prepared.training_s(self.study)
         if (shortfall := self.time.shortfall(self.prepared.baseline_s(self.study, trained), training)) is not None:
@@ -189,7 +189,7 @@ class _Search:
         if left and finalists:
             beside = f"; {probes} techniques were measured alone" if probes else ""
             self.listener.note(f"{left} plans are judged untrained, the best {finalists} are trained{beside}")
-        self.listener.planned(self.prepared.seconds(self.study, left, trained), whole)
+        self.listener.on_plan(self.prepared.seconds(self.study, left, trained), whole)
         if done:
             self.listener.note(f"going on with {self.run.folder}: {done} trials are done{self._replacement_note()}")
         dense = baseline.establish(self.study, self.prepared, self.run, self.listener)
@@ -221,7 +221,7 @@ class _Search:
             self.promote(count)
 
     def _train_all(self) -> None:
-        while (done := self.journal.finished()) < self.study.search.trials:
+        while (done := self.journal.count_finished()) < self.study.search.trials:
             if done and self.time.over():
                 self.listener.note(f"the time limit is reached after {done} trials")
                 return
@@ -230,11 +230,11 @@ class _Search:
     def _screen(self) -> None:
         """Plans that wait, neighbours of the best ones and the sampler's, scaled to the budget; untrained."""
         trials = self.study.search.trials
-        while (done := self.journal.finished()) < trials + _MORE:
+        while (done := self.journal.count_finished()) < trials + _MORE:
             candidates = self.trials.candidates()
             if done >= trials and self.screening.fitting(candidates):
                 return
-            if self._late_to_judge() and self.screening.started(candidates):
+            if self._late_to_judge() and self.screening.has_begun(candidates):
                 self.listener.note(f"{done} plans are judged: what is left of the time limit is for training")
                 return
             if self.screening.enough(candidates, done):
@@ -246,8 +246,8 @@ class _Search:
                 self.screening.learn(candidates)
                 draw = self.journal.draw()
                 child = self.screening.neighbour(candidates, self.journal.parameters, draw)
-                trial, plan = self.journal.ask(child, steer=self.screening.steered(draw))
-            self.trials.run_one(trial, plan, self.trials.screened)
+                trial, plan = self.journal.ask(child, steer=self.screening.scale_sample(draw))
+            self.trials.run_one(trial, plan, self.trials.screen)
 
     def promote(self, count: int) -> None:
         """Train the best `count` of those judged untrained; more, while none keeps the budget.
@@ -260,7 +260,7 @@ class _Search:
         while True:
             candidates = self.trials.candidates()
             chosen = next_promotion(
-                self.study, self.dense, candidates, self.journal.promoted(), count, self.journal.refills()
+                self.study, self.dense, candidates, self.journal.promotions(), count, self.journal.refills()
             )
             if chosen is None:
                 if rank_finalists(self.study, candidates) or count >= most:
@@ -293,10 +293,10 @@ class _Search:
             return False
         score = self.trials.evaluate.finalist(finalist.plan, finalist.number)
         self.screening.learn(self.trials.candidates())
-        fuller = self.screening.refilled(given, finalist.plan, score, self.journal.draw())
+        fuller = self.screening.refill(given, finalist.plan, score, self.journal.draw())
         if fuller is None:
             return False
-        self.trials.run_one(*self.journal.refill(finalist, fuller), self.trials.screened)
+        self.trials.run_one(*self.journal.refill(finalist, fuller), self.trials.screen)
         return True
 
     def _late_to_judge(self) -> bool:
@@ -364,7 +364,7 @@ class _Search:
 
     def _export(self, best: Candidate) -> Candidate:
         assert self.dense is not None
-        self.listener.started(0, "exporting and verifying the best, which takes about half a minute")
+        self.listener.on_step(0, "exporting and verifying the best, which takes about half a minute")
         model = records.kept_model(self.run, best.number, self.prepared.model)
         done = Finished(best.plan, model, self.prepared.model, best.score, self.dense, best.number)
         score = export(self.study, done, self.run.best)

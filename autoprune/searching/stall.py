@@ -71,21 +71,21 @@ class _Watched:
     def _rearm(self) -> None:
         signal.setitimer(signal.ITIMER_REAL, self.seconds, self.seconds)
 
-    def planned(self, seconds: float | None, trials: int) -> None:
+    def on_plan(self, seconds: float | None, trials: int) -> None:
         self._rearm()
-        self._listener.planned(seconds, trials)
+        self._listener.on_plan(seconds, trials)
 
-    def started(self, trial: int, what: str) -> None:
+    def on_step(self, trial: int, what: str) -> None:
         self._rearm()
-        self._listener.started(trial, what)
+        self._listener.on_step(trial, what)
 
     def progress(self, share: float) -> None:
         self._rearm()
         self._listener.progress(share)
 
-    def finished(self, candidate: Candidate, best: Candidate | None) -> None:
+    def on_trial(self, candidate: Candidate, best: Candidate | None) -> None:
         self._rearm()
-        self._listener.finished(candidate, best)
+        self._listener.on_trial(candidate, best)
 
     def note(self, text: str) -> None:
         self._rearm()

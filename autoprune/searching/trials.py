@@ -61,7 +61,7 @@ class Trials:
             return Evaluated(replace(first.candidate, number=number), first.model)
         score = records.kept_result(self.run, self._key(plan), number)
         if score is not None:
-            return self.evaluate.known(plan, number, score)
+            return self.evaluate.judge_known(plan, number, score)
         return self.evaluate(plan, number, self._shallower(plan))
 
     def of_other_budgets(self) -> list[Candidate]:
@@ -84,7 +84,7 @@ class Trials:
                 return replace(pruned, model=records.kept_model(self.run, candidate.number, ready.model))
         return None
 
-    def screened(self, plan: Plan, number: int) -> Evaluated:
+    def screen(self, plan: Plan, number: int) -> Evaluated:
         """A plan judged untrained, unless it was before."""
         if not len(plan):
             return self.trained(plan, number)
@@ -127,7 +127,7 @@ class Trials:
         self.told += 1
         if candidate.stage != "screened" or self.told % _WRITTEN == 0:
             self.write()
-        self.evaluate.listener.finished(candidate, next(iter(rank_finalists(self.study, self.candidates())), None))
+        self.evaluate.listener.on_trial(candidate, next(iter(rank_finalists(self.study, self.candidates())), None))
 
     def _key(self, plan: Plan) -> str:
         recipe = asdict(self.study.recovery) | {"seed": self.study.search.seed}

@@ -70,7 +70,7 @@ def ranked(folder: Path, budget: str) -> tuple[float, list[Candidate]]:
     """Seconds that ranking all plans takes, and the plans in the order in which they should be trained."""
     study = built(folder, budget)
     dense = Score.from_json(json.loads((folder / "dense" / "score.json").read_text()))
-    with Run(folder).locked():
+    with Run(folder).lock():
         candidates = Journal.read(study, Run(folder), dense)
     began = time.perf_counter()
     found = promotion.best(study, dense, candidates)

@@ -105,7 +105,7 @@ def cells(given: argparse.Namespace, known: dict[str, Any]) -> Iterator[tuple[st
 
 def cell(made: Recovery, plan: Plan) -> dict[str, Any]:
     """One plan: the dense net, the plan untrained and as it is kept when trained."""
-    untrained, kept = made.untrained(plan), made.recovered(plan)
+    untrained, kept = made.untrained_model(plan), made.recover(plan)
     models = {"dense": made.model, "untrained": untrained, "trained": kept.model}
     return {
         "kept": kept.score.weights,

@@ -88,7 +88,7 @@ class Graphs:
         slicer = self._slicer(smaller)
         if (refusal := slicer.refuses(cuts)) is not None:
             return refusal
-        if cuts and not slicer.proved(smaller, cuts):
+        if cuts and not slicer.verifies(smaller, cuts):
             return "a graph cut out of the dense one did not compute what the cut model does"
         return None
 
@@ -99,7 +99,7 @@ class Graphs:
         def proved(slicer: Slicer) -> bool:
             blocks = [group.key for group in groups if slicer.refuses([], group.layers) is None]
             keep = {key: torch.zeros(1, dtype=torch.bool) for key in blocks[::2]}
-            removed = coupling.removed(keep)
-            return bool(removed) and slicer.proved(coupling.apply(model, keep), [], removed=removed)
+            removed = coupling.removed_blocks(keep)
+            return bool(removed) and slicer.verifies(coupling.apply(model, keep), [], removed=removed)
 
         return all(proved(slicer) for slicer in self._slicers)

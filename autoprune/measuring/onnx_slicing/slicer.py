@@ -152,7 +152,7 @@ class Slicer:
         content: bytes = proto.SerializeToString()
         return content
 
-    def proved(
+    def verifies(
         self,
         model: nn.Module,
         cuts: Sequence[Cut],

@@ -85,7 +85,7 @@ class Predictor:
         layout, random, begin = Layout.of(coupling, model, inputs), np.random.default_rng(seed), time.perf_counter()
         seen: list[_Observation] = []
         while len(seen) < _FEWEST or (len(seen) < plans and time.perf_counter() - begin < budget_s):
-            row = layout.drawn(random, blocks)
+            row = layout.random_row(random, blocks)
             seen.append(_observation(row, measure(layout.keep(row)), seen))
         return cls(layout, seen)
 
@@ -127,7 +127,7 @@ class Predictor:
         else:
             self._posterior = Posterior(self._all_measurements(), self.layout.kinds, self._logs)
 
-    def liked(self, key: str) -> list[int]:
+    def step_widths(self, key: str) -> list[int]:
         """The widths of a group that the target likes, all else dense: the last ones before a step of the staircase.
 
         None wider costs hardly more: each unit beyond costs at least half of what a unit costs on average.

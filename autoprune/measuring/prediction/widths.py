@@ -98,7 +98,7 @@ class Layout:
                 kept[key] = torch.tensor([name not in gone for name in names], device="cpu")
         return kept
 
-    def drawn(self, random: np.random.Generator, blocks: bool = False) -> Row:
+    def random_row(self, random: np.random.Generator, blocks: bool = False) -> Row:
         """A plan whose groups lose random shares; widths are multiples of one step, of several or none.
 
         With `blocks` every other plan loses a random share of these as well.

@@ -68,7 +68,7 @@ class Coupling:
         """The groups that are not refused."""
         return [group for group in self.groups if group.refusal is None]
 
-    def kept(self, keep: Mapping[str, Tensor]) -> Tensor:
+    def kept_mask(self, keep: Mapping[str, Tensor]) -> Tensor:
         """Boolean over all units, and a True at the end for "none"; `keep[key]` is (units,), in the group's order."""
         alive = torch.ones(self.total + 1, dtype=torch.bool, device="cpu")
         for key, kept in keep.items():
@@ -89,7 +89,7 @@ class Coupling:
 
     def cuts(self, keep: Mapping[str, Tensor]) -> list[Cut]:
         """Every cut that keeps these units of these groups; tensors that lose nothing are left out."""
-        alive = self.kept(keep)
+        alive = self.kept_mask(keep)
         by_place: dict[tuple[str, int, int], Tensor] = {}
         for slot in self.slots:
             place = (slot.tensor, slot.dim, slot.groups)
@@ -103,7 +103,7 @@ class Coupling:
         """The numbers in the code of forwards, as the model that keeps these units needs them."""
         if not self.literals:
             return {}
-        alive = self.kept(keep)
+        alive = self.kept_mask(keep)
 
         def count(units: Tensor, start: int, stop: int) -> int:
             return int(alive[units[start:stop]].sum())
@@ -115,7 +115,7 @@ class Coupling:
             changes.setdefault(-1, {})  # training has calls of its own, though none of them be changed
         return found
 
-    def removed(self, keep: Mapping[str, Tensor]) -> list[str]:
+    def removed_blocks(self, keep: Mapping[str, Tensor]) -> list[str]:
         """The blocks that go."""
         blocks = [group for group in self.groups if group.level == "blocks" and group.key in keep]
         return [
@@ -137,7 +137,7 @@ class Coupling:
         `cuts` are those of `keep`, where they are known already; `noted` as in `bind`.
         """
         cuts = self.cuts(keep) if cuts is None else cuts
-        return bind(shrink(model, cuts, self.removed(keep)), self.bindings(keep), noted)
+        return bind(shrink(model, cuts, self.removed_blocks(keep)), self.bindings(keep), noted)
 
     def joined_by(self, groups: Iterable[Group]) -> Coupling:
         """The same with further groups, after those of units."""

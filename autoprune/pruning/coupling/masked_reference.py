@@ -33,7 +33,7 @@ def masked_outputs(
 
     Norms across channels take their statistics over the kept channels only: that is what the cut model does.
     """
-    alive = coupling.kept(keep)
+    alive = coupling.kept_mask(keep)
     zeroed: dict[str, list[Slot]] = {}
     for slot in coupling.slots:
         if slot.role == "consume" and not bool(alive[slot.units].all()):

@@ -229,7 +229,7 @@ def _solve(call: Contraction, layer: _Layer, wanted: Tensor, ridge: float) -> bo
     kept, shifted = old != 0, call.bias is not None or layer.normed
     problem = Regression(inputs, missing, shifted, None if bool(kept.all()) else kept)
     strengths = sorted({ridge * factor for factor in _STRENGTHS})
-    found = problem.checked(strengths, layer.held.to(rows.device), centred=layer.normed)
+    found = problem.validate(strengths, layer.held.to(rows.device), centred=layer.normed)
     if found is None or not bool(found[0].isfinite().all()):
         return False
     change, shift = found

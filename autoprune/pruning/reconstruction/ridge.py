@@ -36,7 +36,7 @@ class Regression:
         for change in towards(self.inputs - centre, self.outputs - rest, ridges, self.kept):
             yield change, rest - centre @ change
 
-    def checked(self, ridges: Sequence[float], held: Tensor, centred: bool) -> tuple[Tensor, Tensor] | None:
+    def validate(self, ridges: Sequence[float], held: Tensor, centred: bool) -> tuple[Tensor, Tensor] | None:
         """D and shift of the strength with the least squared error on the rows `held`, when fitted on the others.
 
         Where rows are few, then fitted on all. None where it gains less over no change than the standard error of that

@@ -45,7 +45,7 @@ class Layers(Norms):
     def _linear(
         self, out: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None = None, transposed: bool = False
     ) -> None:
-        if not self.known(weight, bias):
+        if not self.are_parameters(weight, bias):
             return self.give_up_layer(out, input, weight, 0, "linear with a computed weight")
         ids = self.read(input, -1, "linear")
         if ids is None:
@@ -63,7 +63,9 @@ class Layers(Norms):
             return func in self.handlers
         weight, bias = (args[2], args[0]) if func is torch.addmm else (args[1], None)
         return bool(
-            weight.dim() == 2 and self.known(weight, bias) and not self.known(args[1 if bias is not None else 0])
+            weight.dim() == 2
+            and self.are_parameters(weight, bias)
+            and not self.are_parameters(args[1 if bias is not None else 0])
         )
 
     def _matmul(self, out: Tensor, input: Tensor, weight: Tensor) -> None:
@@ -90,7 +92,7 @@ class Layers(Norms):
         dilation: Any = 1,
         groups: int = 1,
     ) -> None:
-        if not self.known(weight, bias):
+        if not self.are_parameters(weight, bias):
             return self.give_up_layer(out, input, weight, 0, "convolution with a computed weight")
         channel = input.dim() - weight.dim() + 1
         ids = self.read(input, channel, "convolution")
@@ -121,7 +123,7 @@ class Layers(Norms):
         groups: int = 1,
         dilation: Any = 1,
     ) -> None:
-        if not self.known(weight, bias):
+        if not self.are_parameters(weight, bias):
             return self.give_up_layer(out, input, weight, 1, "transposed convolution with a computed weight")
         channel = input.dim() - weight.dim() + 1
         ids = self.read(input, channel, "transposed convolution")
@@ -140,7 +142,7 @@ class Layers(Norms):
         self.labels.set(out, spread(fresh, out.shape, channel))
 
     def _embedding(self, out: Tensor, input: Tensor, weight: Tensor, *_: Any, **__: Any) -> None:
-        if not self.known(weight) or input in self.labels:
+        if not self.are_parameters(weight) or input in self.labels:
             return self.give_up_layer(out, input, weight, 1, "embedding with a computed weight or input")
         fresh = self.fresh(weight, 1)
         row = self.ids.new_frozen(f"row of an embedding at {self.where()}")

@@ -30,7 +30,7 @@ class Norms(State):
         **__: Any,
     ) -> None:
         per_channel = (running_mean, running_var, weight, bias)
-        if not self.known(*per_channel):
+        if not self.are_parameters(*per_channel):
             return self.give_up(out, (input,), "normalisation with computed parameters")
         ids = self.read(input, 1, "normalisation")
         if ids is not None:
@@ -64,7 +64,7 @@ class Norms(State):
         eps: float = 1e-5,
     ) -> None:
         self.norm_count += 1
-        if not self.known(weight, bias) or (len(normalized_shape) != 1 and input in self.labels):
+        if not self.are_parameters(weight, bias) or (len(normalized_shape) != 1 and input in self.labels):
             return self.give_up(out, (input,), "layer norm over several dimensions")
         self._normalise(out, input, -1, weight, bias)
 
@@ -88,7 +88,7 @@ class Norms(State):
         eps: float = 1e-5,
     ) -> None:
         self.norm_count += 1
-        if not self.known(weight, bias):
+        if not self.are_parameters(weight, bias):
             return self.give_up(out, (input,), "group norm with computed parameters")
         ids = self.read(input, 1, "group norm")
         if num_groups > 1 and ids is not None:
@@ -130,7 +130,7 @@ class Norms(State):
         self.labels.set(out, labels)
 
     def _prelu(self, out: Tensor, input: Tensor, weight: Tensor) -> None:
-        if not self.known(weight):
+        if not self.are_parameters(weight):
             return self.give_up(out, (input,), "PReLU with a computed weight")
         ids = self.read(input, min(1, input.dim() - 1), "PReLU") if weight.numel() > 1 else None
         if ids is not None:

@@ -69,7 +69,7 @@ class State:
         found: tuple[str, Tensor] | None = self.positions.get(tensor)  # type: ignore[no-untyped-call]
         return found
 
-    def named(self, tensor: Tensor) -> str | None:
+    def parameter_name(self, tensor: Tensor) -> str | None:
         """The parameter or buffer that a tensor is, or was moved out of."""
         moved: tuple[str, Tensor] | None = self.positions.get(tensor)  # type: ignore[no-untyped-call]
         return self.names.get(id(tensor)) or (moved[0] if moved is not None else None)
@@ -151,7 +151,7 @@ class State:
         vector = table.amax([other for other in range(table.dim()) if other != dim]) if table.dim() > 1 else table
         return vector.expand(labels.shape[dim]).clone()
 
-    def known(self, *tensors: Tensor | None) -> bool:
+    def are_parameters(self, *tensors: Tensor | None) -> bool:
         """Whether every tensor is a parameter or buffer of the model itself."""
         return all(tensor is None or id(tensor) in self.names or tensor in self.positions for tensor in tensors)
 

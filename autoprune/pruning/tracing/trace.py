@@ -80,7 +80,7 @@ class _Functions(TorchFunctionMode):
         """The shape of what a layer gives, by the parameters that it reads."""
         shapes = [leaf.shape for leaf in tree_flatten(out)[0] if isinstance(leaf, Tensor)]
         for leaf in tree_flatten((args, kwargs))[0]:
-            name = self.found.state.named(leaf) if isinstance(leaf, Tensor) and leaf.dim() > 1 else None
+            name = self.found.state.parameter_name(leaf) if isinstance(leaf, Tensor) and leaf.dim() > 1 else None
             if name is not None:
                 self.found.given.setdefault(name, shapes[0])
 

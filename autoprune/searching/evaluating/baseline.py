@@ -61,8 +61,8 @@ def establish(study: Study, prepared: Prepared, run: Run, listener: Listener) ->
     if has_baseline(study, run):
         load_model(model, str(run.dense / "model.safetensors"))
         kept_score = Score.from_json(read_json(path))
-        costs = prepared.dense.updated(nonzero_params=kept_score.nonzero_params, size_compressed_bytes=None)
-        score = prepared.costs.stored(model, prepared.pruned(Plan()), costs.completed(kept_score))
+        costs = prepared.dense.evolve(nonzero_params=kept_score.nonzero_params, size_compressed_bytes=None)
+        score = prepared.costs.with_stored_size(model, prepared.cut_by_magnitude(Plan()), costs.fill_from(kept_score))
         if score != kept_score:  # the latency of the dense model is one figure, wherever it is shown
             run.write_json(path, score.to_json() | {"task": _mark(study), "files": digests(run.dense)})
         return score
@@ -77,7 +77,7 @@ def establish(study: Study, prepared: Prepared, run: Run, listener: Listener) ->
         )
     listener.note(prepared.origin)
     if not prepared.trained:
-        listener.started(0, f"training the dense model, {study.task.training.epochs} epochs")
+        listener.on_step(0, f"training the dense model, {study.task.training.epochs} epochs")
         train(model, study.task, study.task.training, seed=study.search.seed, report=listener.progress)
     quality = judge(model, study.task, study.target, "validation", study.task.training.device)
     test = (
@@ -91,10 +91,10 @@ def establish(study: Study, prepared: Prepared, run: Run, listener: Listener) ->
             "weights do as well: check weights, data and task.training before trusting anything below"
         )
     nonzero = sum(int(torch.count_nonzero(parameter)) for parameter in model.parameters())
-    score = prepared.dense.updated(
+    score = prepared.dense.evolve(
         nonzero_params=nonzero, metric=quality.metric, loss=quality.loss, test_metric=test, metric_error=quality.error
     )
-    score = prepared.costs.stored(model, prepared.pruned(Plan()), score)
+    score = prepared.costs.with_stored_size(model, prepared.cut_by_magnitude(Plan()), score)
     save_weights(model, run.dense / "model.safetensors")
     run.write_json(path, score.to_json() | {"task": _mark(study), "files": digests(run.dense)})
     return score

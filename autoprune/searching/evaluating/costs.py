@@ -92,7 +92,7 @@ class Costs:
         if kept is None:
             size = measure.size_bytes(self._artefact(pruned, zeros)) if sized else None
             size = size + self._graphs.apart(pruned) if size is not None and self._graphs else size
-            kept = measure.costs(pruned.model, self.inputs).updated(nonzero_params=None, size_bytes=size).to_json()
+            kept = measure.costs(pruned.model, self.inputs).evolve(nonzero_params=None, size_bytes=size).to_json()
             if sized:
                 self.figures.keep("costs", key, kept)
         if sized and "size_compressed" in self._asked and kept.get("size_compressed_bytes") is None:
@@ -102,7 +102,7 @@ class Costs:
             int(torch.count_nonzero(parameter * zeros[name] if name in zeros else parameter))
             for name, parameter in pruned.model.named_parameters()
         )
-        return Score.from_json(kept).updated(nonzero_params=nonzero)
+        return Score.from_json(kept).evolve(nonzero_params=nonzero)
 
     def latency(self, pruned: Pruned, score: Score, *, brief: bool = False, processes: int = 0) -> Score:
         """`score` with the latency, interleaved with dense; in less time where it is `brief`.
@@ -118,13 +118,13 @@ class Costs:
             name: costs.latency(pruned, costs.score(pruned), brief=brief, processes=processes)
             for name, costs in self._further.items()
         }
-        return score.updated(elsewhere=elsewhere)
+        return score.evolve(elsewhere=elsewhere)
 
     def _timed_by(
         self, pruned: Pruned, zeros: Mapping[str, Tensor], key: str, score: Score, *, brief: bool, processes: int
     ) -> Score:
         if _whole(pruned):
-            return score.updated(**_DENSE).beside(self.dense_score)
+            return score.evolve(**_DENSE).beside(self.dense_score)
         kind = "brief" if brief else f"latency{processes or ''}"
         kept = self.figures.recall(kind, key) or (self.figures.recall("latency", key) if brief else None)
         if kept is None:
@@ -140,9 +140,9 @@ class Costs:
 
     def _predict_latency(self, pruned: Pruned, score: Score) -> Score:
         """Of a plan that the recorded run has not measured; the score says so."""
-        score = self._with(self.figures.predicted(self.architecture, pruned.kept), score)
+        score = self._with(self.figures.predict_latency(self.architecture, pruned.kept), score)
         said = f"latency was predicted: {self.target.recorded} has not measured this plan"
-        return score.updated(unavailable=tuple(dict.fromkeys((*score.unavailable, said))))
+        return score.evolve(unavailable=tuple(dict.fromkeys((*score.unavailable, said))))
 
     @functools.cached_property
     def dense_score(self) -> Score:
@@ -156,19 +156,19 @@ class Costs:
             kept = found.to_json()
             self.figures.keep("dense", self.architecture, kept)
         score = measure.with_latency(Score(), Latency(**kept), self.target.batch)
-        return score.updated(**_DENSE)
+        return score.evolve(**_DENSE)
 
     def on(self, target: str) -> Costs:
         """The costs on a further target; "" is the study's own."""
         return self._further[target] if target else self
 
-    def timed(self, pruned: Pruned) -> Latency:
+    def time_plan(self, pruned: Pruned) -> Latency:
         """A first look at the latency of what is not worth keeping. Raises InputError where nothing is measured."""
         if self.figures.recorded:
             raise self.figures.missing("a profile of the target")
         return self._measure(pruned, pruned.masks.final(), seconds=_BRIEF)
 
-    def stored(self, model: nn.Module, pruned: Pruned, score: Score) -> Score:
+    def with_stored_size(self, model: nn.Module, pruned: Pruned, score: Score) -> Score:
         """`score` with the size of the file of this model, trained now, and what it compresses to, where asked for.
 
         Exported as it will ship: a limit on its size is verified on that file, to the byte.
@@ -176,7 +176,7 @@ class Costs:
         finished, zeros = _finish(model, pruned)
         if self._graphs is not None and self._sizes:
             shipped = measure.artefact(model, self.inputs.rows(2), self.target)
-            score = score.updated(size_bytes=measure.size_bytes(shipped))
+            score = score.evolve(size_bytes=measure.size_bytes(shipped))
             return compress_score(shipped, None, score, self._asked)
         return compress_score(self._artefact(finished, zeros), model, score, self._asked)
 
@@ -186,7 +186,7 @@ class Costs:
         """With peak memory and energy, as far as they are asked for; `final`: of a trained model, measured anew."""
         kind, anew = "final-resources" if final else "resources", final and not self.figures.recorded
         found = {} if anew else dict(self.figures.recall(kind, key) or {})
-        missing = [name for name in self._asked if anew or score.updated(**found).figure(name) is None]
+        missing = [name for name in self._asked if anew or score.evolve(**found).figure(name) is None]
         if self.figures.recorded and (unknown := sorted({"memory", "energy"} & set(missing))):
             raise self.figures.missing(f"the {' and '.join(unknown)} of this plan")
         if (
@@ -196,7 +196,7 @@ class Costs:
         ):
             found |= new
             self.figures.keep(kind, key, found)
-        return score.updated(**found)
+        return score.evolve(**found)
 
     def of_finished(self, model: nn.Module, pruned: Pruned, score: Score, processes: int) -> Score:
         """As `latency`, of a model that is trained and whose masks are done: its zeros are the masks.
@@ -204,19 +204,19 @@ class Costs:
         Measured anew each time, and recorded: a recorded target answers the last figure.
         """
         if _whole(pruned):
-            return self.stored(model, pruned, self.latency(pruned, score))
+            return self.with_stored_size(model, pruned, self.latency(pruned, score))
         finished, zeros = _finish(model, pruned)
         key, kind = self._key(finished, zeros), f"final{processes}"
         if not self.figures.recorded:
             self.figures.keep(kind, key, self._measure(finished, zeros, processes=processes).to_json())
         kept = self.figures.recall(kind, key)
         score = self._predict_latency(finished, score) if kept is None else self._with(Latency(**kept), score)
-        score = self._resources(finished, zeros, key, self.stored(model, pruned, score), final=True)
+        score = self._resources(finished, zeros, key, self.with_stored_size(model, pruned, score), final=True)
         elsewhere = {
-            name: costs.of_finished(model, pruned, score.on(name).completed(costs.score(finished)), processes)
+            name: costs.of_finished(model, pruned, score.on(name).fill_from(costs.score(finished)), processes)
             for name, costs in self._further.items()
         }
-        return score.updated(elsewhere=elsewhere)
+        return score.evolve(elsewhere=elsewhere)
 
     def _measure(
         self, pruned: Pruned, zeros: Mapping[str, Tensor], *, processes: int = 0, seconds: float = _SECONDS

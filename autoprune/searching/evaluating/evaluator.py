@@ -35,7 +35,7 @@ _JUDGED = 1000  # inputs of training and of validation data, that untrained plan
 def decide(measured: Callable[[int], Score], broken: Callable[[Score], list[str]]) -> Score:
     """What is measured in fresh processes; in more of them where the first leave open whether the budget is kept."""
     score = measured(PROCESSES)
-    return measured(_MORE) if broken(score) and not broken(score.expected()) else score
+    return measured(_MORE) if broken(score) and not broken(score.at_middle()) else score
 
 
 @dataclass(frozen=True)
@@ -60,30 +60,30 @@ class Evaluator:
         """Judge a plan; see `Recovery.recovered`. A training that breaks down is a failed candidate, not an error."""
         study, listener = self.study, self.listener
         pruned = apply(self.prepared.model, self.prepared.coupling, plan, self.importance)
-        listener.started(number, "counting")
+        listener.on_step(number, "counting")
         score = self.prepared.costs.score(pruned)
         if set(NEED_A_RUN) & set(study.search.objectives) or not self._broken_limits(score):
-            listener.started(number, f"measuring on {study.target.name}")
+            listener.on_step(number, f"measuring on {study.target.name}")
             score = self._measure_latency(pruned, score)
         if reasons := self._broken_limits(score):
             stage = "latency" if score.latency_ms is not None else "cost"
             return self._judge_infeasible(plan, number, pruned, score, stage, "; ".join(reasons))
-        listener.started(number, f"training {study.recovery.epochs} epochs")
+        listener.on_step(number, f"training {study.recovery.epochs} epochs")
         try:
-            done = self.recovery.recovered(plan, number, shallower)
+            done = self.recovery.recover(plan, number, shallower)
         except TrainingError as error:
             return Evaluated(Candidate(number, plan, score, False, "failed", str(error)))
         model, quality = done.model, done.score
         nonzero = sum(int(torch.count_nonzero(parameter)) for parameter in model.parameters())
-        score = score.updated(
+        score = score.evolve(
             metric=quality.metric,
             metric_error=quality.metric_error,
             loss=quality.loss,
             weights=quality.weights,
             nonzero_params=nonzero,
         )
-        score = self.prepared.costs.stored(model, pruned, score)
-        return replace(self.known(plan, number, score), model=model)
+        score = self.prepared.costs.with_stored_size(model, pruned, score)
+        return replace(self.judge_known(plan, number, score), model=model)
 
     @functools.cached_property
     def recovery(self) -> Recovery:
@@ -108,7 +108,7 @@ class Evaluator:
         goal = self.study.task.metric.goal
         used, middle = (
             max(self.study.budget.violations(value, self.dense, goal).values(), default=0.0)
-            for value in (score, score.expected())
+            for value in (score, score.at_middle())
         )
         return used - middle > _BLUR and middle < -_BLUR
 
@@ -118,7 +118,7 @@ class Evaluator:
         score = self.prepared.costs.score(pruned)
         if not any(limit.quantity in NEED_A_RUN for limit in self.study.budget.limits):
             return score
-        self.listener.started(number, f"measuring on {self.study.target.name}")
+        self.listener.on_step(number, f"measuring on {self.study.target.name}")
         return self._measure_latency(pruned, score)
 
     def screen(self, plan: Plan, number: int) -> Evaluated:
@@ -130,20 +130,20 @@ class Evaluator:
         """
         listener = self.listener
         pruned = apply(self.prepared.model, self.prepared.coupling, plan, self.importance)
-        listener.started(number, f"measuring on {self.study.target.name}")
+        listener.on_step(number, f"measuring on {self.study.target.name}")
         score = self.prepared.costs.latency(pruned, self.prepared.costs.score(pruned), brief=True)
-        listener.started(number, "judging it untrained")
+        listener.on_step(number, "judging it untrained")
         try:
-            quality = self.untrained(plan)
+            quality = self.judge_untrained(plan)
         except TrainingError as error:
             return Evaluated(Candidate(number, plan, score, False, "failed", str(error)))
-        score = score.updated(metric=quality.metric, loss=quality.loss)
+        score = score.evolve(metric=quality.metric, loss=quality.loss)
         broken = self._broken_limits(score.judged("screened"))
         return Evaluated(Candidate(number, plan, score, False, "screened", "; ".join(broken) or None))
 
-    def untrained(self, plan: Plan) -> Quality:
+    def judge_untrained(self, plan: Plan) -> Quality:
         """The quality of a plan's model when repaired; of the empty plan that of the dense model on the same inputs."""
-        model = self.recovery.untrained(plan)
+        model = self.recovery.untrained_model(plan)
         device = self.study.recovery.device
         seen, unseen = (evaluate(model, task, "validation", device, tempered=True) for task in self._samples)
         return Quality(unseen.metric, (seen.loss + unseen.loss) / 2)
@@ -156,7 +156,7 @@ class Evaluator:
         seen, unseen = (replace(task, data=replace(task.data, validation=part)) for part in parts)
         return seen, unseen
 
-    def known(self, plan: Plan, number: int, score: Score) -> Evaluated:
+    def judge_known(self, plan: Plan, number: int, score: Score) -> Evaluated:
         """A plan that is trained, with the score that it came to; where that was before, its model was kept then."""
         broken = self._broken_limits(score)
         return Evaluated(Candidate(number, plan, score, not broken, "trained", "; ".join(broken) or None))
@@ -168,10 +168,10 @@ class Evaluator:
 
         In fp32, whatever the target's dtype: it only tells samplers which way is better.
         """
-        self.listener.started(number, "judging it untrained")
+        self.listener.on_step(number, "judging it untrained")
         try:
             quality = evaluate(
-                self.recovery.untrained(plan, repair=False),
+                self.recovery.untrained_model(plan, repair=False),
                 self.study.task,
                 "validation",
                 self.study.recovery.device,
@@ -179,7 +179,7 @@ class Evaluator:
         except TrainingError as error:
             return Evaluated(Candidate(number, plan, score, False, "failed", f"{reason}; {error}"))
         return Evaluated(
-            Candidate(number, plan, score.updated(metric=quality.metric, loss=quality.loss), False, stage, reason)
+            Candidate(number, plan, score.evolve(metric=quality.metric, loss=quality.loss), False, stage, reason)
         )
 
     def _broken_limits(self, score: Score) -> list[str]:
@@ -189,6 +189,6 @@ class Evaluator:
         """Trial 0: the dense model itself."""
         broken = self._broken_limits(self.dense)
         candidate = Candidate(
-            0, Plan(), self.dense.updated(test_metric=None), not broken, "dense", "; ".join(broken) or None
+            0, Plan(), self.dense.evolve(test_metric=None), not broken, "dense", "; ".join(broken) or None
         )
         return Evaluated(candidate, copy.deepcopy(self.prepared.model))

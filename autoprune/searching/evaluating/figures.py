@@ -35,8 +35,8 @@ class Figures:
         """The figure that was kept, a JSON value, or None."""
         value = self._memory.get((kind, key))
         if value is None and self._run is not None:
-            value = self._run.cached(kind, key)
-        if value is None and self._source is not None and (value := self._source.cached(kind, key)) is not None:
+            value = self._run.recall(kind, key)
+        if value is None and self._source is not None and (value := self._source.recall(kind, key)) is not None:
             self.keep(kind, key, value)
         return value
 
@@ -75,7 +75,7 @@ class Figures:
                     return Predictor.from_json(kept)
         return None
 
-    def predicted(self, architecture: str, keep: Mapping[str, Tensor]) -> Latency:
+    def predict_latency(self, architecture: str, keep: Mapping[str, Tensor]) -> Latency:
         """A latency that the recorded run has not measured, by its predictor. Raises InputError where it has none."""
         predictor = self.predictor(architecture)
         if predictor is None:

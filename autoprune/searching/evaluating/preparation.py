@@ -60,14 +60,14 @@ class Prepared:
     epoch_s: float
     origin: str = ""
 
-    def pruned(self, plan: Plan) -> Pruned:
+    def cut_by_magnitude(self, plan: Plan) -> Pruned:
         """The plan applied for its costs alone, ranked by weight magnitude."""
         plain = Plan({key: type(choice)(choice.technique, choice.ratio, "l1") for key, choice in plan})
         return apply(self.model, self.coupling, plain, Importance(self.model, self.coupling))
 
     def cost(self, plan: Plan) -> Score:
         """FLOPs, parameters, size and measured latency of a plan."""
-        pruned = self.pruned(plan)
+        pruned = self.cut_by_magnitude(plan)
         return self.costs.latency(pruned, self.costs.score(pruned))
 
     def training_s(self, study: Study) -> float:
@@ -110,7 +110,7 @@ def prepare(study: Study, run: Run | None = None, listener: Listener | None = No
                 raise StudyError(str(error), key="task.weights") from error
     model.to("cpu").eval()
     listener = listener or Quiet()
-    listener.started(0, "proving the groups of units")
+    listener.on_step(0, "proving the groups of units")
     inputs = study.task.calibration(max(2, study.target.batch))
     coupling = discover(model, inputs)
     refuses = importance(study, model, coupling, batches=1).refuses
@@ -120,7 +120,7 @@ def prepare(study: Study, run: Run | None = None, listener: Listener | None = No
     seconds = _epoch_seconds(study, model)
     prepared = Prepared(model, begun.ready, inputs, coupling, variables, costs, Score(), Score(), seconds, begun.text)
     offered = [name for variable in variables for name in variable.options.techniques]
-    listener.started(0, f"measuring the dense and the smallest model on {study.target.name}")
+    listener.on_step(0, f"measuring the dense and the smallest model on {study.target.name}")
     smallest = uniform(variables, ("weight", "sparse", *offered), 1.0)
     return Prepared(**vars(prepared) | {"dense": prepared.cost(Plan()), "smallest": prepared.cost(smallest)})
 

@@ -42,7 +42,7 @@ def useful(study: Study, prepared: Prepared, listener: Listener) -> tuple[Prepar
     )
     if not wanted or any(limit.target for limit in study.budget.limits):
         return prepared, []
-    listener.started(0, f"measuring each technique alone on {study.target.name}")
+    listener.on_step(0, f"measuring each technique alone on {study.target.name}")
     highest = {name: highest_ratio(prepared.variables, (name,)) for name in offered}
     plans = {name: uniform(prepared.variables, (name,), highest[name]) for name in offered}
     alone: dict[str, Score] = {}

@@ -32,4 +32,4 @@ def compress_score(artefact: bytes | nn.Module, model: nn.Module | None, score: 
     """`score` with what the file compresses to, where that is wanted; with the values of `model`, where it is given."""
     if "size_compressed" not in wanted:
         return score
-    return score.updated(size_compressed_bytes=resources.compressed_bytes(resources.stored_file(artefact, model)))
+    return score.evolve(size_compressed_bytes=resources.compressed_bytes(resources.stored_file(artefact, model)))

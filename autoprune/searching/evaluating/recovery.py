@@ -48,7 +48,7 @@ class Recovery:
     inputs: Inputs
     listener: Listener
 
-    def untrained(self, plan: Plan, *, repair: bool = True) -> nn.Module:
+    def untrained_model(self, plan: Plan, *, repair: bool = True) -> nn.Module:
         """The plan's model with its layers solved anew, or, where that is not to be, with its norms taken anew."""
         gradual = repair and self.reference is not None
         pruned = apply(self.model, self.coupling, plan, self.importance, gradual=gradual)
@@ -59,7 +59,7 @@ class Recovery:
             recalibrate(model, self.study.task)
         return model.to("cpu").eval()
 
-    def recovered(self, plan: Plan, number: int = 0, shallower: Pruned | None = None) -> Recovered:
+    def recover(self, plan: Plan, number: int = 0, shallower: Pruned | None = None) -> Recovered:
         """The better of the plan's model trained and as it is before, on validation data; see `score.better`.
 
         Training starts from the dense model cut and repaired, or from what the plan leaves of the trained `shallower`
@@ -68,7 +68,9 @@ class Recovery:
         """
         recipe, start, after = self.study.recovery, None, None
         try:
-            start = self._judge(self.untrained(plan, repair=recipe.repair), "repaired" if self._repairs else "cut")
+            start = self._judge(
+                self.untrained_model(plan, repair=recipe.repair), "repaired" if self._repairs else "cut"
+            )
         except TrainingError:  # its outputs are not finite: training may mend that
             if not recipe.epochs:
                 raise

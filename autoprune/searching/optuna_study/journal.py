@@ -87,7 +87,7 @@ class Journal:
             self._queue_again()
             if proposals is None:
                 return
-            proposing = not self.optuna.user_attrs.get("proposed") and self.finished() < self._study.search.trials
+            proposing = not self.optuna.user_attrs.get("proposed") and self.count_finished() < self._study.search.trials
             if proposing:
                 self.optuna.enqueue_trial(parameters(self._variables, Plan()), skip_if_exists=True)
             self._keep_probes(probes)
@@ -96,7 +96,7 @@ class Journal:
                     self.optuna.enqueue_trial(parameters(self._variables, plan), skip_if_exists=True)
                 self.optuna.set_user_attr("proposed", True)
 
-    def unprobed(self, probes: Sequence[Probe]) -> list[Probe]:
+    def missing_probes(self, probes: Sequence[Probe]) -> list[Probe]:
         """Those that are not in the journal yet, under this budget."""
         trials = (trial.user_attrs for trial in self.optuna.get_trials(deepcopy=False) if _probes(trial))
         known = {(attrs["probe"], attrs["budget"]) for attrs in trials}
@@ -104,7 +104,7 @@ class Journal:
 
     def _keep_probes(self, probes: Sequence[Probe]) -> None:
         """Record probes as trials; FAIL, without parameters: nothing is to be learnt from them of the space."""
-        for trial in self.unprobed(probes):
+        for trial in self.missing_probes(probes):
             attrs = {"probe": trial.technique, "plan": trial.plan.to_json(), "score": trial.score.to_json()}
             attrs |= {"budget": str(self._study.budget), "reason": trial.verdict, "stage": "probe"}
             self.optuna.add_trial(optuna.trial.create_trial(state=TrialState.FAIL, user_attrs=attrs))
@@ -199,7 +199,7 @@ class Journal:
                 self._seen[trial.number] = self._candidate(trial, dense)
         return [self._seen[number] for number in sorted(self._seen)]
 
-    def finished(self) -> int:
+    def count_finished(self) -> int:
         """How many trials count: they ended by themselves, and neither train nor refill the plan of another.
 
         Where plans are judged untrained, those of this budget alone: such plans lie at the edge of theirs. Where all
@@ -210,7 +210,7 @@ class Journal:
             return sum(trial.user_attrs["stage"] != "screened" for trial in ended)
         return sum(trial.user_attrs.get("budget") == str(self._study.budget) for trial in ended)
 
-    def promoted(self) -> dict[int, int]:
+    def promotions(self) -> dict[int, int]:
         """For the number of every trial that was promoted, that of the one which trained its plan, or gave it up."""
         ended = (trial for trial in self.optuna.get_trials(deepcopy=False) if _has_ended(trial) and _promotes(trial))
         return {trial.user_attrs["promotes"]: trial.number for trial in ended}
@@ -223,7 +223,7 @@ class Journal:
                 fuller.setdefault(trial.user_attrs["refills"], []).append(trial.number)
         return fuller
 
-    def numbered(self) -> int:
+    def count_numbered(self) -> int:
         """How many trials have a number that is not waiting to be tried, under whichever budget."""
         studies = (self.optuna, *self._others)
         return max(
@@ -235,7 +235,7 @@ class Journal:
         trials, budget = self.optuna.get_trials(deepcopy=False), str(self._study.budget)
         return {trial.number for trial in trials if trial.user_attrs.get("budget") == budget}
 
-    def known(self) -> int:
+    def count_ended(self) -> int:
         """How many trials have ended, under whichever budget."""
         studies = (self.optuna, *self._others)
         return max(sum(_has_ended(trial) for trial in study.get_trials(deepcopy=False)) for study in studies)

@@ -43,7 +43,7 @@ def open_storage(study: Study, run: Run, change: bool = True) -> tuple[Any, str,
                 f"the password of search.storage {study.search.storage!r} is not kept in a run; give the whole URL in "
                 f"the environment variable {_VARIABLE}"
             )
-    mark = run.cached("storage", "mark")
+    mark = run.recall("storage", "mark")
     if mark is None:
         mark = secrets.token_hex(4)
         run.cache("storage", "mark", mark)

@@ -105,7 +105,7 @@ class Steering:
         score = self._count_costs(plan, keep) if counted else Score()
         elsewhere = {target: self._foreseen(target, keep, score.on(target)) for target in self.predictors}
         own = elsewhere.pop("", score)
-        score = own.updated(elsewhere={**score.elsewhere, **elsewhere})
+        score = own.evolve(elsewhere={**score.elsewhere, **elsewhere})
         return self.budget.violations(score, self.dense, self.study.task.metric.goal)
 
     def latency(self, plan: Plan, target: str = "") -> float | None:
@@ -118,7 +118,7 @@ class Steering:
         """Whether a plan is expected to spend at most `share` of the budget, less the margin."""
         return self.violation(plan) <= share - 1
 
-    def fitted(self, parameters: Mapping[str, Any], share: float = 1.0) -> dict[str, Any]:
+    def fit_to_budget(self, parameters: Mapping[str, Any], share: float = 1.0) -> dict[str, Any]:
         """A trial's parameters with all ratios scaled by the least factor at which the plan fits; the most if none.
 
         Blocks stay or go as they did, unless there is nothing else to scale.
@@ -203,14 +203,14 @@ class Steering:
             further = {limit.target for limit in self.budget.limits if limit.target and limit.quantity not in _TIMED}
             elsewhere = {target: costs.on(target).score(pruned) for target in further}
             sized = any(limit.quantity.startswith("size") and not limit.target for limit in self.budget.limits)
-            self._known[key] = costs.score(pruned, sized=sized).updated(elsewhere=elsewhere)
+            self._known[key] = costs.score(pruned, sized=sized).evolve(elsewhere=elsewhere)
         return self._known[key]
 
     def _foreseen(self, target: str, keep: Mapping[str, Tensor], score: Score) -> Score:
         predictor, batch = self.predictors[target], self.prepared.costs.on(target).target.batch
         ratio = predictor.ratio(keep)
         ms = ratio * (self.dense.on(target).latency_ms or predictor.dense_ms)
-        return score.updated(
+        return score.evolve(
             latency_ratio=ratio,
             latency_ratio_high=ratio,
             latency_ms=ms,
@@ -232,7 +232,7 @@ class Steering:
         def measure(keep: Mapping[str, Tensor]) -> Latency:
             cuts = coupling.cuts(keep)
             smaller = coupling.apply(model, keep, cuts)
-            return costs.timed(Pruned(smaller, Masks(smaller), cuts, coupling.removed(keep)))
+            return costs.time_plan(Pruned(smaller, Masks(smaller), cuts, coupling.removed_blocks(keep)))
 
         try:
             found = Predictor.profile(

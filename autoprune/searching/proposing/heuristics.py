@@ -54,7 +54,7 @@ def _to_budget(variables: Sequence[Variable], steering: Steering, techniques: Se
     start = parameters(variables, uniform(variables, techniques, highest))
     for place, block in enumerate(order := by_importance(variables, steering)):
         start[f"{block.name}.ratio"] = highest * (1 - place / len(order))  # scaled, they go one after the other
-    return plan_of(variables, steering.fitted(start, share))
+    return plan_of(variables, steering.fit_to_budget(start, share))
 
 
 def by_importance(variables: Sequence[Variable], steering: Steering) -> list[Variable]:
@@ -77,7 +77,7 @@ def shallower(
         start = parameters(variables, uniform(variables, techniques, highest))
         for block in order[:count]:
             start |= {f"{block.name}.technique": block.options.techniques[0], f"{block.name}.ratio": 1.0}
-        return plan_of(variables, steering.fitted(start, share))
+        return plan_of(variables, steering.fit_to_budget(start, share))
 
     counts = sorted({math.ceil(share * len(order)) for share in _DEPTHS} - {0})
     return [functools.partial(solve, count) for count in counts]

@@ -114,7 +114,7 @@ def _change_choice(variables: Sequence[Variable], parent: Parameters, draw: rand
 def _ratio(variable: Variable, parameters: Parameters) -> float:
     removed = parameters[f"{variable.name}.technique"] != NONE
     ratio = float(parameters[f"{variable.name}.ratio"]) if removed else 0.0
-    return variable.rounded(variable.groups[0], ratio) if variable.whole else ratio
+    return variable.round_ratio(variable.groups[0], ratio) if variable.whole else ratio
 
 
 def _step(variable: Variable) -> float:

@@ -60,7 +60,7 @@ class Screening:
     @functools.cached_property
     def steering(self) -> Steering:
         """What plans will cost, after a profile of the target, which is kept in the run."""
-        self.evaluate.listener.started(0, f"profiling {self.study.target.name}")
+        self.evaluate.listener.on_step(0, f"profiling {self.study.target.name}")
         return Steering.of(self.study, self.evaluate.prepared, self.dense, self.evaluate.importance, self.run)
 
     @functools.cached_property
@@ -84,8 +84,8 @@ class Screening:
         )
         if levels > settings.trials or not self.steering.budget.limits:
             return proposals(prepared, self.steering, [ranked, *masked, *alone])
-        self.evaluate.listener.started(0, f"judging {levels} single decisions")
-        judge, listener = self.evaluate.untrained, self.evaluate.listener
+        self.evaluate.listener.on_step(0, f"judging {levels} single decisions")
+        judge, listener = self.evaluate.judge_untrained, self.evaluate.listener
         rows = sensitivities(
             self.variables,
             judge,
@@ -111,12 +111,12 @@ class Screening:
         """The plans that were trained for other budgets, their ratios scaled to a share of this one."""
 
         def scaled(plan: Plan, share: float) -> Plan:
-            return plan_of(self.variables, self.steering.fitted(parameters(self.variables, plan), share))
+            return plan_of(self.variables, self.steering.fit_to_budget(parameters(self.variables, plan), share))
 
         best_ones = self.of_other_budgets()[: self.study.search.finalists or 0]
         return [functools.partial(scaled, one.plan) for one in best_ones]
 
-    def steered(self, draw: str) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+    def scale_sample(self, draw: str) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
         """How a sample is moved: scaled to the budget, or where the whole front is wanted to one of its levels.
 
         What leaves so much as it is that it cannot be scaled to the budget loses more, group by group; what leaves
@@ -129,7 +129,7 @@ class Screening:
             return self.steering.fits(plan_of(self.variables, sample), share)
 
         def moved(sample: Mapping[str, Any]) -> dict[str, Any]:
-            found = narrow(self.variables, self.steering.fitted(sample, share), fits, draw)
+            found = narrow(self.variables, self.steering.fit_to_budget(sample, share), fits, draw)
             found = self._fill_up(found, fits, draw)
             plan = plan_of(self.variables, found)
             if plan not in self.nets:
@@ -177,7 +177,7 @@ class Screening:
         """With what is left of the budget given back to units, where anything of it is foreseen."""
         return fill(self.variables, given, fits, draw) if self.steering.budget.limits and fits(given) else given
 
-    def refilled(self, given: dict[str, Any], plan: Plan, score: Score, draw: str) -> dict[str, Any] | None:
+    def refill(self, given: dict[str, Any], plan: Plan, score: Score, draw: str) -> dict[str, Any] | None:
         """A finalist's parameters with what is left of the budget given back to units; None where none fits any more.
 
         `score` is the finalist's in fresh processes: what is foreseen of its neighbours is corrected by it, limit by
@@ -231,7 +231,7 @@ class Screening:
         """Whether there is a plan to train."""
         return bool(best(self.study, self.dense, candidates))
 
-    def started(self, candidates: list[Candidate]) -> bool:
+    def has_begun(self, candidates: list[Candidate]) -> bool:
         """Whether there is a plan to train, or a fair number were judged in vain."""
         return len(candidates) > _VAIN or self.fitting(candidates)
 

@@ -69,7 +69,7 @@ def sensitivities(
         asked = [1.0] if variable.whole else dict.fromkeys(min(max(ratio, low), high) for ratio in ratios)
         plans = {Plan(variable.choices(technique, ratio, variable.options.criteria[0])): ratio for ratio in asked}
         for plan, ratio in plans.items():
-            kept = run.cached("sensitivity", key := f"{_VERSION}-{mark}-{plan.digest}")
+            kept = run.recall("sensitivity", key := f"{_VERSION}-{mark}-{plan.digest}")
             if kept is None:
                 if late():
                     return []

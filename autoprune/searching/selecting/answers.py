@@ -80,7 +80,7 @@ def _kept_limits(limits: Sequence[Limit], candidate: Candidate, dense: Score) ->
     """The limits as tight as a candidate keeps them; None where one is not measured, or dense keeps it too."""
     found = []
     for limit in limits:
-        used = limit.used(candidate.score.judged(candidate.stage), dense, "maximize")
+        used = limit.usage(candidate.score.judged(candidate.stage), dense, "maximize")
         if used is None:
             return None
         margin = EDGE if candidate.stage == "screened" and limit.quantity in NEED_A_RUN else 0.0
@@ -88,7 +88,7 @@ def _kept_limits(limits: Sequence[Limit], candidate: Candidate, dense: Score) ->
         unit = 10.0 ** (math.floor(math.log10(used)) - _DIGITS + 1) if used > 0 else 1.0
         rounded = math.floor(used / unit) if limit.lower else math.ceil(used / unit)
         found.append(replace(limit, value=float(f"{rounded * unit:.6g}")))
-    own = [limit.used(dense, dense, "maximize") for limit in limits]
+    own = [limit.usage(dense, dense, "maximize") for limit in limits]
     needless = all(of is not None and not limit.broken(of) for limit, of in zip(found, own, strict=True))
     return None if needless else found
 

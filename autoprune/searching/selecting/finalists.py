@@ -69,7 +69,7 @@ def settle(
     order = rank_finalists(study, candidates)
     _tell_coarse(study, order, listener)
     for candidate in order:
-        listener.started(0, f"measuring trial {candidate.number} again in {PROCESSES} fresh processes")
+        listener.on_step(0, f"measuring trial {candidate.number} again in {PROCESSES} fresh processes")
         try:
             score, broken = _again(study, prepared, dense, run, candidate)
         except Exception as error:  # the next one takes its place
@@ -90,10 +90,12 @@ def settle(
 def _again(study: Study, prepared: Prepared, dense: Score, run: Run, candidate: Candidate) -> tuple[Score, list[str]]:
     """The score measured again, with the test metric where the budget is kept, and what is broken of the budget."""
     model, goal = kept_model(run, candidate.number, prepared.model), study.task.metric.goal
-    finished = functools.partial(prepared.costs.of_finished, model, prepared.pruned(candidate.plan), candidate.score)
+    finished = functools.partial(
+        prepared.costs.of_finished, model, prepared.cut_by_magnitude(candidate.plan), candidate.score
+    )
     score = decide(finished, lambda score: study.budget.broken(score, dense, goal))
     broken = study.budget.broken(score, dense, goal) + study.budget.unmeasured(score, dense, goal)
     if not broken and study.task.data.test is not None:
         tested = judge(model, study.task, study.target, "test", study.recovery.device)
-        score = score.updated(test_metric=tested.metric)
+        score = score.evolve(test_metric=tested.metric)
     return score, broken

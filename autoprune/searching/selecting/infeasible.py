@@ -24,7 +24,7 @@ def needless(study: Study, dense: Score) -> str | None:
     costs = set(study.search.objectives) - {"metric", "loss"}
     if costs and {limit.quantity for limit in limits} <= {"metric_drop"}:
         return None
-    used = {limit.key: (limit, limit.used(dense, dense, goal)) for limit in limits if limit.quantity != "metric_drop"}
+    used = {limit.key: (limit, limit.usage(dense, dense, goal)) for limit in limits if limit.quantity != "metric_drop"}
     if any(value is None or limit.broken(value) for limit, value in used.values()):
         return None
     spent = ", ".join(f"{key} {replace(limit, value=float(f'{value:.3g}'))}" for key, (limit, value) in used.items())
@@ -76,7 +76,7 @@ def _reachable(study: Study, dense: Score, candidates: Sequence[Candidate], budg
         return "nothing: no trial was trained to the end"
     limits = []
     for limit in budget.limits:
-        used = limit.used(nearest.score, dense, goal)
+        used = limit.usage(nearest.score, dense, goal)
         if used is not None:
             up = 10.0 ** (math.floor(math.log10(abs(used))) - 2) if used else 1.0
             least, most = min(limit.value, math.floor(used / up) * up), max(limit.value, math.ceil(used / up) * up)

@@ -160,7 +160,7 @@ def alike(first: Plan, second: Plan) -> bool:
 def _inside(study: Study, dense: Score, score: Score, margin: float) -> bool:
     """Whether the costs keep the budget; what was looked at but briefly, with a margin against the winner's curse."""
     for limit in study.budget.limits:
-        found = None if limit.quantity == "metric_drop" else limit.violation(score.expected(), dense, "maximize")
+        found = None if limit.quantity == "metric_drop" else limit.violation(score.at_middle(), dense, "maximize")
         if found is not None and found > (-margin if limit.quantity in NEED_A_RUN else 0):
             return False
     return True

@@ -74,7 +74,9 @@ class Bench:
 
     def artefact(self, keep: Mapping[str, Tensor]) -> bytes | nn.Module:
         """Cut out of the dense graph where that is proved, else exported."""
-        exported = any(key in keep and not bool(keep[key].all()) for key in self.whole) or self.coupling.removed(keep)
+        exported = any(key in keep and not bool(keep[key].all()) for key in self.whole) or self.coupling.removed_blocks(
+            keep
+        )
         if self.slicer is None or exported:
             return measure.artefact(self.coupling.apply(self.model, keep), self.inputs, self.target)
         return self.slicer.cut(self.coupling.cuts(keep))
@@ -112,7 +114,7 @@ class Bench:
     def _sliceable(self, key: str) -> bool:
         keep = {key: random_keep(self.coupling, key)}
         cuts = self.coupling.cuts(keep)
-        return self.slicer is None or self.slicer.proved(self.coupling.apply(self.model, keep), cuts)
+        return self.slicer is None or self.slicer.verifies(self.coupling.apply(self.model, keep), cuts)
 
 
 def drawn(layout: Layout, random: np.random.Generator, aligned: bool) -> tuple[tuple[int, ...], tuple[str, ...]]:
@@ -146,7 +148,7 @@ def predict(bench: Bench, given: argparse.Namespace) -> dict[str, Any]:
         "dense_ms": predictor.dense_ms,
         "exported": bench.whole,
         "widest": [widest, predictor.layout.groups[widest]],
-        "liked": predictor.liked(widest),
+        "liked": predictor.step_widths(widest),
         "plans": plans,
     }
 

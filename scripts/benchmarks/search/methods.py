@@ -62,12 +62,12 @@ def eights(cell: Cell) -> Plan:
     def plan(share: float) -> Plan:
         return uniform(decisions, WIDTHS, share)
 
-    return plan(largest(cell, lambda share: cell.dense.prepared.pruned(plan(share)).model))
+    return plan(largest(cell, lambda share: cell.dense.prepared.cut_by_magnitude(plan(share)).model))
 
 
 def uniform8(cell: Cell) -> nn.Module:
     """The same share of every group by L1, in eights; Li et al. 2017 (arXiv:1608.08710) with a look at the hardware."""
-    return cell.train(cell.dense.prepared.pruned(eights(cell)).finish(), cell.epochs)
+    return cell.train(cell.dense.prepared.cut_by_magnitude(eights(cell)).finish(), cell.epochs)
 
 
 def scratch(cell: Cell) -> nn.Module:
@@ -143,7 +143,7 @@ class _Counting(Quiet):
         self.cell.spent.epochs += 1 / self.steps
         self.last = share, now
 
-    def started(self, trial: int, what: str) -> None:
+    def on_step(self, trial: int, what: str) -> None:
         """The share of a piece of work begins at zero."""
         self.ended()
         self.what = what
@@ -158,7 +158,7 @@ class _Counting(Quiet):
             spent.measuring += seconds
         self.last, self.what = (0.0, now), ""
 
-    def finished(self, candidate: Candidate, best: Candidate | None) -> None:
+    def on_trial(self, candidate: Candidate, best: Candidate | None) -> None:
         """A trial ended."""
         self.ended()
         if self.stop and self.cell.spent.epochs + self.cell.case.trial > self.cell.epochs + 0.01:
