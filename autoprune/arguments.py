@@ -19,7 +19,8 @@ from autoprune.task import Batch, default_adapter
 __all__ = ["as_list", "batches", "callable_", "mapping", "module", "name_errors", "text", "whole"]
 
 _MOST = 512  # batches kept of an iterator: a repair reads no more inputs
-_OWN = {  # the start of a key in a study -> what stands for it in Python; nothing where the message says it itself
+# The start of a key in a study -> what stands for it in Python; nothing where the message says it itself
+_OWN = {
     "task.metric.goal": "goal",
     "task.metric.name": "metric",
     "task.metric.function": "metric",

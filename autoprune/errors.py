@@ -41,7 +41,8 @@ __all__ = [
 _PASSWORD = re.compile(r"(://[^\s:/@'\"]*):[^\s'\"]*@")
 _IN_QUERY = re.compile(r"([?&](?:\w*password|passwd|pwd|token)=)[^&\s'\"]*", re.IGNORECASE)
 
-_LONGEST, _END = 500, 170  # characters of a message, and of its end where the middle is left out
+# Characters of a message, and of its end where the middle is left out
+_LONGEST, _END = 500, 170
 
 
 def paragraph(text: str, longest: int = _LONGEST) -> str:

@@ -17,12 +17,14 @@ from autoprune.errors import AutopruneError, CodeError, paragraph
 
 __all__ = ["PASS", "Fault", "boundary", "code", "draw_samples", "guard", "users_line"]
 
-PASS = (KeyboardInterrupt, GeneratorExit, AutopruneError)  # what is not turned into a fault
+# What is not turned into a fault
+PASS = (KeyboardInterrupt, GeneratorExit, AutopruneError)
 
 _OURS = str(Path(__file__).parent)
 _LIBRARIES = tuple({sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib")})
 _SITE = re.compile(r"[/\\](site|dist)-packages[/\\]")
-_HANDED = "Original Traceback (most recent call last)"  # in what torch makes of an error in a worker
+# In what torch makes of an error in a worker
+_HANDED = "Original Traceback (most recent call last)"
 _WORKER = re.compile(r"File \"([^\"]+)\", line (\d+)")
 
 

@@ -16,10 +16,12 @@ from autoprune.errors import InputError, brief
 
 __all__ = ["check_safetensors", "json_of", "open_plain", "read_json", "read_mapping", "read_plain", "text_of"]
 
-_YAML_LIMIT = 2**20  # bytes; a study has a few thousand, and PyYAML reads 100,000 a second
+# Bytes; a study has a few thousand, and PyYAML reads 100,000 a second
+_YAML_LIMIT = 2**20
 _VALUES = 1_000_000  # of a record, aliases written out
 JSON_LIMIT = 64 * 2**20  # bytes; a run of 1,000 trials has records of 4 MB
-_HEADER = 16 * 2**20  # bytes; a hundred thousand tensors, which take two seconds to read
+# Bytes; a hundred thousand tensors, which take two seconds to read
+_HEADER = 16 * 2**20
 
 
 def open_plain(path: Path, flags: int = os.O_RDONLY) -> int:
@@ -103,7 +105,8 @@ def _is_bounded(value: Any) -> bool:
         if not isinstance(inner, (dict, list)):
             return 1
         if id(inner) not in sizes:
-            sizes[id(inner)] = _VALUES + 1  # while it is counted: one that holds itself has no end
+            # While it is counted: one that holds itself has no end
+            sizes[id(inner)] = _VALUES + 1
             parts = [*inner, *inner.values()] if isinstance(inner, dict) else inner
             sizes[id(inner)] = 1 + sum(size(part) for part in parts)
         return sizes[id(inner)]

@@ -23,7 +23,8 @@ class Group:
     name: str
     level: Literal["units", "weights", "blocks"]
     layers: tuple[str, ...]
-    kinds: tuple[str, ...]  # of the layers: "conv", "linear", "attention", "recurrent", "embedding", "block", "other"
+    # Of the layers: "conv", "linear", "attention", "recurrent", "embedding", "block", "other"
+    kinds: tuple[str, ...]
     shape: tuple[int, ...]
     cells: int = 1
     refusal: str | None = None

@@ -48,7 +48,8 @@ __all__ = [
 ]
 
 INTERRUPTED = 130
-_USAGE: Any = typer.BadParameter.__mro__[1]  # UsageError of click, which typer brings along or within itself
+# UsageError of click, which typer brings along or within itself
+_USAGE: Any = typer.BadParameter.__mro__[1]
 
 
 class Commands(TyperGroup):

@@ -26,7 +26,8 @@ __all__ = ["Run", "free_name", "write_whole"]
 
 # Optuna's lock on the journal is a link by design, renamed before it is removed: a kill may leave either.
 _LOCK_LINK = re.compile(r"study\.journal\.lock([0-9a-f-]{36}\.rename)?")
-_DEPTH = 3  # levels of a run's folder: cache/KIND/KEY.json, trials/NUMBER/model.safetensors
+# Levels of a run's folder: cache/KIND/KEY.json, trials/NUMBER/model.safetensors
+_DEPTH = 3
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -42,7 +43,8 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except OSError as error:
-        if error.filename is None and error.errno is not None:  # a full disk is told of a descriptor
+        # A full disk is told of a descriptor
+        if error.filename is None and error.errno is not None:
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     finally:

@@ -22,8 +22,10 @@ __all__ = [
     "pareto_front",
 ]
 
-MEASURED_APART = ("size_compressed", "memory", "energy")  # a search measures them only where they are asked for
-NEED_A_RUN = ("latency", "throughput", "memory", "energy")  # what only running the model on the target tells
+# A search measures them only where they are asked for
+MEASURED_APART = ("size_compressed", "memory", "energy")
+# What only running the model on the target tells
+NEED_A_RUN = ("latency", "throughput", "memory", "energy")
 _FIELDS = {
     "size": "size_bytes",
     "size_compressed": "size_compressed_bytes",
@@ -32,7 +34,8 @@ _FIELDS = {
 }
 _LISTS = ("uncounted", "unavailable")
 _MS = ("latency_ms", "latency_ms_low", "latency_ms_high", "latency_ms_p90", "latency_ms_p99")
-_TIMED = (*_MS, "throughput", "throughput_low")  # what depends on how fast the machine is
+# What depends on how fast the machine is
+_TIMED = (*_MS, "throughput", "throughput_low")
 
 
 def _times(value: float | None, factor: float | None) -> float | None:

@@ -17,9 +17,11 @@ from pathlib import Path
 
 __all__ = ["folder", "inside"]
 
-_PLACE = "AUTOPRUNE_SCRATCH"  # of the environment: the processes that a run starts find it too
+# Of the environment: the processes that a run starts find it too
+_PLACE = "AUTOPRUNE_SCRATCH"
 _PREFIX = "autoprune-"
-_UNLOCKED_S = 3600.0  # a folder without a lock is being made, or a killed process did not get to it
+# A folder without a lock is being made, or a killed process did not get to it
+_UNLOCKED_S = 3600.0
 
 
 @contextlib.contextmanager

@@ -36,7 +36,8 @@ __all__ = [
 
 NONE = "none"  # the technique of what is left as it is
 Parameters = Mapping[str, Any]  # of a trial, by name
-Refuses = Callable[[str, Group], str | None]  # criterion, group -> why it cannot score the group
+# Criterion, group -> why it cannot score the group
+Refuses = Callable[[str, Group], str | None]
 _KINDS: dict[plugins.Kind, str] = {"technique": "techniques", "criterion": "criteria"}
 
 
@@ -153,7 +154,8 @@ class Space:
         self._check_patterns(groups)
         self._check_plugins()
         variables: dict[str, Variable] = {}
-        names: dict[tuple[str, Options], str] = {}  # what is shared, and how -> variable
+        # What is shared, and how -> variable
+        names: dict[tuple[str, Options], str] = {}
         selected: dict[str, list[tuple[Group, Options]]] = {pattern: [] for pattern in self.layers}
         for group in groups:
             patterns, options = self._options(group)

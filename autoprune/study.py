@@ -28,7 +28,8 @@ class Settings:
     objectives: tuple[str, ...] = ("metric", "latency")
     timeout_s: float | None = None
     stall_s: float | None = None  # a step in which nothing moves for so long is ended
-    storage: str | None = None  # an Optuna storage URL; None: the journal file in the run's folder
+    # An Optuna storage URL; None: the journal file in the run's folder
+    storage: str | None = None
     sampler: str = "tpe"
     executor: str = "inline"
 

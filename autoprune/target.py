@@ -30,7 +30,8 @@ QUANTITIES: dict[str, tuple[dict[str, float], str]] = {
     "metric_drop": ({}, "0.01 (absolute, towards worse)"),
 }
 _LOWER = ("throughput",)  # quantities whose limit is the least that is needed
-_BY_TARGET = ("latency", "throughput", "memory", "energy", "size", "size_compressed")  # what a target has a say in
+# What a target has a say in
+_BY_TARGET = ("latency", "throughput", "memory", "energy", "size", "size_compressed")
 _LONGEST = 100  # characters of a folder's name, of 255 bytes that file systems take
 _NEVER_PRINTED = ("us", "s", "KiB", "MiB", "GiB")
 
@@ -104,7 +105,8 @@ class Limit:
             known = ", ".join(QUANTITIES)
             raise InputError(f"unknown quantity {quantity!r}{nearest(quantity, QUANTITIES)}; known: {known}")
         units, example = QUANTITIES[quantity]
-        plain = isinstance(given, str) and len(given) <= _LONGEST  # the pattern's time grows with the square of it
+        # The pattern's time grows with the square of it
+        plain = isinstance(given, str) and len(given) <= _LONGEST
         text = str(given) if plain or (isinstance(given, (int, float)) and abs(given) < 1e30) else ""
         match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*([A-Za-z]*(?:/s)?|%)\s*", text)
         if isinstance(given, bool) or not match:

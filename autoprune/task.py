@@ -19,7 +19,8 @@ from autoprune.fingerprint import fingerprint
 
 __all__ = ["Batch", "Data", "Inputs", "Metric", "Recipe", "Task", "default_adapter", "main_output"]
 
-Batch = tuple[tuple[Any, ...], dict[str, Any], Any]  # positional arguments, keyword arguments, target
+# Positional arguments, keyword arguments, target
+Batch = tuple[tuple[Any, ...], dict[str, Any], Any]
 
 
 @dataclass(frozen=True)
@@ -194,7 +195,8 @@ class Task:
     training: Recipe
     adapter: Callable[[Any], Batch] = default_adapter
     weights: Path | None = None
-    description: Mapping[str, Any] = field(default_factory=dict)  # the task's section of the study
+    # The task's section of the study
+    description: Mapping[str, Any] = field(default_factory=dict)
     sources: tuple[Path, ...] = ()  # the user's files behind it
     given: nn.Module | None = None  # a module passed in Python, already trained
     baseline: Literal["auto", "always", "never"] = "auto"

@@ -51,7 +51,8 @@ def _is_recorded(recorded: Recorded, name: str) -> bool:
 def _following(own: Score, dense: Score, batch: int) -> dict[str, Held]:
     """Every figure of time beside what it has to be."""
     ratio, of = own.latency_ratio, dense.latency_ms
-    whole = ratio == own.latency_ratio_low == own.latency_ratio_high == 1  # the dense model itself
+    # The dense model itself
+    whole = ratio == own.latency_ratio_low == own.latency_ratio_high == 1
     figures: dict[str, Held] = {}
     for end in ("", "_low", "_high"):
         figures[f"dense.latency_ratio{end}"] = Held(1.0, getattr(dense, f"latency_ratio{end}"), 0.0)

@@ -41,7 +41,8 @@ __all__ = [
 STUDY, PLAN, SCORE, VERIFICATION = "study.yaml", "plan.json", "score.json", "verification.json"
 WEIGHTS, REFERENCE = "model.safetensors", "reference.safetensors"
 
-_RUNS = {"onnx": "onnx", "module": "safetensors"}  # what a runtime takes -> the format of the file it runs
+# What a runtime takes -> the format of the file it runs
+_RUNS = {"onnx": "onnx", "module": "safetensors"}
 
 
 def require(folder: Path | str) -> Path:

@@ -81,7 +81,8 @@ def _widths(recorded: Recorded) -> Found:
     with safe_open(recorded.folder / artefact.WEIGHTS, "pt") as file:
         shapes = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     widths = recorded.outline.widths
-    there = {name: shape for name, shape in widths.items() if name in shapes}  # of shared tensors one name is
+    # Of shared tensors one name is
+    there = {name: shape for name, shape in widths.items() if name in shapes}
     unlike = [f"{name} is {shapes[name]}, recorded {shape}" for name, shape in there.items() if shapes[name] != shape]
     if unlike or (widths and not there):
         raise Failed("; ".join(unlike) or f"{artefact.WEIGHTS} has none of the recorded tensors", tensors=len(unlike))

@@ -121,7 +121,8 @@ def _record(folder: Path, study: Study, done: Finished, score: Score, budget: Bu
     """score.json: the score at the top level, and what it is to be checked against."""
     files = {path.name: artefact.digest(path) for path in sorted(folder.iterdir())}
     return score.to_json() | {
-        "version": 2,  # since milliseconds are the ratio of one dense figure, and the machine is named
+        # Since milliseconds are the ratio of one dense figure, and the machine is named
+        "version": 2,
         "machine": subprocesses.machine(),
         "trial": done.number,
         "goal": study.task.metric.goal,

@@ -38,7 +38,8 @@ def load(folder: Path | str, model: Given | None = None, trust: bool = False, lo
     weights are broken or do not fit it.
     """
     path = artefact.require(folder)
-    with torch.random.fork_rng(devices=[]):  # building draws initial weights, which are overwritten
+    # Building draws initial weights, which are overwritten
+    with torch.random.fork_rng(devices=[]):
         dense = _dense(path, model, trust)
     try:
         _, outline = artefact.read_plan(path)
@@ -93,7 +94,8 @@ def _from_study(folder: Path, trust: bool) -> nn.Module:
 
 def _danger(reference: str, args: Mapping[str, Any]) -> str | None:
     """What building this model would do that `load` does not do unasked."""
-    if not re.fullmatch(r"(zoo|torchvision):\w+", reference):  # zoo:mine:build would be imported too
+    # `zoo:mine:build` would be imported too
+    if not re.fullmatch(r"(zoo|torchvision):\w+", reference):
         return "is neither zoo: nor torchvision: and would run code of its own"
     if reference.startswith("torchvision:") and (args.get("weights") or args.get("weights_backbone")):
         return "would download pretrained weights and unpickle them"

@@ -127,7 +127,8 @@ class Recorded:
         """The task that was given, or the one of the study. Raises Skipped or NotHere where there is none."""
         if self.given is not None:
             return self.given
-        section = {**self.study["task"], "weights": None}  # those of the artefact are what is checked
+        # Those of the artefact are what is checked
+        section = {**self.study["task"], "weights": None}
         if section["model"] == "python":
             raise Skipped("not checked: model and data of this study were given in Python, and are only there")
         try:

@@ -15,10 +15,14 @@ from autoprune.target import Limit
 
 __all__ = ["latency", "resource"]
 
-_PROCESSES, _MORE, _SECONDS = 5, 15, 1.5  # fresh ones, so many where the first disagree, and the time limit of each
-_ROOM, _BUSY = 0.10, 0.35  # of the ratio, beside both intervals: between sessions, and beside other jobs
-_DENSE, _P90, _P99 = 2.0, 2.0, 5.0  # factors that milliseconds may be off by: a machine has its days
-_WITHIN = {"memory": 0.1, "energy": 0.4}  # peak memory repeats to 1 %, a counter of energy hears its neighbours
+# Fresh ones, so many where the first disagree, and the time limit of each
+_PROCESSES, _MORE, _SECONDS = 5, 15, 1.5
+# Of the ratio, beside both intervals: between sessions, and beside other jobs
+_ROOM, _BUSY = 0.10, 0.35
+# Factors that milliseconds may be off by: a machine has its days
+_DENSE, _P90, _P99 = 2.0, 2.0, 5.0
+# Peak memory repeats to 1 %, a counter of energy hears its neighbours
+_WITHIN = {"memory": 0.1, "energy": 0.4}
 _LIMIT_ROOM = 0.03  # of a limit on either
 _LATENCIES = ("ms", "ms_low", "ms_high", "ratio", "ratio_low", "ratio_high")
 _FIGURES = {"memory": "memory_bytes", "energy": "energy_mj"}

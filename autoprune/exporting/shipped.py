@@ -18,7 +18,8 @@ from autoprune.training.judging import as_shipped
 
 __all__ = ["OUTPUTS", "read", "write"]
 
-OUTPUTS = "target_outputs.safetensors"  # of the reference inputs, by the target's runtime in the target's dtype
+# Of the reference inputs, by the target's runtime in the target's dtype
+OUTPUTS = "target_outputs.safetensors"
 
 
 def write(folder: Path, filename: str, model: nn.Module, study: Study) -> str:

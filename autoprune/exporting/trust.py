@@ -14,7 +14,8 @@ from autoprune.files import read_mapping
 __all__ = ["dangers", "require_trust"]
 
 _BUNDLED = re.compile(r"(zoo|torchvision):\w+")
-_REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.:]*(\(.*)?", re.DOTALL)  # package.module:name, plug-in settings
+# package.module:name, plug-in settings
+_REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.:]*(\(.*)?", re.DOTALL)
 _FETCHES = ("weights", "weights_backbone", "download")
 _PLAIN = frozenset({"folder", "args"})
 

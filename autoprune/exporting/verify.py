@@ -21,7 +21,8 @@ from autoprune.task import Task
 
 __all__ = ["verify", "verify_in_fresh_process"]
 
-_RUNS = ("latency", "memory", "energy")  # what runs a file of the artefact on the target
+# What runs a file of the artefact on the target
+_RUNS = ("latency", "memory", "energy")
 _UNMEASURED: dict[str, Any] = {
     "passed": None,
     "detail": "not measured: the files are not those that were written",

@@ -20,7 +20,8 @@ _PYTHON_NAMES = """
     _operator.and_ _operator.or_ _operator.lshift _operator.rshift _operator.getitem math.trunc math.ceil math.floor
     torch.sym_not torch.sym_int torch.sym_float torch.sym_ite torch.sym_max torch.sym_min torch.sym_sqrt torch._sym_sqrt
 """
-_PYTHON = frozenset(_PYTHON_NAMES.split())  # arithmetic on sizes; a prefix would let `_operator.methodcaller` in
+# Arithmetic on sizes; a prefix would let `_operator.methodcaller` in
+_PYTHON = frozenset(_PYTHON_NAMES.split())
 # torch's own operators that are not arithmetic; `aten`, `prims` and what the user's own code has registered remain.
 _SPACES_NAMES = """
     prim c10d symm_mem cuda profiler inductor static_runtime quantization export onnx _test _native _dtensor coor
@@ -38,11 +39,15 @@ _SYMBOLIC_NAMES = """
 _SYMBOLIC = frozenset(_SYMBOLIC_NAMES.split())
 _SYNTAX = (ast.Expression, ast.Call, ast.Name, ast.Load, ast.Constant, ast.keyword, ast.UnaryOp, ast.unaryop)
 _LONGEST = 4000  # characters of a size
-_POWER = 16  # exponent of a size, at most: of a larger one sympy would compute the digits for hours
-_PLAIN = re.compile(r"[^'\"\\{}\x00-\x1f]{0,500}")  # a name of a parameter or key, as source may quote it
+# Exponent of a size, at most: of a larger one sympy would compute the digits for hours
+_POWER = 16
+# A name of a parameter or key, as source may quote it
+_PLAIN = re.compile(r"[^'\"\\{}\x00-\x1f]{0,500}")
 _CODE = frozenset({"as_custom_obj", "custom_obj"})
-_FREE = frozenset({"as_string", "as_strings", "torch_version"})  # values; torch writes them into source by repr
-_IDENTIFIERS = frozenset({"name", "as_name", "forward_arg_names"})  # of which torch makes Python source
+# Values; torch writes them into source by repr
+_FREE = frozenset({"as_string", "as_strings", "torch_version"})
+# Of which torch makes Python source
+_IDENTIFIERS = frozenset({"name", "as_name", "forward_arg_names"})
 
 
 def check_graph(graph: Any) -> Any:
@@ -153,7 +158,8 @@ def _check_tree(tree: Any) -> None:
     if kind is not None and not (isinstance(kind, str) and re.fullmatch(r"[\w.]{1,200}", kind)):
         raise ModelError(f"the program's inputs have the type {str(kind)[:80]!r}, which is no name")
     if isinstance(context, str):
-        with contextlib.suppress(ValueError):  # the name of a class, as named tuples have it
+        # The name of a class, as named tuples have it
+        with contextlib.suppress(ValueError):
             context = json.loads(context)
     if not _is_plain(context):
         raise ModelError(f"the program's inputs are described by {str(context)[:80]!r}, which would import a module")

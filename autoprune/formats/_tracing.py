@@ -60,7 +60,8 @@ def program(model: nn.Module, inputs: Inputs) -> torch.export.ExportedProgram:
 
     Raises ModelError for a model that cannot be traced, or that fixes its batch size.
     """
-    example = inputs.rows(max(2, inputs.batch_size))  # a batch of 1 would be taken for a constant
+    # A batch of 1 would be taken for a constant
+    example = inputs.rows(max(2, inputs.batch_size))
     batch = torch.export.Dim("batch", min=1)
     size = example.batch_size
 
@@ -104,7 +105,8 @@ def to_onnx(exported: torch.export.ExportedProgram, aliases: dict[str, str]) -> 
         graph = result.model.graph
         held = {name: graph.initializers[name] for name in list(graph.initializers) if name in aliases}
         constants = {name: value.const_value for name, value in held.items()}
-        for name, value in held.items():  # as inputs they can be neither merged nor folded by the optimizer
+        # As inputs they can be neither merged nor folded by the optimizer
+        for name, value in held.items():
             del graph.initializers[name]
             value.const_value = None
             graph.inputs.append(value)

@@ -138,7 +138,8 @@ def _numbers(value: Any) -> list[int]:
 def _attention(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
     """softmax(q kᵀ) v: (..., L, d), (..., S, d), (..., S, e) -> L S (d + e) a head; a causal mask saves nothing."""
     width, keys, values = _shape(inputs[0])[-1], _shape(inputs[1])[-2], _shape(inputs[2])[-1]
-    return math.prod(_shape(outputs[0])[:-1]) * keys * (width + values)  # of the result: batches broadcast
+    # Of the result: batches broadcast
+    return math.prod(_shape(outputs[0])[:-1]) * keys * (width + values)
 
 
 def _recurrent(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:

@@ -162,7 +162,8 @@ def _peak(target: Target) -> Callable[[], int]:
     if target.device.startswith("cuda"):
         import torch
 
-        torch.empty(1, device=target.device)  # before there is a context, nothing can be reset
+        # Before there is a context, nothing can be reset
+        torch.empty(1, device=target.device)
         torch.cuda.reset_peak_memory_stats(target.device)
         return lambda: int(torch.cuda.max_memory_allocated(target.device))
     _RESET.write_text("5")  # the peak so far is forgotten: importing has one of its own

@@ -33,7 +33,8 @@ class Deployed(nn.Module):
         super().__init__()
         runtime = plugins.load("runtime", target.runtime)()
         self._make: Callable[[Artefact, Inputs, Target], Any] = quantization.outputs_for(runtime, target)
-        self._target, self._artefact, self._model = target, artefact, [model]  # in a list: no submodule
+        # In a list: no submodule
+        self._target, self._artefact, self._model = target, artefact, [model]
         self._run: Callable[[Inputs], list[Array]] | None = None
         self._size = 0
         self._nesting: tuple[list[Any], TreeSpec] | None = None

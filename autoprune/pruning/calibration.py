@@ -93,7 +93,8 @@ def activations(model: nn.Module, batches: Iterable[Batch], count: int = _COUNT)
     By parameter, shaped like it; only weights of linear layers, attention projections and convolutions that the
     forward reads have any. Raises InputError where there is no batch.
     """
-    parameters = dict(model.named_parameters())  # shared; a forward may write into buffers
+    # Shared; a forward may write into buffers
+    parameters = dict(model.named_parameters())
     copy = replace_tensors(model, lambda name, tensor: tensor if name in parameters else tensor.clone())
     Attention.take_over_all(copy)
     device = next(model.parameters()).device
@@ -141,7 +142,8 @@ class _InputFeatures(TorchFunctionMode):
         super().__init__()
         self._parameters = dict(model.named_parameters())
         self._names = {id(parameter): name for name, parameter in self._parameters.items()}
-        self._squares: dict[str, Tensor] = {}  # (first dimension, second dimension) of the weight
+        # (first dimension, second dimension) of the weight
+        self._squares: dict[str, Tensor] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.linear or func in _CONVOLUTIONS or func in _TRANSPOSED:
@@ -159,7 +161,8 @@ class _InputFeatures(TorchFunctionMode):
         return found
 
     def _add(self, func: Any, inputs: Tensor, weight: Tensor) -> None:
-        whole = weight if id(weight) in self._names else weight._base  # a fused projection is read in parts
+        # A fused projection is read in parts
+        whole = weight if id(weight) in self._names else weight._base
         name = self._names.get(id(whole))
         if name is None or whole is None or weight.shape[1:] != whole.shape[1:]:
             return

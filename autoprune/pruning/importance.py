@@ -45,9 +45,11 @@ class Importance:
         self._places = [place for place in _places(coupling) if place.tensor in self._parameters]
         self._scales = _batch_norm_scales(model)
         self._units: dict[str, Tensor] = {}  # criterion -> importance of every unit
-        self._blocks: dict[tuple[str, str], Tensor] = {}  # group, criterion -> importance of its block
+        # Group, criterion -> importance of its block
+        self._blocks: dict[tuple[str, str], Tensor] = {}
         self._scored: dict[str, Tensor] = {}  # criterion -> which units it scores
-        self._inside: dict[str, set[str]] = {}  # criterion -> modules that hold a parameter which it scores
+        # Criterion -> modules that hold a parameter which it scores
+        self._inside: dict[str, set[str]] = {}
         self._refusals: dict[tuple[str, str], str | None] = {}
 
     def refuses(self, criterion: str, group: Group) -> str | None:
@@ -182,7 +184,8 @@ def _filters(criterion: Criterion, weight: Tensor, place: _Place) -> tuple[Tenso
     units, index = torch.unique(owners, return_inverse=True)
     order = index.argsort(stable=True)
     counts = index.bincount()
-    turn = torch.arange(len(index)) - (counts.cumsum(0) - counts)[index[order]]  # a unit's first row, second row, ...
+    # A unit's first row, second row, ...
+    turn = torch.arange(len(index)) - (counts.cumsum(0) - counts)[index[order]]
     rows = weight.movedim(place.dim, 0).flatten(1).cpu()
     filters = rows.new_zeros(len(units), int(counts.max()), rows.shape[1])
     filters[index[order], turn] = rows[order]

@@ -21,7 +21,8 @@ class Threshold:
         self._sizes = {name: each.numel() for name, each in scores.items()}
         owners = [torch.full((size,), place) for place, size in enumerate(self._sizes.values())]
         order = torch.cat([score.detach().flatten().double().cpu() for score in scores.values()]).argsort(stable=True)
-        self._owners = torch.cat(owners)[order]  # of the weights, the least important first
+        # Of the weights, the least important first
+        self._owners = torch.cat(owners)[order]
 
     def ratios(self, share: float) -> dict[str, float]:
         """The share that each layer loses where `share` of all weights goes, the least important; one stays in each."""

@@ -16,7 +16,8 @@ __all__ = ["apply"]
 ReadTarget = Callable[[str], Document]
 
 _TARGET = "cpu_onnxruntime"  # where a study names none
-_SHORT = (("task", "model"), ("task", "data"), ("task", "metric"))  # `name` for `{name: name}`
+# `name` for `{name: name}`
+_SHORT = (("task", "model"), ("task", "data"), ("task", "metric"))
 
 
 def apply(

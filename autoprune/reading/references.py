@@ -81,7 +81,8 @@ def find(module: str, folders: Sequence[Path] = ()) -> ModuleSpec | None:
     spec = PathFinder.find_spec(parts[0], [*(str(Path(folder).resolve()) for folder in folders), *sys.path])
     if spec is None:
         try:
-            spec = importlib.util.find_spec(parts[0])  # built-in modules, and packages installed in place
+            # Built-in modules, and packages installed in place
+            spec = importlib.util.find_spec(parts[0])
         except ValueError:  # a module that is running and has no spec, as __main__
             return None
     for depth in range(2, len(parts) + 1):
@@ -116,7 +117,8 @@ def _check_module(reference: str, module: str, name: str, folders: Sequence[Path
         )
     own = (*folders, *_above(Path(spec.origin), module))
     if any(_missing(package, own) for package in _import_names(tree.body)):
-        plugins.import_reference(reference, folders)  # it may put folders of its own on the path, or take another
+        # It may put folders of its own on the path, or take another
+        plugins.import_reference(reference, folders)
 
 
 def _above(file: Path, module: str) -> list[Path]:

@@ -93,7 +93,8 @@ def _recorded_study(run: Run) -> dict[str, Any]:
     if not isinstance(old.get("budget") or {}, dict):
         raise InputError(f"{run.study} has no budget; --fresh starts anew and keeps the old folder as NAME.1")
     search = old.get("search")
-    if isinstance(search, dict) and isinstance(search.get("storage"), str):  # runs before this had the password in it
+    # Runs before this had the password in it
+    if isinstance(search, dict) and isinstance(search.get("storage"), str):
         old["search"] = search | {"storage": without_passwords(search["storage"])}
     return old
 

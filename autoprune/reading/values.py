@@ -35,7 +35,8 @@ __all__ = [
     "one_of",
 ]
 
-METRICS: dict[str, Literal["maximize", "minimize"]] = {  # the built-in ones, and which way each is better
+# The built-in ones, and which way each is better
+METRICS: dict[str, Literal["maximize", "minimize"]] = {
     "accuracy": "maximize",
     "top5_accuracy": "maximize",
     "f1": "maximize",
@@ -79,7 +80,8 @@ _SECONDS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 def duration(given: object) -> float:
     """Seconds of `90s`, `10m`, `1h` or `1h30m`. Raises ValueError, also for a bare number."""
-    plain = isinstance(given, str) and len(given) <= _LONGEST  # the pattern's time grows with the cube of it
+    # The pattern's time grows with the cube of it
+    plain = isinstance(given, str) and len(given) <= _LONGEST
     parts = re.findall(r"([0-9]*\.?[0-9]+)\s*(ms|[smhd])", str(given)) if plain else []
     if not parts or re.sub(r"\s", "", str(given)) != "".join(number + unit for number, unit in parts):
         raise ValueError(f"needs a time with its unit, as in 90s, 10m or 1h30m; got {given!r}")

@@ -25,7 +25,8 @@ __all__ = ["Document", "KeyPath", "Place", "key_paths", "parse", "read", "scalar
 KeyPath = tuple[str, ...]
 
 _NODES = 20_000  # of a document, aliases counted as often as they are used
-_DEPTH, _MARKS, _BYTES = 40, 20_000, 128 * 1024  # a thousand layers by name take half of them
+# A thousand layers by name take half of them
+_DEPTH, _MARKS, _BYTES = 40, 20_000, 128 * 1024
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,8 @@ class _Reader:
         if sum(text.count(mark) for mark in "[{,:") > _MARKS:
             raise StudyError(f"this YAML has more than {_MARKS:,} brackets, commas and colons", file=self.source)
         steps = (1 if mark in "[{" else -1 for mark in re.findall(r"[\[\]{}]", text))
-        if max(itertools.accumulate(steps), default=0) > 2 * _DEPTH:  # PyYAML's time grows with its square
+        # PyYAML's time grows with its square
+        if max(itertools.accumulate(steps), default=0) > 2 * _DEPTH:
             raise StudyError("this YAML is nested too deeply", file=self.source)
         try:
             node = _Loader(text).get_single_node()

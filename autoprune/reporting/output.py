@@ -30,7 +30,8 @@ def reserve_stdout() -> Iterator[None]:
     global _own
     before, kept = sys.stdout, None
     before.flush()
-    with contextlib.suppress(OSError, ValueError):  # a stream without a descriptor, as tests have
+    # A stream without a descriptor, as tests have
+    with contextlib.suppress(OSError, ValueError):
         if before.fileno() == 1:
             kept = os.dup(1)
             os.dup2(2, 1)

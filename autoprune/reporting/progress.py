@@ -30,17 +30,20 @@ class Clock:
     planned_s: float | None = None
     position: float = 0.0  # trials done, with the share of the running one
     _start: float = 0.0
-    _first: tuple[float, float] | None = None  # when the first trial after the dense model began, and its number
+    # When the first trial after the dense model began, and its number
+    _first: tuple[float, float] | None = None
 
     def plan(self, seconds: float | None, trials: int) -> None:
         """The whole is expected to take `seconds` from now."""
         self.trials, self.planned_s, self._start = trials, seconds, self.now()
-        self.position, self._first = 0.0, None  # another search may have been told of before
+        # Another search may have been told of before
+        self.position, self._first = 0.0, None
 
     def move(self, position: float) -> None:
         """The search stands at `position`, in trials."""
         self.position = max(self.position, position)
-        if position >= 1 and self._first is None:  # training the dense model says nothing about the others' pace
+        # Training the dense model says nothing about the others' pace
+        if position >= 1 and self._first is None:
             self._first = (self.now(), position)
 
     def left(self) -> float | None:

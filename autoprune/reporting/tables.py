@@ -19,13 +19,15 @@ from autoprune.space import Variable
 __all__ = ["answers", "checks", "closing", "costs", "family", "front", "groups", "plain", "treatment"]
 
 _COLUMNS = 4  # of candidates side by side
-_EXTRAS: Mapping[str, tuple[str, Callable[[float | None], str]]] = {  # of the front, where the study asks for them
+# Of the front, where the study asks for them
+_EXTRAS: Mapping[str, tuple[str, Callable[[float | None], str]]] = {
     "throughput": ("inputs/s", words.count),
     "size_compressed": ("compressed", words.size),
     "memory": ("memory", words.size),
     "energy": ("energy", words.energy),
 }
-_ROWS: Sequence[tuple[str, str, Callable[[Score], str]]] = (  # of the costs; the quantity of each, its name, its figure
+# Of the costs; the quantity of each, its name, its figure
+_ROWS: Sequence[tuple[str, str, Callable[[Score], str]]] = (
     ("flops", "FLOPs of a call", lambda score: words.count(score.flops)),
     ("params", "parameters", lambda score: words.count(score.params)),
     ("nonzero_params", "nonzero parameters", lambda score: words.count(score.nonzero_params)),

@@ -9,7 +9,8 @@ from autoprune.score import Candidate
 __all__ = ["CLOSING_S", "FRESH_S", "Listener", "Quiet"]
 
 FRESH_S = 12.0  # about what a plan takes in five fresh processes
-CLOSING_S = 30.0  # about what follows the last trial: the best measured again, exported, verified in a fresh process
+# About what follows the last trial: the best measured again, exported, verified in a fresh process
+CLOSING_S = 30.0
 
 
 class Listener(Protocol):

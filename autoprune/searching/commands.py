@@ -51,7 +51,8 @@ class Checked:
     unreachable: str | None
     needless: str | None = None
     origin: str = ""  # of the dense model's weights, and whether it is trained first
-    recipes: Mapping[str, Recipe] = field(default_factory=dict)  # by the study's key: `training` where it is used
+    # By the study's key: `training` where it is used
+    recipes: Mapping[str, Recipe] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,8 @@ def apply_plan(study: Study, plan: Plan, out: Path, listener: Listener | None = 
     A plan outside the study's budget is exported all the same, the listener told. Raises PlanError for one that does
     not fit, TrainingError where its training breaks down.
     """
-    for choice in {choice for _, choice in plan}:  # an unknown one is refused before anything is trained
+    # An unknown one is refused before anything is trained
+    for choice in {choice for _, choice in plan}:
         plugins.create("technique", choice.technique, (study.folder,))
         plugins.create("criterion", choice.criterion, (study.folder,))
     run = Run(out.parent / f".{out.name}.run")

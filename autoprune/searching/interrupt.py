@@ -44,7 +44,8 @@ class Interrupt:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested:
             if sys.stderr.isatty():
-                os.write(sys.stderr.fileno(), b"\x1b[?25h\n")  # a progress bar hides the cursor
+                # A progress bar hides the cursor
+                os.write(sys.stderr.fileno(), b"\x1b[?25h\n")
             os._exit(STATUS)
         self.requested = True
         raise KeyboardInterrupt

@@ -42,7 +42,8 @@ __all__ = [
     "write_table",
 ]
 
-_QUANTITIES = ("metric", "latency", "flops", "params", "nonzero_params", "size")  # that a budget may limit
+# That a budget may limit
+_QUANTITIES = ("metric", "latency", "flops", "params", "nonzero_params", "size")
 
 _FIGURES = [name for name in Score().to_json() if name not in ("uncounted", "unavailable")]
 _COLUMNS = [
@@ -65,7 +66,8 @@ def worth_keeping(candidate: Candidate, before: Sequence[Candidate], goal: str) 
     """Whether no earlier trial is as good in quality and in every cost: only then can a budget want this one."""
     measured = [name for name in MEASURED_APART if candidate.score.figure(name) is not None]
     alike = [candidate for candidate in before if all(candidate.score.figure(name) is not None for name in measured)]
-    judged = ["loss"] if all(each.score.loss is not None for each in (*alike, candidate)) else []  # it may decide
+    # It may decide
+    judged = ["loss"] if all(each.score.loss is not None for each in (*alike, candidate)) else []
     quantities = (*_QUANTITIES, *judged, *measured)
     return any(each.number == candidate.number for each in pareto_front([*alike, candidate], quantities, goal))
 
@@ -196,7 +198,8 @@ def _row(trial: Any, candidate: Candidate | None, groups: Sequence[Group]) -> di
     if attrs.get("stage") == "probe" and {"plan", "score", "reason"} <= set(attrs):
         plan, score = Plan.from_json(attrs["plan"]), Score.from_json(attrs["score"])
         candidate = Candidate(trial.number, plan, score, False, "probe", attrs["reason"])
-        row["state"] = TrialState.COMPLETE.name  # Optuna's FAIL keeps it from the samplers; it was measured to its end
+        # Optuna's FAIL keeps it from the samplers; it was measured to its end
+        row["state"] = TrialState.COMPLETE.name
     elif candidate is None and attrs.get("held_back"):
         row |= {"state": "WAITING", "reason": "held back while the best were trained; judged when the search goes on"}
     elif candidate is None and trial.state.is_finished():

@@ -34,9 +34,12 @@ from autoprune.study import Study
 __all__ = ["Result", "search", "train_best"]
 
 _MORE = 10  # plans are judged beyond the trials asked for, while none keeps the budget
-_ROUNDS = 3  # times the finalists that are trained, at most, while none keeps the budget
-_REFILLS = 3  # plans, at most, in which a finalist gets back what it leaves of the budget
-_TRIED = 10  # times the finalists that are promoted in one start, at most: of some latency or training is too bad
+# Times the finalists that are trained, at most, while none keeps the budget
+_ROUNDS = 3
+# Plans, at most, in which a finalist gets back what it leaves of the budget
+_REFILLS = 3
+# Times the finalists that are promoted in one start, at most: of some latency or training is too bad
+_TRIED = 10
 
 
 @dataclass(frozen=True)
@@ -289,7 +292,8 @@ class _Search:
         if self.time.over() or tried == _REFILLS or any(finalist.number in fuller for fuller in refills.values()):
             return False
         given = self.journal.parameters(finalist.number)
-        if plan_of(self.prepared.variables, given) != finalist.plan:  # it has what is no longer searched
+        # It has what is no longer searched
+        if plan_of(self.prepared.variables, given) != finalist.plan:
             return False
         score = self.trials.evaluate.finalist(finalist.plan, finalist.number)
         self.screening.learn(self.trials.candidates())

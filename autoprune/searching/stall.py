@@ -21,7 +21,8 @@ from autoprune.study import Study
 
 __all__ = ["watch"]
 
-_LEAST_S = 300.0  # where only the time limit of the whole is known: fifteen fresh processes measure for so long
+# Where only the time limit of the whole is known: fifteen fresh processes measure for so long
+_LEAST_S = 300.0
 
 
 @contextmanager
@@ -49,7 +50,8 @@ def watch(study: Study, listener: Listener | None) -> Iterator[Listener]:
         signal.setitimer(signal.ITIMER_REAL, seconds, seconds)
         yield heard
     finally:
-        heard.seconds = 0.0  # whoever still tells it something later starts no time any more
+        # Whoever still tells it something later starts no time any more
+        heard.seconds = 0.0
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
 

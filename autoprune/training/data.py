@@ -112,7 +112,8 @@ def _torchvision(name: str, args: dict[str, Any], folders: Sequence[Path]) -> Da
         try:
             parts[part] = call_factory(factory, args | which, f"torchvision:{name}", KEY)
         except StudyError as error:
-            if part == "train" or "for argument split" not in str(error.__cause__):  # it has no split of that name
+            # It has no split of that name
+            if part == "train" or "for argument split" not in str(error.__cause__):
                 raise
     pictures.measure(parts["train"])
     return _carve_validation(parts, carve)

@@ -66,7 +66,8 @@ def sources(references: Iterable[str], folders: Sequence[Path]) -> tuple[Path, .
     found: dict[Path, None] = {}
     while queue:
         module = queue.pop(0)
-        path = Path(getattr(module, "__file__", None) or "").resolve()  # built-in modules have no file
+        # Built-in modules have no file
+        path = Path(getattr(module, "__file__", None) or "").resolve()
         if path in found or path.suffix != ".py":
             continue
         found[path] = None

@@ -18,7 +18,8 @@ GOALS: dict[str, Literal["maximize", "minimize"]] = {
     "f1": "maximize",
     "mse": "minimize",
     "mae": "minimize",
-    "loss": "minimize",  # the task's own loss over the whole split: whoever knows the loss supplies it
+    # The task's own loss over the whole split: whoever knows the loss supplies it
+    "loss": "minimize",
 }
 
 
@@ -63,7 +64,8 @@ def _logits(outputs: Any, targets: Any, name: str) -> tuple[Tensor, Tensor]:
     logits, labels = main_output(outputs), main_output(targets)
     if labels.is_floating_point() and labels.shape == logits.shape and logits.dim() > 1 and logits.shape[1] > 1:
         labels = labels.argmax(dim=1)
-    if logits.dim() == labels.dim():  # one logit for each target, as binary cross entropy takes them
+    # One logit for each target, as binary cross entropy takes them
+    if logits.dim() == labels.dim():
         logits = logits.unsqueeze(1)
     if logits.shape[:1] + logits.shape[2:] != labels.shape:
         raise ModelError(

@@ -15,7 +15,8 @@ import numpy as np
 __all__ = ["RECURRENT", "Cells"]
 
 RECURRENT = ("LSTM", "GRU", "RNN")
-_STATES = (5, 6)  # places of the first hidden state and of the first cell state among a cell's inputs
+# Places of the first hidden state and of the first cell state among a cell's inputs
+_STATES = (5, 6)
 
 Array = np.ndarray[Any, Any]
 
@@ -28,7 +29,8 @@ class Cells:
         self._values, self._parameters = values, parameters
         _split_gates(proto, values, parameters)
         self._made = {name: node for node in proto.graph.node for name in node.output if name}
-        self._hidden: dict[str, str] = {}  # name of an initializer, or of a cell's output -> parameter (gates, hidden)
+        # Name of an initializer, or of a cell's output -> parameter (gates, hidden)
+        self._hidden: dict[str, str] = {}
         nodes = []
         for node in proto.graph.node:
             recurrence = self._parameter(node.input[2]) if node.op_type in RECURRENT else None
@@ -135,7 +137,8 @@ def _with_splits(nodes: Iterable[Any], splits: Mapping[str, Any]) -> Iterator[An
 
 def _replace(proto: Any, nodes: Iterable[Any]) -> None:
     """The nodes of `proto`, some of them its present ones."""
-    copies = [type(node).FromString(node.SerializeToString()) for node in nodes]  # deleting empties those it has
+    # Deleting empties those it has
+    copies = [type(node).FromString(node.SerializeToString()) for node in nodes]
     del proto.graph.node[:]
     proto.graph.node.extend(copies)
 

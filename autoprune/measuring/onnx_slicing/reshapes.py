@@ -10,7 +10,8 @@ import numpy as np
 
 __all__ = ["BATCH", "loose_shape", "loosen", "tighten"]
 
-BATCH = 1000003  # a prime stands for the batch where shapes are compared: no other length divides it
+# A prime stands for the batch where shapes are compared: no other length divides it
+BATCH = 1000003
 
 Array = np.ndarray[Any, Any]
 # Operators that read a parameter of a width: that is their output's second dimension, or where the parameter's stands.

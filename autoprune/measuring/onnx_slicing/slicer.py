@@ -74,7 +74,8 @@ class Slicer:
         self._spans = Spans(proto)
         self._loosened = loosen(proto, values, self._values)
         self._cells = Cells(proto, values, self._values)
-        for tensor in proto.graph.initializer:  # without values, the skeleton is cheap to copy
+        # Without values, the skeleton is cheap to copy
+        for tensor in proto.graph.initializer:
             if tensor.name in self._values:
                 tensor.ClearField("raw_data")
         self._skeleton = strip(proto)
@@ -92,7 +93,8 @@ class Slicer:
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
             if (stored := self._names.get(name)) is not None:
                 value = tensor.detach().cpu()
-                value = value.float() if value.dtype == torch.bfloat16 else value  # numpy has none
+                # Numpy has none
+                value = value.float() if value.dtype == torch.bfloat16 else value
                 self._values[stored] = np.array(value.numpy(), dtype=self._values[stored].dtype)
 
     def refuses(self, cuts: Sequence[Cut], removed: Sequence[str] = ()) -> str | None:
@@ -137,7 +139,8 @@ class Slicer:
             if tensor.name not in self._values:
                 continue
             value = self._values[tensor.name]
-            for cut in sorted(by_name.get(tensor.name, ()), key=lambda cut: -cut.groups):  # as shrink.take does
+            # As shrink.take does
+            for cut in sorted(by_name.get(tensor.name, ()), key=lambda cut: -cut.groups):
                 value = _compress(value, cut)
             if tensor.name in keeps:
                 value = value * keeps[tensor.name].astype(value.dtype)

@@ -49,7 +49,8 @@ def operations(coupling: Coupling, model: nn.Module, inputs: Inputs) -> list[Ope
     places = _places(model, inputs)
     blocks = [name for group in coupling.groups if group.level == "blocks" for name in group.layers]
     slots: dict[tuple[str, int], tuple[int, Tensor]] = {}
-    for slot in coupling.slots:  # attention names a place three times, each time other entries of it
+    # Attention names a place three times, each time other entries of it
+    for slot in coupling.slots:
         place = (slot.tensor, slot.dim)
         before = slots[place][1] if place in slots else slot.units
         slots[place] = slot.groups, torch.where(before >= 0, before, slot.units)

@@ -18,11 +18,13 @@ __all__ = ["Measured", "Posterior", "fit", "prior", "spread"]
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
-_SPREADS = (1.5, 0.7, 1.0, 0.5, 0.7)  # how sure the prior is of: terms, levels, remainder, its length, noise
+# How sure the prior is of: terms, levels, remainder, its length, noise
+_SPREADS = (1.5, 0.7, 1.0, 0.5, 0.7)
 _ITERATIONS = 60
 _MOST, _QUIET = 3.0, 3e-3  # no logarithm is above, no relative noise below
 _FOLDS = 5
-_LEAST = 1.25  # the spread at least: a machine is never quite the one it was during the profile
+# The spread at least: a machine is never quite the one it was during the profile
+_LEAST = 1.25
 _UNTESTED = 2.0  # the spread where there are too few measurements to test it on
 _ROUGH = (1, 4)  # places of the terms "work" and "root"
 _FLOOR = 1e-3  # of dense: no latency is below

@@ -59,7 +59,8 @@ class Predictor:
         self.layout = layout
         self._observations = list(observations)
         self._fitted = 0
-        self._spread: float | None = None  # how much wider intervals are; found out when one is asked for
+        # How much wider intervals are; found out when one is asked for
+        self._spread: float | None = None
         self._prior = prior(len(TERMS), len(SMOOTH_TERMS))
         self._fit()
 

@@ -18,7 +18,8 @@ from autoprune.task import Inputs
 
 __all__ = ["Layout", "Row"]
 
-Row = tuple[tuple[int, ...], tuple[str, ...]]  # width of every group, names of the blocks that go
+# Width of every group, names of the blocks that go
+Row = tuple[tuple[int, ...], tuple[str, ...]]
 
 _STEPS = (1, 2, 4, 8, 16, 32)  # what widths of a drawn plan are multiples of
 

@@ -14,7 +14,8 @@ from autoprune.task import Inputs
 
 __all__ = ["Scopes"]
 
-_WORK = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # operators that a fused one is named after
+# Operators that a fused one is named after
+_WORK = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _WORDS = ("conv", "gemm", "matmul", "fullyconnected")
 _REACH = 64  # nodes that are looked at on the way up
 
@@ -23,7 +24,8 @@ class Scopes:
     """Modules by the names of nodes and values of a model's ONNX graph; exports the model once more, 1-5 s."""
 
     def __init__(self, model: nn.Module, inputs: Inputs) -> None:
-        self._graph = onnx_model(model, inputs, shapes=True).graph  # with what the exporter noted
+        # With what the exporter noted
+        self._graph = onnx_model(model, inputs, shapes=True).graph
         self._nodes = {node.name: node for node in self._graph.node}
         self._makers = {value: node for node in self._graph.node for value in node.output}
 

@@ -28,7 +28,8 @@ from autoprune.task import Inputs
 __all__ = ["PROFILERS", "Times"]
 
 _WARM, _CALLS = 3, 10
-Times = dict[str | None, float]  # milliseconds of one call by module; None: what belongs to no module
+# Milliseconds of one call by module; None: what belongs to no module
+Times = dict[str | None, float]
 
 
 def _eager(model: nn.Module, artefact: Any, inputs: Inputs, target: Target) -> Times:

@@ -94,7 +94,8 @@ def _compile(
         "INFERENCE_NUM_THREADS": target.threads,
         "NUM_STREAMS": 1,
         "ENABLE_CPU_PINNING": False,
-        "ENABLE_HYPER_THREADING": True,  # else the number of threads is cut to that of physical cores
+        # Else the number of threads is cut to that of physical cores
+        "ENABLE_HYPER_THREADING": True,
     }
     try:
         model.reshape({place: list(array.shape) for place, array in enumerate(feed.values())})

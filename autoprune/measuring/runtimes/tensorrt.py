@@ -112,7 +112,8 @@ class _Engine:
 def _build_engine(content: bytes, inputs: Any) -> tuple[Any, list[str], dict[str, Array]]:
     """The serialized engine, the names of its inputs, and array by name. Raises ModelError."""
     builder = tensorrt.Builder(_LOGGER)
-    typed = getattr(tensorrt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)  # later versions know no other kind
+    # Later versions know no other kind
+    typed = getattr(tensorrt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     network = builder.create_network(0 if typed is None else 1 << int(typed))
     parser = tensorrt.OnnxParser(network, _LOGGER)
     if not parser.parse(content):

@@ -22,8 +22,10 @@ from autoprune.target import Target
 __all__ = ["DENSE", "Decisions", "LayerRecord", "decide", "settings", "zeros"]
 
 DENSE = "dense"
-FEWEST_ZEROS = 0.3  # fewer are not timed: an index takes as much memory as a weight, so CSR needs half to break even
-GAIN = 0.98  # the upper end of the interval of a chosen kernel's ratio to dense is at most this
+# Fewer are not timed: an index takes as much memory as a weight, so CSR needs half to break even
+FEWEST_ZEROS = 0.3
+# The upper end of the interval of a chosen kernel's ratio to dense is at most this
+GAIN = 0.98
 _TOLERANCES = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}
 _LOOK_S, _CONFIRM_S = 0.06, 0.4
 

@@ -17,7 +17,8 @@ __all__ = ["KERNELS", "fitting", "matrix", "pack", "patterns"]
 _BLOCKS = {"bsr4": 4, "bsr16": 16, "bsr32": 32}
 _SEMI_STRUCTURED = "semi_structured"
 KERNELS = ("csr", *_BLOCKS, _SEMI_STRUCTURED)
-_PADDED = 1.5  # a tile format may hold so many times the weights that are not zero, no more
+# A tile format may hold so many times the weights that are not zero, no more
+_PADDED = 1.5
 
 
 def fitting(weight: Tensor, device: torch.device) -> tuple[str, ...]:
@@ -59,7 +60,8 @@ def pack(kernel: str, weight: Tensor) -> tuple[Tensor, Tensor | None, Tensor | N
         return weight.clone(), None, None
     side = _BLOCKS.get(kernel)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # "sparse CSR support is in beta state", once a process
+        # "sparse CSR support is in beta state", once a process
+        warnings.simplefilter("ignore")
         sparse = weight.to_sparse_csr() if side is None else weight.to_sparse_bsr((side, side))
     return sparse.values(), sparse.crow_indices().int(), sparse.col_indices().int()
 

@@ -42,7 +42,8 @@ def run(module: str, arguments: Sequence[str], what: str, limit_s: float) -> Non
         stderr=subprocess.PIPE,
         text=True,
         errors="replace",
-        start_new_session=True,  # a Ctrl-C on the terminal is heard by this process alone, which ends the other
+        # A Ctrl-C on the terminal is heard by this process alone, which ends the other
+        start_new_session=True,
     ) as process:
         try:
             _, said = process.communicate(timeout=limit_s)

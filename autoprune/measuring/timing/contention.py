@@ -18,7 +18,8 @@ import psutil
 
 __all__ = ["STRETCH_S", "Crowding"]
 
-STRETCH_S = 0.1  # of calls at least that are judged together; the system counts CPU time in steps of 10 ms
+# Of calls at least that are judged together; the system counts CPU time in steps of 10 ms
+STRETCH_S = 0.1
 _SPARE = 0.25  # cores that others may take beyond what is free
 
 
@@ -66,7 +67,8 @@ def _cores() -> list[int]:
 
 def _busy_s(cores: Sequence[int]) -> float:
     """Seconds that all processes, and other guests of the machine's host, have had these cores since it started."""
-    apart = ("idle", "iowait", "guest", "guest_nice")  # guests' time is in user and nice already
+    # Guests' time is in user and nice already
+    apart = ("idle", "iowait", "guest", "guest_nice")
     found = psutil.cpu_times(percpu=True)
     times = [found[core] for core in cores if core < len(found)]
     return float(sum(sum(value) - sum(getattr(value, name, 0.0) for name in apart) for value in times))

@@ -28,14 +28,18 @@ from autoprune.measuring.timing.contention import STRETCH_S, Crowding
 
 __all__ = ["Latency", "compare", "compare_anew", "median_interval"]
 
-PRECISION = 0.01  # of the ratio (or of the median, where there is no dense model): half-width of the 95 % interval
+# Of the ratio (or of the median, where there is no dense model): half-width of the 95 % interval
+PRECISION = 0.01
 _WARM = 0.02  # warm-up ends when the medians of two consecutive blocks agree to this
-_FEWEST, _ENOUGH = 12, 40  # calls that are made of slow models even over the time budget: always, and while not settled
+# Calls that are made of slow models even over the time budget: always, and while not settled
+_FEWEST, _ENOUGH = 12, 40
 # standard deviation of the ratio between figures of twelve processes, minutes apart, as a share of it: on a shared
 # machine neighbours slow a large model down more than a small one (scripts/benchmarks/measuring, ONNX Runtime)
 _DRIFT = 0.0045
-_LAYOUTS = 10  # times that models are prepared, at most: on OpenVINO where they lie moves a ratio by 2 %
-_PATIENCE = 4.0  # how much longer than its time budget a measurement may last for lack of quiet
+# Times that models are prepared, at most: on OpenVINO where they lie moves a ratio by 2 %
+_LAYOUTS = 10
+# How much longer than its time budget a measurement may last for lack of quiet
+_PATIENCE = 4.0
 # Student's t, 97.5 %, by degrees of freedom
 _T95 = (math.nan, 12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
@@ -144,7 +148,8 @@ def compare(
                 return result
             each = float(times.sum()) / 1e3 / count
             left = max(0, int((budget_s - spent + lost) / each))
-            pairs = max(4, min(count, left, crowding.stretch(each)))  # at most doubles: few looks at the interval
+            # At most doubles: few looks at the interval
+            pairs = max(4, min(count, left, crowding.stretch(each)))
 
 
 def compare_anew(
@@ -156,7 +161,8 @@ def compare_anew(
     merged; fewer times in less than 0.4 s, where preparing takes as long as measuring, or a few calls fill the time.
     """
     layouts = max(1, min(_LAYOUTS, round(budget_s / STRETCH_S)))
-    each_s = budget_s if layouts == 1 else max(STRETCH_S, budget_s / layouts)  # shorter ones would not see other jobs
+    # Shorter ones would not see other jobs
+    each_s = budget_s if layouts == 1 else max(STRETCH_S, budget_s / layouts)
     begin, measured_s = time.perf_counter(), 0.0
     kept, parts = list[Sequence[Callable[[], object]]](), list[Latency]()
     while True:

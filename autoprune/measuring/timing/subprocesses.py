@@ -89,7 +89,8 @@ def _merge_processes(measured: Callable[[], Latency], processes: int) -> Latency
     while len(quiet) < processes and len(found) < processes + math.ceil(processes * _MORE):
         found.append(measured())
         quiet += [value for value in found[-1:] if not value.crowded]
-    if len(quiet) < max(min(processes, 2), processes / 2):  # one alone has no interval between processes
+    # One alone has no interval between processes
+    if len(quiet) < max(min(processes, 2), processes / 2):
         return Latency.merge(found).at_any_time()
     merged, aside = Latency.merge(quiet), sum(value.calls + value.set_aside for value in found if value.crowded)
     return replace(merged, set_aside=merged.set_aside + aside).at_any_time()

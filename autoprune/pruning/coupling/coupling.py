@@ -48,14 +48,18 @@ class Coupling:
     slots: tuple[Slot, ...]
     members: Mapping[str, Tensor]
     total: int
-    norms: Mapping[int, Tensor]  # n-th call of a norm across channels -> unit number of each channel, -1 for none
-    narrow: tuple[Tensor, ...] = ()  # units of layers, or parts of them, with no whole cell: at least one of each stays
+    # N-th call of a norm across channels -> unit number of each channel, -1 for none
+    norms: Mapping[int, Tensor]
+    # Units of layers, or parts of them, with no whole cell: at least one of each stays
+    narrow: tuple[Tensor, ...] = ()
     literals: tuple[
         Literal, ...
     ] = ()  # numbers in the code of forwards that a cut may change; their ids are unit numbers
-    training: bool = False  # training takes a path of its own, which slots, norms and literals cover as well
+    # Training takes a path of its own, which slots, norms and literals cover as well
+    training: bool = False
     unfollowed: str | None = None  # why they do not where it does
-    evaluation_norms: int = 0  # calls of norms in evaluation, before those of training in `norms`
+    # Calls of norms in evaluation, before those of training in `norms`
+    evaluation_norms: int = 0
 
     def group(self, key: str) -> Group:
         """The group with this key. Raises ModelError for an unknown one."""
@@ -112,7 +116,8 @@ class Coupling:
         for literal in self.literals:
             found.setdefault(literal.owner, {})[literal.call] = literal.change(count)
         for changes in found.values() if self.training else ():
-            changes.setdefault(-1, {})  # training has calls of its own, though none of them be changed
+            # Training has calls of its own, though none of them be changed
+            changes.setdefault(-1, {})
         return found
 
     def removed_blocks(self, keep: Mapping[str, Tensor]) -> list[str]:

@@ -17,7 +17,8 @@ from autoprune.pruning.tracing.propagation import Propagation
 __all__ = ["TRAINING_ONLY", "Units", "collect_units", "owner_of"]
 
 TRAINING_ONLY = "it runs in training only: a cut would change nothing of what ships"
-_WEIGHT = r"\.(weight|weight_v|(in|q|k|v)_proj_weight|parametrizations\.weight\.original1?)$"  # of a layer's name
+# Of a layer's name
+_WEIGHT = r"\.(weight|weight_v|(in|q|k|v)_proj_weight|parametrizations\.weight\.original1?)$"
 
 
 @dataclass
@@ -25,9 +26,11 @@ class Units:
     """Numbered units: representatives of ids that may be cut, group by group."""
 
     groups: list[Group] = field(default_factory=list)
-    members: dict[str, Tensor] = field(default_factory=dict)  # key -> numbers, (cells, units per cell)
+    # Key -> numbers, (cells, units per cell)
+    members: dict[str, Tensor] = field(default_factory=dict)
     number_of: dict[int, int] = field(default_factory=dict)  # representative -> number
-    loose: set[int] = field(default_factory=set)  # numbers of those that the code's own bounds do not fit
+    # Numbers of those that the code's own bounds do not fit
+    loose: set[int] = field(default_factory=set)
 
     @property
     def total(self) -> int:

@@ -47,7 +47,8 @@ def masked_outputs(
         zeroed[weight.scale] = [slot for slot in mine if not weight.right and slot.dim == weight.dim]
 
     def masked(name: str, tensor: Tensor) -> Tensor:
-        fresh = tensor if name in parameters else tensor.clone()  # a forward may write into buffers
+        # A forward may write into buffers
+        fresh = tensor if name in parameters else tensor.clone()
         for slot in zeroed.get(name, []) if name in parameters else []:
             kept = alive[slot.units].to(tensor.device)
             rows = zip(fresh.chunk(slot.groups), kept.chunk(slot.groups), strict=True)
@@ -58,7 +59,8 @@ def masked_outputs(
         return model.get_parameter(each.direction).detach()
 
     wide = replace_tensors(model, kept_function(model, along, masked))
-    Attention.take_over_all(wide)  # as in the trace: norms are told apart by the order of their calls
+    # As in the trace: norms are told apart by the order of their calls
+    Attention.take_over_all(wide)
     earlier = coupling.evaluation_norms if training else 0
     with _KeptNorms({call - earlier: alive[units] for call, units in coupling.norms.items()}):
         return outputs_of(wide, inputs, training)

@@ -31,13 +31,15 @@ def blocks_groups(model: nn.Module, inputs: Inputs, training: bool = False) -> I
 
 def _removable(model: nn.Module, inputs: Inputs, training: bool = False) -> Iterable[str]:
     """Innermost modules whose output, parameters at zero, is their first argument exactly."""
-    model = replace_tensors(model, lambda _, tensor: tensor.clone())  # a forward may write into buffers
+    # A forward may write into buffers
+    model = replace_tensors(model, lambda _, tensor: tensor.clone())
     forward = steady_forward if training else plain_forward
     calls = _calls(model, inputs, forward)
     names = {id(module): name for name, module in model.named_modules()}
     chosen: list[str] = []
     tied = _tied_names(model)
-    for module, (args, kwargs) in reversed(calls.items()):  # a module's call is noted before those inside it
+    # A module's call is noted before those inside it
+    for module, (args, kwargs) in reversed(calls.items()):
         name = names[id(module)]
         if any(other.startswith(f"{name}.") for other in chosen) or _shares(name, tied):
             continue
@@ -47,7 +49,8 @@ def _removable(model: nn.Module, inputs: Inputs, training: bool = False) -> Iter
         for parameter in empty.parameters():
             parameter.data.zero_()
         with forward(empty):
-            out = empty(args[0].clone(), *args[1:], **kwargs)  # it may write into what it is given
+            # It may write into what it is given
+            out = empty(args[0].clone(), *args[1:], **kwargs)
         if isinstance(out, Tensor) and torch.equal(out, args[0]):
             chosen.append(name)
     return reversed(chosen)

@@ -61,9 +61,11 @@ class _Trial:
         generator = torch.Generator("cpu").manual_seed(0)
         self.probe = randomise(model)
         self.inputs = inputs.rows(2).map(lambda tensor: _disturb(tensor, generator))
-        self.needed: set[tuple[str, int]] = set()  # calls whose numbers had to be bound anew
+        # Calls whose numbers had to be bound anew
+        self.needed: set[tuple[str, int]] = set()
         self.refusals: dict[str, str] = {}
-        self.lopsided = False  # cut the first units of each group's cells, or the last, not random ones
+        # Cut the first units of each group's cells, or the last, not random ones
+        self.lopsided = False
         self.modes = (False, True) if coupling.training else (False,)
         self.coupling = self._without_data(coupling)
 
@@ -105,7 +107,8 @@ class _Trial:
                 outputs_of(smaller, self.inputs, training),
                 masked_outputs(self.probe, self.inputs, self.coupling, keep, training),
             )
-            if not error <= TOLERANCE:  # rounding, or really wrong? double precision tells
+            # Rounding, or really wrong? double precision tells
+            if not error <= TOLERANCE:
                 wide = self.inputs.map(_wide)
                 error = relative_error(
                     outputs_of(_double(smaller), wide, training),

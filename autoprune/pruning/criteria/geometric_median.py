@@ -18,5 +18,6 @@ class GeometricMedian:
 
     def score(self, weight: Tensor) -> Tensor:
         """(filters, elements) -> (filters,)."""
-        centred = weight - weight.mean(0)  # distances stay, and lose fewer digits to cancellation
+        # Distances stay, and lose fewer digits to cancellation
+        centred = weight - weight.mean(0)
         return torch.cdist(centred, centred).sum(1)

@@ -22,5 +22,6 @@ class LAMP:
         squares, order = weight.flatten().double().square().sort(stable=True)
         surviving = squares.flip(0).cumsum(0).flip(0)
         scores = torch.empty_like(squares)
-        scores[order] = squares / surviving.clamp_min(torch.finfo(torch.float64).tiny)  # a layer of zeros scores zero
+        # A layer of zeros scores zero
+        scores[order] = squares / surviving.clamp_min(torch.finfo(torch.float64).tiny)
         return scores.view(weight.shape)

@@ -26,7 +26,8 @@ __all__ = ["Reference", "repair"]
 
 _HELD = 5  # one of so many images is held out
 _STRENGTHS = (1, 10, 100)  # times the ridge
-_SAME = 1e-5  # relative to the largest: what differs by less is what the dense model gives
+# Relative to the largest: what differs by less is what the dense model gives
+_SAME = 1e-5
 
 
 def repair(
@@ -58,7 +59,8 @@ class Reference:
     ) -> None:
         if min(images, positions) < 1:
             raise InputError(f"a repair needs images and positions of at least 1; got {images} and {positions}")
-        copy = replace_tensors(dense, lambda name, tensor: tensor.clone())  # a forward may write into buffers
+        # A forward may write into buffers
+        copy = replace_tensors(dense, lambda name, tensor: tensor.clone())
         Attention.take_over_all(copy)
         self.inputs = join_batches(batches, images)
         if self.inputs.batch_size < 2:
@@ -89,7 +91,8 @@ class Reference:
         copy = replace_tensors(pruned, lambda name, tensor: tensor.clone())
         held, seen = dict(named_tensors(copy)), _Solved(copy, self, cuts, ridge, frozen)
         _run(copy, self.inputs, seen)
-        return replace_tensors(  # not the copy itself: its forward may have written into other buffers
+        # Not the copy itself: its forward may have written into other buffers
+        return replace_tensors(
             pruned, lambda name, tensor: held[name].detach() if name in seen.solved else tensor.clone()
         )
 
@@ -144,7 +147,8 @@ class _Observed(Calls):
 
     def norm(self, input: Tensor, mean: Tensor | None, var: Tensor | None, *args: Any, **kwargs: Any) -> None:
         name = self.name(mean)
-        if name is not None and input.numel() > input.shape[1]:  # one value a channel has no variance
+        # One value a channel has no variance
+        if name is not None and input.numel() > input.shape[1]:
             self.norms.setdefault(name, []).append(_statistics(input))
         if input is self.last[1]:
             self.layers[self.last[0]][-1] = replace(self.layers[self.last[0]][-1], normed=True)

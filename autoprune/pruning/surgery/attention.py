@@ -19,7 +19,8 @@ class Attention(nn.MultiheadAttention):
     def take_over(cls, module: nn.MultiheadAttention) -> None:
         """Make a plain `nn.MultiheadAttention` one of these, in place."""
         module.__class__ = cls
-        module._qkv_same_embed_dim = False  # keeps torch's encoder layers off their fused path, which needs even widths
+        # Keeps torch's encoder layers off their fused path, which needs even widths
+        module._qkv_same_embed_dim = False
 
     @classmethod
     def take_over_all(cls, model: nn.Module) -> None:

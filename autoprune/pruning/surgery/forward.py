@@ -17,7 +17,8 @@ from autoprune.errors import ModelError
 from autoprune.pruning.surgery.without_chance import Steady
 from autoprune.task import Inputs
 
-STATISTICS = {"mean", "var", "std", "norm", "vector_norm", "normalize"}  # functions that hand-written norms are made of
+# Functions that hand-written norms are made of
+STATISTICS = {"mean", "var", "std", "norm", "vector_norm", "normalize"}
 
 __all__ = ["STATISTICS", "dims_of", "on_cpu", "output_tensors", "outputs_of", "plain_forward", "steady_forward"]
 
@@ -49,7 +50,8 @@ def steady_forward(model: nn.Module) -> Iterator[None]:
     with plain_forward(model):
         model.train()
         for module in model.modules():
-            if isinstance(module, _SpectralNorm):  # in training it goes on iterating where its weight is read
+            # In training it goes on iterating where its weight is read
+            if isinstance(module, _SpectralNorm):
                 module.eval()
         state = random.getstate()
         random.seed(0)

@@ -82,7 +82,8 @@ class _Rebinding(TorchFunctionMode):
     def __init__(self, bound: _Bound) -> None:
         super().__init__()
         self.bound, self.calls = bound, 0
-        self.trains = bound.module.training and min(bound.changes) < ATTRIBUTE  # on a path with numbers of its own
+        # On a path with numbers of its own
+        self.trains = bound.module.training and min(bound.changes) < ATTRIBUTE
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

@@ -49,11 +49,13 @@ class Cut:
 
 def take(tensor: Tensor, cuts: Sequence[Cut]) -> Tensor:
     """`tensor` with every cut applied, contiguous; the cuts' `keep` refer to the uncut tensor."""
-    for cut in sorted(cuts, key=lambda cut: -cut.groups):  # grouped inputs first: they pair rows with inputs
+    # Grouped inputs first: they pair rows with inputs
+    for cut in sorted(cuts, key=lambda cut: -cut.groups):
         if cut.groups == 1:
             tensor = tensor.index_select(cut.dim, cut.keep.nonzero()[:, 0].to(tensor.device))
             continue
-        rows = tensor.chunk(cut.groups, dim=0)  # the output channels of each group read the inputs of that group
+        # The output channels of each group read the inputs of that group
+        rows = tensor.chunk(cut.groups, dim=0)
         keeps = cut.keep.chunk(cut.groups)
         tensor = torch.cat(
             [
@@ -131,14 +133,16 @@ def replace_tensors(model: nn.Module, new: Callable[[str, Tensor], Tensor], remo
             memo |= {id(tensor): tensor.detach().clone() for tensor in _kept_aside(module) if id(tensor) not in memo}
     smaller = copy.deepcopy(model, memo)
     for module in smaller.modules():
-        module.training = False  # spectral norm goes on iterating where a training model's weight is read
+        # Spectral norm goes on iterating where a training model's weight is read
+        module.training = False
     for name, module in smaller.named_modules():
         inside = isinstance(module, nn.MultiheadAttention) or hasattr(module, "parametrizations")
         tensors = [*before[name].parameters(recurse=inside), *before[name].buffers(recurse=False)]
         if any(id(tensor) in changed for tensor in tensors):
             _follow_shapes(name, module, before[name])
     if any(isinstance(module, Attention) for module in smaller.modules()):
-        Attention.take_over_all(smaller)  # where one is, all are: a cut model has one of two forms, not any mixture
+        # Where one is, all are: a cut model has one of two forms, not any mixture
+        Attention.take_over_all(smaller)
     for name, module in smaller.named_modules():
         module.training = before[name].training
     return smaller
@@ -227,7 +231,8 @@ def _follow_recurrent(module: nn.RNNBase | nn.RNNCellBase) -> None:
 def _follow_convolution(module: nn.Module, dense: nn.Module) -> None:
     assert isinstance(module, nn.modules.conv._ConvNd) and isinstance(dense, nn.modules.conv._ConvNd)
     first, second = module.weight.shape[:2]
-    if dense.groups == dense.in_channels and dense.groups > 1:  # depthwise: every input channel is a group
+    # Depthwise: every input channel is a group
+    if dense.groups == dense.in_channels and dense.groups > 1:
         per_input = dense.out_channels // dense.in_channels
         module.groups = module.in_channels = first if dense.transposed else first // per_input
         module.out_channels = module.in_channels * per_input

@@ -16,9 +16,11 @@ from torch import Tensor
 __all__ = ["ATTRIBUTE", "Bindings", "Call", "Change", "read"]
 
 Change = dict[str, Any]
-Bindings = dict[str, dict[int, Change]]  # module -> n-th call of its own -> what is bound anew
+# Module -> n-th call of its own -> what is bound anew
+Bindings = dict[str, dict[int, Change]]
 
-ATTRIBUTE = 0  # in place of a call: an attribute that says how wide a module without parameters is
+# In place of a call: an attribute that says how wide a module without parameters is
+ATTRIBUTE = 0
 _SIZES = {"view", "reshape", "expand", "unflatten"}
 _PARTS = {"split", "chunk"}
 _NORMS = {"layer_norm", "rms_norm"}
@@ -34,7 +36,8 @@ class Call:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     rebindable: bool = False
-    slices: dict[int, int] = field(default_factory=dict)  # place in an index -> dimension
+    # Place in an index -> dimension
+    slices: dict[int, int] = field(default_factory=dict)
 
 
 def read(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:

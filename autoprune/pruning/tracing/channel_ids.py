@@ -133,7 +133,8 @@ class Labels:
 
     def __init__(self) -> None:
         self._labels = WeakIdKeyDictionary()
-        self.stacks: list[Tensor] = []  # (rows, units): units of several layers that lie in one tensor, row by row
+        # (rows, units): units of several layers that lie in one tensor, row by row
+        self.stacks: list[Tensor] = []
 
     def __contains__(self, tensor: object) -> bool:
         return isinstance(tensor, Tensor) and tensor in self._labels

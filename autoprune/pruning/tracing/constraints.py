@@ -22,7 +22,8 @@ class Demands:
     """Demands on the ids of one forward pass, in the order in which they came up."""
 
     ids: Ids
-    _unions: list[Callable[[bool], bool]] = field(default_factory=list)  # whether it holds; True: make it hold
+    # Whether it holds; True: make it hold
+    _unions: list[Callable[[bool], bool]] = field(default_factory=list)
     _checks: list[Callable[[], None]] = field(default_factory=list)
 
     def settle(self) -> None:

@@ -73,7 +73,8 @@ def _run_on_labels(state: State, base: str, func: Any, args: Any, kwargs: Any) -
     """The operator on the ids of its data; index tensors stay what they are."""
 
     def labels(tensor: Tensor) -> Tensor:
-        return state.labels.get(tensor).detach()  # a tensor of its own: an in-place move would change its shape
+        # A tensor of its own: an in-place move would change its shape
+        return state.labels.get(tensor).detach()
 
     if base in _PICKS:
         for index in tree_leaves((args[1:], kwargs)):
@@ -81,7 +82,8 @@ def _run_on_labels(state: State, base: str, func: Any, args: Any, kwargs: Any) -
                 for tensor in (args[0], index):
                     state.ids.freeze(state.labels.get(tensor), f"{base} by channels at {state.where()}")
         args, kwargs = tree_map_only(Tensor, lambda t: t if t is args[0] else t.cpu(), (args, kwargs))
-        if base in ("im2col", "pixel_shuffle", "pixel_unshuffle"):  # not there for integers; ids are exact in double
+        # Not there for integers; ids are exact in double
+        if base in ("im2col", "pixel_shuffle", "pixel_unshuffle"):
             return func(labels(args[0]).double(), *args[1:], **kwargs).long()
         return func(labels(args[0]), *args[1:], **kwargs)
     moved_args, moved_kwargs = tree_map_only(Tensor, labels, (args, kwargs))

@@ -98,7 +98,8 @@ class Layers(Norms):
         ids = self.read(input, channel, "convolution")
         if ids is None:
             return self.give_up_layer(out, input, weight, 0, "convolution beside a dimension with channels")
-        if groups == len(ids) and groups > 1:  # depthwise: a channel passes through its own filters
+        # Depthwise: a channel passes through its own filters
+        if groups == len(ids) and groups > 1:
             fresh = ids.repeat_interleave(weight.shape[0] // groups)
             self.use(weight, 0, fresh, "carry", "conv")
         else:

@@ -50,7 +50,8 @@ class Norms(State):
         **options: Any,
     ) -> None:
         ids = self.read(input, 1, "normalisation")
-        if running_mean is None and weight is None and ids is not None:  # torch warns where this attribute is not right
+        # Torch warns where this attribute is not right
+        if running_mean is None and weight is None and ids is not None:
             self.literals.append(Literal(self.where(), ATTRIBUTE, "attribute", {0: ids}, "num_features"))
         self._batch_norm(out, input, running_mean, running_var, weight, bias)
 

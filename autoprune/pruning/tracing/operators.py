@@ -123,7 +123,8 @@ def _reduction(state: State, base: str, outs: list[Tensor], tensor: Tensor, give
     labels = state.labels.get(tensor)
     dims = sorted({dim % labels.dim() for dim in ([given] if isinstance(given, int) else given or range(labels.dim()))})
     for dim in reversed(dims):
-        if dim in set(varying(labels)) - set(state.labels.channels(labels)):  # over the layers of a recurrent state
+        # Over the layers of a recurrent state
+        if dim in set(varying(labels)) - set(state.labels.channels(labels)):
             state.ids.unite(labels.narrow(dim, 0, 1), labels)
         state.demands.one_unit(labels, dim, f"operator {base} over channels at {state.where()}")
         labels = labels.narrow(dim, 0, 1)

@@ -76,9 +76,11 @@ class Propagation:
         self.ids, self.labels, self.demands = self.state.ids, self.state.labels, self.state.demands
         self.positions, self.opaque = self.state.positions, self.state.opaque
         self.computed = list(computed_weights(model))
-        self.given: dict[str, torch.Size] = {}  # parameter -> shape of what the first layer that reads it gives
+        # Parameter -> shape of what the first layer that reads it gives
+        self.given: dict[str, torch.Size] = {}
         self.training = False  # the pass that runs
-        self.evaluation_norms = 0  # norms across channels that the pass of evaluation calls
+        # Norms across channels that the pass of evaluation calls
+        self.evaluation_norms = 0
         self.evaluated: set[str] = set()  # tensors that it uses
 
     def operator(self, name: str, func: Any, out: Any, args: Any, kwargs: Any) -> None:
@@ -89,7 +91,8 @@ class Propagation:
         labelled = [tensor for tensor in tensors if tensor in self.labels]
         if not labelled and not parameters:
             return
-        if labelled and labelled[0] is tensors[0]:  # a buffer may say which entries are taken
+        # A buffer may say which entries are taken
+        if labelled and labelled[0] is tensors[0]:
             parameters = [tensor for tensor in parameters if tensor.is_floating_point()]
         base = name.strip("_") if name.endswith("_") else name
         if base.startswith("new_") or base in _SHAPE_ONLY:
@@ -129,7 +132,8 @@ class Propagation:
         if not (elementwise or base in PARAMETER_MOVES) or len(parameters) > 1:
             self._mark_opaque(parameters, base)
             for out in outs:
-                if out.is_floating_point():  # whatever it is joined with cannot be cut either
+                # Whatever it is joined with cannot be cut either
+                if out.is_floating_point():
                     why = f"operator {base} of parameters at {self.state.where()}"
                     self.labels.set(out, torch.tensor(self.ids.new_frozen(why)).expand(out.shape))
             return

@@ -33,7 +33,8 @@ class _Part:
     biases: tuple[Tensor, ...]
     weight_hr: Tensor | None
     hidden: Tensor  # (H,)
-    sent: Tensor  # (P,), the units handed on; (H,), the hidden ones, where nothing projects
+    # (P,), the units handed on; (H,), the hidden ones, where nothing projects
+    sent: Tensor
 
 
 def recurrent_rules(state: State) -> dict[Any, Callable[..., None]]:
@@ -77,7 +78,8 @@ class _Rules:
         self.labels.set(out[0], spread(entering, out[0].shape, -1))
         tables = torch.stack([part.sent for part in parts]), torch.stack([part.hidden for part in parts])
         self._one_size(parts[0], *tables)
-        for state, last, table in zip(_tensors(hx), out[1:], tables, strict=False):  # h, and c where there is one
+        # H, and c where there is one
+        for state, last, table in zip(_tensors(hx), out[1:], tables, strict=False):
             self._starts_with(state, table)
             self.labels.set(last, table[:, None].expand(last.shape))
 
@@ -130,7 +132,8 @@ class _Rules:
 
     def _part(self, gates: int, parameters: Sequence[Tensor], biases: bool) -> _Part:
         weight_ih, weight_hh, *rest = parameters
-        place = (self.state.names[id(weight_hh)], -1)  # its rows are the units once for each gate
+        # Its rows are the units once for each gate
+        place = (self.state.names[id(weight_hh)], -1)
         if place not in self.state.born:
             self.state.born[place] = self.ids.new(weight_hh.shape[0] // gates)
         hidden = self.state.born[place]
@@ -183,7 +186,8 @@ class _Rules:
         shape, units = self.state.shapes[name], table.shape[1]
         columns = places.reshape(-1, units) % shape[-1]
         if shape[-1] == units and bool((columns == torch.arange(units)).all()):
-            self.ids.unite(table[:1], table)  # it has one last dimension for all its rows
+            # It has one last dimension for all its rows
+            self.ids.unite(table[:1], table)
             self._tie(name, len(shape) - 1, table[0], "carry")
         else:
             self.state.give_up(state, (state,), "initial state read out of a parameter in an order no rule covers")

@@ -92,7 +92,8 @@ def literal(call: Call, out: Any, labels: Labels, owner: str, number: int) -> Li
 def _sizes(call: Call, out: Tensor, source: Tensor, held: Labels, owner: str, number: int) -> Literal | None:
     labels = held.get(out)
     channels, before = held.channels(labels), varying(source)
-    rows = set(varying(labels)) - set(channels)  # layers or directions: as many, whatever is cut
+    # Layers or directions: as many, whatever is cut
+    rows = set(varying(labels)) - set(channels)
     expanded = len(call.args) > 0 and call.kind == "expand"
     runs = [([], [dim]) for dim in range(out.dim())] if expanded else match_dims(source.shape, out.shape)
     lines: dict[int, Tensor] = {}

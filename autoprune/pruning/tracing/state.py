@@ -35,17 +35,23 @@ class State:
         self.ids, self.labels = Ids(), Labels()
         self.demands = Demands(self.ids)
         self.path: list[Running] = []
-        self.rebindable = False  # whether the bounds of the call that is running can be bound anew
+        # Whether the bounds of the call that is running can be bound anew
+        self.rebindable = False
         self.quiet = 0  # more than 0: operators do not count as the model's
         self.literals: list[Literal] = []
         self.shapes = {name: tensor.shape for name, tensor in named_tensors(model)}
         self.names = {id(tensor): name for name, tensor in named_tensors(model)}
-        self.norm_calls: dict[int, Tensor] = {}  # n-th call of a norm or statistic -> ids of its channels
+        # N-th call of a norm or statistic -> ids of its channels
+        self.norm_calls: dict[int, Tensor] = {}
         self.norm_count = 0
-        self.positions = WeakIdKeyDictionary()  # tensor moved out of a parameter -> (name, flat positions in it)
-        self.opaque: dict[str, str] = {}  # parameter -> why what reads it is covered by no rule
-        self.refused: dict[str, tuple[int, str]] = {}  # layer that no rule covers -> (units, why)
-        self.born: dict[tuple[str, int], Tensor] = {}  # parameter, dimension -> ids of its channels, at every use
+        # Tensor moved out of a parameter -> (name, flat positions in it)
+        self.positions = WeakIdKeyDictionary()
+        # Parameter -> why what reads it is covered by no rule
+        self.opaque: dict[str, str] = {}
+        # Layer that no rule covers -> (units, why)
+        self.refused: dict[str, tuple[int, str]] = {}
+        # Parameter, dimension -> ids of its channels, at every use
+        self.born: dict[tuple[str, int], Tensor] = {}
 
     def where(self) -> str:
         """The module that is running."""

@@ -18,7 +18,8 @@ from autoprune.task import Inputs
 __all__ = ["TrainingPath", "training_path"]
 
 _SHOWN = 4  # names in one sentence
-_TELLING = {"batch_norm": 5, **dict.fromkeys(RECURRENT, 4)}  # arguments, of which the rest depends on the mode alone
+# Arguments, of which the rest depends on the mode alone
+_TELLING = {"batch_norm": 5, **dict.fromkeys(RECURRENT, 4)}
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,8 @@ class _Calls(TorchFunctionMode):
         self.names = {id(tensor): name for name, tensor in named_tensors(model)}
         self.made: list[Any] = []
         self.used: set[str] = set()  # parameters and buffers that some call reads
-        self.outputs: dict[int, tuple[int, Any]] = {}  # id -> call that gave it; kept, so that ids stay theirs
+        # Id -> call that gave it; kept, so that ids stay theirs
+        self.outputs: dict[int, tuple[int, Any]] = {}
 
     def run(self, model: nn.Module, inputs: Inputs, training: bool) -> None:
         """One forward; `made` ends with its outputs."""

@@ -63,7 +63,8 @@ def establish(study: Study, prepared: Prepared, run: Run, listener: Listener) ->
         kept_score = Score.from_json(read_json(path))
         costs = prepared.dense.evolve(nonzero_params=kept_score.nonzero_params, size_compressed_bytes=None)
         score = prepared.costs.with_stored_size(model, prepared.cut_by_magnitude(Plan()), costs.fill_from(kept_score))
-        if score != kept_score:  # the latency of the dense model is one figure, wherever it is shown
+        # The latency of the dense model is one figure, wherever it is shown
+        if score != kept_score:
             run.write_json(path, score.to_json() | {"task": _mark(study), "files": digests(run.dense)})
         return score
     record = _record(run)

@@ -34,10 +34,13 @@ from autoprune.task import Inputs
 __all__ = ["Costs"]
 
 
-_SECONDS = 1.5  # at most, for one latency: it ends as soon as the ratio is known to 1 %, which a busy machine delays
+# At most, for one latency: it ends as soon as the ratio is known to 1 %, which a busy machine delays
+_SECONDS = 1.5
 _BRIEF = 0.3  # the same for a first look
-_DENSE = {"latency_ratio": 1.0, "latency_ratio_low": 1.0, "latency_ratio_high": 1.0}  # to itself, by definition
-_PROCESSES, _CALIBRATED = 5, 0.6  # fresh ones, and seconds in each, that the dense milliseconds are measured in
+# To itself, by definition
+_DENSE = {"latency_ratio": 1.0, "latency_ratio_low": 1.0, "latency_ratio_high": 1.0}
+# Fresh ones, and seconds in each, that the dense milliseconds are measured in
+_PROCESSES, _CALIBRATED = 5, 0.6
 
 
 class Costs:
@@ -259,7 +262,8 @@ class Costs:
     def _key(self, pruned: Pruned, zeros: Mapping[str, Tensor]) -> str:
         shapes = {name: list(parameter.shape) for name, parameter in pruned.model.named_parameters()}
         masks: dict[str, Any] = {name: int(keep.sum()) for name, keep in zeros.items()}
-        if self._graphs is None and lower.lowers(self.target):  # there the latency depends on where zeros lie
+        # There the latency depends on where zeros lie
+        if self._graphs is None and lower.lowers(self.target):
             masks = {name: [count, *lower.patterns(zeros[name])] for name, count in masks.items()}
         return _digest([self.architecture, shapes, masks])
 

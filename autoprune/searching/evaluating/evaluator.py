@@ -29,7 +29,8 @@ __all__ = ["PROCESSES", "Evaluated", "Evaluator", "decide"]
 PROCESSES, _MORE = 5, 15  # fresh ones, that the latency of finalists is measured in
 
 _BLUR = 0.03  # of the budget: what the model that ships may leave of it
-_JUDGED = 1000  # inputs of training and of validation data, that untrained plans are judged on
+# Inputs of training and of validation data, that untrained plans are judged on
+_JUDGED = 1000
 
 
 def decide(measured: Callable[[int], Score], broken: Callable[[Score], list[str]]) -> Score:

@@ -15,7 +15,8 @@ from autoprune.score import Score
 
 __all__ = ["digests", "intact"]
 
-_FILES = ("plan.json", "model.safetensors")  # of which the dense model has the second alone
+# Of which the dense model has the second alone
+_FILES = ("plan.json", "model.safetensors")
 
 
 def digests(folder: Path) -> dict[str, Any]:

@@ -168,7 +168,8 @@ def _epoch_seconds(study: Study, model: nn.Module, steps: int = 3) -> float:
         if len(times) > steps or times[-1] - times[0] > _TIMING_S:
             raise Enough
 
-    with contextlib.suppress(Enough, TrainingError):  # a training that breaks down is told of when it is due
+    # A training that breaks down is told of when it is due
+    with contextlib.suppress(Enough, TrainingError):
         recipe = replace(study.task.training, epochs=steps + 1, distill=0.0)
         train(copy.deepcopy(model), study.task, recipe, seed=0, report=report)
     count = study.task.steps("train")

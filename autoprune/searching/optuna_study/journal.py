@@ -38,7 +38,8 @@ class Journal:
     def __init__(self, study: Study, run: Run, variables: Sequence[Variable]) -> None:
         self._study, self._variables = study, variables
         self._dense: Score | None = None
-        self._seen: dict[int, Candidate] = {}  # by number; what has ended does not change
+        # By number; what has ended does not change
+        self._seen: dict[int, Candidate] = {}
         with _quiet():
             storage, begins, self.damage = open_storage(study, run)
             directions = [direction(name, study.task.metric.goal) for name in study.search.objectives]
@@ -119,7 +120,8 @@ class Journal:
         with _quiet():
             if given is not None and not self.waits():
                 self.optuna.enqueue_trial(dict(given))
-            if self.waits():  # what is missing of parameters that were queued under another budget is left whole
+            # What is missing of parameters that were queued under another budget is left whole
+            if self.waits():
                 untouched = parameters(self._variables, Plan())
                 self.optuna.sampler = Steered(optuna.samplers.RandomSampler(), self._variables, lambda _: untouched)
             else:
@@ -184,7 +186,8 @@ class Journal:
             trial.set_user_attr("reason", candidate.reason)
             trial.set_user_attr("score", candidate.score.to_json())
             trial.set_user_attr("seconds", round(seconds, 3))
-            trial.set_user_attr("stage", candidate.stage)  # last: what has a stage has ended
+            # Last: what has a stage has ended
+            trial.set_user_attr("stage", candidate.stage)
             if candidate.stage == "failed":
                 self.optuna.tell(trial, state=TrialState.FAIL)
                 return
@@ -295,7 +298,8 @@ class Journal:
 
 
 def _check_version(found: optuna.Study, run: Run, damage: str | None) -> None:
-    version = found.user_attrs.get("version", None if damage is None else _VERSION)  # its line may be a lost one
+    # Its line may be a lost one
+    version = found.user_attrs.get("version", None if damage is None else _VERSION)
     if _length(found) and version != _VERSION:
         raise InputError(
             f"{run.folder} was searched by another version of autoprune, whose plans and figures do not compare with "

@@ -29,7 +29,8 @@ def whole(content: bytes) -> tuple[bytes, int]:
     in, and where they do not, it is tried again.
     """
     replay, kept, lost, missing = JournalStorageReplayResult("reader"), list[bytes](), 0, 0
-    due: list[bytes] = []  # lost lines that created a trial; at the end of a journal they have numbered nothing
+    # Lost lines that created a trial; at the end of a journal they have numbered nothing
+    due: list[bytes] = []
     for line in content.splitlines(keepends=True):
         record = _record(line)
         if record is not None:

@@ -58,7 +58,8 @@ def population(trials: int) -> int:
     return max(_POPULATION, trials // _GENERATIONS)
 
 
-SAMPLERS: dict[str, Callable[[int, int], Any]] = {  # by seed and number of trials asked for
+# By seed and number of trials asked for
+SAMPLERS: dict[str, Callable[[int, int], Any]] = {
     "tpe": lambda seed, trials: optuna.samplers.TPESampler(seed=seed, multivariate=True),
     "nsga2": lambda seed, trials: Generations(seed, population(trials)),
     "gp": lambda seed, trials: Gaussian(seed),

@@ -33,15 +33,19 @@ from autoprune.target import QUANTITIES, Budget, Limit
 
 __all__ = ["Steering"]
 
-_MARGINS = {"latency": 0.02, "throughput": 0.02}  # of the budget: at its very edge falls outside what is measured again
-_MARGINS |= {"size": 0.005, "size_compressed": 0.005}  # the file that ships is not the graph that was cut out
+# Of the budget: at its very edge falls outside what is measured again
+_MARGINS = {"latency": 0.02, "throughput": 0.02}
+# The file that ships is not the graph that was cut out
+_MARGINS |= {"size": 0.005, "size_compressed": 0.005}
 _SHARES, _LEVELS = (1.0, 0.95, 0.9), (0.8, 0.6, 0.4, 0.25)
 _STEPS, _RANGE = 11, 1e4  # of bisection, on a logarithmic scale
 _LEARNT = 160  # plans are enough to learn from: it takes longer for each
 _REMEMBERED = 256  # plans, by the units that they keep
 _TIMED = ("latency", "throughput")
-_UNFORESEEN = ("metric_drop", "memory", "energy")  # what is not known of a plan before it has run
-_PROFILE_S, _PROFILE_SHARE, _PLANS = 60.0, 0.2, 40  # of a profile, at most: seconds, of the time limit, plans
+# What is not known of a plan before it has run
+_UNFORESEEN = ("metric_drop", "memory", "energy")
+# Of a profile, at most: seconds, of the time limit, plans
+_PROFILE_S, _PROFILE_SHARE, _PLANS = 60.0, 0.2, 40
 
 
 @dataclass
@@ -52,9 +56,11 @@ class Steering:
     prepared: Prepared
     dense: Score
     importance: Importance
-    budget: Budget  # what of it can be foreseen; where no cost is limited, that of the dense model
+    # What of it can be foreseen; where no cost is limited, that of the dense model
+    budget: Budget
     whole: bool = False  # no cost is limited, so the whole front is wanted
-    predictors: Mapping[str, Predictor] = field(default_factory=dict)  # by target, "" the study's own
+    # By target, "" the study's own
+    predictors: Mapping[str, Predictor] = field(default_factory=dict)
     _known: dict[Any, Score] = field(default_factory=dict)
     _kept: dict[Plan, Mapping[str, Tensor]] = field(default_factory=dict)
 

@@ -49,11 +49,13 @@ def proposals(prepared: Prepared, steering: Steering, solved: Sequence[Callable[
 def _to_budget(variables: Sequence[Variable], steering: Steering, techniques: Sequence[str], share: float) -> Plan:
     """The least uniform ratio of `techniques` that keeps a share of the budget; the highest where none does."""
     highest = highest_ratio(variables, techniques)
-    if not steering.budget.limits:  # nothing is known beforehand of what is limited: at several ratios
+    # Nothing is known beforehand of what is limited: at several ratios
+    if not steering.budget.limits:
         highest *= share
     start = parameters(variables, uniform(variables, techniques, highest))
     for place, block in enumerate(order := by_importance(variables, steering)):
-        start[f"{block.name}.ratio"] = highest * (1 - place / len(order))  # scaled, they go one after the other
+        # Scaled, they go one after the other
+        start[f"{block.name}.ratio"] = highest * (1 - place / len(order))
     return plan_of(variables, steering.fit_to_budget(start, share))
 
 

@@ -19,7 +19,8 @@ from autoprune.space import Variable
 __all__ = ["Surrogate"]
 
 _FEWEST = 20  # plans judged, before anything is foreseen
-_WORST = 0.8  # quantile of the losses: what is worse counts as that bad, and does not bend the rest
+# Quantile of the losses: what is worse counts as that bad, and does not bend the rest
+_WORST = 0.8
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -62,7 +63,8 @@ class Surrogate:
             return list(range(len(plans)))
         centre, scale = rows.mean(0)[used], scale[used]
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of iterations that do not converge: it only ranks
+            # Of iterations that do not converge: it only ranks
+            warnings.simplefilter("ignore")
             model = BayesianRidge().fit((rows[:, used] - centre) / scale, (losses - losses.mean()) / losses.std())
             asked = np.stack([self._features(plan) for plan in plans])[:, used]
             mean, deviation = model.predict((asked - centre) / scale, return_std=True)

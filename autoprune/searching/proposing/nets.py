@@ -19,7 +19,8 @@ class Nets:
 
     def __init__(self, steering: Steering) -> None:
         self._steering = steering
-        self._plans: dict[Hashable, list[Plan]] = {}  # by what is cheap to tell of the net
+        # By what is cheap to tell of the net
+        self._plans: dict[Hashable, list[Plan]] = {}
         self._masks: dict[Plan, bytes] = {}
 
     def add(self, plan: Plan) -> None:

@@ -29,10 +29,13 @@ __all__ = ["Screening"]
 _EXPLORED = 0.3  # of the trials, before exchange moves begin
 _EVERY = 4  # trial is the sampler's even then
 _PARENTS = 8  # best plans that exchange moves start from
-_CHILDREN, _MOVES = 12, 3  # neighbours looked at, and so many moves away, for each one that is judged
-_LEFT, _REST = 0.015, 0.005  # of the budget: what a finalist leaves and gets back; what is left of it then
+# Neighbours looked at, and so many moves away, for each one that is judged
+_CHILDREN, _MOVES = 12, 3
+# Of the budget: what a finalist leaves and gets back; what is left of it then
+_LEFT, _REST = 0.015, 0.005
 _VAIN = 10  # plans are judged even over the time limit, while none keeps the budget
-_PATIENCE, _IDLE = 60, 0.5  # trials without a better plan, at least, and their share, before it stops by itself
+# Trials without a better plan, at least, and their share, before it stops by itself
+_PATIENCE, _IDLE = 60, 0.5
 
 
 class Screening:

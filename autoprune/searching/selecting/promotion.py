@@ -12,8 +12,10 @@ from autoprune.study import Study
 
 __all__ = ["EDGE", "alike", "best", "least_cost_wanted", "next_promotion"]
 
-EDGE = 0.015  # of the budget: what a first look puts closer to it hardly keeps it once its interval counts
-_LEAST_DISTANCE = 0.25  # of the units of one group, by which plans that are trained differ in all
+# Of the budget: what a first look puts closer to it hardly keeps it once its interval counts
+EDGE = 0.015
+# Of the units of one group, by which plans that are trained differ in all
+_LEAST_DISTANCE = 0.25
 
 
 def next_promotion(
@@ -131,7 +133,8 @@ def _net(candidate: Candidate) -> tuple[float | None, ...]:
 def _ranks(points: Sequence[tuple[float, ...]]) -> list[int]:
     """The non-dominated rank of each point, 0 the best; less is better in every place."""
     table = np.array(points, dtype=float)
-    covers = np.ones((len(table), len(table)), dtype=bool)  # whether the row's point is nowhere worse
+    # Whether the row's point is nowhere worse
+    covers = np.ones((len(table), len(table)), dtype=bool)
     for column in table.T:
         covers &= column[:, None] <= column[None, :]
     dominates = covers & ~covers.T
