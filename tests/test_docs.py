@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import inspect
 import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,8 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from autoprune import api, cli, config
+from autoprune.run import Run
+from autoprune.searching import records
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
@@ -218,6 +222,35 @@ def test_the_reference_is_what_the_code_says() -> None:
         [sys.executable, "scripts/make_reference.py", "--check"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+def test_the_columns_of_trials_csv_are_those_that_are_written(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    records.write_table(run, [], [], [])
+    with open(run.table, newline="") as file:
+        written = next(csv.reader(file))
+    section = (ROOT / "docs/reference/files.md").read_text().partition("## Columns of trials.csv")[2]
+    listed = [name for row in re.findall(r"^\| (`.+?) \|", section, flags=re.M) for name in re.findall(r"`(\w+)`", row)]
+    assert sorted(listed) == sorted(written)
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=[*NAMES, "CONTRIBUTING.md"])
+def test_scripts_and_extras_that_are_named_exist(page: Path) -> None:
+    text = page.read_text()
+    for name in re.findall(r"scripts\.benchmarks\.([a-z]\w*)", text):
+        place = ROOT / "scripts" / "benchmarks" / name
+        assert place.with_suffix(".py").exists() or (place / "__main__.py").exists(), f"{page.name}: no {name}"
+    for name in re.findall(r"`(scripts/[\w./]+)[` ]", text):
+        assert (ROOT / name).exists(), f"{page.name}: {name} is not there"
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for group in re.findall(r"pip install '?\.\[([\w,]+)\]", text):
+        assert set(group.split(",")) <= set(extras), f"{page.name}: pip install .[{group}]"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_nothing_is_left_to_be_filled_in(page: Path) -> None:
+    left = [line for line in page.read_text().splitlines() if re.fullmatch(r"[A-Z]{4,}|.*\b(TODO|TBD|FIXME)\b.*", line)]
+    assert not left, f"{page.name}: {left[0]!r}"
 
 
 def test_a_block_that_is_neither_run_nor_explained_is_seen() -> None:

@@ -19,6 +19,9 @@ _SHOWN = 8  # plans of each kind, spread over what they cost
 _DIGITS = 2  # of a limit that is offered, rounded to the side that keeps it
 
 
+Quality = tuple[float, float]  # less is better
+
+
 @dataclass(frozen=True)
 class Answer:
     """A budget, as `latency=38%`, and the plan that keeps it; `trained`, or judged untrained so far."""
@@ -45,11 +48,12 @@ def answers(study: Study, dense: Score, candidates: Sequence[Candidate]) -> list
     limits = limits or [Limit(name, 1.0, relative=True) for name in costs]
     sign = -1.0 if study.task.metric.goal == "maximize" else 1.0
 
-    def metric(candidate: Candidate) -> float:
-        return sign * candidate.score.objective("metric")
+    def metric(candidate: Candidate) -> Quality:
+        # Where metrics tie the loss decides, as it does in the search.
+        return sign * candidate.score.objective("metric"), candidate.score.loss or 0.0
 
-    def loss(candidate: Candidate) -> float:
-        return candidate.score.objective("loss")
+    def loss(candidate: Candidate) -> Quality:
+        return candidate.score.objective("loss"), 0.0
 
     done = {candidate.plan for candidate in candidates if candidate.stage == "trained"}
     found = []
@@ -59,16 +63,16 @@ def answers(study: Study, dense: Score, candidates: Sequence[Candidate]) -> list
         pairs = [
             (kept, candidate) for candidate in chosen if (kept := _kept_limits(limits, candidate, dense)) is not None
         ]
-        for kept, each in _spread(_front(pairs, quality)):
+        for kept, candidate in _spread(_front(pairs, quality)):
             budget = ",".join(f"{limit.key}={limit}" for limit in kept)
-            found.append(Answer(budget, each, stage == "trained"))
+            found.append(Answer(budget, candidate, stage == "trained"))
     return found
 
 
 def in_words(found: Sequence[Answer], run: Path) -> str:
     """One sentence or two: the trained levels, how far down judged plans go, and the commands; empty for none."""
-    trained = [f"{candidate.budget} (trial {candidate.candidate.number})" for candidate in found if candidate.trained]
-    judged = [candidate.budget for candidate in found if not candidate.trained]
+    trained = [f"{answer.budget} (trial {answer.candidate.number})" for answer in found if answer.trained]
+    judged = [answer.budget for answer in found if not answer.trained]
     parts = [f"Trained plans keep {', '.join(trained[:3])}"] if trained else []
     if judged:
         command = f"autoprune export {run} --budget {' --budget '.join(judged[0].split(','))} --train --out DIR"
@@ -94,7 +98,7 @@ def _kept_limits(limits: Sequence[Limit], candidate: Candidate, dense: Score) ->
 
 
 def _front(
-    pairs: Sequence[tuple[list[Limit], Candidate]], quality: Callable[[Candidate], float]
+    pairs: Sequence[tuple[list[Limit], Candidate]], quality: Callable[[Candidate], Quality]
 ) -> list[tuple[list[Limit], Candidate]]:
     """Those whose quality no cheaper one has, cheapest first; by the first limit."""
     sign = -1.0 if pairs and pairs[0][0][0].lower else 1.0
