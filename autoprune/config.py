@@ -104,7 +104,7 @@ class Config:
             with faults.boundary():
                 yield
         except StudyError as error:
-            raise self.document.place_of(error) from error.__cause__
+            raise self.document.locate_error(error) from error.__cause__
 
 
 def read(

@@ -94,7 +94,7 @@ class Variable:
         return next((name for name in self.options.criteria if _order(name) == order), criterion)
 
     def _reachable_ratio(self, technique: str, group: Group, ratio: float) -> float:
-        """The nearest share in range that a technique of few steps can remove; of any other, the ratio as `rounded`."""
+        """The nearest share in range that a technique of few steps can remove; of any other, `round_ratio`."""
         plugin, (low, high) = plugins.create("technique", technique), self.options.ratio
         steps = plugin.steps(group.shape) if hasattr(plugin, "steps") else 0
         fewest, most = math.ceil(low * steps - 1e-9), min(math.floor(high * steps + 1e-9), steps - 1)

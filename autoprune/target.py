@@ -173,7 +173,7 @@ class Limit:
         return self.quantity in _LOWER
 
     def broken(self, used: float) -> bool:
-        """Whether `used`, as `used()` gives it, breaks this limit."""
+        """Whether `used`, as `usage` gives it, breaks this limit."""
         return used < self.value if self.lower else used > self.value
 
     def excess(self, used: float) -> str:

@@ -44,7 +44,7 @@ def latency(recorded: Recorded, name: str = "") -> Found:
     if problems:
         found = measure.time_artefact(*artefacts, inputs, target, processes=_MORE, budget_s=_SECONDS)
         problems, figures, unchecked = _compare_latency(recorded, name, found)
-    figures |= {value: getattr(found, value) for value in _LATENCIES} | {"taken": found.taken}
+    figures |= {name: getattr(found, name) for name in _LATENCIES} | {"taken": found.taken}
     figures["runtime"] = plugins.load("runtime", target.runtime, recorded.folders)().version()
     said = f"{found.ms:.4g} ms, {found.ratio:.1%} of dense ({found.ratio_low:.1%} to {found.ratio_high:.1%})"
     if problems:

@@ -66,7 +66,7 @@ def find(name: str) -> Found:
         raise complaint(error, document, TargetSchema) from error
     target = Target(**values)
     fields = TargetSchema.model_fields
-    settings = tuple(Setting(key, value, fields[key].default, _needed_packages(key)) for key, value in values.items())
+    settings = tuple(Setting(key, value, fields[key].default, _allowed_values(key)) for key, value in values.items())
     return Found(target, locate(name, "target", folder), settings, _reason(target, folder))
 
 
@@ -91,7 +91,7 @@ def _reason(target: Target, folder: Path) -> str | None:
     )
 
 
-def _needed_packages(key: str) -> str:
+def _allowed_values(key: str) -> str:
     """What a key may be, in words."""
     if key == "runtime":
         return ", ".join(plugins.names("runtime")) + " or my_module:Name"

@@ -86,7 +86,7 @@ def _check_space(values: StudySchema, document: Document, folders: Sequence[Path
 def _check_task(task: TaskSchema, document: Document, folders: Sequence[Path]) -> None:
     with document.placing(("task", "model")):
         check_reference(task.model.name, folders, "model")
-    if ":" in task.data.name or not _find_problems(task.data.name, folders, directory=True):
+    if ":" in task.data.name or not _exists(task.data.name, folders, directory=True):
         with document.placing(("task", "data")):
             check_reference(task.data.name, folders, "dataset")
     named = {
@@ -98,12 +98,12 @@ def _check_task(task: TaskSchema, document: Document, folders: Sequence[Path]) -
         if reference is not None:
             with document.placing(("task", *path)):
                 check_reference(reference, folders)
-    if task.weights is not None and not _find_problems(task.weights, folders, directory=False):
+    if task.weights is not None and not _exists(task.weights, folders, directory=False):
         places = ", ".join(str(folder) for folder in folders)
         raise document.error(f"there is no weights file {task.weights!r}; looked in {places}", ("task", "weights"))
 
 
-def _find_problems(name: str, folders: Sequence[Path], *, directory: bool) -> bool:
+def _exists(name: str, folders: Sequence[Path], *, directory: bool) -> bool:
     """Whether a file or directory is at a path as it is, or under one of `folders`."""
     paths = [folder / Path(name).expanduser() for folder in folders]
     return any(os.path.isdir(path) if directory else os.path.isfile(path) for path in paths)

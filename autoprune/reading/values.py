@@ -131,12 +131,12 @@ def _range(value: list[float]) -> list[float]:
     return value
 
 
-def _name_quantity(value: object) -> object:
+def _as_mapping(value: object) -> object:
     """`name` as it is short for `{name: name}`."""
     return {"name": value} if isinstance(value, str) else value
 
 
-def _parse_time(value: object) -> object:
+def _check_time(value: object) -> object:
     if value is not None:
         duration(value)
     return value
@@ -169,8 +169,8 @@ Loss = Annotated[str, AfterValidator(partial(_reference_or, "loss", LOSSES))]
 Sampler = Annotated[str, AfterValidator(partial(one_of, "sampler", SAMPLERS))]
 TargetDevice = Annotated[str, AfterValidator(partial(_device, ("cpu", "cuda")))]
 Ratio = Annotated[list[float], AfterValidator(_range)]
-Duration = Annotated[str | None, BeforeValidator(_parse_time)]
+Duration = Annotated[str | None, BeforeValidator(_check_time)]
 Url = Annotated[str | None, AfterValidator(_url)]
 Objective = Annotated[str, AfterValidator(partial(one_of, "objective", OBJECTIVES))]
 Objectives = Annotated[list[Objective], Field(min_length=1), AfterValidator(_once)]
-Named = BeforeValidator(_name_quantity)
+Named = BeforeValidator(_as_mapping)

@@ -65,7 +65,7 @@ class Document:
         except InputError as error:
             raise self.error(str(error), path) from error
 
-    def place_of(self, error: StudyError) -> StudyError:
+    def locate_error(self, error: StudyError) -> StudyError:
         """`error` with file and line, where its key was written in this document and it does not name them yet."""
         if error.key is None or error.file is not None:
             return error
@@ -201,8 +201,8 @@ class _Reader:
             if not isinstance(key_node, yaml.ScalarNode):
                 raise self.error("a key must be a single word", path, line)
             if key_node.tag == "tag:yaml.org,2002:merge":
-                for mark in value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]:
-                    given = self.value(mark, path)
+                for node in value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]:
+                    given = self.value(node, path)
                     if not isinstance(given, dict):
                         raise self.error("<< needs a mapping", path, line)
                     merged = given | merged

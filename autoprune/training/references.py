@@ -71,7 +71,7 @@ def sources(references: Iterable[str], folders: Sequence[Path]) -> tuple[Path, .
         if path in found or path.suffix != ".py":
             continue
         found[path] = None
-        queue += [other for other in _import_sources(module) if _is_users(other, roots)]
+        queue += [other for other in _source_modules(module) if _is_users(other, roots)]
     return tuple(found)
 
 
@@ -103,7 +103,7 @@ def _check_arguments(signature: inspect.Signature, args: Mapping[str, Any], refe
         ) from error
 
 
-def _import_sources(module: ModuleType) -> list[ModuleType]:
+def _source_modules(module: ModuleType) -> list[ModuleType]:
     """Modules that a module's names come from."""
     found: list[ModuleType] = []
     for value in list(vars(module).values()):

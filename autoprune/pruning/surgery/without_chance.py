@@ -48,7 +48,7 @@ class Steady(TorchFunctionMode):
             out = func(*args, **kwargs)
             floating = isinstance(out, Tensor) and out.is_floating_point()
             return out.fill_(1.0 if name in _COINS else 0.5) if floating else out
-        if func in _FLAGS and not (func is F.batch_norm and _give_input(args, kwargs, 1, "running_mean") is None):
+        if func in _FLAGS and not (func is F.batch_norm and _argument(args, kwargs, 1, "running_mean") is None):
             place, flag, harmless = _FLAGS[func]
             if len(args) > place:
                 args = (*args[:place], harmless, *args[place + 1 :])
@@ -60,5 +60,5 @@ class Steady(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _give_input(args: tuple[Any, ...], kwargs: Mapping[str, Any], place: int, name: str) -> Any:
+def _argument(args: tuple[Any, ...], kwargs: Mapping[str, Any], place: int, name: str) -> Any:
     return args[place] if len(args) > place else kwargs.get(name)

@@ -72,7 +72,7 @@ class _Calls(TorchFunctionMode):
         kwargs, name = kwargs or {}, getattr(func, "__name__", "")
         out = func(*args, **kwargs)
         if func in DROPOUTS:
-            self._forward_passes(args[0] if args else kwargs["input"], out)
+            self._pass_output_on(args[0] if args else kwargs["input"], out)
         elif name != "__get__" and not _counts(args):
             given = args[: _TELLING.get(name, len(args))]
             self.made.append((func, [self._leaf(leaf) for leaf in tree_flatten((given, kwargs))[0]]))
@@ -80,7 +80,7 @@ class _Calls(TorchFunctionMode):
                 self.outputs[id(tensor)] = (len(self.made), tensor)
         return out
 
-    def _forward_passes(self, tensor: Tensor, out: Tensor) -> None:
+    def _pass_output_on(self, tensor: Tensor, out: Tensor) -> None:
         """A call that gives what it is given is none."""
         self.outputs[id(out)] = self.outputs.get(id(tensor), (0, None))[0], out
 
@@ -109,7 +109,7 @@ def _unfollowed_reason(model: nn.Module, error: Exception, used: set[str]) -> st
         name = names.get(id(trace.tb_frame.f_locals.get("self")))
         where, trace = name or where, trace.tb_next
     said = (str(error).splitlines() or [""])[0][:120]
-    alone = _unused_tensors(model, used)
+    alone = _unused_modules(model, used)
     listed = f" ({', '.join(alone[:_SHOWN])}{' ...' if len(alone) > _SHOWN else ''})" if alone else ""
     return (
         f"in training mode the forward fails on these inputs{f' in {where}' if where else ''} "
@@ -118,7 +118,7 @@ def _unfollowed_reason(model: nn.Module, error: Exception, used: set[str]) -> st
     )
 
 
-def _unused_tensors(model: nn.Module, used: set[str]) -> list[str]:
+def _unused_modules(model: nn.Module, used: set[str]) -> list[str]:
     """The outermost modules with parameters of which evaluation reads none."""
     found: list[str] = []
     for name, module in model.named_modules():

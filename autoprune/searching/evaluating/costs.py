@@ -68,7 +68,7 @@ class Costs:
         self.note = self._graphs.note if self._graphs else None
         self.leaves_out = self._graphs.leaves_out if self._graphs else True
         self.dense: Any = (
-            self._deployed_artefact(self._graphs.dense)
+            self._in_dtype(self._graphs.dense)
             if self._graphs
             else replace_tensors(model, lambda _, tensor: tensor.clone())
         )
@@ -176,7 +176,7 @@ class Costs:
 
         Exported as it will ship: a limit on its size is verified on that file, to the byte.
         """
-        finished, zeros = _finish(model, pruned)
+        finished, zeros = _as_pruned(model, pruned)
         if self._graphs is not None and self._sizes:
             shipped = measure.artefact(model, self.inputs.rows(2), self.target)
             score = score.evolve(size_bytes=measure.size_bytes(shipped))
@@ -208,7 +208,7 @@ class Costs:
         """
         if _whole(pruned):
             return self.with_stored_size(model, pruned, self.latency(pruned, score))
-        finished, zeros = _finish(model, pruned)
+        finished, zeros = _as_pruned(model, pruned)
         key, kind = self._key(finished, zeros), f"final{processes}"
         if not self.figures.recorded:
             self.figures.keep(kind, key, self._measure(finished, zeros, processes=processes).to_json())
@@ -246,13 +246,9 @@ class Costs:
                 pruned.model, lambda name, tensor: tensor * zeros[name].to(tensor) if name in zeros else tensor.clone()
             )
         content = self._graphs.cut(pruned, zeros)
-        return (
-            measure.artefact(pruned.model, self.inputs, self.target)
-            if content is None
-            else self._deployed_artefact(content)
-        )
+        return measure.artefact(pruned.model, self.inputs, self.target) if content is None else self._in_dtype(content)
 
-    def _deployed_artefact(self, content: bytes) -> bytes:
+    def _in_dtype(self, content: bytes) -> bytes:
         """The graph in the target's dtype; the last one is kept, because several figures are taken of the same."""
         if self._converted[0] != content:
             fitted = quantization.fit_to_dtype(content, self._runtime, self.target, [self.inputs])
@@ -288,7 +284,7 @@ class _Decisions:
         return _digest([key, machine(), torch.__version__])
 
 
-def _finish(model: nn.Module, pruned: Pruned) -> tuple[Pruned, dict[str, Tensor]]:
+def _as_pruned(model: nn.Module, pruned: Pruned) -> tuple[Pruned, dict[str, Tensor]]:
     """A trained model whose masks are done, as what was pruned to it, and where its parameters are not zero."""
     zeros = {
         name: parameter.detach() != 0 for name, parameter in model.named_parameters() if bool((parameter == 0).any())

@@ -58,7 +58,7 @@ class Evaluator:
     listener: Listener
 
     def __call__(self, plan: Plan, number: int, shallower: Pruned | None = None) -> Evaluated:
-        """Judge a plan; see `Recovery.recovered`. A training that breaks down is a failed candidate, not an error."""
+        """Judge a plan; see `Recovery.recover`. A training that breaks down is a failed candidate, not an error."""
         study, listener = self.study, self.listener
         pruned = apply(self.prepared.model, self.prepared.coupling, plan, self.importance)
         listener.on_step(number, "counting")

@@ -80,7 +80,7 @@ class Steering:
         seconds = min(_PROFILE_S, _PROFILE_SHARE / max(1, len(timed)) * (study.search.timeout_s or math.inf))
         found = {target: steering._profile_target(target, run, seconds) for target in timed}
         known = {target: each for target, each in found.items() if each is not None}
-        limits = (candidate for candidate in foreseen if candidate.quantity not in _TIMED or candidate.target in known)
+        limits = (limit for limit in foreseen if limit.quantity not in _TIMED or limit.target in known)
         return replace(steering, budget=Budget(tuple(limits)), predictors=known)
 
     def shares(self) -> tuple[float, ...]:
@@ -135,8 +135,8 @@ class Steering:
             for variable in variables
             if parameters[f"{variable.name}.technique"] != NONE and parameters[f"{variable.name}.ratio"] > 0
         ]
-        scalable = [candidate for candidate in cut if not candidate.whole] or cut
-        ratios = {candidate.name: float(parameters[f"{candidate.name}.ratio"]) for candidate in scalable}
+        scalable = [variable for variable in cut if not variable.whole] or cut
+        ratios = {variable.name: float(parameters[f"{variable.name}.ratio"]) for variable in scalable}
         if not self.budget.limits or not ratios:
             return dict(parameters)
         highest = {variable.name: variable.options.ratio for variable in variables}

@@ -103,7 +103,7 @@ class Screening:
             return proposals(prepared, self.steering, [ranked, *masked, *alone])
         dense, losses = judge(Plan()), {row.variable: row.loss for row in rows}
         blocks = [variable for variable in self.variables if variable.name in losses and variable.whole]
-        shallow = shallower(self.variables, self.steering, sorted(blocks, key=lambda candidate: losses[candidate.name]))
+        shallow = shallower(self.variables, self.steering, sorted(blocks, key=lambda block: losses[block.name]))
 
         def solved(share: float) -> Plan:
             return knapsack(self.variables, rows, dense, self.steering, share)
@@ -196,9 +196,9 @@ class Screening:
             spent = self.steering.violations(plan_of(self.variables, child))
             return all((1 + used) * off.get(key, 1.0) <= 1 - _REST for key, used in spent.items())
 
-        fuller = (fill(self.variables, given, fits, f"{draw} {candidate}") for candidate in range(_CHILDREN))
-        new = [candidate for candidate in fuller if plan_of(self.variables, candidate) not in self.nets]
-        order = self.surrogate.order([self.steering.effective(plan_of(self.variables, candidate)) for candidate in new])
+        fuller = (fill(self.variables, given, fits, f"{draw} {attempt}") for attempt in range(_CHILDREN))
+        new = [child for child in fuller if plan_of(self.variables, child) not in self.nets]
+        order = self.surrogate.order([self.steering.effective(plan_of(self.variables, child)) for child in new])
         return new[order[0]] if new else None
 
     def _promising(
@@ -210,12 +210,10 @@ class Screening:
         found: list[dict[str, Any]] = []
         for step in range(_MOVES):
             children = (
-                exchange(self.variables, start, fits, f"{draw} {step} {candidate}") for candidate in range(_CHILDREN)
+                exchange(self.variables, start, fits, f"{draw} {step} {attempt}") for attempt in range(_CHILDREN)
             )
             found += [child for child in children if child is not None]
-            order = self.surrogate.order(
-                [self.steering.effective(plan_of(self.variables, candidate)) for candidate in found]
-            )
+            order = self.surrogate.order([self.steering.effective(plan_of(self.variables, child)) for child in found])
             found = [found[place] for place in order]
             start = found[:_PARENTS] or start
         return found[0] if found else None
