@@ -1,4 +1,5 @@
-"""Hardware-aware automatic pruning for PyTorch: the best model inside a latency budget, measured and verified.
+"""Hardware-aware automatic pruning for PyTorch: the best model inside a latency budget, measured
+and verified.
 
 The public names load on first use, so that importing the package does not import torch.
 """

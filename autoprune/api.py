@@ -36,9 +36,11 @@ __all__ = ["SearchResult", "groups", "load", "measure", "prune", "search"]
 
 
 class Groups(tuple[Group, ...]):
-    """The groups of a model; printed, it is a table with the refused ones and the reason, and `note`.
+    """The groups of a model; printed, it is a table with the refused ones and the reason, and
+    `note`.
 
-    `note` says what of the model is not followed: what runs in training alone, where its forward fails in that mode.
+    `note` says what of the model is not followed: what runs in training alone, where its forward
+    fails in that mode.
     """
 
     note: str | None = None
@@ -54,10 +56,11 @@ class Groups(tuple[Group, ...]):
 
 
 def groups(model: nn.Module, inputs: Any) -> Groups:
-    """What one decision can act on: groups of coupled units and the weights of single layers, refusals with reasons.
+    """What one decision can act on: groups of coupled units and the weights of single layers,
+    refusals with reasons.
 
-    `inputs`: a tensor, a tuple of arguments or a dictionary of keyword arguments, batch first. `model` is untouched.
-    Raises ModelError where its forward fails on them.
+    `inputs`: a tensor, a tuple of arguments or a dictionary of keyword arguments, batch first.
+    `model` is untouched. Raises ModelError where its forward fails on them.
     """
     with faults.boundary():
         coupling = _discover(arguments.module(model, inputs), inputs)
@@ -88,14 +91,15 @@ def prune(
 ) -> nn.Module:
     """A smaller copy of `model`; `model` is untouched.
 
-    `plan`: a ratio, the share of units removed from every group (structured, neuron and heads pruning; never depth
-    or masks); a Plan; or `{pattern on layer names: {"technique": ..., "ratio": ..., "criterion": ...}}`. Criteria
-    that need gradients take them from `batches` and `loss`, those that need activations from `batches`. Widths of
-    at least twice `multiple_of` are rounded to it. `repair` solves the cut layers anew by least squares on
-    `batches` (He et al. 2017, arXiv:1707.06168) and keeps what a fifth of these, held out, speaks for. It wants
-    some hundred inputs; training afterwards starts better from it than from the weights as cut. Warns of groups
-    left uncut, and of shares more than 0.1 from what was asked. Raises PlanError, with the reasons, where nothing
-    can be cut; InputError for what does not fit.
+    `plan`: a ratio, the share of units removed from every group (structured, neuron and heads
+    pruning; never depth or masks); a Plan; or `{pattern on layer names: {"technique": ..., "ratio":
+    ..., "criterion": ...}}`. Criteria that need gradients take them from `batches` and `loss`,
+    those that need activations from `batches`. Widths of at least twice `multiple_of` are rounded
+    to it. `repair` solves the cut layers anew by least squares on `batches` (He et al. 2017,
+    arXiv:1707.06168) and keeps what a fifth of these, held out, speaks for. It wants some hundred
+    inputs; training afterwards starts better from it than from the weights as cut. Warns of groups
+    left uncut, and of shares more than 0.1 from what was asked. Raises PlanError, with the reasons,
+    where nothing can be cut; InputError for what does not fit.
     """
     with faults.boundary():
         arguments.module(model, inputs)
@@ -104,7 +108,11 @@ def prune(
         given = arguments.batches(batches, adapter)
         if repair and given is None:
             raise InputError("repair needs batches of data: give batches=")
-        scored = None if loss is None else losses.resolve(arguments.callable_(loss, "loss", or_name=True))
+        scored = (
+            None
+            if loss is None
+            else losses.resolve(arguments.callable_(loss, "loss", or_name=True))
+        )
         coupling = _discover(model, inputs)
         importance = Importance(model, coupling, Evidence(model, given, scored))
         request = plans.resolve_request(plan, coupling.groups, importance, criterion, multiple_of)
@@ -124,10 +132,11 @@ def measure(
     *,
     processes: int = 0,
 ) -> Score:
-    """FLOPs, parameters, size and latency of `model` on `target`; the latency ratio to `against`, interleaved.
+    """FLOPs, parameters, size and latency of `model` on `target`; the latency ratio to `against`,
+    interleaved.
 
-    With `processes` in so many fresh processes, the interval then taken over them. `target`: a bundled name, a YAML
-    file, a mapping.
+    With `processes` in so many fresh processes, the interval then taken over them. `target`: a
+    bundled name, a YAML file, a mapping.
     """
     with faults.boundary():
         arguments.module(model, inputs, cut=False)
@@ -159,13 +168,14 @@ def search(
     out: str | Path = "runs/study",
     listener: Listener | None = None,
 ) -> SearchResult:
-    """Search the best pruned version of a trained `model` inside `budget` on `target`; continues the run in `out`.
+    """Search the best pruned version of a trained `model` inside `budget` on `target`; continues
+    the run in `out`.
 
-    `train`, `validation`, `test`: data sets of `(inputs, target)` or of dictionaries with labels, or data loaders.
-    `metric`: a built-in name or `function(outputs, targets) -> float` over a whole split. `space`, `recovery` as in a
-    study's YAML. `trials` plans are judged untrained, the best `finalists` of them trained; "all": every plan inside
-    the budget is trained. `model` is untouched.
-    Raises BudgetError where no plan meets the budget, InputError for what does not fit.
+    `train`, `validation`, `test`: data sets of `(inputs, target)` or of dictionaries with labels,
+    or data loaders. `metric`: a built-in name or `function(outputs, targets) -> float` over a whole
+    split. `space`, `recovery` as in a study's YAML. `trials` plans are judged untrained, the best
+    `finalists` of them trained; "all": every plan inside the budget is trained. `model` is
+    untouched. Raises BudgetError where no plan meets the budget, InputError for what does not fit.
     """
     asked = {
         "trials": trials,
@@ -185,8 +195,12 @@ def search(
     with arguments.name_errors():
         read = config.from_mapping(values)
         data = training_data.check_data({"train": train, "validation": validation, "test": test})
-        study = config.build(read, _task(kept, data, loss, metric, goal, adapter or default_adapter, read))
-        return SearchResult(study, _search(study, config.open_run(read.resolved(), Path(out)), listener), kept)
+        study = config.build(
+            read, _task(kept, data, loss, metric, goal, adapter or default_adapter, read)
+        )
+        return SearchResult(
+            study, _search(study, config.open_run(read.resolved(), Path(out)), listener), kept
+        )
 
 
 def _name(given: Any) -> str:
@@ -196,7 +210,11 @@ def _name(given: Any) -> str:
     if isinstance(given, functools.partial):
         return f"{_name(given.func)} {given.args} {given.keywords}"
     if not hasattr(given, "__qualname__"):
-        plain = {key: value for key, value in sorted(vars(given).items()) if isinstance(value, (bool, int, float, str))}
+        plain = {
+            key: value
+            for key, value in sorted(vars(given).items())
+            if isinstance(value, (bool, int, float, str))
+        }
         return f"{_name(type(given))} {plain}" if given is not None else ""
     return f"{given.__module__}.{given.__qualname__}"
 
@@ -226,6 +244,10 @@ def _task(
         adapter=arguments.callable_(adapter, "adapter"),
         given=model,
         description={"model": "python"}
-        | {"metric": given if isinstance(given, str) else {**given, "function": _name(given.get("function"))}}
+        | {
+            "metric": given
+            if isinstance(given, str)
+            else {**given, "function": _name(given.get("function"))}
+        }
         | {"loss": _name(loss), "adapter": _name(adapter)},
     )

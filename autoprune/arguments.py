@@ -19,7 +19,8 @@ from autoprune.task import Batch, default_adapter
 __all__ = ["as_list", "batches", "callable_", "mapping", "module", "name_errors", "text", "whole"]
 
 _MOST = 512  # batches kept of an iterator: a repair reads no more inputs
-# The start of a key in a study -> what stands for it in Python; nothing where the message says it itself
+# The start of a key in a study -> what stands for it in Python; nothing where the message says it
+# itself
 _OWN = {
     "task.metric.goal": "goal",
     "task.metric.name": "metric",
@@ -32,25 +33,42 @@ _OWN = {
 
 
 def module(model: Any, inputs: Any = None, *, cut: bool = True) -> nn.Module:
-    """`model`, where it is a module with weights and, to be `cut`, with code that can be followed. Else ModelError."""
+    """`model`, where it is a module with weights and, to be `cut`, with code that can be followed.
+    Else ModelError."""
     if isinstance(model, type):
-        raise ModelError(f"model is the class {model.__name__}; give an instance of it, as in {model.__name__}()")
+        raise ModelError(
+            f"model is the class {model.__name__}; give an instance of it, as in {model.__name__}()"
+        )
     if not isinstance(model, nn.Module):
         came = type(model).__name__
         if isinstance(inputs, nn.Module):
-            raise ModelError(f"model and inputs are swapped: model is a {came}; the model comes first, then its inputs")
+            raise ModelError(
+                f"model and inputs are swapped: model is a {came}; the model comes first, then "
+                "its inputs"
+            )
         raise ModelError(f"model must be a torch.nn.Module, got a {came}")
     lazy = [
-        name for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()) if is_lazy(tensor)
+        name
+        for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers())
+        if is_lazy(tensor)
     ]
     if lazy:
-        raise ModelError(f"the lazy module has no weights yet ({', '.join(lazy[:3])}); call model(inputs) once before")
+        raise ModelError(
+            f"the lazy module has no weights yet ({', '.join(lazy[:3])}); call model(inputs) once "
+            "before"
+        )
     for name, part in model.named_modules() if cut else ():
         where = f"the module {name!r}" if name else "the model"
         if hasattr(part, "_orig_mod"):
-            raise ModelError(f"{where} is compiled (torch.compile); prune the original module, compile the result")
+            raise ModelError(
+                f"{where} is compiled (torch.compile); prune the original module, compile the "
+                "result"
+            )
         if isinstance(part, torch.jit.ScriptModule):
-            raise ModelError(f"{where} is scripted or traced (torch.jit), its code cannot change; prune the original")
+            raise ModelError(
+                f"{where} is scripted or traced (torch.jit), its code cannot change; prune the "
+                "original"
+            )
     return model
 
 
@@ -90,7 +108,8 @@ def callable_(value: Any, name: str, *, or_name: bool = False) -> Any:
 
 
 def batches(given: Any, adapter: Callable[[Any], Batch]) -> Callable[[], Iterator[Batch]] | None:
-    """A function that starts adapted batches anew, or None without any. InputError where `given` holds no batches.
+    """A function that starts adapted batches anew, or None without any. InputError where `given`
+    holds no batches.
 
     What an iterator gives is kept as it is read, as it can be read only once.
     """
@@ -112,13 +131,20 @@ def _adapt_batches(source: Iterable[Any], adapter: Callable[[Any], Batch]) -> It
 def _check_batches(given: Any, *, single: bool) -> None:
     needed = "batches are a data loader, or a list of (inputs, target)"
     if isinstance(given, Dataset) and not isinstance(given, IterableDataset):
-        raise InputError(f"{needed}; got a data set of single samples: give DataLoader(data_set, batch_size=64)")
+        raise InputError(
+            f"{needed}; got a data set of single samples: give DataLoader(data_set, batch_size=64)"
+        )
     if isinstance(given, str) or not (isinstance(given, Iterable) or hasattr(given, "__getitem__")):
         raise InputError(f"{needed}; got {given!r}")
     if isinstance(given, (Tensor, Mapping)):
-        raise InputError(f"{needed}; got one {type(given).__name__}: wrap a single batch in a list, as in [(x, y)]")
+        raise InputError(
+            f"{needed}; got one {type(given).__name__}: wrap a single batch in a list, as in [(x, "
+            "y)]"
+        )
     if single and isinstance(given, (tuple, list)) and given and isinstance(given[0], Tensor):
-        raise InputError(f"{needed}; this looks like a single batch: wrap it in a list, as in batches=[(x, y)]")
+        raise InputError(
+            f"{needed}; this looks like a single batch: wrap it in a list, as in batches=[(x, y)]"
+        )
 
 
 class _Replayed:
@@ -139,7 +165,8 @@ class _Replayed:
 
 @contextlib.contextmanager
 def name_errors() -> Iterator[None]:
-    """Let a StudyError from inside name the argument, not the key of a study's YAML; no code ends the process."""
+    """Let a StudyError from inside name the argument, not the key of a study's YAML; no code ends
+    the process."""
     try:
         with faults.boundary():
             yield

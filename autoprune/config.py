@@ -1,4 +1,5 @@
-"""Study YAML -> nouns; every error carries file, key path and line. Importing this does not import torch."""
+"""Study YAML -> nouns; every error carries file, key path and line. Importing this does not import
+torch."""
 
 from __future__ import annotations
 
@@ -47,7 +48,8 @@ _DEFAULTS = SpaceOptions()
 
 @dataclass(frozen=True)
 class Config:
-    """A study that fits the schema: its values, where each was written, and the folder that its own modules lie in."""
+    """A study that fits the schema: its values, where each was written, and the folder that its own
+    modules lie in."""
 
     values: StudySchema
     document: Document
@@ -60,14 +62,17 @@ class Config:
 
     @property
     def folders(self) -> tuple[Path, ...]:
-        """Where the study's modules and files are looked for: its own folder, then the current one."""
+        """Where the study's modules and files are looked for: its own folder, then the current
+        one."""
         return tuple(dict.fromkeys((self.folder, Path.cwd())))
 
     def resolved(self) -> dict[str, Any]:
-        """The study as a plain mapping in YAML's terms, in the order of the schema, with every default filled in.
+        """The study as a plain mapping in YAML's terms, in the order of the schema, with every
+        default filled in.
 
         It is what is written down: the password of a storage's URL is not in it.
-        `task` is `{"model": "python"}` where there is none: then model and data are given in Python.
+        `task` is `{"model": "python"}` where there is none: then model and data are given in
+        Python.
         """
         values = self.values.model_dump(mode="json")
         if values["search"]["storage"] is not None:
@@ -77,11 +82,18 @@ class Config:
             if isinstance(task.get(key), dict) and not task[key]["args"]:
                 task[key] = task[key]["name"]
         if self.values.task is not None:
-            task["metric"]["goal"] = self.values.task.metric.goal or METRICS[self.values.task.metric.name]
+            task["metric"]["goal"] = (
+                self.values.task.metric.goal or METRICS[self.values.task.metric.name]
+            )
         training = (self.values.task.training if self.values.task else Training()).model_dump()
-        recovery = {key: training[key] if value is None else value for key, value in values["recovery"].items()}
+        recovery = {
+            key: training[key] if value is None else value
+            for key, value in values["recovery"].items()
+        }
         space = self.values.space
-        layers = {pattern: _options(options, space.default) for pattern, options in space.layers.items()}
+        layers = {
+            pattern: _options(options, space.default) for pattern, options in space.layers.items()
+        }
         return values | {
             "task": task,
             "space": {
@@ -96,7 +108,8 @@ class Config:
 
     @contextlib.contextmanager
     def locating(self) -> Iterator[None]:
-        """Give a StudyError from inside that names a key, but no file, the file and the line of that key.
+        """Give a StudyError from inside that names a key, but no file, the file and the line of
+        that key.
 
         What the user's code raises, wherever it is called, is a CodeError.
         """
@@ -118,8 +131,9 @@ def read(
 ) -> Config:
     """The study in a file, or the bundled one of that name.
 
-    `sets` are `key.path=value` and replace what is written there; then `budget`, each `latency=50%`, replaces its own
-    key; then trials, timeout, seed. Neither torch nor the study's modules are imported. Raises InputError.
+    `sets` are `key.path=value` and replace what is written there; then `budget`, each
+    `latency=50%`, replaces its own key; then trials, timeout, seed. Neither torch nor the study's
+    modules are imported. Raises InputError.
     """
     path = locate(str(study), "study", Path.cwd())
     document = yaml_lines.read(path)
@@ -136,16 +150,21 @@ def read(
         f"--{key}": (("search", key), value) for key, value in given.items() if value is not None
     }
     folder = path.resolve().parent
-    document = overrides.apply(document, sets, budget, options, lambda name: read_target(name, folder))
+    document = overrides.apply(
+        document, sets, budget, options, lambda name: read_target(name, folder)
+    )
     if document.values.get("task") is None:
         raise document.error(
-            "the key 'task' is missing; it names model and data: task: {model: zoo:digits_cnn, data: zoo:digits}", ()
+            "the key 'task' is missing; it names model and data: task: {model: zoo:digits_cnn, "
+            "data: zoo:digits}",
+            (),
         )
     return _validate(document, path.stem, folder)
 
 
 def from_mapping(values: Mapping[str, Any], folder: Path | None = None) -> Config:
-    """The study in a mapping as in a YAML file; `version`, `name` and `task` may be left out. Raises StudyError."""
+    """The study in a mapping as in a YAML file; `version`, `name` and `task` may be left out.
+    Raises StudyError."""
     plain = {"version": 1, **_plain(values)}
     here = (folder or Path.cwd()).resolve()
     document = Document(plain, {path: Place(None) for path in ((), *key_paths(plain))})
@@ -154,7 +173,8 @@ def from_mapping(values: Mapping[str, Any], folder: Path | None = None) -> Confi
 
 
 def build(config: Config, task: Task | None = None) -> Study:
-    """The nouns of the study: imports torch and the user's modules, loads the data. `task`: one made in Python.
+    """The nouns of the study: imports torch and the user's modules, loads the data. `task`: one
+    made in Python.
 
     Raises StudyError with file and line, ModelError, MissingPackage.
     """
@@ -181,7 +201,9 @@ def build(config: Config, task: Task | None = None) -> Study:
         target=own,
         budget=budget,
         further=tuple(
-            dict.fromkeys(each for limit in budget.limits for each in _further(limit, own.name, config.folder))
+            dict.fromkeys(
+                each for limit in budget.limits for each in _further(limit, own.name, config.folder)
+            )
         ),
         search=Settings(
             **search,
@@ -205,7 +227,9 @@ def target(given: str | Path | Mapping[str, Any] | Target, folder: Path | None =
     if isinstance(given, Target):
         return given
     if isinstance(given, Mapping):
-        return _target(from_mapping({"target": given}).values.target, (folder or Path.cwd(), Path.cwd()))
+        return _target(
+            from_mapping({"target": given}).values.target, (folder or Path.cwd(), Path.cwd())
+        )
     document = read_target(str(given), folder or Path.cwd())
     try:
         values = TargetSchema.model_validate(document.values)
@@ -217,12 +241,16 @@ def target(given: str | Path | Mapping[str, Any] | Target, folder: Path | None =
 
 
 def _validate(document: Document, name: str, folder: Path) -> Config:
-    document = Document({**document.values, "name": document.values.get("name", name)}, document.places)
+    document = Document(
+        {**document.values, "name": document.values.get("name", name)}, document.places
+    )
     try:
         values = StudySchema.model_validate(document.values)
     except ValidationError as error:
         raise complaint(error, document, StudySchema) from error
-    config = Config(values, document, folder if values.folder is None else (folder / values.folder).resolve())
+    config = Config(
+        values, document, folder if values.folder is None else (folder / values.folder).resolve()
+    )
     check(values, document, config.folders)
     with config.locating():
         own = _target(values.target, config.folders)
@@ -237,7 +265,9 @@ def _further(limit: Limit, own: str, folder: Path) -> tuple[Target, ...]:
     if not limit.target:
         return ()
     if limit.target == own:
-        raise StudyError(f"{own} is the study's own target; write {limit.quantity} without 'on {own}'")
+        raise StudyError(
+            f"{own} is the study's own target; write {limit.quantity} without 'on {own}'"
+        )
     return (replace(target(limit.target, folder), name=limit.target),)
 
 
@@ -255,7 +285,13 @@ def _options(options: Options, default: Options) -> dict[str, Any]:
     filled: dict[str, Any] = {}
     for key in ("techniques", "ratio", "criteria"):
         own, inherited = getattr(options, key), getattr(default, key)
-        filled[key] = list(own if own is not None else inherited if inherited is not None else getattr(_DEFAULTS, key))
+        filled[key] = list(
+            own
+            if own is not None
+            else inherited
+            if inherited is not None
+            else getattr(_DEFAULTS, key)
+        )
     multiple_of = options.multiple_of or default.multiple_of
     return filled | ({"multiple_of": multiple_of} if multiple_of else {})
 
@@ -268,7 +304,11 @@ def _space(resolved: Mapping[str, Any]) -> Space:
 
     layers = {pattern: options(given) for pattern, given in resolved["layers"].items()}
     share = resolved["share"]
-    return Space(options(resolved["default"]), layers, share["depth"] if isinstance(share, Mapping) else share)
+    return Space(
+        options(resolved["default"]),
+        layers,
+        share["depth"] if isinstance(share, Mapping) else share,
+    )
 
 
 def _target(values: TargetSchema, folders: Sequence[Path]) -> Target:

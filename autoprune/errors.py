@@ -46,7 +46,8 @@ _LONGEST, _END = 500, 170
 
 
 def paragraph(text: str, longest: int = _LONGEST) -> str:
-    """`text` on one line, of at most so many characters, without a character that a terminal would act on.
+    """`text` on one line, of at most so many characters, without a character that a terminal would
+    act on.
 
     What is left out is the middle: what came stands at the beginning, what to do at the end.
     """
@@ -54,7 +55,8 @@ def paragraph(text: str, longest: int = _LONGEST) -> str:
         text = f"{text[: 10 * longest]} {text[-10 * longest :]}"
     text = without_passwords(text)
     plain = "".join(
-        character if character.isprintable() else _escape(character) for character in " ".join(text.split())
+        character if character.isprintable() else _escape(character)
+        for character in " ".join(text.split())
     )
     if len(plain) <= longest:
         return plain
@@ -77,7 +79,8 @@ def _escape(character: str) -> str:
 
 
 class AutopruneError(Exception):
-    """The root of every error this package raises on purpose; as text it is one paragraph, whole only in `args`."""
+    """The root of every error this package raises on purpose; as text it is one paragraph, whole
+    only in `args`."""
 
     exit_status: ClassVar[int] = 1
 
@@ -86,20 +89,31 @@ class AutopruneError(Exception):
 
 
 class InputError(AutopruneError):
-    """Something the user gave cannot be used; the message says what came, what is needed and what to do."""
+    """Something the user gave cannot be used; the message says what came, what is needed and what
+    to do."""
 
     exit_status = 2
 
 
 class StudyError(InputError):
-    """A study or target that cannot be used; names the file, the line and the key where they are known."""
+    """A study or target that cannot be used; names the file, the line and the key where they are
+    known."""
 
     def __init__(
-        self, message: str, *, file: str | None = None, key: str | None = None, line: int | None = None
+        self,
+        message: str,
+        *,
+        file: str | None = None,
+        key: str | None = None,
+        line: int | None = None,
     ) -> None:
         place = ", ".join(
             part
-            for part in (file, f"line {line}" if line is not None else None, f"key {key!r}" if key else None)
+            for part in (
+                file,
+                f"line {line}" if line is not None else None,
+                f"key {key!r}" if key else None,
+            )
             if part
         )
         super().__init__(f"{place}: {message}" if place else message)
@@ -115,7 +129,8 @@ class ModelError(InputError):
 
 
 class CodeError(ModelError):
-    """Code of the user's own (model, loss, metric, data, adapter, plug-in) raised something; its line is named."""
+    """Code of the user's own (model, loss, metric, data, adapter, plug-in) raised something; its
+    line is named."""
 
 
 class MissingPackage(InputError):

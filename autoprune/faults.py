@@ -1,4 +1,5 @@
-"""What code that is not ours raises, told in one line with its place; anything but Ctrl-C becomes an error of ours."""
+"""What code that is not ours raises, told in one line with its place; anything but Ctrl-C becomes
+an error of ours."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ _WORKER = re.compile(r"File \"([^\"]+)\", line (\d+)")
 
 @dataclass(frozen=True)
 class Fault:
-    """What was raised, and where: the user's own line nearest to it, or where there is none the line that raised."""
+    """What was raised, and where: the user's own line nearest to it, or where there is none the
+    line that raised."""
 
     kind: str
     message: str
@@ -53,28 +55,37 @@ class Fault:
         place = f"{Path(file).name}, line {number}" if file else "no line is known"
         if isinstance(error, SystemExit):
             message = f"sys.exit({error.code!r})"
-        return cls(kind.rpartition(".")[2], paragraph(message or "no message", 300), place, bool(own))
+        return cls(
+            kind.rpartition(".")[2], paragraph(message or "no message", 300), place, bool(own)
+        )
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.message} ({self.place})"
 
 
 def _message(error: BaseException) -> str:
-    """Whole also where an error of ours would shorten itself; the user's own kind may fail in telling it."""
+    """Whole also where an error of ours would shorten itself; the user's own kind may fail in
+    telling it."""
     try:
-        return (BaseException.__str__(error) if isinstance(error, AutopruneError) else str(error)).strip()
+        return (
+            BaseException.__str__(error) if isinstance(error, AutopruneError) else str(error)
+        ).strip()
     except Exception:
         return ""
 
 
 def _lines(error: BaseException) -> list[tuple[str, int]]:
-    """File and line from the outermost call inwards; of the cause where the error itself shows none of the user's."""
+    """File and line from the outermost call inwards; of the cause where the error itself shows none
+    of the user's."""
     seen: set[int] = set()
     found: list[tuple[str, int]] = []
     step: BaseException | None = error
     while step is not None and id(step) not in seen:
         seen.add(id(step))
-        lines = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(step.__traceback__)]
+        lines = [
+            (frame.f_code.co_filename, line)
+            for frame, line in traceback.walk_tb(step.__traceback__)
+        ]
         if any(_is_users(file) for file, _ in lines):
             return lines
         found = found or lines
@@ -99,7 +110,8 @@ def users_line(frame: FrameType | None) -> str | None:
 
 @contextmanager
 def code(what: str) -> Iterator[None]:
-    """Whatever is raised inside is a CodeError that says `what` of the user's failed, and at which line."""
+    """Whatever is raised inside is a CodeError that says `what` of the user's failed, and at which
+    line."""
     try:
         yield
     except PASS:
@@ -110,7 +122,8 @@ def code(what: str) -> Iterator[None]:
 
 @contextmanager
 def boundary() -> Iterator[None]:
-    """As `code`, of what comes out of the user's files wherever they were called; a fault of ours passes."""
+    """As `code`, of what comes out of the user's files wherever they were called; a fault of ours
+    passes."""
     try:
         yield
     except PASS:
@@ -122,7 +135,8 @@ def boundary() -> Iterator[None]:
 
 
 def draw_samples(source: Iterable[Any], what: str) -> Iterator[Any]:
-    """What `source` gives; a CodeError names `what` and, where it can be told, the sample that failed.
+    """What `source` gives; a CodeError names `what` and, where it can be told, the sample that
+    failed.
 
     A StopIteration out of a data set's own code would end the data early without a word.
     """
@@ -137,8 +151,12 @@ def draw_samples(source: Iterable[Any], what: str) -> Iterator[Any]:
             sample = _sample(error)
             if isinstance(error, StopIteration) and sample is None and _HANDED not in str(error):
                 return
-            # a worker that is gone: its pipe breaks, or the socket file that it handed a tensor by is no longer there
-            gone = isinstance(error, (ConnectionError, EOFError, FileNotFoundError)) and not Fault.of(error).own
+            # a worker that is gone: its pipe breaks, or the socket file that it handed a tensor by
+            # is no longer there
+            gone = (
+                isinstance(error, (ConnectionError, EOFError, FileNotFoundError))
+                and not Fault.of(error).own
+            )
             died = "a worker process of " if gone else ""
             where = f"{died}{what}" if sample is None else f"sample {sample} of {what}"
             raise CodeError(f"{where} failed with {Fault.of(error)}") from error
@@ -150,13 +168,16 @@ def _sample(error: BaseException) -> str | None:
     frames: list[FrameType] = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     for frame in frames:
         names = frame.f_code.co_varnames
-        if frame.f_code.co_name in ("__getitem__", "__getitems__") and _is_users(frame.f_code.co_filename):
+        if frame.f_code.co_name in ("__getitem__", "__getitems__") and _is_users(
+            frame.f_code.co_filename
+        ):
             return paragraph(repr(frame.f_locals.get(names[1])), 40) if len(names) > 1 else "?"
     return None
 
 
 def guard(found: Any, what: str) -> Any:
-    """A class of the user's own whose methods raise CodeError, with `what` and the line; anything else as it is."""
+    """A class of the user's own whose methods raise CodeError, with `what` and the line; anything
+    else as it is."""
     return _guard_class(found, what) if isinstance(found, type) else found
 
 
@@ -166,11 +187,17 @@ def _guard_class(found: type, what: str) -> type:
         name: _guard_method(value, f"{what}, in {name},")
         for frame in reversed(found.__mro__)
         for name, value in vars(frame).items()
-        if isinstance(value, FunctionType) and not name.startswith("_") and _is_users(value.__code__.co_filename)
+        if isinstance(value, FunctionType)
+        and not name.startswith("_")
+        and _is_users(value.__code__.co_filename)
     }
     if not methods:  # one of ours, named by its module
         return found
-    names = {"__module__": found.__module__, "__qualname__": found.__qualname__, "__doc__": found.__doc__}
+    names = {
+        "__module__": found.__module__,
+        "__qualname__": found.__qualname__,
+        "__doc__": found.__doc__,
+    }
     return type(found)(found.__name__, (found,), methods | names)
 
 

@@ -1,4 +1,5 @@
-"""Files that may be anything: a pipe, a device, a bomb. What is read is plain and not larger than it should be."""
+"""Files that may be anything: a pipe, a device, a bomb. What is read is plain and not larger than
+it should be."""
 
 from __future__ import annotations
 
@@ -14,7 +15,15 @@ import yaml
 
 from autoprune.errors import InputError, brief
 
-__all__ = ["check_safetensors", "json_of", "open_plain", "read_json", "read_mapping", "read_plain", "text_of"]
+__all__ = [
+    "check_safetensors",
+    "json_of",
+    "open_plain",
+    "read_json",
+    "read_mapping",
+    "read_plain",
+    "text_of",
+]
 
 # Bytes; a study has a few thousand, and PyYAML reads 100,000 a second
 _YAML_LIMIT = 2**20
@@ -25,12 +34,15 @@ _HEADER = 16 * 2**20
 
 
 def open_plain(path: Path, flags: int = os.O_RDONLY) -> int:
-    """A descriptor of a plain file. Raises OSError with the file's name for a pipe, a device or a folder, at once."""
+    """A descriptor of a plain file. Raises OSError with the file's name for a pipe, a device or a
+    folder, at once."""
     descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
     mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):
         os.close(descriptor)
-        raise OSError(errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL, "is no plain file", str(path))
+        raise OSError(
+            errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL, "is no plain file", str(path)
+        )
     return descriptor
 
 
@@ -44,7 +56,8 @@ def read_plain(path: Path, limit: int) -> bytes:
 
 
 def text_of(path: Path, longest: int) -> str:
-    """The text of a file of at most `longest` bytes. Raises InputError, which does not name the file.
+    """The text of a file of at most `longest` bytes. Raises InputError, which does not name the
+    file.
 
     FileNotFoundError and IsADirectoryError pass: what to do then the caller knows.
     """
@@ -57,10 +70,13 @@ def text_of(path: Path, longest: int) -> str:
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         said = {
             errno.EINVAL: "this is no regular file; save what it holds to a file and give that",
-            errno.EFBIG: f"this file is larger than {longest // 1024:,} KiB, which nothing of its kind is",
+            errno.EFBIG: f"this file is larger than {longest // 1024:,} KiB, which nothing of its "
+            "kind is",
         }
         strerror = getattr(error, "strerror", None) or error
-        raise InputError(said.get(getattr(error, "errno", 0), f"cannot be read: {strerror}")) from error
+        raise InputError(
+            said.get(getattr(error, "errno", 0), f"cannot be read: {strerror}")
+        ) from error
 
 
 def json_of(text: str) -> Any:
@@ -76,15 +92,19 @@ def json_of(text: str) -> Any:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds. Raises ValueError with its name where it cannot be read, whatever the reason."""
+    """What a JSON file holds. Raises ValueError with its name where it cannot be read, whatever the
+    reason."""
     try:
         return json_of(text_of(path, JSON_LIMIT))
     except (OSError, InputError) as error:
-        raise ValueError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        raise ValueError(
+            f"{path} cannot be read: {getattr(error, 'strerror', None) or error}"
+        ) from error
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
-    """The mapping in a JSON or YAML file. Raises ValueError, with the file's name, for anything else."""
+    """The mapping in a JSON or YAML file. Raises ValueError, with the file's name, for anything
+    else."""
     try:
         content = read_plain(path, JSON_LIMIT if path.suffix == ".json" else _YAML_LIMIT)
         value = json.loads(content) if path.suffix == ".json" else yaml.safe_load(content)
@@ -125,4 +145,6 @@ def check_safetensors(path: Path) -> None:
     if length > size - 8:
         raise ValueError(f"{path} is no safetensors file, or is torn: it has {size} bytes")
     if length > _HEADER:
-        raise ValueError(f"{path} has a header of {length / 2**20:.0f} MiB; at most {_HEADER // 2**20} are read")
+        raise ValueError(
+            f"{path} has a header of {length / 2**20:.0f} MiB; at most {_HEADER // 2**20} are read"
+        )

@@ -20,9 +20,11 @@ _BATCHES = 2
 
 
 def fingerprint(data: Any) -> bytes:
-    """Length and a few samples of a data set; of a loader, of its data set where numbers index it, else a few batches.
+    """Length and a few samples of a data set; of a loader, of its data set where numbers index it,
+    else a few batches.
 
-    Random augmentation draws from global random states, which are seeded meanwhile: the same in every process.
+    Random augmentation draws from global random states, which are seeded meanwhile: the same in
+    every process.
     """
     states = random.getstate(), numpy.random.get_state()
     try:
@@ -40,7 +42,8 @@ def _samples(data: Any) -> bytes:
     loader, data = data, getattr(data, "dataset", data)
     try:
         return _digest_samples(data)
-    except Exception:  # a data set that its sampler indexes by lists, names, ...; what is broken raises again
+    except Exception:
+        # a data set that its sampler indexes by lists, names, ...; what is broken raises again
         if loader is data:
             raise
     state = hashlib.sha256()
@@ -51,20 +54,29 @@ def _samples(data: Any) -> bytes:
 
 
 def _digest_samples(data: Any) -> bytes:
-    if isinstance(data, IterableDataset) or not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
+    if isinstance(data, IterableDataset) or not (
+        hasattr(data, "__len__") and hasattr(data, "__getitem__")
+    ):
         return type(data).__qualname__.encode()
     state = hashlib.sha256(str(len(data)).encode())
-    for index in sorted({int(share * (len(data) - 1)) for share in (0, 0.25, 0.5, 0.75, 1)}) if len(data) else []:
+    for index in (
+        sorted({int(share * (len(data) - 1)) for share in (0, 0.25, 0.5, 0.75, 1)})
+        if len(data)
+        else []
+    ):
         for leaf in tree_flatten(data[index])[0]:
             state.update(_content(leaf))
     return state.digest()
 
 
 def _content(leaf: Any) -> bytes:
-    """The bytes of a tensor, an array or an image; else what it shows, unless that is its place in memory."""
+    """The bytes of a tensor, an array or an image; else what it shows, unless that is its place in
+    memory."""
     if isinstance(leaf, Tensor):
         return (
-            leaf.detach().cpu().contiguous().numpy().tobytes() if leaf.dtype != torch.bfloat16 else repr(leaf).encode()
+            leaf.detach().cpu().contiguous().numpy().tobytes()
+            if leaf.dtype != torch.bfloat16
+            else repr(leaf).encode()
         )
     if callable(raw := getattr(leaf, "tobytes", None)):
         return bytes(raw())

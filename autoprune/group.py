@@ -10,14 +10,15 @@ __all__ = ["Group"]
 
 @dataclass(frozen=True)
 class Group:
-    """Units: coupled channels, decided once for all their layers. Weights: a layer's weight tensor. Blocks: one block.
+    """Units: coupled channels, decided once for all their layers. Weights: a layer's weight tensor.
+    Blocks: one block.
 
-    Level "units": `shape` is `(units,)`, `layers` are the layers that produce the units, in order of execution, and the
-    units come in `cells` equal cells that must lose the same count (grouped convolution, channel shuffle, chunk).
-    Level "weights": `shape` is the weight's shape, (out, in, ...), and `layers` is its one layer.
-    Level "blocks": `layers` is one residual block, which can go whole, and `shape` is `(1,)`.
-    `refusal` says why nothing may be cut here, or is None. `stage` names the groups of its level that are like it in
-    resolution, or in shape; blocks have none.
+    Level "units": `shape` is `(units,)`, `layers` are the layers that produce the units, in order
+    of execution, and the units come in `cells` equal cells that must lose the same count (grouped
+    convolution, channel shuffle, chunk). Level "weights": `shape` is the weight's shape, (out, in,
+    ...), and `layers` is its one layer. Level "blocks": `layers` is one residual block, which can
+    go whole, and `shape` is `(1,)`. `refusal` says why nothing may be cut here, or is None. `stage`
+    names the groups of its level that are like it in resolution, or in shape; blocks have none.
     """
 
     name: str

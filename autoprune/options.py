@@ -53,7 +53,8 @@ _USAGE: Any = typer.BadParameter.__mro__[1]
 
 
 class Commands(TyperGroup):
-    """Turns errors raised on purpose into one paragraph and their exit status; any other is a bug and shows itself."""
+    """Turns errors raised on purpose into one paragraph and their exit status; any other is a bug
+    and shows itself."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command that was asked for."""
@@ -69,7 +70,11 @@ class Commands(TyperGroup):
         except OSError as error:
             what = f"{error.filename}: " if error.filename is not None else ""
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            way = "make room: the same command goes on from what is kept" if full else "give another place"
+            way = (
+                "make room: the same command goes on from what is kept"
+                if full
+                else "give another place"
+            )
             _end(f"{what}{error.strerror or error}; {way}", InputError.exit_status, error)
         except KeyboardInterrupt as error:
             _end("interrupted", INTERRUPTED, error)
@@ -88,7 +93,8 @@ def show_version(wanted: bool) -> None:
 
 
 def reserve_stdout(context: typer.Context, wanted: bool) -> bool:
-    """With --json stdout is for the JSON alone, before any code of the user's runs and until the command has ended."""
+    """With --json stdout is for the JSON alone, before any code of the user's runs and until the
+    command has ended."""
     if wanted and not context.resilient_parsing:
         from autoprune.reporting.output import reserve_stdout
 
@@ -132,11 +138,15 @@ class Member:
         if self.error is not None or self.result.best is not None:
             return None if self.error is None else str(self.error)
         front = self.result.run.front
-        return f"no plan meets the budget ({self.study.budget}); the front, with what was reachable, is in {front}"
+        return (
+            f"no plan meets the budget ({self.study.budget}); the front, with what was "
+            f"reachable, is in {front}"
+        )
 
 
 def family(budget: Sequence[str]) -> list[list[str]]:
-    """The --budget options of each member: one of the values of what is limited several times, loosest first."""
+    """The --budget options of each member: one of the values of what is limited several times,
+    loosest first."""
     values: dict[str, list[str]] = {}
     for text in budget:
         values.setdefault(text.partition("=")[0].strip(), []).append(text)
@@ -145,13 +155,17 @@ def family(budget: Sequence[str]) -> list[list[str]]:
         return [list(budget)]
     if len(several) > 1:
         raise InputError(
-            f"--budget: {' and '.join(several)} are both limited several times; a family has several limits of one "
+            f"--budget: {' and '.join(several)} are both limited several times; a family has "
+            "several limits of one "
             "quantity, and of each other quantity one that holds for all"
         )
     ((key, texts),) = several.items()
     limits = {text: Limit.parse(key, text.partition("=")[2]) for text in texts}
     if len({limit.relative for limit in limits.values()}) > 1:
-        raise InputError(f"--budget: the limits of {key} are shares of dense and absolute ones; give all in one unit")
+        raise InputError(
+            f"--budget: the limits of {key} are shares of dense and absolute ones; give all in "
+            "one unit"
+        )
     tightest = all(limit.lower for limit in limits.values())
     ordered = sorted(texts, key=lambda text: limits[text].value, reverse=not tightest)
     others = [text for text in budget if text not in limits]
@@ -174,7 +188,9 @@ def show_members(output: Output, members: Sequence[Member]) -> None:
         for member in members
     ]
     rows = [(str(member.study.budget), member.result) for member in members]
-    output.show({"version": 1, "family": shown}, tables.family(rows, members[0].study.task.metric.name))
+    output.show(
+        {"version": 1, "family": shown}, tables.family(rows, members[0].study.task.metric.name)
+    )
 
 
 def raise_unmet(members: Sequence[Member]) -> None:
@@ -195,15 +211,21 @@ def show_answers(output: Output, known: Any, study: StudyNoun) -> None:
 
 
 def read_run(folder: Path, budget: list[str], formats: list[str], trust: bool) -> Config:
-    """The study of a finished run, with another budget or other formats; code of its own only with `trust`."""
+    """The study of a finished run, with another budget or other formats; code of its own only with
+    `trust`."""
     from autoprune import config
     from autoprune.exporting.trust import require_trust
     from autoprune.run import Run
 
     run = Run(folder)
-    if not run.study.exists() or not run.has_results or not (run.dense.exists() or run.journal.exists()):
+    if (
+        not run.study.exists()
+        or not run.has_results
+        or not (run.dense.exists() or run.journal.exists())
+    ):
         raise InputError(
-            f"{folder} holds no finished run (no study.yaml, dense and front.json in it); give the folder that search "
+            f"{folder} holds no finished run (no study.yaml, dense and front.json in it); give "
+            "the folder that search "
             "wrote, not one inside it"
         )
     require_trust(folder, trust, f"autoprune export {folder} ... --trust")
@@ -220,22 +242,40 @@ def target_names() -> list[str]:
 
 _STUDY = "A study's YAML file, or the name of a bundled one."
 _TARGET = "A target's YAML file, or the name of a bundled one; may be repeated."
-_BUDGET = "Replace one limit, as in latency=50%; may be repeated for other quantities, wins over --set."
+_BUDGET = (
+    "Replace one limit, as in latency=50%; may be repeated for other quantities, wins over --set."
+)
 
 Study = Annotated[str, typer.Argument(metavar="STUDY", help=_STUDY, autocompletion=_studies)]
 Targets = Annotated[
-    list[str] | None, typer.Option("--target", metavar="TARGET", help=_TARGET, autocompletion=target_names)
+    list[str] | None,
+    typer.Option("--target", metavar="TARGET", help=_TARGET, autocompletion=target_names),
 ]
 Sets = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY.PATH=VALUE", help="Replace a value of the study.")
+    list[str] | None,
+    typer.Option("--set", metavar="KEY.PATH=VALUE", help="Replace a value of the study."),
 ]
-Budgets = Annotated[list[str] | None, typer.Option("--budget", metavar="QUANTITY=LIMIT", help=_BUDGET)]
-Trials = Annotated[int | None, typer.Option(metavar="N", help="Number of trials; the dense model is the first.")]
-Timeout = Annotated[str | None, typer.Option(metavar="TIME", help="Stop searching after 90s, 10m or 1h.")]
+Budgets = Annotated[
+    list[str] | None, typer.Option("--budget", metavar="QUANTITY=LIMIT", help=_BUDGET)
+]
+Trials = Annotated[
+    int | None, typer.Option(metavar="N", help="Number of trials; the dense model is the first.")
+]
+Timeout = Annotated[
+    str | None, typer.Option(metavar="TIME", help="Stop searching after 90s, 10m or 1h.")
+]
 Seed = Annotated[int | None, typer.Option(metavar="N", help="Seed of everything random.")]
 Trust = Annotated[
-    bool, typer.Option("--trust", help="Run code of its own, and download, where the folder's study names such.")
+    bool,
+    typer.Option(
+        "--trust", help="Run code of its own, and download, where the folder's study names such."
+    ),
 ]
 Out = Annotated[Path, typer.Option(metavar="DIR", help="Where the artefact goes.")]
-Json = Annotated[bool, typer.Option("--json", callback=reserve_stdout, help="Print one JSON object instead of tables.")]
+Json = Annotated[
+    bool,
+    typer.Option(
+        "--json", callback=reserve_stdout, help="Print one JSON object instead of tables."
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]

@@ -37,7 +37,8 @@ class Best:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What `search` found. `front` is Pareto-optimal in the study's objectives, `best` the best inside the budget."""
+    """What `search` found. `front` is Pareto-optimal in the study's objectives, `best` the best
+    inside the budget."""
 
     study: Study
     result: Result
@@ -49,11 +50,22 @@ class SearchResult:
         lines = [f"search {self.study.name!r}: {self.study.budget}; {self.run}"]
         for candidate in self.front:
             score = candidate.score
-            ratio = "" if score.latency_ratio is None else f", latency {score.latency_ratio:.1%} of dense"
-            mark = " best" if candidate.number == chosen else "" if candidate.feasible else " over budget"
+            ratio = (
+                ""
+                if score.latency_ratio is None
+                else f", latency {score.latency_ratio:.1%} of dense"
+            )
+            mark = (
+                " best"
+                if candidate.number == chosen
+                else ""
+                if candidate.feasible
+                else " over budget"
+            )
             quality = f"{self.study.task.metric.name} {score.metric:.4g}"
             lines.append(
-                f"  trial {candidate.number}{mark}: {quality}{ratio}, {score.params} parameters, {score.flops} FLOPs"
+                f"  trial {candidate.number}{mark}: {quality}{ratio}, {score.params} parameters, "
+                f"{score.flops} FLOPs"
             )
         return "\n".join(lines)
 
@@ -81,7 +93,9 @@ class SearchResult:
         Raises ModelError where the search was interrupted before there was one.
         """
         if self.result.best is None:
-            raise ModelError("the search was interrupted before a plan met the budget; call it again to go on")
+            raise ModelError(
+                "the search was interrupted before a plan met the budget; call it again to go on"
+            )
         return Best(self.result.best, self.model(self.result.best.number))
 
     def model(self, trial: int) -> nn.Module:
@@ -89,7 +103,8 @@ class SearchResult:
         return records.kept_model(self.result.run, trial, self.dense_model)
 
     def export(self, out: str | Path, trial: int | None = None) -> Path:
-        """Write the best, or another trial of the front, to a folder in every format of the study, and verify it."""
+        """Write the best, or another trial of the front, to a folder in every format of the study,
+        and verify it."""
         number = self.best.candidate.number if trial is None else trial
         commands.export_from(self.study, self.result.run, Path(out), number)
         return Path(out)

@@ -1,4 +1,5 @@
-"""Plans from what a Python caller gives, a ratio or patterns on layer names, and what they did not come to."""
+"""Plans from what a Python caller gives, a ratio or patterns on layer names, and what they did not
+come to."""
 
 from __future__ import annotations
 
@@ -32,26 +33,33 @@ _SHOWN = 8  # groups in one warning
 
 @dataclass(frozen=True)
 class Request:
-    """A plan, the choices asked for before rounding, and the groups left uncut with the reason, by key."""
+    """A plan, the choices asked for before rounding, and the groups left uncut with the reason, by
+    key."""
 
     plan: Plan
     asked: Mapping[str, Choice]
     left: Mapping[str, str] = field(default_factory=dict)
     told: Sequence[str] = ()  # of patterns, what their blocks cannot come to
 
-    def tell(self, model: nn.Module, smaller: nn.Module, coupling: Coupling, importance: Importance) -> None:
-        """Warn of the groups left uncut, and of those whose share removed is far from the ratio asked for."""
+    def tell(
+        self, model: nn.Module, smaller: nn.Module, coupling: Coupling, importance: Importance
+    ) -> None:
+        """Warn of the groups left uncut, and of those whose share removed is far from the ratio
+        asked for."""
         uncut = [f"{key} is left uncut: {reason}" for key, reason in self.left.items()]
         got = _removed_shares(self.plan, model, smaller, coupling, importance)
         lines = [*uncut, *self.told]
         lines += [
-            f"{key}: asked {asked.ratio:.2f}, removed {got[key]:.2f} ({_steps(coupling.group(key), asked.technique)})"
+            f"{key}: asked {asked.ratio:.2f}, removed {got[key]:.2f} "
+            f"({_steps(coupling.group(key), asked.technique)})"
             for key, asked in self.asked.items()
             if key in got and _differs(coupling.group(key), asked.ratio, got[key])
         ]
         if lines:
             more = [f"and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
-            text = "autoprune.prune did not remove what was asked everywhere:\n  " + "\n  ".join(lines[:_SHOWN] + more)
+            text = "autoprune.prune did not remove what was asked everywhere:\n  " + "\n  ".join(
+                lines[:_SHOWN] + more
+            )
             warnings.warn(text, stacklevel=3)
 
 
@@ -69,7 +77,9 @@ def resolve_request(
             f"{{pattern: {{technique, ratio}}}}; got {given!r:.60} ({type(given).__name__})"
         )
     if not 0 < given < 1:  # type: ignore[operator]
-        raise PlanError(f"the ratio is the share removed, between 0 and 1, neither included; got {given!r}")
+        raise PlanError(
+            f"the ratio is the share removed, between 0 and 1, neither included; got {given!r}"
+        )
     return _by_ratio(float(given), found, importance, criterion, multiple_of)
 
 
@@ -80,32 +90,56 @@ def _by_ratio(
     free = [group for group in units if not group.refusal]
     if not free:
         reasons = "; ".join(f"{group.name}: {group.refusal}" for group in units)
-        raise PlanError(f"nothing can be cut in this model: {reasons or 'it has no layer whose units could go'}")
+        raise PlanError(
+            f"nothing can be cut in this model: {reasons or 'it has no layer whose units could go'}"
+        )
     if unscored_reason(criterion, free[0]):
         pattern = {"*": {"technique": "weight", "ratio": ratio, "criterion": criterion}}
-        raise PlanError(f"a ratio cuts units, and {criterion} ranks single weights; give patterns, as in {pattern}")
+        raise PlanError(
+            f"a ratio cuts units, and {criterion} ranks single weights; give patterns, as in "
+            f"{pattern}"
+        )
     techniques = plugins.of_level("units")
-    left = {group.key: reason for group in free if (reason := _unfit(group, techniques, criterion, importance))}
+    left = {
+        group.key: reason
+        for group in free
+        if (reason := _unfit(group, techniques, criterion, importance))
+    }
     if len(left) == len(free):
-        raise PlanError("nothing can be cut: " + "; ".join(f"{key}: {reason}" for key, reason in left.items()))
-    variables = Space(Options(techniques, _RANGE, (criterion,))).resolve(found, multiple_of, importance.refuses)
+        raise PlanError(
+            "nothing can be cut: " + "; ".join(f"{key}: {reason}" for key, reason in left.items())
+        )
+    variables = Space(Options(techniques, _RANGE, (criterion,))).resolve(
+        found, multiple_of, importance.refuses
+    )
     plan = uniform(variables, techniques, ratio)
-    asked = {group.key: Choice(techniques[0], ratio, criterion) for group in free if group.key not in left}
+    asked = {
+        group.key: Choice(techniques[0], ratio, criterion)
+        for group in free
+        if group.key not in left
+    }
     return Request(plan, asked, left)
 
 
-def _unfit(group: Group, techniques: Sequence[str], criterion: str, importance: Importance) -> str | None:
+def _unfit(
+    group: Group, techniques: Sequence[str], criterion: str, importance: Importance
+) -> str | None:
     """Why none of the techniques, or not the criterion, can be used on a group, or None."""
     reasons = [fits(technique, group) for technique in techniques]
     return "; ".join(map(str, reasons)) if all(reasons) else importance.refuses(criterion, group)
 
 
 def _by_patterns(
-    given: Mapping[Any, Any], found: Sequence[Group], importance: Importance, criterion: str, multiple_of: int
+    given: Mapping[Any, Any],
+    found: Sequence[Group],
+    importance: Importance,
+    criterion: str,
+    multiple_of: int,
 ) -> Request:
     if not given:
         raise PlanError(
-            "the plan names no layer, so nothing would be cut; give {pattern: {technique, ratio, criterion}}"
+            "the plan names no layer, so nothing would be cut; give {pattern: {technique, ratio, "
+            "criterion}}"
         )
     choices: dict[str, Choice] = {}
     asked: dict[str, Choice] = {}
@@ -121,19 +155,27 @@ def _by_patterns(
             gone = sum(group.ratio == 1 for group in fresh.values())
             if abs(choice.ratio - gone / len(fresh)) > _OFF or (choice.ratio and not gone):
                 what = f"{len(fresh)} block" + "s" * (len(fresh) > 1)
-                told.append(f"{pattern}: asked {choice.ratio:.2f} of {what}, {gone} go{'es' * (gone == 1)}")
+                told.append(
+                    f"{pattern}: asked {choice.ratio:.2f} of {what}, {gone} go{'es' * (gone == 1)}"
+                )
         elif wanted.get("scope") == "global":
             fresh = wished = _globally(pattern, fresh, choice, found, importance)
         elif choice.ratio == 1:
             raise PlanError(f"{pattern!r}: the ratio is the share removed, in [0, 1); got 1")
         taken = set(fresh) & set(choices)
         if taken:
-            raise PlanError(f"{pattern!r} and an earlier pattern both decide {', '.join(sorted(taken))}")
+            raise PlanError(
+                f"{pattern!r} and an earlier pattern both decide {', '.join(sorted(taken))}"
+            )
         choices |= fresh
         asked |= wished
         named = (group for group in found if any(matches(pattern, layer) for layer in group.layers))
         fitting = (group for group in named if not (group.refusal or fits(choice.technique, group)))
-        left |= {group.key: why for group in fitting if (why := importance.refuses(choice.criterion, group))}
+        left |= {
+            group.key: why
+            for group in fitting
+            if (why := importance.refuses(choice.criterion, group))
+        }
     return Request(Plan(choices), asked, left, tuple(told))
 
 
@@ -141,15 +183,25 @@ def _choice(pattern: Any, wanted: Any, criterion: str) -> Choice:
     """What a pattern asks for. Raises PlanError."""
     if not isinstance(pattern, str):
         raise PlanError(f"patterns on layer names are text; got {pattern!r}")
-    if not isinstance(wanted, Mapping) or set(wanted) - _KEYS or not {"technique", "ratio"} <= set(wanted):
+    if (
+        not isinstance(wanted, Mapping)
+        or set(wanted) - _KEYS
+        or not {"technique", "ratio"} <= set(wanted)
+    ):
         raise PlanError(
-            f"{pattern!r} needs technique and ratio, and may have criterion, multiple_of and scope; got {wanted!r}"
+            f"{pattern!r} needs technique and ratio, and may have criterion, multiple_of and "
+            f"scope; got {wanted!r}"
         )
     ratio = wanted["ratio"]
     if isinstance(ratio, bool) or not isinstance(ratio, Real) or not 0 <= ratio <= 1:  # type: ignore[operator]
-        raise PlanError(f"{pattern!r}: the ratio is the share removed, in [0, 1), of blocks [0, 1]; got {ratio!r}")
+        raise PlanError(
+            f"{pattern!r}: the ratio is the share removed, in [0, 1), of blocks [0, 1]; got "
+            f"{ratio!r}"
+        )
     if wanted.get("scope", "layer") not in _SCOPES:
-        raise PlanError(f"{pattern!r}: scope is one of {', '.join(_SCOPES)}; got {wanted['scope']!r}")
+        raise PlanError(
+            f"{pattern!r}: scope is one of {', '.join(_SCOPES)}; got {wanted['scope']!r}"
+        )
     try:
         arguments.whole(wanted.get("multiple_of", 1), "multiple_of")
     except InputError as error:
@@ -176,31 +228,55 @@ def _choose_groups(
 
 
 def _globally(
-    pattern: str, chosen: Mapping[str, Choice], choice: Choice, found: Sequence[Group], importance: Importance
+    pattern: str,
+    chosen: Mapping[str, Choice],
+    choice: Choice,
+    found: Sequence[Group],
+    importance: Importance,
 ) -> dict[str, Choice]:
-    """The ratio of each layer where one threshold over the weights of all of them removes what the choice says."""
+    """The ratio of each layer where one threshold over the weights of all of them removes what the
+    choice says."""
     plugin = plugins.create("technique", choice.technique)
     if plugin.level != "weights" or hasattr(plugin, "steps"):
-        raise PlanError(f"{pattern!r}: scope: global is for weight and sparse, which rank single weights")
+        raise PlanError(
+            f"{pattern!r}: scope: global is for weight and sparse, which rank single weights"
+        )
     if choice.ratio == 1:
         raise PlanError(f"{pattern!r}: the ratio is the share removed, in [0, 1); got 1")
-    scores = {group.key: importance.weights(group, choice.criterion) for group in found if group.key in chosen}
-    return {key: replace(choice, ratio=ratio) for key, ratio in Threshold(scores).ratios(choice.ratio).items()}
+    scores = {
+        group.key: importance.weights(group, choice.criterion)
+        for group in found
+        if group.key in chosen
+    }
+    return {
+        key: replace(choice, ratio=ratio)
+        for key, ratio in Threshold(scores).ratios(choice.ratio).items()
+    }
 
 
-def _blocks(keys: Collection[str], choice: Choice, found: Sequence[Group], importance: Importance) -> dict[str, Choice]:
+def _blocks(
+    keys: Collection[str], choice: Choice, found: Sequence[Group], importance: Importance
+) -> dict[str, Choice]:
     """Of all blocks that a pattern names the least important go, as many as the ratio says."""
     groups = [group for group in found if group.key in keys]
     scores = [float(importance.blocks(group, choice.criterion)) for group in groups]
-    gone = sorted(range(len(groups)), key=scores.__getitem__)[: math.floor(choice.ratio * len(groups) + 0.5)]
-    return {group.key: replace(choice, ratio=float(place in gone)) for place, group in enumerate(groups)}
+    gone = sorted(range(len(groups)), key=scores.__getitem__)[
+        : math.floor(choice.ratio * len(groups) + 0.5)
+    ]
+    return {
+        group.key: replace(choice, ratio=float(place in gone)) for place, group in enumerate(groups)
+    }
 
 
 def _removed_shares(
     plan: Plan, model: nn.Module, smaller: nn.Module, coupling: Coupling, importance: Importance
 ) -> dict[str, float]:
-    """The share of each group that is gone, by key; of a weights group what is zero. Those of removed blocks lack."""
-    keep, said = kept_units(coupling, plan, importance), effective(coupling, plan, importance).choices
+    """The share of each group that is gone, by key; of a weights group what is zero. Those of
+    removed blocks lack."""
+    keep, said = (
+        kept_units(coupling, plan, importance),
+        effective(coupling, plan, importance).choices,
+    )
     alive, weights = coupling.kept_mask(keep), dict(smaller.named_parameters())
     shares: dict[str, float] = {}
     for group in coupling.groups:
@@ -209,14 +285,17 @@ def _removed_shares(
         if group.key in coupling.members:
             shares[group.key] = 1 - float(alive[coupling.members[group.key]].double().mean())
         elif group.level == "blocks":
-            shares[group.key] = 1 - float(keep[group.key].double().mean()) if group.key in keep else 0.0
+            shares[group.key] = (
+                1 - float(keep[group.key].double().mean()) if group.key in keep else 0.0
+            )
         elif (weight := weights.get(tensor_of(model, group.name))) is not None:
             shares[group.key] = float((weight == 0).double().mean())
     return shares
 
 
 def _differs(group: Group, asked: float, got: float) -> bool:
-    """Whether a share is worth a word: by a whole unit, not as all but one of each cell went, or zeros were before."""
+    """Whether a share is worth a word: by a whole unit, not as all but one of each cell went, or
+    zeros were before."""
     most, off = 1 - group.cells / group.size, max(_OFF, 1 / group.size)
     short = min(asked, most) - got > off or (asked > 0 and got == 0)
     return short or (got - asked > off and group.level != "weights")

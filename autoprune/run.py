@@ -24,14 +24,16 @@ from autoprune.files import open_plain, read_json
 
 __all__ = ["Run", "free_name", "write_whole"]
 
-# Optuna's lock on the journal is a link by design, renamed before it is removed: a kill may leave either.
+# Optuna's lock on the journal is a link by design, renamed before it is removed: a kill may leave
+# either.
 _LOCK_LINK = re.compile(r"study\.journal\.lock([0-9a-f-]{36}\.rename)?")
 # Levels of a run's folder: cache/KIND/KEY.json, trials/NUMBER/model.safetensors
 _DEPTH = 3
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, then move it there: readers see the old or the new, whole."""
+    """Let `write` fill a temporary file beside `path`, then move it there: readers see the old or
+    the new, whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
     os.close(handle)
@@ -53,7 +55,8 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def free_name(path: Path, mark: str) -> Path:
-    """The first of `path`.`mark`1, `path`.`mark`2, ... that nothing has, a dangling link neither."""
+    """The first of `path`.`mark`1, `path`.`mark`2, ... that nothing has, a dangling link
+    neither."""
     number = 1
     while os.path.lexists(place := path.with_name(f"{path.name}.{mark}{number}")):
         number += 1
@@ -64,8 +67,9 @@ def free_name(path: Path, mark: str) -> Path:
 class Run:
     """Paths of one run, all under `folder`.
 
-    Trials, models and figures are shared by all budgets. Study, front, table and the exported best belong to one budget
-    and lie together: those of the run's first in `folder` itself, of each other one in its `part`, as `latency=30%`.
+    Trials, models and figures are shared by all budgets. Study, front, table and the exported best
+    belong to one budget and lie together: those of the run's first in `folder` itself, of each
+    other one in its `part`, as `latency=30%`.
     """
 
     folder: Path
@@ -120,12 +124,18 @@ class Run:
         path = self.folder / "cache" / kind / f"{key}.json"
         try:
             kept = read_json(path) if path.is_file() else None
-            return kept["value"] if kept is not None and kept["sha256"] == _digest(kept["value"]) else None
-        except (ValueError, KeyError, TypeError):  # torn, damaged, or of an earlier release: made anew
+            return (
+                kept["value"]
+                if kept is not None and kept["sha256"] == _digest(kept["value"])
+                else None
+            )
+        except (ValueError, KeyError, TypeError):
+            # torn, damaged, or of an earlier release: made anew
             return None
 
     def cache(self, kind: str, key: str, value: Any) -> None:
-        """Keep a JSON value, whole or not at all, with its checksum. What cannot take its place gives way."""
+        """Keep a JSON value, whole or not at all, with its checksum. What cannot take its place
+        gives way."""
         path = self.folder / "cache" / kind / f"{key}.json"
         if path.is_dir():
             path.rename(path.with_name(f"{path.name}.damaged"))
@@ -147,7 +157,8 @@ class Run:
     def lock(self) -> Iterator[None]:
         """Hold the run alone, temporary files too; the lock goes with the process, however it ends.
 
-        Raises InputError where it is taken, and where a link in the folder leads what a run writes out of it.
+        Raises InputError where it is taken, and where a link in the folder leads what a run writes
+        out of it.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / ".lock"
@@ -161,7 +172,10 @@ class Run:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                message = f"another search is running in {self.folder}; wait for it, or give another --out"
+                message = (
+                    f"another search is running in {self.folder}; wait for it, or give "
+                    "another --out"
+                )
                 raise InputError(message) from error
             self._refuse_foreign()
             with scratch.inside(self.folder / ".scratch"):
@@ -173,7 +187,9 @@ class Run:
         for entry in self._entries():
             if ours.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
                 shutil.rmtree(entry.path)
-            elif ours.fullmatch(entry.name) or (_LOCK_LINK.fullmatch(entry.name) and entry.is_symlink()):
+            elif ours.fullmatch(entry.name) or (
+                _LOCK_LINK.fullmatch(entry.name) and entry.is_symlink()
+            ):
                 os.unlink(entry.path)
 
     def _entries(self) -> Iterator[os.DirEntry[str]]:
@@ -190,19 +206,22 @@ class Run:
             level = deeper
 
     def _refuse_foreign(self) -> None:
-        """Raise InputError where a link, a pipe or a device lies here, or the journal is another file's too."""
+        """Raise InputError where a link, a pipe or a device lies here, or the journal is another
+        file's too."""
         for entry in self._entries():
             plain = entry.is_dir(follow_symlinks=False) or entry.is_file(follow_symlinks=False)
             if not plain and not _LOCK_LINK.fullmatch(entry.name):
                 raise _foreign(Path(entry.path))
         if self.journal.is_dir() or (self.journal.exists() and self.journal.stat().st_nlink > 1):
             raise InputError(
-                f"{self.journal} is a folder, or a file that has another name too (a hard link), which would be "
+                f"{self.journal} is a folder, or a file that has another name too (a hard link), "
+                "which would be "
                 "written as well; put a copy in its place, or give another --out"
             )
 
     def move_away(self) -> Path:
-        """Rename the folder to the first free NAME.1, NAME.2, ... and return that; nothing is deleted."""
+        """Rename the folder to the first free NAME.1, NAME.2, ... and return that; nothing is
+        deleted."""
         return self.folder.rename(free_name(self.folder, ""))
 
 
@@ -215,5 +234,6 @@ def _digest(value: Any) -> str:
 def _foreign(path: Path) -> InputError:
     what = f"a link to {os.readlink(path)}" if path.is_symlink() else "a pipe, a device or a folder"
     return InputError(
-        f"{path} is {what}, and a run writes into its own folder only; remove it, or give another --out"[:500]
+        f"{path} is {what}, and a run writes into its own folder only; remove it, or give another "
+        "--out"[:500]
     )

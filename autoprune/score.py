@@ -46,18 +46,19 @@ def _times(value: float | None, factor: float | None) -> float | None:
 class Score:
     """Every figure of one model. None: not measured at the stage this candidate reached.
 
-    FLOPs are those of one call of the target's batch and follow fvcore: one multiply-add counts 1; `uncounted` names
-    the operators that could not be counted.
-    `size_bytes` is the size of the file that the target runs, `size_compressed_bytes` that of the same file after zlib
-    (level 6): zeros cost next to nothing there. Latency intervals are 95 % intervals of the median; `latency_ratio` is
-    the median ratio of a call to the dense model's call beside it. Of a study's candidates the milliseconds are that
-    ratio of the study's one dense figure (`beside`), which has its own interval. `throughput` is inputs per second, the
-    batch over the median latency; `throughput_low` is the lower end of its interval. How `memory_bytes` (peak) and
-    `energy_mj` (millijoules of one call) are measured stands in `measuring/resources.py`. `unavailable` names
-    what could not be measured, each with the reason, as in `energy: this machine has no counter`. `metric_error` is the
-    standard error of the metric over its samples. `weights` says which of a finished model's are kept, as the better
-    on validation data: "trained", "repaired" or, where nothing was to be repaired, "cut"; "inherited" are those of the
-    trained model of a looser budget.
+    FLOPs are those of one call of the target's batch and follow fvcore: one multiply-add counts 1;
+    `uncounted` names the operators that could not be counted. `size_bytes` is the size of the file
+    that the target runs, `size_compressed_bytes` that of the same file after zlib (level 6): zeros
+    cost next to nothing there. Latency intervals are 95 % intervals of the median; `latency_ratio`
+    is the median ratio of a call to the dense model's call beside it. Of a study's candidates the
+    milliseconds are that ratio of the study's one dense figure (`beside`), which has its own
+    interval. `throughput` is inputs per second, the batch over the median latency; `throughput_low`
+    is the lower end of its interval. How `memory_bytes` (peak) and `energy_mj` (millijoules of one
+    call) are measured stands in `measuring/resources.py`. `unavailable` names what could not be
+    measured, each with the reason, as in `energy: this machine has no counter`. `metric_error` is
+    the standard error of the metric over its samples. `weights` says which of a finished model's
+    are kept, as the better on validation data: "trained", "repaired" or, where nothing was to be
+    repaired, "cut"; "inherited" are those of the trained model of a looser budget.
     """
 
     metric: float | None = None
@@ -82,17 +83,23 @@ class Score:
     memory_bytes: int | None = None
     energy_mj: float | None = None
     unavailable: tuple[str, ...] = ()
-    elsewhere: Mapping[str, Score] = field(default_factory=dict)  # on further targets, by their name
+    # on further targets, by their name
+    elsewhere: Mapping[str, Score] = field(default_factory=dict)
     metric_error: float | None = None
     weights: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object with every field."""
         elsewhere = {name: score.to_json() for name, score in self.elsewhere.items()}
-        return asdict(self) | {name: list(getattr(self, name)) for name in _LISTS} | {"elsewhere": elsewhere}
+        return (
+            asdict(self)
+            | {name: list(getattr(self, name)) for name in _LISTS}
+            | {"elsewhere": elsewhere}
+        )
 
     def on(self, target: str) -> Score:
-        """The figures on a further target; all None where it was not measured there. "" is the study's own target."""
+        """The figures on a further target; all None where it was not measured there. "" is the
+        study's own target."""
         return self if not target else self.elsewhere.get(target, Score())
 
     @classmethod
@@ -100,25 +107,38 @@ class Score:
         """The score that `to_json` wrote; unknown keys are left out."""
         known = {candidate.name for candidate in fields(cls)}
         values = {key: value for key, value in data.items() if key in known}
-        elsewhere = {name: cls.from_json(each) for name, each in values.get("elsewhere", {}).items()}
-        return cls(**values | {name: tuple(values.get(name, ())) for name in _LISTS} | {"elsewhere": elsewhere})
+        elsewhere = {
+            name: cls.from_json(each) for name, each in values.get("elsewhere", {}).items()
+        }
+        return cls(
+            **values
+            | {name: tuple(values.get(name, ())) for name in _LISTS}
+            | {"elsewhere": elsewhere}
+        )
 
     def evolve(self, **figures: Any) -> Score:
         """A copy with some figures replaced."""
         return replace(self, **figures)
 
     def figure(self, name: str) -> float | None:
-        """The figure of a quantity by its name in a study, as measured: `size` in bytes, `energy` in mJ, ..."""
+        """The figure of a quantity by its name in a study, as measured: `size` in bytes, `energy`
+        in mJ, ..."""
         value = getattr(self, _FIELDS.get(name, "latency_ms" if name == "latency" else name))
         return None if value is None else float(value)
 
     def objective(self, name: str) -> float:
-        """The figure that objective `name` optimises: metric, loss, flops, params, ...; see `direction`.
+        """The figure that objective `name` optimises: metric, loss, flops, params, ...; see
+        `direction`.
 
-        Latency and throughput are the ratios to dense, which were measured call by call beside it. Raises ValueError.
+        Latency and throughput are the ratios to dense, which were measured call by call beside it.
+        Raises ValueError.
         """
         if name in ("latency", "throughput"):
-            value = self.latency_ratio if name == "latency" or not self.latency_ratio else 1 / self.latency_ratio
+            value = (
+                self.latency_ratio
+                if name == "latency" or not self.latency_ratio
+                else 1 / self.latency_ratio
+            )
         else:
             value = self.figure(name)
         if value is None:
@@ -126,7 +146,8 @@ class Score:
         return float(value)
 
     def at_middle(self) -> Score:
-        """A copy whose latency intervals are closed to their middle: the noise of a first look is not to decide."""
+        """A copy whose latency intervals are closed to their middle: the noise of a first look is
+        not to decide."""
         fastest = self.throughput if self.throughput is not None else self.throughput_low
         return replace(
             self,
@@ -137,10 +158,11 @@ class Score:
         )
 
     def beside(self, dense: Score) -> Score:
-        """A copy whose milliseconds and throughput are its ratio's share of `dense`'s; on further targets too.
+        """A copy whose milliseconds and throughput are its ratio's share of `dense`'s; on further
+        targets too.
 
-        The dense figure is one constant for all that is compared: of the interval it leaves the ratio's. What is the
-        dense model itself, at exactly 1, has the dense model's own.
+        The dense figure is one constant for all that is compared: of the interval it leaves the
+        ratio's. What is the dense model itself, at exactly 1, has the dense model's own.
         """
         elsewhere = {name: score.beside(dense.on(name)) for name, score in self.elsewhere.items()}
         score, of, ratio = replace(self, elsewhere=elsewhere), dense.latency_ms, self.latency_ratio
@@ -162,19 +184,25 @@ class Score:
         )
 
     def judged(self, stage: str) -> Score:
-        """What the budget is held against: of a trial that was only screened, what is to be expected when trained."""
+        """What the budget is held against: of a trial that was only screened, what is to be
+        expected when trained."""
         return self.at_middle().evolve(metric=None) if stage == "screened" else self
 
     def fill_from(self, other: Score) -> Score:
         """A copy where the figures that are None are `other`'s; on further targets too."""
-        figures = {name: getattr(other, name) for name, value in vars(self).items() if value is None}
-        elsewhere = {name: score.fill_from(other.on(name)) for name, score in self.elsewhere.items()}
+        figures = {
+            name: getattr(other, name) for name, value in vars(self).items() if value is None
+        }
+        elsewhere = {
+            name: score.fill_from(other.on(name)) for name, score in self.elsewhere.items()
+        }
         return replace(self, **figures, elsewhere={**other.elsewhere, **elsewhere})
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A plan that was tried: its score, the stage it reached, and why it stopped there (None: it went all the way)."""
+    """A plan that was tried: its score, the stage it reached, and why it stopped there (None: it
+    went all the way)."""
 
     number: int
     plan: Plan
@@ -192,9 +220,15 @@ class Candidate:
 def better(first: Score, second: Score, goal: str) -> bool:
     """Whether the quality of `first` is better; `goal` is the metric's.
 
-    Where the metrics differ by no more than a standard error, that is by a few samples, the loss decides.
+    Where the metrics differ by no more than a standard error, that is by a few samples, the loss
+    decides.
     """
-    if _alike(first, second) and first.loss is not None and second.loss is not None and first.loss != second.loss:
+    if (
+        _alike(first, second)
+        and first.loss is not None
+        and second.loss is not None
+        and first.loss != second.loss
+    ):
         return first.loss < second.loss
     sign = 1 if goal == "maximize" else -1
     return sign * first.objective("metric") > sign * second.objective("metric")
@@ -212,9 +246,16 @@ def by_quality(candidates: Sequence[Candidate], goal: str) -> list[Candidate]:
 
     def loss(candidate: Candidate) -> tuple[float, ...]:
         known = candidate.score.loss
-        return (math.inf if known is None else known, sign * candidate.score.objective("metric"), *cost(candidate))
+        return (
+            math.inf if known is None else known,
+            sign * candidate.score.objective("metric"),
+            *cost(candidate),
+        )
 
-    left = sorted(candidates, key=lambda candidate: (sign * candidate.score.objective("metric"), *cost(candidate)))
+    left = sorted(
+        candidates,
+        key=lambda candidate: (sign * candidate.score.objective("metric"), *cost(candidate)),
+    )
     while left:
         alike = [candidate for candidate in left if _alike(candidate.score, left[0].score)]
         found += sorted(alike, key=loss)
@@ -245,8 +286,11 @@ def costs_of(score: Score, objectives: Sequence[str], goal: str) -> tuple[float,
     return tuple(sign * score.objective(name) for sign, name in zip(signs, objectives, strict=True))
 
 
-def pareto_front(candidates: Sequence[Candidate], objectives: Sequence[str], goal: str) -> list[Candidate]:
-    """The trained candidates that no other dominates, by the first objective, best first. `goal` is the metric's."""
+def pareto_front(
+    candidates: Sequence[Candidate], objectives: Sequence[str], goal: str
+) -> list[Candidate]:
+    """The trained candidates that no other dominates, by the first objective, best first. `goal` is
+    the metric's."""
     seen: dict[tuple[float, ...], Candidate] = {}
     for candidate in candidates:
         if candidate.trained:

@@ -1,7 +1,8 @@
-"""Temporary folders that no kill leaves behind for good: in the run that is held, where its next start clears them.
+"""Temporary folders that no kill leaves behind for good: in the run that is held, where its next
+start clears them.
 
-Without a run they lie in the system's place, each locked by its process; the next process removes those whose lock
-is free. Torch-free, as the processes that measure are.
+Without a run they lie in the system's place, each locked by its process; the next process removes
+those whose lock is free. Torch-free, as the processes that measure are.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ _UNLOCKED_S = 3600.0
 
 @contextlib.contextmanager
 def inside(place: Path) -> Iterator[None]:
-    """Meanwhile temporary folders lie in `place`, which is cleared before and removed afterwards."""
+    """Meanwhile temporary folders lie in `place`, which is cleared before and removed
+    afterwards."""
     shutil.rmtree(place, ignore_errors=True)
     before = os.environ.get(_PLACE)
     os.environ[_PLACE] = str(place.resolve())
@@ -64,7 +66,9 @@ def _clear(place: Path) -> None:
                 if time.time() - path.stat().st_mtime > _UNLOCKED_S:
                     shutil.rmtree(path, ignore_errors=True)
                 continue
-            descriptor = os.open(path / ".lock", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            descriptor = os.open(
+                path / ".lock", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            )
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(path, ignore_errors=True)

@@ -16,9 +16,11 @@ __all__ = ["Settings", "Study"]
 
 @dataclass(frozen=True)
 class Settings:
-    """How the search goes: trials (the dense model is trial 0), seed, objectives, time limit, storage, sampler.
+    """How the search goes: trials (the dense model is trial 0), seed, objectives, time limit,
+    storage, sampler.
 
-    A trial is measured and judged untrained; the best are then trained, as trials of their own, `finalists` of them.
+    A trial is measured and judged untrained; the best are then trained, as trials of their own,
+    `finalists` of them.
     None: every trial inside the budget is trained at once, and nothing is judged before.
     """
 
@@ -36,10 +38,11 @@ class Settings:
 
 @dataclass(frozen=True)
 class Study:
-    """The nouns of one search, and `resolved`: the same as the YAML mapping with every default filled in.
+    """The nouns of one search, and `resolved`: the same as the YAML mapping with every default
+    filled in.
 
-    `folder` is where the study's own modules are looked for. `further` are the targets beside the first that limits of
-    the budget name, as in `latency on cpu_eager`.
+    `folder` is where the study's own modules are looked for. `further` are the targets beside the
+    first that limits of the budget name, as in `latency on cpu_eager`.
     """
 
     name: str

@@ -39,7 +39,8 @@ class Subject:
     target: Target
 
     def on(self, target: str, batch: int | None = None) -> Subject:
-        """The same model for another target, by name or file; `batch`: instead of that target's. Raises StudyError."""
+        """The same model for another target, by name or file; `batch`: instead of that target's.
+        Raises StudyError."""
         where = config.target(target)
         return replace(self, target=where if batch is None else replace(where, batch=batch))
 
@@ -47,7 +48,8 @@ class Subject:
 def every(
     given: Sequence[str], shape: str | None = None, targets: Sequence[str] = (), trust: bool = False
 ) -> Iterator[Subject]:
-    """Each subject that is given, on each of `targets`, or on its own; a model is built once. Raises as `of`."""
+    """Each subject that is given, on each of `targets`, or on its own; a model is built once.
+    Raises as `of`."""
     for name in given:
         subject = of(name, shape, trust=trust)
         batch = subject.inputs.batch_size if shape is not None else None
@@ -87,13 +89,14 @@ def measure_subject(subject: Subject, by_layer: bool = True) -> Measured:
     return Measured(subject.name, subject.target, score, layers)
 
 
-def of(given: str, shape: str | None = None, target: str | None = None, trust: bool = False) -> Subject:
+def of(
+    given: str, shape: str | None = None, target: str | None = None, trust: bool = False
+) -> Subject:
     """The subject that `given` names.
 
-    `package.module:factory`, `zoo:name` or `torchvision:name` (there 1x3x224x224 is the input unless `shape` says
-    another); a folder, of an artefact or of a run that has one (with `trust`, code of its own that it names is run); or
-    a study.
-    Raises InputError.
+    `package.module:factory`, `zoo:name` or `torchvision:name` (there 1x3x224x224 is the input
+    unless `shape` says another); a folder, of an artefact or of a run that has one (with `trust`,
+    code of its own that it names is run); or a study. Raises InputError.
     """
     inputs = None if shape is None else parse_input(shape)
     where = None if target is None else config.target(target)
@@ -120,13 +123,15 @@ def _try(model: nn.Module, inputs: Inputs, shape: str) -> None:
     except Exception as error:  # whatever the user's forward raises
         said = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
-            f"the model does not run on --input {shape} ({said}); needed: the batch first, as in 1x3x224x224, "
+            f"the model does not run on --input {shape} ({said}); needed: the batch first, as in "
+            "1x3x224x224, "
             "and a comma only between several inputs"
         ) from error
 
 
 def parse_input(shape: str) -> Inputs:
-    """Random numbers of the shape `1x3x224x224`; `1x128:int64` gives zeros, as embeddings take them.
+    """Random numbers of the shape `1x3x224x224`; `1x128:int64` gives zeros, as embeddings take
+    them.
 
     Several inputs are joined by commas. Raises InputError.
     """
@@ -136,7 +141,10 @@ def parse_input(shape: str) -> Inputs:
 def _tensor(shape: str) -> Tensor:
     match = re.fullmatch(r"([1-9][0-9]*(?:x[1-9][0-9]*)*)(?::(float32|int64))?", shape)
     if match is None:
-        raise InputError(f"--input needs a shape with the batch first, as in 1x3x224x224 or 1x128:int64; got {shape!r}")
+        raise InputError(
+            "--input needs a shape with the batch first, as in 1x3x224x224 or 1x128:int64; got "
+            f"{shape!r}"
+        )
     sizes = [int(size) for size in match[1].split("x")]
     if match[2] == "int64":
         return torch.zeros(sizes, dtype=torch.int64)
@@ -147,7 +155,10 @@ def _factory(reference: str, inputs: Inputs | None) -> Subject:
     folders = (Path.cwd(),)
     check_reference(reference, folders, "model")
     if inputs is None and not reference.startswith("torchvision:"):
-        raise InputError(f"{reference!r} does not say what it takes; give its input's shape, as in --input 1x3x224x224")
+        raise InputError(
+            f"{reference!r} does not say what it takes; give its input's shape, as in --input "
+            "1x3x224x224"
+        )
     model = tasks.model(reference, folders)()
     return Subject(reference, model, inputs or parse_input("1x3x224x224"), Target())
 
@@ -157,7 +168,9 @@ def _load_artefact(folder: Path, trust: bool) -> Subject:
     require_trust(artefact.require(path), trust, f"autoprune measure {folder} --trust")
     found = recorded.Recorded(artefact.require(path))
     with _readable(path):
-        return Subject(path.name, found.lowered, found.reference[0].rows(found.target.batch), found.target)
+        return Subject(
+            path.name, found.lowered, found.reference[0].rows(found.target.batch), found.target
+        )
 
 
 @contextlib.contextmanager
@@ -168,11 +181,15 @@ def _readable(folder: Path) -> Iterator[None]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{folder}: its records are broken: {brief(error)}") from error
     except (recorded.Skipped, recorded.NotHere) as error:
-        raise InputError(f"the model of {folder} cannot be built here: {error.__cause__ or error}") from error
+        raise InputError(
+            f"the model of {folder} cannot be built here: {error.__cause__ or error}"
+        ) from error
 
 
 def _study(given: str) -> Subject:
     read = config.read(given)
     with read.locating():
         study = config.build(read)
-        return Subject(study.name, study.task.build(), study.task.calibration(study.target.batch), study.target)
+        return Subject(
+            study.name, study.task.build(), study.task.calibration(study.target.batch), study.target
+        )

@@ -37,19 +37,22 @@ _NEVER_PRINTED = ("us", "s", "KiB", "MiB", "GiB")
 
 
 def _digits(value: float) -> str:
-    """As few digits as give the value back; a limit written into a study must be read as the same limit."""
+    """As few digits as give the value back; a limit written into a study must be read as the same
+    limit."""
     short = f"{value:.6g}"
     return short if math.isclose(float(short), value, rel_tol=1e-12) else f"{value:.15g}"
 
 
 @dataclass(frozen=True)
 class Target:
-    """A device and the runtime on it. `batch` is the number of inputs in one call, `threads` what the runtime may use.
+    """A device and the runtime on it. `batch` is the number of inputs in one call, `threads` what
+    the runtime may use.
 
-    `dtype` (fp32, bf16, fp16, int8) is what the model ships in: latency, size and metric are those in it, of candidates
-    and of the dense model alike. Training is a matter of its own.
-    Widths are rounded to a multiple of `multiple_of`, which the device's kernels like; 1 leaves them as the ratio says.
-    `recorded`, the folder of a run, says that nothing is measured: its figures are the answer.
+    `dtype` (fp32, bf16, fp16, int8) is what the model ships in: latency, size and metric are those
+    in it, of candidates and of the dense model alike. Training is a matter of its own. Widths are
+    rounded to a multiple of `multiple_of`, which the device's kernels like; 1 leaves them as the
+    ratio says. `recorded`, the folder of a run, says that nothing is measured: its figures are the
+    answer.
     """
 
     name: str = "cpu_onnxruntime"
@@ -74,10 +77,11 @@ class Target:
 
 @dataclass(frozen=True)
 class Limit:
-    """One limit: `value` is a share of dense if `relative`, else in ms, FLOPs, parameters, bytes, mJ or metric points.
+    """One limit: `value` is a share of dense if `relative`, else in ms, FLOPs, parameters, bytes,
+    mJ or metric points.
 
-    All are upper limits but throughput's, in inputs per second: there the value is the least that is needed.
-    `target` names a further target that it holds on, "" the study's own.
+    All are upper limits but throughput's, in inputs per second: there the value is the least that
+    is needed. `target` names a further target that it holds on, "" the study's own.
     """
 
     quantity: str
@@ -92,25 +96,36 @@ class Limit:
 
     @classmethod
     def parse(cls, quantity: str, given: object) -> Limit:
-        """`Limit.parse("latency", "2.5ms")`, or `Limit.parse("latency on cpu_eager", "60%")` for a further target.
+        """`Limit.parse("latency", "2.5ms")`, or `Limit.parse("latency on cpu_eager", "60%")` for a
+        further target.
 
         Raises InputError that shows the accepted spellings.
         """
         quantity, on, target = (part.strip() for part in quantity.partition(" on "))
         if on:
             if quantity in QUANTITIES and quantity not in _BY_TARGET:
-                raise InputError(f"{quantity} is the same on every target; write {quantity} without a target")
+                raise InputError(
+                    f"{quantity} is the same on every target; write {quantity} without a target"
+                )
             return replace(cls.parse(quantity, given), target=target)
         if quantity not in QUANTITIES:
             known = ", ".join(QUANTITIES)
-            raise InputError(f"unknown quantity {quantity!r}{nearest(quantity, QUANTITIES)}; known: {known}")
+            raise InputError(
+                f"unknown quantity {quantity!r}{nearest(quantity, QUANTITIES)}; known: {known}"
+            )
         units, example = QUANTITIES[quantity]
         # The pattern's time grows with the square of it
         plain = isinstance(given, str) and len(given) <= _LONGEST
-        text = str(given) if plain or (isinstance(given, (int, float)) and abs(given) < 1e30) else ""
-        match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*([A-Za-z]*(?:/s)?|%)\s*", text)
+        text = (
+            str(given) if plain or (isinstance(given, (int, float)) and abs(given) < 1e30) else ""
+        )
+        match = re.fullmatch(
+            r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*([A-Za-z]*(?:/s)?|%)\s*", text
+        )
         if isinstance(given, bool) or not match:
-            raise InputError(f"{quantity} needs a number with its unit, as in {example}; got {given!r}")
+            raise InputError(
+                f"{quantity} needs a number with its unit, as in {example}; got {given!r}"
+            )
         number, unit = float(match[1]), match[2]
         if not math.isfinite(number):
             raise InputError(f"{quantity} needs a finite number; got {given!r}")
@@ -140,11 +155,12 @@ class Limit:
         return f"{_digits(self.value / factor)}{unit}"
 
     def usage(self, score: Score, dense: Score, goal: str) -> float | None:
-        """What `score` spends of this limit (of throughput: reaches), in the limit's terms; None while not measured.
+        """What `score` spends of this limit (of throughput: reaches), in the limit's terms; None
+        while not measured.
 
-        Latency is judged on the upper end of its interval, throughput on its lower: feasible means feasible. Where the
-        dense figure is known, milliseconds are that of the ratio's end: a limit in ms and the same one in per cent of
-        dense are one limit.
+        Latency is judged on the upper end of its interval, throughput on its lower: feasible means
+        feasible. Where the dense figure is known, milliseconds are that of the ratio's end: a limit
+        in ms and the same one in per cent of dense are one limit.
         """
         score, dense = score.on(self.target), dense.on(self.target)
         slowest = score.latency_ratio_high
@@ -161,7 +177,9 @@ class Limit:
         if self.quantity == "metric_drop":
             if score.metric is None or dense.metric is None:
                 return None
-            return dense.metric - score.metric if goal == "maximize" else score.metric - dense.metric
+            return (
+                dense.metric - score.metric if goal == "maximize" else score.metric - dense.metric
+            )
         value, of = score.figure(self.quantity), dense.figure(self.quantity)
         if value is None or not self.relative:
             return value
@@ -177,14 +195,16 @@ class Limit:
         return used < self.value if self.lower else used > self.value
 
     def excess(self, used: float) -> str:
-        """`flops 62%, over the limit of 50%`; four digits where they tell the two apart; of a latency the upper end."""
+        """`flops 62%, over the limit of 50%`; four digits where they tell the two apart; of a
+        latency the upper end."""
         rounded = float(f"{used:.4g}")
         shown = Limit(self.quantity, rounded if self.broken(rounded) else used, self.relative)
         end = " up to" if self.quantity == "latency" else ""
         return f"{self.key}{end} {shown}, {'under' if self.lower else 'over'} the limit of {self}"
 
     def violation(self, score: Score, dense: Score, goal: str) -> float | None:
-        """`used / limit - 1` (throughput: `limit / used - 1`), at most 0 where it is kept; None while not measured."""
+        """`used / limit - 1` (throughput: `limit / used - 1`), at most 0 where it is kept; None
+        while not measured."""
         used = self.usage(score, dense, goal)
         if used is None:
             return None
@@ -205,12 +225,14 @@ class Budget:
         return cls(tuple(Limit.parse(quantity, value) for quantity, value in given.items()))
 
     def violations(self, score: Score, dense: Score, goal: str) -> dict[str, float]:
-        """Violation of every limit that is measured by now, by its key; at most 0 where it is kept."""
+        """Violation of every limit that is measured by now, by its key; at most 0 where it is
+        kept."""
         found = {limit.key: limit.violation(score, dense, goal) for limit in self.limits}
         return {key: value for key, value in found.items() if value is not None}
 
     def broken(self, score: Score, dense: Score, goal: str) -> list[str]:
-        """One phrase for each limit that is measured and not kept, as `latency up to 62%, over the limit of 50%`."""
+        """One phrase for each limit that is measured and not kept, as `latency up to 62%, over the
+        limit of 50%`."""
         broken = []
         for limit in self.limits:
             used = limit.usage(score, dense, goal)
@@ -219,8 +241,13 @@ class Budget:
         return broken
 
     def unmeasured(self, score: Score, dense: Score, goal: str) -> list[str]:
-        """One phrase for each limit of which nothing is known: what cannot be told to be kept is not kept."""
-        return [f"{limit.key} was not measured" for limit in self.limits if limit.usage(score, dense, goal) is None]
+        """One phrase for each limit of which nothing is known: what cannot be told to be kept is
+        not kept."""
+        return [
+            f"{limit.key} was not measured"
+            for limit in self.limits
+            if limit.usage(score, dense, goal) is None
+        ]
 
     def to_json(self) -> dict[str, str]:
         """`{"latency": "50%"}`, as in a study."""
@@ -228,11 +255,16 @@ class Budget:
 
     @property
     def folder_name(self) -> str:
-        """`latency=30%,metric_drop=0.01`; with a digest where characters had to go, or the name would be too long."""
+        """`latency=30%,metric_drop=0.01`; with a digest where characters had to go, or the name
+        would be too long."""
         whole = ",".join(f"{limit.key}={limit}" for limit in self.limits) or "no limit"
         plain = re.sub(r"[^\w.,=% +-]", "_", whole)[:_LONGEST]
-        return plain if plain == whole else f"{plain} {hashlib.sha256(whole.encode()).hexdigest()[:8]}"
+        return (
+            plain if plain == whole else f"{plain} {hashlib.sha256(whole.encode()).hexdigest()[:8]}"
+        )
 
     def __str__(self) -> str:
-        words = (f"{limit.key} at {'least' if limit.lower else 'most'} {limit}" for limit in self.limits)
+        words = (
+            f"{limit.key} at {'least' if limit.lower else 'most'} {limit}" for limit in self.limits
+        )
         return ", ".join(words) or "no limit"

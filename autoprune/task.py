@@ -1,4 +1,5 @@
-"""Task: what is pruned and how it is judged: model factory, data, loss, metric, batch adapter, training recipe."""
+"""Task: what is pruned and how it is judged: model factory, data, loss, metric, batch adapter,
+training recipe."""
 
 from __future__ import annotations
 
@@ -25,14 +26,16 @@ Batch = tuple[tuple[Any, ...], dict[str, Any], Any]
 
 @dataclass(frozen=True)
 class Inputs:
-    """The arguments of one forward call: tensors, batch first, alone or in tuples and dictionaries."""
+    """The arguments of one forward call: tensors, batch first, alone or in tuples and
+    dictionaries."""
 
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, given: Any) -> Inputs:
-        """A tensor, a tuple of positional arguments, a dictionary of keyword arguments, or Inputs, as Inputs."""
+        """A tensor, a tuple of positional arguments, a dictionary of keyword arguments, or Inputs,
+        as Inputs."""
         if isinstance(given, Inputs):
             return given
         if isinstance(given, Mapping):
@@ -40,7 +43,8 @@ class Inputs:
         return cls(tuple(given) if isinstance(given, (tuple, list)) else (given,))
 
     def call(self, model: Callable[..., Any]) -> Any:
-        """`model(*args, **kwargs)`; a CodeError where it would end the process, as sys.exit does."""
+        """`model(*args, **kwargs)`; a CodeError where it would end the process, as sys.exit
+        does."""
         try:
             return model(*self.args, **self.kwargs)
         except (*faults.PASS, Exception):
@@ -50,7 +54,9 @@ class Inputs:
 
     def tensors(self) -> list[Tensor]:
         """Every tensor, in the order in which exported graphs take them."""
-        return [leaf for leaf in tree_flatten((self.args, self.kwargs))[0] if isinstance(leaf, Tensor)]
+        return [
+            leaf for leaf in tree_flatten((self.args, self.kwargs))[0] if isinstance(leaf, Tensor)
+        ]
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Inputs:
         """The same structure with `function` applied to every tensor."""
@@ -61,7 +67,9 @@ class Inputs:
         """The same structure with other tensors, in the order of `tensors()`."""
         leaves, structure = tree_flatten((self.args, self.kwargs))
         fresh = iter(tensors)
-        args, kwargs = tree_unflatten([next(fresh) if isinstance(leaf, Tensor) else leaf for leaf in leaves], structure)
+        args, kwargs = tree_unflatten(
+            [next(fresh) if isinstance(leaf, Tensor) else leaf for leaf in leaves], structure
+        )
         return Inputs(args, kwargs)
 
     @property
@@ -84,15 +92,20 @@ class Inputs:
 
 
 def default_adapter(batch: Any) -> Batch:
-    """`(x, y)` with x a tensor, a tuple or a dictionary of arguments; or a dictionary with labels."""
+    """`(x, y)` with x a tensor, a tuple or a dictionary of arguments; or a dictionary with
+    labels."""
     if isinstance(batch, Mapping):
         for name in ("labels", "label", "target", "targets"):
             if name in batch:
                 return (), {key: value for key, value in batch.items() if key != name}, batch[name]
-        raise ModelError(f"a batch that is a dictionary needs a key 'labels'; got {sorted(batch)}; or give an adapter")
+        raise ModelError(
+            f"a batch that is a dictionary needs a key 'labels'; got {sorted(batch)}; or give an "
+            "adapter"
+        )
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:
         raise ModelError(
-            f"a batch must be (inputs, target) or a dictionary with labels, got {type(batch).__name__}; give an adapter"
+            "a batch must be (inputs, target) or a dictionary with labels, got "
+            f"{type(batch).__name__}; give an adapter"
         )
     _refuse_samples(batch[0], batch[1])
     inputs = Inputs.of(batch[0])
@@ -100,18 +113,26 @@ def default_adapter(batch: Any) -> Batch:
 
 
 def _refuse_samples(inputs: Any, targets: Any) -> None:
-    """A list with an image for each sample, as torchvision's detection data gives, would be taken for arguments."""
+    """A list with an image for each sample, as torchvision's detection data gives, would be taken
+    for arguments."""
     lists = isinstance(inputs, (tuple, list)) and isinstance(targets, (tuple, list))
-    if lists and len(inputs) == len(targets) and any(isinstance(target, Mapping) for target in targets):
+    if (
+        lists
+        and len(inputs) == len(targets)
+        and any(isinstance(target, Mapping) for target in targets)
+    ):
         raise ModelError(
-            f"a batch is a list of {len(inputs)} inputs and one of as many targets, as detection models take them; "
-            "needed is one tensor with the batch first: give an adapter that makes it (inputs of one size, stacked), "
+            f"a batch is a list of {len(inputs)} inputs and one of as many targets, as detection "
+            "models take them; "
+            "needed is one tensor with the batch first: give an adapter that makes it (inputs of "
+            "one size, stacked), "
             "or a loader whose collate_fn does"
         )
 
 
 def main_output(output: Any) -> Tensor:
-    """The tensor that built-in losses and metrics read: the output, its `logits` or `out`, or its first tensor."""
+    """The tensor that built-in losses and metrics read: the output, its `logits` or `out`, or its
+    first tensor."""
     if isinstance(output, Tensor):
         return output
     for name in ("logits", "out"):
@@ -139,7 +160,8 @@ class Data:
 
 @dataclass(frozen=True)
 class Metric:
-    """Quality: `function(outputs, targets) -> float` over a whole split; `goal` says which way is better."""
+    """Quality: `function(outputs, targets) -> float` over a whole split; `goal` says which way is
+    better."""
 
     name: str
     function: Callable[[Any, Any], float]
@@ -152,15 +174,18 @@ class Metric:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a model is trained; `distill` is the weight of the dense model's outputs in the loss, in [0, 1].
+    """How a model is trained; `distill` is the weight of the dense model's outputs in the loss, in
+    [0, 1].
 
-    A pruned one starts, with `repair`, from layers solved anew by least squares (`pruning.repair`; what is frozen
-    stays), else from the weights as cut. It is cut in so many `iterations`, with training between (Han et al. 2015,
-    arXiv:1506.02626): of n, each but the last has epochs // (n + 1), the last what is left; where that is none, it
-    is cut at once. The repair is that of the first cut.
+    A pruned one starts, with `repair`, from layers solved anew by least squares (`pruning.repair`;
+    what is frozen stays), else from the weights as cut. It is cut in so many `iterations`, with
+    training between (Han et al. 2015, arXiv:1506.02626): of n, each but the last has epochs // (n +
+    1), the last what is left; where that is none, it is cut at once. The repair is that of the
+    first cut.
 
-    The learning rate rises in a line over the share `warmup` of the steps and then follows the `schedule`. `momentum`
-    is SGD's (Nesterov's where it is not 0) or the first beta of Adam. `weight_decay` acts on weights alone.
+    The learning rate rises in a line over the share `warmup` of the steps and then follows the
+    `schedule`. `momentum` is SGD's (Nesterov's where it is not 0) or the first beta of Adam.
+    `weight_decay` acts on weights alone.
     """
 
     epochs: int = 5
@@ -182,10 +207,11 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Task:
-    """A trained (or to be trained) model, its data and how it is judged. `build()` gives it as its factory does.
+    """A trained (or to be trained) model, its data and how it is judged. `build()` gives it as its
+    factory does.
 
-    `baseline` says whether the dense model is trained first: `always`, `never`, or, with `auto`, where neither weights
-    nor a module were given and it guesses.
+    `baseline` says whether the dense model is trained first: `always`, `never`, or, with `auto`,
+    where neither weights nor a module were given and it guesses.
     """
 
     build: Callable[[], nn.Module]
@@ -201,8 +227,11 @@ class Task:
     given: nn.Module | None = None  # a module passed in Python, already trained
     baseline: Literal["auto", "always", "never"] = "auto"
 
-    def batches(self, split: Literal["train", "validation", "test"], *, seed: int | None = None) -> Iterator[Batch]:
-        """Adapted batches of a split; shuffled by `seed` where one is given and the split is a data set."""
+    def batches(
+        self, split: Literal["train", "validation", "test"], *, seed: int | None = None
+    ) -> Iterator[Batch]:
+        """Adapted batches of a split; shuffled by `seed` where one is given and the split is a data
+        set."""
         data = getattr(self.data, split)
         for number, batch in enumerate(
             faults.draw_samples(_loader(data, self.training, seed), f"the {split} data"), start=1
@@ -212,13 +241,17 @@ class Task:
             yield adapted
 
     def steps(self, split: Literal["train", "validation", "test"]) -> int:
-        """The number of batches of a split; an iterable without a length is gone through once to count them.
+        """The number of batches of a split; an iterable without a length is gone through once to
+        count them.
 
         Raises ModelError for an iterator, which could not be gone through again.
         """
         loader = _loader(getattr(self.data, split), self.training, None)
         if isinstance(loader, Iterator):
-            raise ModelError(f"the {split} data is an iterator, used up after one epoch; give a data set or a loader")
+            raise ModelError(
+                f"the {split} data is an iterator, used up after one epoch; give a data set or a "
+                "loader"
+            )
         try:
             with faults.code(f"the length of the {split} data"):
                 return len(loader)
@@ -230,7 +263,8 @@ class Task:
     def calibration(self, count: int) -> Inputs:
         """The first `count` training inputs, in the data's own order, as one batch on the CPU.
 
-        Batches of other shapes than the first are left out; what is missing then is repeated from the start.
+        Batches of other shapes than the first are left out; what is missing then is repeated from
+        the start.
         """
         parts: list[Inputs] = []
         for args, kwargs, _ in self.batches("train"):
@@ -250,8 +284,11 @@ class Task:
         return joined.rows(count)
 
     def digest(self) -> str:
-        """16 hexadecimal digits over the description, the user's files, the weights and a fingerprint of the data."""
-        state = hashlib.sha256(json.dumps(_description_of(self.description), sort_keys=True, default=str).encode())
+        """16 hexadecimal digits over the description, the user's files, the weights and a
+        fingerprint of the data."""
+        state = hashlib.sha256(
+            json.dumps(_description_of(self.description), sort_keys=True, default=str).encode()
+        )
         for path in (*self.sources, *([self.weights] if self.weights else [])):
             state.update(Path(path).read_bytes())
         for split in ("train", "validation"):
@@ -259,7 +296,14 @@ class Task:
         if self.given is not None:
             for name, tensor in self.given.state_dict().items():
                 state.update(
-                    name.encode() + tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+                    name.encode()
+                    + tensor.detach()
+                    .cpu()
+                    .contiguous()
+                    .view(-1)
+                    .view(torch.uint8)
+                    .numpy()
+                    .tobytes()
                 )
         return state.hexdigest()[:16]
 
@@ -272,11 +316,15 @@ _LATER = {"baseline": "auto", "momentum": 0.9, "schedule": "cosine", "warmup": 0
 
 
 def _description_of(section: Mapping[str, Any]) -> dict[str, Any]:
-    """Without keys of `training` that came later and say what was so before: runs from then go on."""
+    """Without keys of `training` that came later and say what was so before: runs from then go
+    on."""
     training = section.get("training")
     if not isinstance(training, Mapping):
         return dict(section)
-    return {**section, "training": {key: value for key, value in training.items() if _LATER.get(key) != value}}
+    return {
+        **section,
+        "training": {key: value for key, value in training.items() if _LATER.get(key) != value},
+    }
 
 
 def _loader(data: Any, recipe: Recipe, seed: int | None) -> Any:
@@ -291,12 +339,15 @@ def _loader(data: Any, recipe: Recipe, seed: int | None) -> Any:
     if type(data) is TensorDataset and not recipe.workers:
         return _TensorBatches(data.tensors, recipe.batch_size, generator)
     shuffle = seed is not None and not isinstance(data, IterableDataset)
-    return DataLoader(data, recipe.batch_size, shuffle=shuffle, num_workers=recipe.workers, generator=generator)
+    return DataLoader(
+        data, recipe.batch_size, shuffle=shuffle, num_workers=recipe.workers, generator=generator
+    )
 
 
 @dataclass(frozen=True)
 class _TensorBatches:
-    """The batches that a DataLoader would make of a TensorDataset, without collating sample by sample."""
+    """The batches that a DataLoader would make of a TensorDataset, without collating sample by
+    sample."""
 
     tensors: tuple[Tensor, ...]
     batch_size: int
@@ -307,6 +358,10 @@ class _TensorBatches:
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         count = len(self.tensors[0])
-        order = torch.arange(count) if self.generator is None else torch.randperm(count, generator=self.generator)
+        order = (
+            torch.arange(count)
+            if self.generator is None
+            else torch.randperm(count, generator=self.generator)
+        )
         for indices in torch.split(order, self.batch_size) if count else ():
             yield tuple(tensor[indices] for tensor in self.tensors)

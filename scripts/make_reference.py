@@ -1,7 +1,8 @@
 """Write docs/reference/{study,cli,python,plugins,errors}.md from the code.
 
 Run: .venv/bin/python scripts/make_reference.py [--check]
-With --check nothing is written, and the exit status is 1 where a page is not what the code says (a test runs this).
+With --check nothing is written, and the exit status is 1 where a page is not what the code says (a
+test runs this).
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ MEANINGS = {  # key of a study -> what it means, where its name and type do not 
     "name": "names the run's folder: `runs/NAME`",
     "task.model": "`zoo:NAME`, `torchvision:NAME`, `module:build`; or `{name: ..., args: {...}}`",
     "task.weights": "a `.safetensors` file or a state dict; null: the model as it is built",
-    "task.data": "`zoo:NAME`, `torchvision:NAME`, a folder of images, or `module:data` giving the splits",
+    "task.data": "`zoo:NAME`, `torchvision:NAME`, a folder of images, or `module:data` giving the "
+    "splits",
     "task.loss": "a loss of torch.nn.functional, or `module:function(output, target)`",
     "task.metric": "a built-in name, or `{name, function, goal}`",
     "task.adapter": "`module:function(batch) -> (args, kwargs, target)`",
@@ -54,21 +56,25 @@ MEANINGS = {  # key of a study -> what it means, where its name and type do not 
     "recovery.iterations": "cuts, with training between (Han et al. 2015)",
     "space.default": "the options of every group",
     "space.layers": "options by pattern on layer names; the first match wins",
-    "space.share": "`stage`, or `{depth: N}`: one decision for all layers of a stage, or of a module N names deep",
+    "space.share": "`stage`, or `{depth: N}`: one decision for all layers of a stage, or of a "
+    "module N names deep",
     "options.techniques": "which may be chosen; `[]`: left whole",
     "options.ratio": "the least and the highest share removed",
     "options.criteria": "which may be chosen",
     "options.multiple_of": "widths are multiples of it",
     "target.name": "what the target is called in tables",
     "target.device": "`cpu`, `cuda`, ...",
-    "target.runtime": "`onnxruntime`, `eager`, `compiled`, `openvino`, `tensorrt`, `executorch`, `recorded`",
+    "target.runtime": "`onnxruntime`, `eager`, `compiled`, `openvino`, `tensorrt`, `executorch`, "
+    "`recorded`",
     "target.threads": "of the runtime",
     "target.batch": "inputs of a call",
     "target.dtype": "`fp32`, `bf16`, `fp16`, `int8`",
     "target.multiple_of": "rounds every width, for kernels that compute in steps",
     "target.from": "of `recorded`: the run whose figures answer",
-    "budget": "limits by quantity: `latency: 50%` or `2.5ms`, `throughput`, `memory`, `energy`, `flops`, `params`, "
-    "`nonzero_params`, `size`, `size_compressed`, `metric_drop`; ` on TARGET` adds a further target",
+    "budget": "limits by quantity: `latency: 50%` or `2.5ms`, `throughput`, `memory`, `energy`, "
+    "`flops`, `params`, "
+    "`nonzero_params`, `size`, `size_compressed`, `metric_drop`; ` on TARGET` adds a further "
+    "target",
     "search.trials": "plans evaluated without fine-tuning",
     "search.finalists": "the best of them, which are trained; `all`: every plan inside the budget",
     "search.seed": "of everything random",
@@ -95,7 +101,12 @@ def keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any, s
             yield from keys(inner, f"{key}.")
             continue
         meaning = next(
-            (MEANINGS[each] for each in (key, short, f"options.{name}", f"training.{name}") if each in MEANINGS), None
+            (
+                MEANINGS[each]
+                for each in (key, short, f"options.{name}", f"training.{name}")
+                if each in MEANINGS
+            ),
+            None,
         )
         if meaning is None:
             raise SystemExit(f"the key {key} has no meaning yet: give it one in MEANINGS")
@@ -108,7 +119,8 @@ def section_of(annotation: Any) -> type[BaseModel] | None:
         return annotation
     options = (
         typing.get_args(annotation)
-        if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) in (typing.Union,)
+        if isinstance(annotation, types.UnionType)
+        or typing.get_origin(annotation) in (typing.Union,)
         else ()
     )
     sections = [each for each in options if isinstance(each, type) and issubclass(each, BaseModel)]
@@ -129,8 +141,10 @@ def default_of(field: Any) -> str:
 def study() -> str:
     rows = [f"| `{key}` | {default} | {meaning} |" for key, default, meaning in keys(StudySchema)]
     text = (
-        "# Every key of a study\n\nWhat is not listed is refused, with its file, line and the nearest key. "
-        "In `recovery`, null is as in `task.training`;\nin `space.layers`, null is as in `space.default`.\n\n"
+        "# Every key of a study\n\nWhat is not listed is refused, with its file, line and the "
+        "nearest key. "
+        "In `recovery`, null is as in `task.training`;\nin `space.layers`, null is as in "
+        "`space.default`.\n\n"
     )
     return text + "\n".join(["| key | default | meaning |", "|---|---|---|", *rows]) + "\n"
 
@@ -168,7 +182,9 @@ def python() -> str:
         except (TypeError, ValueError):
             signature = ""
         block = (
-            f"<!-- not run: a signature -->\n```python\n{name}{signature}\n```\n\n" if inspect.isfunction(value) else ""
+            f"<!-- not run: a signature -->\n```python\n{name}{signature}\n```\n\n"
+            if inspect.isfunction(value)
+            else ""
         )
         text += f"\n## {name}\n\n{block}{documentation}\n"
         if inspect.isclass(value):
@@ -176,7 +192,8 @@ def python() -> str:
                 own = getattr(method, "__qualname__", "").startswith(f"{value.__name__}.")
                 if not part.startswith("_") and inspect.isfunction(method) and own:
                     text += (
-                        f"\n- `{part}{inspect.signature(method)}`: {(inspect.getdoc(method) or '').split(chr(10))[0]}\n"
+                        f"\n- `{part}{inspect.signature(method)}`: "
+                        f"{(inspect.getdoc(method) or '').split(chr(10))[0]}\n"
                     )
     return re.sub(r"<function (\w+) at 0x[0-9a-f]+>", r"\1", text)
 
@@ -191,21 +208,30 @@ def laws() -> str:
         text += f"\n## {name}\n\n{inspect.getdoc(protocol)}\n"
         for part, method in inspect.getmembers(protocol, inspect.isfunction):
             if not part.startswith("_"):
-                text += f"\n- `{part}{inspect.signature(method)}`: {' '.join((inspect.getdoc(method) or '').split())}\n"
+                text += (
+                    f"\n- `{part}{inspect.signature(method)}`: "
+                    f"{' '.join((inspect.getdoc(method) or '').split())}\n"
+                )
     return text
 
 
 def kinds() -> str:
     text = (
-        "# Errors\n\nEvery error that is raised on purpose is an `AutopruneError`: one paragraph that says what came, "
+        "# Errors\n\nEvery error that is raised on purpose is an `AutopruneError`: one paragraph "
+        "that says what came, "
         "what is needed and\nwhat to do; on the command line it ends with the exit status.\n\n"
         "| kind | exit status | what it means |\n|---|---:|---|\n"
     )
     found = [
-        value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, errors.AutopruneError)
+        value
+        for value in vars(errors).values()
+        if isinstance(value, type) and issubclass(value, errors.AutopruneError)
     ]
     for kind in found:
-        text += f"| `{kind.__name__}` | {kind.exit_status} | {' '.join((inspect.getdoc(kind) or '').split())} |\n"
+        text += (
+            f"| `{kind.__name__}` | {kind.exit_status} | "
+            f"{' '.join((inspect.getdoc(kind) or '').split())} |\n"
+        )
     return text
 
 
@@ -214,7 +240,9 @@ PAGES = {"study": study, "cli": commands, "python": python, "plugins": laws, "er
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; say which pages are out of date")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; say which pages are out of date"
+    )
     check = parser.parse_args().check
     stale = []
     for name, make in PAGES.items():

@@ -1,8 +1,8 @@
 """Latency of one convolution against its width: docs/why/staircase.json and .svg.
 
 Run: .venv/bin/python scripts/staircase.py [--widths 8 128] [--draw]
-Each width is measured beside the widest, interleaved, on ONNX Runtime, one thread. `--draw` draws the figures that are
-kept, without measuring.
+Each width is measured beside the widest, interleaved, on ONNX Runtime, one thread. `--draw` draws
+the figures that are kept, without measuring.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ INPUTS, SIZE, STEP = 32, 28, 1
 
 def net(width: int) -> nn.Module:
     """One 3x3 convolution to so many channels, and back to one."""
-    return nn.Sequential(nn.Conv2d(INPUTS, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, 1, 1)).eval()
+    return nn.Sequential(
+        nn.Conv2d(INPUTS, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, 1, 1)
+    ).eval()
 
 
 def measured(low: int, high: int) -> dict[str, object]:
@@ -36,8 +38,21 @@ def measured(low: int, high: int) -> dict[str, object]:
     for width in range(low, high + 1, STEP):
         artefact = measure.artefact(net(width), inputs, target)
         latency = measure.time_artefact(artefact, widest, inputs.rows(1), target, budget_s=0.2)
-        rows.append({"width": width, "ratio": latency.ratio, "low": latency.ratio_low, "high": latency.ratio_high})
-    return {"machine": machine(), "runtime": "onnxruntime, one thread", "inputs": INPUTS, "size": SIZE, "rows": rows}
+        rows.append(
+            {
+                "width": width,
+                "ratio": latency.ratio,
+                "low": latency.ratio_low,
+                "high": latency.ratio_high,
+            }
+        )
+    return {
+        "machine": machine(),
+        "runtime": "onnxruntime, one thread",
+        "inputs": INPUTS,
+        "size": SIZE,
+        "rows": rows,
+    }
 
 
 def drawn(record: dict[str, object]) -> str:
@@ -51,14 +66,16 @@ def drawn(record: dict[str, object]) -> str:
     points = " ".join(at(row["width"], row["ratio"]) for row in rows)
     ticks = "".join(
         f'<text x="{50 + 560 * width / high:.1f}" y="280" text-anchor="middle">{width}</text>'
-        f'<line x1="{50 + 560 * width / high:.1f}" y1="260" x2="{50 + 560 * width / high:.1f}" y2="264"/>'
+        f'<line x1="{50 + 560 * width / high:.1f}" y1="260" x2="{50 + 560 * width / high:.1f}" '
+        'y2="264"/>'
         for width in range(0, int(high) + 1, 16)
     )
     sides = "".join(
         f'<text x="44" y="{264 - 230 * share / top:.1f}" text-anchor="end">{share:.0%}</text>'
         for share in (0, 0.25, 0.5, 0.75, 1)
     )
-    return f"""<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 640 310" font-family="sans-serif" font-size="12"
+    return f"""<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 640 310" font-size="12"
+ font-family="sans-serif"
  role="img" aria-label="Latency of a convolution against its width: a staircase">
 <rect width="640" height="310" fill="white"/>
 <g stroke="#444" fill="#444" stroke-width="0.5">{ticks}{sides}
@@ -73,7 +90,9 @@ def drawn(record: dict[str, object]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--widths", type=int, nargs=2, default=(8, 96), metavar=("LOW", "HIGH"))
     parser.add_argument("--draw", action="store_true", help="only draw what is kept")
     given = parser.parse_args()

@@ -16,17 +16,24 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a background job; the tests' own processes must hear Ctrl-C
+# a background job; the tests' own processes must hear Ctrl-C
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--promise", action="append", help="run only the tests marked with this promise")
+    parser.addoption(
+        "--promise", action="append", help="run only the tests marked with this promise"
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Tell the report which promises a test shows (scripts/promises.py); keep those that were asked for."""
     for item in items:
-        item.user_properties += [("promise", name) for mark in item.iter_markers("promise") for name in mark.args]
+        item.user_properties += [
+            ("promise", name) for mark in item.iter_markers("promise") for name in mark.args
+        ]
     if wanted := config.getoption("--promise"):
-        items[:] = [item for item in items if {name for _, name in item.user_properties} & set(wanted)]
+        items[:] = [
+            item for item in items if {name for _, name in item.user_properties} & set(wanted)
+        ]

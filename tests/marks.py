@@ -10,4 +10,6 @@ import pytest
 
 def slow_but(quick: Collection[Any], values: Iterable[Any]) -> list[Any]:
     """Every value as a parameter; those that are not among the `quick` ones are marked slow."""
-    return [pytest.param(value, marks=() if value in quick else pytest.mark.slow) for value in values]
+    return [
+        pytest.param(value, marks=() if value in quick else pytest.mark.slow) for value in values
+    ]

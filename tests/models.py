@@ -85,13 +85,24 @@ class Net(nn.Module):
 
 def plain() -> nn.Module:
     return nn.Sequential(
-        conv(3, 8), nn.MaxPool2d(2), conv(8, 12), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 4)
+        conv(3, 8),
+        nn.MaxPool2d(2),
+        conv(8, 12),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(12, 4),
     )
 
 
 def flattened() -> nn.Module:
     return nn.Sequential(
-        conv(3, 8), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(8 * 16, 10), nn.ReLU(), nn.Dropout(), nn.Linear(10, 4)
+        conv(3, 8),
+        nn.AvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(8 * 16, 10),
+        nn.ReLU(),
+        nn.Dropout(),
+        nn.Linear(10, 4),
     )
 
 
@@ -142,7 +153,10 @@ class InvertedResidual(Net):
 
     def __init__(self) -> None:
         super().__init__()
-        self.expand, self.depthwise = nn.Conv2d(12, 18, 1), nn.Conv2d(18, 18, 3, padding=1, groups=18)
+        self.expand, self.depthwise = (
+            nn.Conv2d(12, 18, 1),
+            nn.Conv2d(18, 18, 3, padding=1, groups=18),
+        )
         self.project, self.wide = nn.Conv2d(18, 12, 1), nn.Conv2d(12, 24, 3, padding=1, groups=12)
         self.last = nn.Conv2d(24, 12, 1)
 
@@ -167,7 +181,11 @@ class Grouped(Net):
 class SqueezeExcite(Net):
     def __init__(self) -> None:
         super().__init__()
-        self.squeeze, self.excite, self.after = nn.Conv2d(12, 6, 1), nn.Conv2d(6, 12, 1), nn.Conv2d(12, 12, 1)
+        self.squeeze, self.excite, self.after = (
+            nn.Conv2d(12, 6, 1),
+            nn.Conv2d(6, 12, 1),
+            nn.Conv2d(12, 12, 1),
+        )
 
     def body(self, x: Tensor) -> Tensor:
         gate = torch.sigmoid(self.excite(F.silu(self.squeeze(F.adaptive_avg_pool2d(x, 1)))))
@@ -203,7 +221,12 @@ def saturating() -> nn.Module:
 
 def perceptron() -> nn.Module:
     return nn.Sequential(
-        nn.Linear(6, 14), nn.BatchNorm1d(14), nn.GELU(), nn.Linear(14, 10), nn.Tanh(), nn.Linear(10, 4)
+        nn.Linear(6, 14),
+        nn.BatchNorm1d(14),
+        nn.GELU(),
+        nn.Linear(14, 10),
+        nn.Tanh(),
+        nn.Linear(10, 4),
     )
 
 
@@ -246,7 +269,11 @@ class Shuffled(Net):
         left, right = x.chunk(2, dim=1)
         x = torch.cat([left, self.two(self.one(right))], 1)
         batch, channels, height, width = x.shape
-        x = x.view(batch, 2, channels // 2, height, width).transpose(1, 2).reshape(batch, channels, height, width)
+        x = (
+            x.view(batch, 2, channels // 2, height, width)
+            .transpose(1, 2)
+            .reshape(batch, channels, height, width)
+        )
         return self.after(x)
 
 
@@ -302,7 +329,12 @@ def instance_norm_plain() -> nn.Module:
 
 def layer_norm() -> nn.Module:
     return nn.Sequential(
-        nn.Linear(6, 14), nn.LayerNorm(14), nn.ReLU(), nn.Linear(14, 10), nn.RMSNorm(10), nn.Linear(10, 4)
+        nn.Linear(6, 14),
+        nn.LayerNorm(14),
+        nn.ReLU(),
+        nn.Linear(14, 10),
+        nn.RMSNorm(10),
+        nn.Linear(10, 4),
     )
 
 
@@ -312,7 +344,11 @@ class ConvNeXt(Net):
     def __init__(self) -> None:
         super().__init__()
         self.depthwise, self.norm = nn.Conv2d(12, 12, 3, padding=1, groups=12), nn.LayerNorm(12)
-        self.up, self.down, self.scale = nn.Linear(12, 20), nn.Linear(20, 12), nn.Parameter(torch.full((12, 1, 1), 0.5))
+        self.up, self.down, self.scale = (
+            nn.Linear(12, 20),
+            nn.Linear(20, 12),
+            nn.Parameter(torch.full((12, 1, 1), 0.5)),
+        )
 
     def body(self, x: Tensor) -> Tensor:
         y = self.norm(self.depthwise(x).permute(0, 2, 3, 1))
@@ -336,7 +372,10 @@ class UNet(nn.Module):
 class TransposedDepthwise(Net):
     def __init__(self) -> None:
         super().__init__()
-        self.up, self.after = nn.ConvTranspose2d(12, 12, 2, stride=2, groups=12), nn.Conv2d(12, 12, 1)
+        self.up, self.after = (
+            nn.ConvTranspose2d(12, 12, 2, stride=2, groups=12),
+            nn.Conv2d(12, 12, 1),
+        )
 
     def body(self, x: Tensor) -> Tensor:
         return self.after(self.up(x))
@@ -345,7 +384,10 @@ class TransposedDepthwise(Net):
 class TransposedGrouped(Net):
     def __init__(self) -> None:
         super().__init__()
-        self.up, self.after = nn.ConvTranspose2d(12, 12, 2, stride=2, groups=3), nn.Conv2d(12, 12, 1)
+        self.up, self.after = (
+            nn.ConvTranspose2d(12, 12, 2, stride=2, groups=3),
+            nn.Conv2d(12, 12, 1),
+        )
 
     def body(self, x: Tensor) -> Tensor:
         return self.after(self.up(x))
@@ -408,7 +450,11 @@ class DictInOut(nn.Module):
 
     def forward(self, pixels: Tensor, weight: Tensor | None = None) -> dict[str, Any]:
         x = self.trunk(pixels) if weight is None else self.trunk(pixels) * weight
-        return {"logits": self.classes(self.left(x).mean((2, 3))), "maps": [self.right(x)], "none": None}
+        return {
+            "logits": self.classes(self.left(x).mean((2, 3))),
+            "maps": [self.right(x)],
+            "none": None,
+        }
 
 
 @dataclass
@@ -432,7 +478,11 @@ class Objects(nn.Module):
 class Text(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.words, self.hidden, self.head = nn.Embedding(20, 12), nn.Linear(12, 10), nn.Linear(10, 3)
+        self.words, self.hidden, self.head = (
+            nn.Embedding(20, 12),
+            nn.Linear(12, 10),
+            nn.Linear(10, 3),
+        )
 
     def forward(self, words: Tensor) -> Tensor:
         return self.head(F.relu(self.hidden(self.words(words)).mean(1)))
@@ -443,7 +493,11 @@ class TiedEmbedding(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.words, self.hidden, self.words_out = nn.Embedding(20, 12), nn.Linear(12, 10), nn.Linear(12, 20)
+        self.words, self.hidden, self.words_out = (
+            nn.Embedding(20, 12),
+            nn.Linear(12, 10),
+            nn.Linear(12, 20),
+        )
         self.back = nn.Linear(10, 12)
         self.words_out.weight = self.words.weight
 
@@ -511,7 +565,12 @@ class Positions(nn.Module):
 
     def __init__(self, token: bool = False) -> None:
         super().__init__()
-        self.enter, self.up, self.down, self.head = nn.Linear(6, 8), nn.Linear(8, 12), nn.Linear(12, 8), nn.Linear(8, 3)
+        self.enter, self.up, self.down, self.head = (
+            nn.Linear(6, 8),
+            nn.Linear(8, 12),
+            nn.Linear(12, 8),
+            nn.Linear(8, 3),
+        )
         self.where = nn.Parameter(0.1 * torch.randn(1, 6 if token else 5, 8))
         self.token = nn.Parameter(0.1 * torch.randn(1, 1, 8)) if token else None
 
@@ -616,7 +675,11 @@ class KeywordCalls(Net):
 
     def __init__(self) -> None:
         super().__init__()
-        self.one, self.norm, self.after = nn.Conv2d(12, 10, 3), nn.BatchNorm2d(10), nn.Conv2d(10, 12, 1)
+        self.one, self.norm, self.after = (
+            nn.Conv2d(12, 10, 3),
+            nn.BatchNorm2d(10),
+            nn.Conv2d(10, 12, 1),
+        )
 
     def body(self, x: Tensor) -> Tensor:
         x = F.conv2d(input=x, weight=self.one.weight, bias=self.one.bias, padding=1)
@@ -656,12 +719,21 @@ def net(
     **refused: str,
 ) -> Member:
     """A member that ends in a linear layer `head`, or gives its output layers in `refused` (`__` stands for a dot)."""
-    reasons = {layer.replace("__", "."): reason for layer, reason in ({"head": OUTPUT} | refused).items() if reason}
+    reasons = {
+        layer.replace("__", "."): reason
+        for layer, reason in ({"head": OUTPUT} | refused).items()
+        if reason
+    }
     return Member(name or build.__name__, build, inputs or image(), prunable, reasons)
 
 
 def function(
-    name: str, work: Callable[[Tensor], Tensor], reason: str | None = None, *, width: int = 12, left: int = 12
+    name: str,
+    work: Callable[[Tensor], Tensor],
+    reason: str | None = None,
+    *,
+    width: int = 12,
+    left: int = 12,
 ) -> Member:
     """The stem of a `Function` net is prunable, or refused for `reason`."""
     kept = ("stem.0", "after") if reason is None else ("after",)
@@ -705,7 +777,9 @@ MEMBERS: tuple[Member, ...] = (
     net(TiedWeights, "enter", inputs=vector()),
     net(TiedEmbedding, "words", "hidden", inputs=tokens(), head=""),
     net(SquareTied, "words", inputs=tokens()),
-    net(Mixer, "enter", "up", inputs=sequences, over="beside a dimension", back="beside a dimension"),
+    net(
+        Mixer, "enter", "up", inputs=sequences, over="beside a dimension", back="beside a dimension"
+    ),
     net(
         SeveralInputs,
         "image.0",
@@ -720,7 +794,9 @@ MEMBERS: tuple[Member, ...] = (
         head="",
         classes=OUTPUT,
         right=OUTPUT,
-        inputs=lambda: Inputs.of({"pixels": torch.randn(2, 3, 8, 8), "weight": torch.rand(2, 1, 1, 1)}),
+        inputs=lambda: Inputs.of(
+            {"pixels": torch.randn(2, 3, 8, 8), "weight": torch.rand(2, 1, 1, 1)}
+        ),
     ),
     net(Objects, "trunk.0", head="", left=OUTPUT, right=OUTPUT),
     net(Text, "words", "hidden", inputs=tokens()),
@@ -745,7 +821,9 @@ MEMBERS: tuple[Member, ...] = (
     net(cells, "words", "lstm", "gru", "start", inputs=tokens()),
     net(twice, "words", "up", inputs=tokens()),
     net(written_zeros, "words", inputs=tokens(), rnn=FAILS),
-    net(normed_recurrent, "after", inputs=tokens(), words="computed weights", rnn="computed weights"),
+    net(
+        normed_recurrent, "after", inputs=tokens(), words="computed weights", rnn="computed weights"
+    ),
     net(Tagger, "enter", inputs=sequences, head="", rnn="one size for its 2 layers"),
     net(
         GivenStart,
@@ -765,7 +843,12 @@ MEMBERS: tuple[Member, ...] = (
     net(Positions, "enter", "up", inputs=sequences),
     net(token, "enter", "up", inputs=sequences),
     net(
-        HandAttention, "enter", "value", inputs=sequences, query="product of activations", key="product of activations"
+        HandAttention,
+        "enter",
+        "value",
+        inputs=sequences,
+        query="product of activations",
+        key="product of activations",
     ),
     net(
         ScaledAttention,
@@ -776,9 +859,19 @@ MEMBERS: tuple[Member, ...] = (
         key="width of the attention",
     ),
     Member("weight_normed", weight_normed, image(), ("0.0", "1", "5"), {"7": OUTPUT}),
-    Member("one_dimension", one_dimension, lambda: Inputs.of(torch.randn(2, 3, 16)), ("0", "3"), {"7": OUTPUT}),
     Member(
-        "three_dimensions", three_dimensions, lambda: Inputs.of(torch.randn(2, 3, 4, 6, 6)), ("0", "3"), {"7": OUTPUT}
+        "one_dimension",
+        one_dimension,
+        lambda: Inputs.of(torch.randn(2, 3, 16)),
+        ("0", "3"),
+        {"7": OUTPUT},
+    ),
+    Member(
+        "three_dimensions",
+        three_dimensions,
+        lambda: Inputs.of(torch.randn(2, 3, 4, 6, 6)),
+        ("0", "3"),
+        {"7": OUTPUT},
     ),
     net(BufferWritten, "after", stem__0="written into a buffer"),
     net(InputCoupled, "inner.0", head="", outer="network's input"),
@@ -789,7 +882,9 @@ MEMBERS: tuple[Member, ...] = (
     function("chunk", lambda x: torch.mul(*x.chunk(2, 1)), left=6),
     function("unflatten", lambda x: x.unflatten(1, (3, -1)).flatten(1, 2)),
     function("flip", lambda x: x.flip(1)),
-    function("repeat", lambda x: torch.cat([x.repeat(1, 2, 1, 1), x.repeat_interleave(2, 1)], 1), left=48),
+    function(
+        "repeat", lambda x: torch.cat([x.repeat(1, 2, 1, 1), x.repeat_interleave(2, 1)], 1), left=48
+    ),
     function("stack", lambda x: torch.stack([x, 2 * x], 2).flatten(1, 2), left=24),
     function("pad_channels", lambda x: F.pad(x, (0, 0, 0, 0, 1, 2)), left=15),
     function("slice_middle", lambda x: x[:, 3:9], left=6),
@@ -811,8 +906,15 @@ MEMBERS: tuple[Member, ...] = (
     function("mean_channels", lambda x: x - x.mean(1, keepdim=True)),
     function("softmax_channels", lambda x: x.softmax(1), "softmax"),
     function("normalize_channels", lambda x: F.normalize(x, dim=1)),
-    function("topk_channels", lambda x: x.permute(0, 2, 3, 1).topk(6)[0].permute(0, 3, 1, 2), "topk", left=6),
-    function("sort_channels", lambda x: x.permute(0, 2, 3, 1).sort()[0].permute(0, 3, 1, 2), "sort"),
+    function(
+        "topk_channels",
+        lambda x: x.permute(0, 2, 3, 1).topk(6)[0].permute(0, 3, 1, 2),
+        "topk",
+        left=6,
+    ),
+    function(
+        "sort_channels", lambda x: x.permute(0, 2, 3, 1).sort()[0].permute(0, 3, 1, 2), "sort"
+    ),
     function("cumsum_channels", lambda x: x.cumsum(1), "cumsum"),
     function("glu_channels", lambda x: F.glu(x, 1), left=6),
     function(
@@ -822,20 +924,36 @@ MEMBERS: tuple[Member, ...] = (
         width=4,
         left=36,
     ),
-    function("gram", lambda x: torch.einsum("nchw,ndhw->ncd", x, x)[..., None], "product of activations"),
+    function(
+        "gram", lambda x: torch.einsum("nchw,ndhw->ncd", x, x)[..., None], "product of activations"
+    ),
     function("read_as_number", lambda x: x * x.sum().item(), "_local_scalar_dense"),
     function("local_response", lambda x: F.local_response_norm(x, 3), "avg_pool3d"),
     function("norm_of_pixels", lambda x: x / x.norm(2, dim=(2, 3), keepdim=True)),
     function("softmax_of_pixels", lambda x: x.flatten(2).softmax(-1).view_as(x)),
     function("deviation", lambda x: x / x.std((2, 3), keepdim=True)),
     function("einsum", lambda x: torch.einsum("nchw,nc->nchw", x, x.mean((2, 3)))),
-    function("where", lambda x: torch.where(x > 0.5, x, torch.zeros_like(x)).masked_fill(x > 1, 0.5)),
+    function(
+        "where", lambda x: torch.where(x > 0.5, x, torch.zeros_like(x)).masked_fill(x > 1, 0.5)
+    ),
     function("moved_mask", lambda x: x * (x > 0.3).permute(0, 2, 3, 1).permute(0, 3, 1, 2)),
-    function("joined_with_integers", lambda x: torch.cat([x, torch.full((x.shape[0], 2, 8, 8), 5)], 1), left=14),
+    function(
+        "joined_with_integers",
+        lambda x: torch.cat([x, torch.full((x.shape[0], 2, 8, 8), 5)], 1),
+        left=14,
+    ),
     function("in_place", lambda x: x.clone().relu_().clone().unsqueeze_(0).squeeze_(0).add_(1)),
-    function("through_a_view", lambda x: (y := 2 * x, y.view(x.shape[0], x.shape[1], -1).add_(1))[0]),
-    function("channels_last_pool", lambda x: F.adaptive_avg_pool2d(x.contiguous(memory_format=torch.channels_last), 1)),
-    function("reflect", lambda x: F.interpolate(F.pad(x, (1, 1, 1, 1), mode="reflect"), size=5, mode="bicubic")),
+    function(
+        "through_a_view", lambda x: (y := 2 * x, y.view(x.shape[0], x.shape[1], -1).add_(1))[0]
+    ),
+    function(
+        "channels_last_pool",
+        lambda x: F.adaptive_avg_pool2d(x.contiguous(memory_format=torch.channels_last), 1),
+    ),
+    function(
+        "reflect",
+        lambda x: F.interpolate(F.pad(x, (1, 1, 1, 1), mode="reflect"), size=5, mode="bicubic"),
+    ),
 )
 
 

@@ -96,7 +96,9 @@ def packed_states() -> nn.Module:
 
 
 def elman() -> nn.Module:
-    return Words(lambda net, x: net.rnn(x)[0][:, -1], rnn=layer(nn.RNN, nonlinearity="relu", bias=False))
+    return Words(
+        lambda net, x: net.rnn(x)[0][:, -1], rnn=layer(nn.RNN, nonlinearity="relu", bias=False)
+    )
 
 
 def deep() -> nn.Module:
@@ -116,25 +118,38 @@ def projected() -> nn.Module:
 
 
 def cells() -> nn.Module:
-    layers = {"lstm": nn.LSTMCell(6, 8), "gru": nn.GRUCell(8, 10), "rnn": nn.RNNCell(6, 7), "start": nn.Linear(6, 7)}
+    layers = {
+        "lstm": nn.LSTMCell(6, 8),
+        "gru": nn.GRUCell(8, 10),
+        "rnn": nn.RNNCell(6, 7),
+        "start": nn.Linear(6, 7),
+    }
     return Words(_cells, 17, **layers)
 
 
 def translator() -> nn.Module:
     """The decoder starts with the encoder's states: they are one group."""
     return Words(
-        lambda net, x: net.decoder(x, net.rnn(x)[1])[0][:, -1], rnn=layer(nn.LSTM, 2), decoder=layer(nn.LSTM, 2)
+        lambda net, x: net.decoder(x, net.rnn(x)[1])[0][:, -1],
+        rnn=layer(nn.LSTM, 2),
+        decoder=layer(nn.LSTM, 2),
     )
 
 
 def learned_start() -> nn.Module:
     """One last dimension of the start for both layers: their units go in pairs."""
     start = nn.Parameter(torch.randn(2, 1, 8))
-    return Words(lambda net, x: net.rnn(x, net.start.repeat(1, len(x), 1))[0][:, -1], rnn=layer(nn.GRU, 2), start=start)
+    return Words(
+        lambda net, x: net.rnn(x, net.start.repeat(1, len(x), 1))[0][:, -1],
+        rnn=layer(nn.GRU, 2),
+        start=start,
+    )
 
 
 def unbatched() -> nn.Module:
-    return Words(lambda net, x: torch.stack([net.rnn(row)[1][0][-1] for row in x]), rnn=layer(nn.LSTM, 2))
+    return Words(
+        lambda net, x: torch.stack([net.rnn(row)[1][0][-1] for row in x]), rnn=layer(nn.LSTM, 2)
+    )
 
 
 def twice() -> nn.Module:
@@ -157,7 +172,9 @@ def written_zeros() -> nn.Module:
 
 def normed_recurrent() -> nn.Module:
     rnn = nn.utils.parametrizations.weight_norm(layer(nn.GRU), "weight_hh_l0")
-    return Words(lambda net, x: net.after(net.rnn(x)[0][:, -1]), 10, rnn=rnn, after=nn.Linear(8, 10))
+    return Words(
+        lambda net, x: net.after(net.rnn(x)[0][:, -1]), 10, rnn=rnn, after=nn.Linear(8, 10)
+    )
 
 
 class Tagger(nn.Module):
@@ -174,7 +191,11 @@ class Tagger(nn.Module):
 class GivenStart(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.enter, self.rnn, self.head = nn.Linear(6, 10), nn.GRU(10, 8, batch_first=True), nn.Linear(8, 3)
+        self.enter, self.rnn, self.head = (
+            nn.Linear(6, 10),
+            nn.GRU(10, 8, batch_first=True),
+            nn.Linear(8, 3),
+        )
 
     def forward(self, x: Tensor, start: Tensor) -> Tensor:
         return self.head(self.rnn(self.enter(x), start[None])[0].mean(1))

@@ -28,7 +28,9 @@ OPTIONS: list[dict[str, Any]] = [
 ]
 
 
-def inputs_for(module: nn.MultiheadAttention, batched: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+def inputs_for(
+    module: nn.MultiheadAttention, batched: bool = True
+) -> tuple[Tensor, Tensor, Tensor]:
     def of(length: int, width: int) -> Tensor:
         shape = (3, length, width) if module.batch_first else (length, 3, width)
         return torch.randn(shape if batched else (length, width))
@@ -54,7 +56,9 @@ def compare(module: nn.MultiheadAttention, *args: Any, **kwargs: Any) -> None:
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("batched", [True, False])
 @pytest.mark.parametrize("need_weights", [True, False])
-def test_it_computes_what_multihead_attention_does(options: dict[str, Any], batched: bool, need_weights: bool) -> None:
+def test_it_computes_what_multihead_attention_does(
+    options: dict[str, Any], batched: bool, need_weights: bool
+) -> None:
     torch.manual_seed(0)
     module = nn.MultiheadAttention(8, 4, **options).eval()
     compare(module, *inputs_for(module, batched), need_weights=need_weights)
@@ -82,7 +86,9 @@ def test_masks_mean_what_they_did(need_weights: bool) -> None:
 
 def test_learned_key_and_value_tokens_are_exported_for_any_batch() -> None:
     torch.manual_seed(0)
-    module = nn.MultiheadAttention(8, 4, batch_first=True, add_bias_kv=True, add_zero_attn=True).eval()
+    module = nn.MultiheadAttention(
+        8, 4, batch_first=True, add_bias_kv=True, add_zero_attn=True
+    ).eval()
     Attention.take_over(module)
     batch = torch.export.Dim("batch")
     given = (torch.randn(2, 5, 8),) * 3
@@ -96,7 +102,9 @@ def test_an_encoder_loses_heads_and_keeps_what_masking_gives(batch_first: bool) 
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(16, 4, 24, batch_first=batch_first, norm_first=True)
     model = nn.Sequential(
-        nn.Linear(5, 16), nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), nn.Linear(16, 3)
+        nn.Linear(5, 16),
+        nn.TransformerEncoder(layer, 2, enable_nested_tensor=False),
+        nn.Linear(16, 3),
     )
     inputs = Inputs.of(torch.randn(2, 7, 5))
     coupling = discover(model.eval(), inputs)
@@ -108,7 +116,10 @@ def test_an_encoder_loses_heads_and_keeps_what_masking_gives(batch_first: bool) 
     attention = smaller[1].layers[0].self_attn
     assert (attention.num_heads, attention.head_dim, attention.embed_dim) == (2, 4, 16)
     assert tuple(attention.in_proj_weight.shape) == (24, 16)
-    assert relative_error(outputs_of(smaller, inputs), masked_outputs(model, inputs, coupling, keep)) <= TOLERANCE
+    assert (
+        relative_error(outputs_of(smaller, inputs), masked_outputs(model, inputs, coupling, keep))
+        <= TOLERANCE
+    )
     with torch.no_grad():  # torch's own fast path, off in the proof, must not be taken
         torch.testing.assert_close(smaller(inputs.args[0]), outputs_of(smaller, inputs)[0])
 
@@ -131,7 +142,13 @@ def test_the_heads_that_go_are_the_least_important() -> None:
 
     model, inputs = Net().eval(), torch.randn(2, 5, 8)
     coupling = discover(model, Inputs.of(inputs))
-    assert Importance(model, coupling).units(coupling.group("attention:units"), "l2").flatten().argmin() == 2
+    assert (
+        Importance(model, coupling)
+        .units(coupling.group("attention:units"), "l2")
+        .flatten()
+        .argmin()
+        == 2
+    )
     pruned = autoprune.prune(model, inputs, {"attention": {"technique": "heads", "ratio": 0.25}})
     kept = torch.cat([module.in_proj_weight[:4], module.in_proj_weight[6:8]])
     assert torch.equal(pruned.attention.in_proj_weight[:6], kept)

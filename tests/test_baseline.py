@@ -103,7 +103,9 @@ def task_of(case: Case) -> Task:
     generator = torch.Generator().manual_seed(3)
     data = Data(*(TensorDataset(*case.data(count, generator)) for count in (600, 300)))
     metric = Metric("none", lambda outputs, targets: 0.0)  # what the metric says has no part in it
-    return Task(case.build, data, case.loss, metric, Recipe(epochs=6, learning_rate=0.03, device="cpu"))
+    return Task(
+        case.build, data, case.loss, metric, Recipe(epochs=6, learning_rate=0.03, device="cpu")
+    )
 
 
 @pytest.mark.promise("pretrained")
@@ -123,7 +125,9 @@ def test_a_net_as_drawn_guesses_and_one_that_has_learnt_does_not(case: Case) -> 
 def test_validation_data_in_the_order_of_its_classes_is_no_trap() -> None:
     task = task_of(CASES["classes"])
     x, y = task.data.validation.tensors
-    sorted_ = replace(task, data=replace(task.data, validation=TensorDataset(x[y.argsort()], y[y.argsort()])))
+    sorted_ = replace(
+        task, data=replace(task.data, validation=TensorDataset(x[y.argsort()], y[y.argsort()]))
+    )
     model = task.build()
     assert guesses(model, sorted_)
     train(model, task, task.training, seed=0)
@@ -142,7 +146,9 @@ def learnt() -> nn.Module:
     return pretrained()
 
 
-def established(task: Task, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], list[str], nn.Module]:
+def established(
+    task: Task, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[list[str], list[str], nn.Module]:
     """What a search trained and noted before its first trial, in this order, and the dense model."""
     events, trained, listener = list[str](), baseline.train, Listens()
 

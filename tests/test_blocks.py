@@ -48,7 +48,14 @@ class Block(nn.Module):
 def build() -> nn.Module:
     """Four blocks, the second the weakest, then the last, the first, the third."""
     blocks = (Block(scale) for scale in (0.5, 0.1, 1.0, 0.2))
-    return nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3),
+        nn.ReLU(),
+        *blocks,
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 3),
+    )
 
 
 BLOCKS = ["2:blocks", "3:blocks", "4:blocks", "5:blocks"]
@@ -57,7 +64,9 @@ WEAKEST = ["3:blocks", "5:blocks", "2:blocks", "4:blocks"]
 
 def deep(budget: Mapping[str, Any] | None = None, **settings: Any) -> Study:
     given = study(dict(budget or {"flops": "55%"}), **{"trials": 40, "finalists": 1, **settings})
-    space = Space(Options(("structured", "depth"), (0.0, 0.9), ("l1",)), {"8": Options((), (0.0, 0.9), ())})
+    space = Space(
+        Options(("structured", "depth"), (0.0, 0.9), ("l1",)), {"8": Options((), (0.0, 0.9), ())}
+    )
     return replace(given, task=replace(TASK, build=build), space=space)
 
 
@@ -71,7 +80,11 @@ def prepared() -> Prepared:
 def steering(prepared: Prepared, folder: Path, **budget: str) -> Steering:
     given = deep(budget)
     return Steering.of(
-        given, prepared, prepared.dense, importance(given, prepared.model, prepared.coupling), Run(folder)
+        given,
+        prepared,
+        prepared.dense,
+        importance(given, prepared.model, prepared.coupling),
+        Run(folder),
     )
 
 
@@ -103,15 +116,24 @@ def test_some_blocks_go_beside_even_widths(prepared: Prepared, tmp_path: Path) -
     assert shallower(prepared.variables, found, []) == []
 
 
-def test_scaling_leaves_blocks_as_they_are_unless_there_is_nothing_else(prepared: Prepared, tmp_path: Path) -> None:
+def test_scaling_leaves_blocks_as_they_are_unless_there_is_nothing_else(
+    prepared: Prepared, tmp_path: Path
+) -> None:
     found = steering(prepared, tmp_path, flops="50%")
     given = parameters(
-        prepared.variables, Plan({"2:blocks": Choice("depth", 1.0), "0:units": Choice("structured", 0.1)})
+        prepared.variables,
+        Plan({"2:blocks": Choice("depth", 1.0), "0:units": Choice("structured", 0.1)}),
     )
     scaled = found.fit_to_budget(given)
     assert scaled["2:blocks.ratio"] == 1.0 and scaled["0:units.ratio"] != 0.1
-    blocks = {f"{key}.{name}": value for key in BLOCKS for name, value in (("technique", "depth"), ("ratio", 0.2))}
-    alone = plan_of(prepared.variables, found.fit_to_budget(parameters(prepared.variables, Plan()) | blocks))
+    blocks = {
+        f"{key}.{name}": value
+        for key in BLOCKS
+        for name, value in (("technique", "depth"), ("ratio", 0.2))
+    }
+    alone = plan_of(
+        prepared.variables, found.fit_to_budget(parameters(prepared.variables, Plan()) | blocks)
+    )
     assert gone(alone) == set(BLOCKS) and not widths(alone)
 
 
@@ -128,12 +150,17 @@ def test_a_block_is_exchanged_whole(prepared: Prepared, tmp_path: Path) -> None:
     children = [exchange(prepared.variables, [parent], fits, str(draw)) for draw in range(40)]
     plans = [plan_of(prepared.variables, child) for child in children if child is not None]
     assert len(plans) > 30 and all(found.fits(plan) for plan in plans)
-    assert any(len(gone(plan)) == len(taken) and gone(plan) != taken for plan in plans)  # one for another
-    assert any(len(gone(plan)) < len(taken) and widths(plan) for plan in plans)  # one for some widths
+    # one for another
+    assert any(len(gone(plan)) == len(taken) and gone(plan) != taken for plan in plans)
+    # one for some widths
+    assert any(len(gone(plan)) < len(taken) and widths(plan) for plan in plans)
     stays = start | {
-        f"{key}.{name}": value for key in BLOCKS for name, value in (("technique", "depth"), ("ratio", 0.3))
+        f"{key}.{name}": value
+        for key in BLOCKS
+        for name, value in (("technique", "depth"), ("ratio", 0.3))
     }
-    assert exchange(prepared.variables, [stays], lambda given: True, "0") is None  # there is nothing to give back
+    # there is nothing to give back
+    assert exchange(prepared.variables, [stays], lambda given: True, "0") is None
 
 
 def test_a_knapsack_takes_the_block_that_costs_least(prepared: Prepared, tmp_path: Path) -> None:
@@ -147,7 +174,8 @@ def test_a_knapsack_takes_the_block_that_costs_least(prepared: Prepared, tmp_pat
     rows = sensitivities(prepared.variables, judge, found, Run(tmp_path), "")
     of_blocks = [row for row in rows if row.variable in BLOCKS]
     assert [(row.variable, row.ratio) for row in of_blocks] == [(key, 1.0) for key in BLOCKS]
-    assert sum(len(plan) == 1 and gone(plan) != set() for plan in seen) == len(BLOCKS)  # each judged once
+    # each judged once
+    assert sum(len(plan) == 1 and gone(plan) != set() for plan in seen) == len(BLOCKS)
     solved = knapsack(prepared.variables, rows, Quality(0.9, 0.0), found, 1.0)
     assert cheap in gone(solved) and found.fits(solved)
 
@@ -155,33 +183,49 @@ def test_a_knapsack_takes_the_block_that_costs_least(prepared: Prepared, tmp_pat
 def test_what_a_block_costs_is_foreseen(prepared: Prepared) -> None:
     surrogate = Surrogate(prepared.variables)
     losses = dict(zip(BLOCKS, (0.5, 0.1, 2.0, 0.2), strict=True))
-    subsets = [[key for place, key in enumerate(BLOCKS) if number >> place & 1] for number in range(16)]
+    subsets = [
+        [key for place, key in enumerate(BLOCKS) if number >> place & 1] for number in range(16)
+    ]
     for width in (0.2, 0.4):
         for taken in subsets:
-            choices = {key: Choice("depth", 1.0) for key in taken} | {"0:units": Choice("structured", width)}
+            choices = {key: Choice("depth", 1.0) for key in taken} | {
+                "0:units": Choice("structured", width)
+            }
             surrogate.observe(Plan(choices), sum(losses[key] for key in taken) + width)
-    singles = [Plan({key: Choice("depth", 1.0), "0:units": Choice("structured", 0.3)}) for key in BLOCKS]
+    singles = [
+        Plan({key: Choice("depth", 1.0), "0:units": Choice("structured", 0.3)}) for key in BLOCKS
+    ]
     assert [BLOCKS[place] for place in surrogate.order(singles)] == WEAKEST
 
 
 def test_of_a_stage_what_its_blocks_that_stay_lose_is_seen() -> None:
     stage = nn.Sequential(*(Block(1.0) for _ in range(3)))
-    model = nn.Sequential(nn.Conv2d(1, 8, 3), stage, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)).eval()
+    model = nn.Sequential(
+        nn.Conv2d(1, 8, 3), stage, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)
+    ).eval()
     groups = discover(model, Inputs.of(torch.randn(2, 1, 8, 8))).groups
-    variables = Space(Options(("structured", "depth"), (0.0, 0.9), ("l1",)), share="stage").resolve(groups)
+    variables = Space(Options(("structured", "depth"), (0.0, 0.9), ("l1",)), share="stage").resolve(
+        groups
+    )
     surrogate, first = Surrogate(variables), {"1.0:blocks": Choice("depth", 1.0)}
     kept = [f"1.{place}.inner:units" for place in (1, 2)]
     for number in range(30):
         ratio = 0.1 + 0.02 * number
         surrogate.observe(Plan(first | dict.fromkeys(kept, Choice("structured", ratio))), ratio)
-    wide, narrow = (Plan(first | dict.fromkeys(kept, Choice("structured", ratio))) for ratio in (0.2, 0.6))
+    wide, narrow = (
+        Plan(first | dict.fromkeys(kept, Choice("structured", ratio))) for ratio in (0.2, 0.6)
+    )
     assert surrogate.order([narrow, wide]) == [1, 0]
 
 
-def test_what_lies_in_a_block_that_goes_is_not_counted_again(prepared: Prepared, tmp_path: Path) -> None:
+def test_what_lies_in_a_block_that_goes_is_not_counted_again(
+    prepared: Prepared, tmp_path: Path
+) -> None:
     found = steering(prepared, tmp_path, flops="60%")
     for ratio in (0.2, 0.4, 0.6, 0.8):
-        found.violation(Plan({"2:blocks": Choice("depth", 1.0), "2.inner:units": Choice("structured", ratio)}))
+        found.violation(
+            Plan({"2:blocks": Choice("depth", 1.0), "2.inner:units": Choice("structured", ratio)})
+        )
     assert len(found._known) == 1
 
 
@@ -193,11 +237,19 @@ def test_where_all_blocks_go_and_nothing_else_learns_nothing_is_trained(prepared
     plan = Plan(dict.fromkeys(BLOCKS, Choice("depth", 1.0)))
     found = judged(plan, 1)
     assert found.candidate.stage == "trained" and found.candidate.score.metric is not None
-    assert found.model is not None and not any(name[0] in "2345" for name, _ in found.model.named_parameters())
+    assert found.model is not None and not any(
+        name[0] in "2345" for name, _ in found.model.named_parameters()
+    )
 
 
 def evaluator(given: Study, prepared: Prepared) -> Evaluator:
-    return Evaluator(given, prepared, prepared.dense, importance(given, prepared.model, prepared.coupling), Quiet())
+    return Evaluator(
+        given,
+        prepared,
+        prepared.dense,
+        importance(given, prepared.model, prepared.coupling),
+        Quiet(),
+    )
 
 
 def test_a_sample_that_keeps_too_much_is_steered_inside(prepared: Prepared, tmp_path: Path) -> None:
@@ -219,6 +271,10 @@ def test_how_confident_a_model_is_does_not_count_untrained(prepared: Prepared) -
 def test_blocks_go_in_a_search_of_their_own(tmp_path: Path) -> None:
     listener = Listens()
     result = run_search(deep({"flops": "35%"}, trials=25), Run(tmp_path), listener)
-    assert result.best is not None and (result.best.score.flops or 0) <= 0.35 * (result.dense.flops or 1)
+    assert result.best is not None and (result.best.score.flops or 0) <= 0.35 * (
+        result.dense.flops or 1
+    )
     judged = [each.plan for each in listener.ended if each.stage == "screened"]
-    assert len({frozenset(gone(plan)) for plan in judged}) >= 4 and any(gone(plan) and widths(plan) for plan in judged)
+    assert len({frozenset(gone(plan)) for plan in judged}) >= 4 and any(
+        gone(plan) and widths(plan) for plan in judged
+    )

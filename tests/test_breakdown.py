@@ -19,7 +19,8 @@ RUNTIMES = [
     "eager",
     "onnxruntime",
     pytest.param(
-        "openvino", marks=pytest.mark.skipif(not importlib.util.find_spec("openvino"), reason="not installed")
+        "openvino",
+        marks=pytest.mark.skipif(not importlib.util.find_spec("openvino"), reason="not installed"),
     ),
 ]
 
@@ -47,25 +48,39 @@ def test_shares_sum_to_one_and_name_real_modules(runtime: str) -> None:
     assert found.note is None and torch.get_num_threads() == threads
     assert sum(layer.share or 0.0 for layer in found.layers) == pytest.approx(1)
     assert {layer.name for layer in found.layers} <= {*modules, OTHER}
-    assert all(layer.kind == type(modules[layer.name]).__name__ for layer in found.layers if layer.name != OTHER)
+    assert all(
+        layer.kind == type(modules[layer.name]).__name__
+        for layer in found.layers
+        if layer.name != OTHER
+    )
     by_name = {layer.name: layer for layer in found.layers}
-    assert max(found.layers, key=lambda layer: layer.share or 0.0).name == "wide"  # 32 times the work of the next
+    # 32 times the work of the next
+    assert max(found.layers, key=lambda layer: layer.share or 0.0).name == "wide"
     counted = flops.count(model, inputs)
     assert sum(layer.flops for layer in found.layers) == counted.total
-    assert sum(layer.params for layer in found.layers) == sum(each.numel() for each in model.parameters())
+    assert sum(layer.params for layer in found.layers) == sum(
+        each.numel() for each in model.parameters()
+    )
     assert by_name["wide"].flops == 96 * 96 * 9 * 24 * 24
     assert (by_name[""].flops, by_name[""].params) == (96 * 96, 96 * 96)
     assert not any(module._forward_hooks for module in model.modules())
 
 
 def test_a_runtime_without_a_profiler_says_so_and_still_counts() -> None:
-    found = breakdown(nn.Linear(4, 3).eval(), Inputs.of(torch.randn(1, 4)), Target(runtime="compiled"))
+    found = breakdown(
+        nn.Linear(4, 3).eval(), Inputs.of(torch.randn(1, 4)), Target(runtime="compiled")
+    )
     assert "runtime compiled does not tell" in str(found.note)
-    assert [(layer.share, layer.latency_ms, layer.flops) for layer in found.layers] == [(None, None, 12)]
+    assert [(layer.share, layer.latency_ms, layer.flops) for layer in found.layers] == [
+        (None, None, 12)
+    ]
 
 
 def test_tied_parameters_count_once() -> None:
     model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False))
     model[1].weight = model[0].weight
     found = breakdown(model.eval(), Inputs.of(torch.randn(1, 4)), Target(runtime="eager"))
-    assert [(layer.name, layer.params) for layer in found.layers if layer.flops] == [("0", 16), ("1", 0)]
+    assert [(layer.name, layer.params) for layer in found.layers if layer.flops] == [
+        ("0", 16),
+        ("1", 0),
+    ]

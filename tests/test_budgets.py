@@ -41,7 +41,9 @@ def given(budget: dict[str, Any], **settings: Any) -> Study:
     return replace(made, resolved={**made.resolved, "version": 1, "budget": made.budget.to_json()})
 
 
-def searched(folder: Path, budget: dict[str, Any], listener: Listens | None = None, **settings: Any) -> Result:
+def searched(
+    folder: Path, budget: dict[str, Any], listener: Listens | None = None, **settings: Any
+) -> Result:
     made = given(budget, **settings)
     return run_search(made, open_run(made.resolved, folder), listener)
 
@@ -68,7 +70,9 @@ def contents(folder: Path, names: tuple[str, ...] = RESULTS) -> dict[str, str]:
 def budgets(folder: Path) -> list[Any]:
     """The budget of the study, of the front and of the exported best that lie together."""
     records = [yaml.safe_load((folder / "study.yaml").read_text())]
-    records += [json.loads((folder / name).read_text()) for name in ("front.json", "best/score.json")]
+    records += [
+        json.loads((folder / name).read_text()) for name in ("front.json", "best/score.json")
+    ]
     return [record["budget"] for record in records]
 
 
@@ -78,7 +82,10 @@ def test_a_budget_that_dense_keeps_is_refused_and_nothing_is_changed(finished: P
     before = contents(finished, everything)
     for budget in ({"flops": "1G"}, {"latency": "500s", "metric_drop": 0.1}):
         listener = Listens()
-        with pytest.raises(InputError, match=r"dense model keeps the budget .* already: it has .*nothing was changed"):
+        with pytest.raises(
+            InputError,
+            match=r"dense model keeps the budget .* already: it has .*nothing was changed",
+        ):
             searched(finished, budget, listener)
         assert listener.ended == [] and contents(finished, everything) == before
         assert [path.name for path in finished.glob("*=*")] == []
@@ -89,11 +96,24 @@ def test_a_budget_that_dense_keeps_is_refused_and_nothing_is_changed(finished: P
 @pytest.mark.promise("finished-run")
 def test_what_limits_no_cost_is_searched_all_the_same() -> None:
     dense = Score(0.9, flops=1000, latency_ms=1.0, latency_ms_high=1.1, latency_ratio_high=1.0)
-    kept = [{"latency": "2ms"}, {"latency": "2ms", "metric_drop": 0.1}, {"flops": "1M"}, {"latency": "100%"}]
+    kept = [
+        {"latency": "2ms"},
+        {"latency": "2ms", "metric_drop": 0.1},
+        {"flops": "1M"},
+        {"latency": "100%"},
+    ]
     assert all(needless(given(budget), dense) for budget in kept)
-    broken = [{}, {"metric_drop": 0.1}, {"latency": "0.9ms"}, {"latency": "2ms", "flops": "50%"}, {"memory": "1GB"}]
+    broken = [
+        {},
+        {"metric_drop": 0.1},
+        {"latency": "0.9ms"},
+        {"latency": "2ms", "flops": "50%"},
+        {"memory": "1GB"},
+    ]
     assert not any(needless(given(budget), dense) for budget in broken)
-    assert needless(replace(given({}), search=replace(given({}).search, objectives=("metric",))), dense)
+    assert needless(
+        replace(given({}), search=replace(given({}).search, objectives=("metric",))), dense
+    )
 
 
 @pytest.mark.promise("finished-run")
@@ -116,7 +136,8 @@ def test_another_budget_leaves_the_results_of_the_first_as_they_are(finished: Pa
     assert contents(finished) == before and second.best is not None and second.run.results == folder
     assert budgets(finished) == [{"flops": "55%"}] * 3 and budgets(folder) == [{"flops": "35%"}] * 3
     assert any(f"goes to {folder}" in note for note in listener.notes)
-    closing = [what[:15] for trial, what in listener.began if trial == 0]  # which are shown as lines of their own
+    # which are shown as lines of their own
+    closing = [what[:15] for trial, what in listener.began if trial == 0]
     assert closing[-2:] == ["measuring trial", "exporting and v"]
     assert second.best.score.flops <= 0.35 * second.dense.flops  # type: ignore[operator]
 
@@ -124,17 +145,34 @@ def test_another_budget_leaves_the_results_of_the_first_as_they_are(finished: Pa
 @pytest.mark.promise("budgets")
 def test_a_deeper_budget_begins_with_the_plans_that_others_trained(finished: Path) -> None:
     dense = Score.from_json(json.loads((finished / "dense" / "score.json").read_text()))
-    trained = [each for each in Journal.read(given({"flops": "55%"}), Run(finished), dense) if each.stage == "trained"]
+    trained = [
+        each
+        for each in Journal.read(given({"flops": "55%"}), Run(finished), dense)
+        if each.stage == "trained"
+    ]
     deeper = searched(finished, {"flops": "35%"})
     made = given({"flops": "35%"})
-    first = [each.plan for each in Journal.read(made, Run(finished), dense) if each.stage == "screened"]
+    first = [
+        each.plan for each in Journal.read(made, Run(finished), dense) if each.stage == "screened"
+    ]
 
     def scales(plan: Plan, other: Plan) -> bool:
         """Whether a plan is another one whose every ratio has grown by the same factor, or to the end of its range."""
         pairs = [(plan.choices[key], choice) for key, choice in other if key in plan.choices]
-        factors = {round(one.ratio / two.ratio, 2) for one, two in pairs if two.ratio > 0 and one.ratio < 0.89}
-        same = [(one.technique, one.criterion) == (two.technique, two.criterion) for one, two in pairs]
-        return len(pairs) == len(other) == len(plan) and all(same) and len(factors) <= 1 and plan != other
+        factors = {
+            round(one.ratio / two.ratio, 2)
+            for one, two in pairs
+            if two.ratio > 0 and one.ratio < 0.89
+        }
+        same = [
+            (one.technique, one.criterion) == (two.technique, two.criterion) for one, two in pairs
+        ]
+        return (
+            len(pairs) == len(other) == len(plan)
+            and all(same)
+            and len(factors) <= 1
+            and plan != other
+        )
 
     assert deeper.best is not None and trained
     assert any(scales(plan, each.plan) for plan in first for each in trained)
@@ -145,7 +183,9 @@ def test_the_same_budget_goes_on_where_it_was_and_says_what_it_may_replace(finis
     listener = Listens()
     again = searched(finished, {"flops": "0.55e2%"}, listener, trials=7)
     assert again.run.results == finished and budgets(finished) == [{"flops": "55%"}] * 3
-    assert any(f"{finished / 'best'} is replaced where a better plan" in note for note in listener.notes)
+    assert any(
+        f"{finished / 'best'} is replaced where a better plan" in note for note in listener.notes
+    )
 
 
 def screened(number: int, flops: int, loss: float) -> Candidate:
@@ -162,18 +202,30 @@ def test_the_budgets_that_a_run_can_answer_are_those_of_plans_that_none_cheaper_
         Candidate(9, Plan(), Score(0.85, flops=521), True, "trained"),
     ]
     judged = [screened(number, 100 + 20 * number, 1.0 - number / 100) for number in range(30)]
-    found = answers(given({"flops": "55%"}), dense, [Candidate(0, Plan(), dense, False, "dense"), *kept, *judged])
-    again = answers(given({"flops": "55%"}), dense, [*judged, replace(kept[0], plan=judged[0].plan)])
-    assert judged[0].number not in [each.candidate.number for each in again if not each.trained]  # it is trained
+    found = answers(
+        given({"flops": "55%"}),
+        dense,
+        [Candidate(0, Plan(), dense, False, "dense"), *kept, *judged],
+    )
+    again = answers(
+        given({"flops": "55%"}), dense, [*judged, replace(kept[0], plan=judged[0].plan)]
+    )
+    # it is trained
+    assert judged[0].number not in [each.candidate.number for each in again if not each.trained]
     trained = [(each.budget, each.candidate.number) for each in found if each.trained]
     assert trained == [("flops=41%", 7), ("flops=53%", 9)]
     offered = [each.budget for each in found if not each.trained]
     assert len(offered) == 8 and (offered[0], offered[-1]) == ("flops=10%", "flops=68%")
     said = in_words(found, Path("RUN"))
     assert "Trained plans keep flops=41% (trial 7), flops=53% (trial 9)" in said
-    assert "go down to flops=10%, trained by `autoprune export RUN --budget flops=10% --train --out DIR`" in said
+    assert (
+        "go down to flops=10%, trained by `autoprune export RUN --budget flops=10% --train --out DIR`"
+        in said
+    )
     assert len(nearest_miss(given({"flops": "5%"}), dense, [*kept, *judged], Path("RUN"))) <= 500
-    assert "flops=10% --train" in nearest_miss(given({"flops": "5%"}), dense, [*kept, *judged], Path("RUN"))
+    assert "flops=10% --train" in nearest_miss(
+        given({"flops": "5%"}), dense, [*kept, *judged], Path("RUN")
+    )
 
 
 @pytest.mark.promise("budgets")
@@ -189,27 +241,46 @@ def test_every_budget_that_is_offered_is_kept_by_its_plan(finished: Path) -> Non
 
 
 @pytest.mark.promise("budgets")
-def test_the_best_judged_plan_is_trained_for_a_budget_there_and_then(finished: Path, tmp_path: Path) -> None:
+def test_the_best_judged_plan_is_trained_for_a_budget_there_and_then(
+    finished: Path, tmp_path: Path
+) -> None:
     before = contents(finished)
-    judged = [each for each in commands.answerable(given({"flops": "55%"}), Run(finished)) if not each.trained]
+    judged = [
+        each
+        for each in commands.answerable(given({"flops": "55%"}), Run(finished))
+        if not each.trained
+    ]
     made = given(dict([judged[0].budget.split("=")]))
     with pytest.raises(BudgetError, match=r"no plan meets the budget.*--train"):
         commands.export_from(made, Run(finished), tmp_path / "out")
     listener = Listens()
-    result = commands.export_trained(made, open_run(made.resolved, finished), tmp_path / "out", listener)
-    assert len(listener.trained()) == 1 and result.best is not None and result.best.number == listener.trained()[0]
-    assert [each.stage for each in listener.ended] in (["trained"], ["screened", "trained"])  # at most filled up first
+    result = commands.export_trained(
+        made, open_run(made.resolved, finished), tmp_path / "out", listener
+    )
+    assert (
+        len(listener.trained()) == 1
+        and result.best is not None
+        and result.best.number == listener.trained()[0]
+    )
+    # at most filled up first
+    assert [each.stage for each in listener.ended] in (["trained"], ["screened", "trained"])
     record = json.loads((tmp_path / "out" / "score.json").read_text())
     assert record["budget"] == made.budget.to_json() and record["trial"] == result.best.number
     assert not made.budget.broken(Score.from_json(record), result.dense, "maximize")
-    assert contents(finished) == before and budgets(finished / made.budget.folder_name) == [made.budget.to_json()] * 3
+    assert (
+        contents(finished) == before
+        and budgets(finished / made.budget.folder_name) == [made.budget.to_json()] * 3
+    )
     assert (finished / "trials" / str(result.best.number) / "model.safetensors").exists()
     again = Listens()
     commands.export_trained(made, open_run(made.resolved, finished), tmp_path / "out", again)
     assert again.trained() == [] and again.ended == []
     assert any(each.trained and each.budget == judged[0].budget for each in result.answers)
     lower = given({"flops": "4.4%"})
-    with pytest.raises(BudgetError, match=r"no plan that was judged in .* keeps the budget .*Judged plans go down to"):
+    with pytest.raises(
+        BudgetError,
+        match=r"no plan that was judged in .* keeps the budget .*Judged plans go down to",
+    ):
         commands.export_trained(lower, open_run(lower.resolved, finished), tmp_path / "lower")
     assert not (finished / lower.budget.folder_name).exists() and not (tmp_path / "lower").exists()
 

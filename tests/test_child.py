@@ -59,7 +59,9 @@ def test_a_measuring_process_ends_with_its_parent(module: Path, number: signal.S
     measuring = psutil.Process(int(note.read_text()))
     parent.send_signal(number)
     assert parent.wait(20) == -number
-    assert wait_for(lambda: not measuring.is_running() or measuring.status() == psutil.STATUS_ZOMBIE)
+    assert wait_for(
+        lambda: not measuring.is_running() or measuring.status() == psutil.STATUS_ZOMBIE
+    )
 
 
 @pytest.mark.promise("trial-faults")
@@ -103,5 +105,9 @@ def test_a_latency_names_the_process_that_failed(tmp_path: Path) -> None:
     (tmp_path / "broken.onnx").write_bytes(b"none")
     import torch
 
-    with pytest.raises(ModelError, match="a process that measures the latency failed: ONNX Runtime cannot open"):
-        subprocesses.fresh(tmp_path / "broken.onnx", None, Inputs((torch.zeros(1, 3),)), Target(), 1, 0.01)
+    with pytest.raises(
+        ModelError, match="a process that measures the latency failed: ONNX Runtime cannot open"
+    ):
+        subprocesses.fresh(
+            tmp_path / "broken.onnx", None, Inputs((torch.zeros(1, 3),)), Target(), 1, 0.01
+        )

@@ -38,9 +38,18 @@ budget: {latency: 50%}
 GROUPS = (
     Group("stem", "units", ("stem.0", "stage1.conv2"), ("conv", "conv"), (4,)),
     Group("fc", "weights", ("fc",), ("linear",), (10, 8)),
-    Group("fc", "units", ("fc",), ("linear",), (10,), refusal="its channels are the network's output"),
+    Group(
+        "fc", "units", ("fc",), ("linear",), (10,), refusal="its channels are the network's output"
+    ),
 )
-DENSE = Score(metric=0.98, test_metric=0.97, flops=1_234_567, params=4321, latency_ms=0.1234, latency_ratio=1.0)
+DENSE = Score(
+    metric=0.98,
+    test_metric=0.97,
+    flops=1_234_567,
+    params=4321,
+    latency_ms=0.1234,
+    latency_ratio=1.0,
+)
 BEST = Candidate(
     3,
     Plan({"stem:units": Choice("structured", 0.45, "l2")}),
@@ -49,7 +58,10 @@ BEST = Candidate(
     True,
     "trained",
 )  # fmt: skip
-ANSWERS = [Answer("latency=49%", BEST, True), Answer("latency=14%", replace(BEST, number=1, stage="screened"), False)]
+ANSWERS = [
+    Answer("latency=49%", BEST, True),
+    Answer("latency=14%", replace(BEST, number=1, stage="screened"), False),
+]
 
 
 @dataclass
@@ -71,7 +83,9 @@ class Engine:
     def prune(self, study: Any, plan: Plan, folder: Path, *, listener: Any) -> Any:
         return self._result("prune", (study, plan, folder), Run(folder))
 
-    def export(self, study: Any, run: Run, folder: Path, *, trial: int | None, listener: Any) -> Any:
+    def export(
+        self, study: Any, run: Run, folder: Path, *, trial: int | None, listener: Any
+    ) -> Any:
         return self._result("export", (study, run, folder, trial), Run(folder))
 
     def export_trained(self, study: Any, run: Run, folder: Path, *, listener: Any) -> Any:
@@ -153,7 +167,12 @@ def test_bad_input_is_one_paragraph_on_stderr_and_status_2(engine, arguments, sa
 
 @pytest.mark.parametrize(
     "arguments",
-    [["search"], ["searhc", "digits"], ["search", "digits", "--trials", "many"], ["search", "digits", "--fast"]],
+    [
+        ["search"],
+        ["searhc", "digits"],
+        ["search", "digits", "--trials", "many"],
+        ["search", "digits", "--fast"],
+    ],
 )
 def test_wrong_usage_has_status_2_too(arguments):
     ended = run(*arguments)
@@ -166,11 +185,18 @@ def test_a_wrong_study_is_refused_without_torch_and_without_a_traceback(tmp_path
     path.write_text(STUDY + "search: {trials: 0}\n")
     program = "import sys; from autoprune import cli\ntry: cli.main()\nfinally: print('torch' in sys.modules)"
     ended = subprocess.run(
-        [sys.executable, "-c", program, "search", str(path)], capture_output=True, text=True, cwd=ROOT, check=False
+        [sys.executable, "-c", program, "search", str(path)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
     )
     assert ended.returncode == 2
     assert ended.stdout == "False\n"
-    assert ended.stderr == f"autoprune: {path}, line 5, key 'search.trials': must be at least 1; got 0\n"
+    assert (
+        ended.stderr
+        == f"autoprune: {path}, line 5, key 'search.trials': must be at least 1; got 0\n"
+    )
 
 
 def test_a_search_shows_dense_best_and_what_was_done_to_each_layer(engine, tmp_path):
@@ -224,7 +250,9 @@ def test_interruption_has_status_130_and_broken_training_1(engine):
 def test_another_study_is_refused_in_the_same_folder_unless_fresh(engine, tmp_path):
     assert run("search", "small.yaml").exit_code == 0
     kept = (tmp_path / "runs/small/study.yaml").read_text()
-    other = run("search", "small.yaml", "--trials", "9", "--budget", "latency=30%", "--timeout", "1h")
+    other = run(
+        "search", "small.yaml", "--trials", "9", "--budget", "latency=30%", "--timeout", "1h"
+    )
     assert other.exit_code == 0 and "results: runs/small/latency=30%" in other.stdout
     assert (tmp_path / "runs/small/study.yaml").read_text() == kept
     refused = run("search", "small.yaml", "--seed", "4")
@@ -267,7 +295,11 @@ def test_check_lists_groups_refusals_costs_and_time(engine):
 def test_check_says_where_the_dense_model_keeps_the_budget(engine):
     engine.needless = "the dense model keeps the budget already"
     ended = run("check", "small.yaml")
-    assert (ended.exit_code, engine.needless in ended.stderr, "Groups" in ended.stdout) == (2, True, True)
+    assert (ended.exit_code, engine.needless in ended.stderr, "Groups" in ended.stdout) == (
+        2,
+        True,
+        True,
+    )
 
 
 def test_prune_hands_on_the_plan(engine, tmp_path):
@@ -284,10 +316,20 @@ def test_export_takes_another_budget_other_formats_or_a_trial(engine, tmp_path):
     run("search", "small.yaml")
     (tmp_path / "runs/small/front.json").write_text("{}")
     engine.calls.clear()
-    assert run("export", "runs/small", "--budget", "latency=30%", "--format", "onnx", "--out", "made").exit_code == 0
+    assert (
+        run(
+            "export", "runs/small", "--budget", "latency=30%", "--format", "onnx", "--out", "made"
+        ).exit_code
+        == 0
+    )
     assert run("export", "runs/small", "--trial", "3", "--out", "made").exit_code == 0
     (_, (study, opened, folder, trial)), (_, (_, _, _, second)) = engine.calls
-    assert (str(study.budget), study.formats, trial, second) == ("latency at most 30%", ("onnx",), None, 3)
+    assert (str(study.budget), study.formats, trial, second) == (
+        "latency at most 30%",
+        ("onnx",),
+        None,
+        3,
+    )
     assert (opened.folder, folder) == (Path("runs/small"), Path("made"))
     both = run("export", "runs/small", "--trial", "3", "--budget", "latency=30%", "--out", "made")
     assert (both.exit_code, "not with --budget" in both.stderr) == (2, True)
@@ -296,21 +338,39 @@ def test_export_takes_another_budget_other_formats_or_a_trial(engine, tmp_path):
 @pytest.mark.promise("budgets")
 def test_export_lists_the_budgets_that_a_run_can_answer_and_trains_for_one(engine, tmp_path):
     closing = run("search", "small.yaml").stdout
-    assert "`autoprune export runs/small --budget latency=14% --train --out DIR`" in " ".join(closing.split())
+    assert "`autoprune export runs/small --budget latency=14% --train --out DIR`" in " ".join(
+        closing.split()
+    )
     (tmp_path / "runs/small/front.json").write_text("{}")
     listed = run("export", "runs/small")
-    assert listed.exit_code == 0 and "needs --train" in listed.stdout and "latency=49%" in listed.stdout
+    assert (
+        listed.exit_code == 0
+        and "needs --train" in listed.stdout
+        and "latency=49%" in listed.stdout
+    )
     record = json.loads(run("export", "runs/small", "--json").stdout)
     assert [(each["budget"], each["trained"]) for each in record["answers"]] == [
         ("latency=49%", True),
         ("latency=14%", False),
     ]
     engine.calls.clear()
-    assert run("export", "runs/small", "--budget", "latency=14%", "--train", "--out", "made").exit_code == 0
+    assert (
+        run("export", "runs/small", "--budget", "latency=14%", "--train", "--out", "made").exit_code
+        == 0
+    )
     ((name, (study, opened, folder)),) = engine.calls
-    assert (name, str(study.budget), folder) == ("export_trained", "latency at most 14%", Path("made"))
+    assert (name, str(study.budget), folder) == (
+        "export_trained",
+        "latency at most 14%",
+        Path("made"),
+    )
     assert (opened.folder, opened.part) == (Path("runs/small"), "latency=14%")
-    for wrong in (["--train"], ["--trial", "3"], ["--trial", "3", "--train", "--out", "x"], ["--budget", "params=9%"]):
+    for wrong in (
+        ["--train"],
+        ["--trial", "3"],
+        ["--trial", "3", "--train", "--out", "x"],
+        ["--budget", "params=9%"],
+    ):
         assert run("export", "runs/small", *wrong).exit_code == 2
 
 
@@ -324,14 +384,19 @@ def test_a_quantity_that_is_limited_several_times_makes_a_family(engine, tmp_pat
         ("latency at most 50%, params at most 80%", ""),  # the loosest is the run's own
         ("latency at most 30%, params at most 80%", "latency=30%,params=80%"),
     ]
-    assert "The family" in ended.stdout and "runs/small/latency=30%" in "".join(ended.stdout.split())
+    assert "The family" in ended.stdout and "runs/small/latency=30%" in "".join(
+        ended.stdout.split()
+    )
     members = json.loads(run("search", "small.yaml", *asked, "--json").stdout)["family"]
     assert [each["budget"]["latency"] for each in members] == ["50%", "30%"]
     assert all(each["result"]["best"]["trial"] == 3 and each["unmet"] is None for each in members)
     engine.raises = BudgetError("no plan meets it")
     missed = run("search", "small.yaml", *asked)
     assert (missed.exit_code, missed.stderr.count("no plan meets it")) == (3, 2)
-    for wrong in (["latency=50%", "latency=2ms"], ["latency=50%", "latency=30%", "params=9%", "params=8%"]):
+    for wrong in (
+        ["latency=50%", "latency=2ms"],
+        ["latency=50%", "latency=30%", "params=9%", "params=8%"],
+    ):
         options = [part for text in wrong for part in ("--budget", text)]
         assert run("search", "small.yaml", *options).exit_code == 2
     twice = run("check", "small.yaml", "--budget", "latency=50%", "--budget", "latency=30%")
@@ -363,16 +428,23 @@ def test_measure_counts_a_model_of_the_users_own(tmp_path, monkeypatch):
         "from torch import nn\ndef build():\n    return nn.Sequential(nn.Linear(4, 3), nn.ReLU())\n"
     )
     (tmp_path / "here.yaml").write_text("runtime: eager\nthreads: 1\n")
-    ended = run("measure", "measured_net:build", "--input", "2x4", "--target", "here.yaml", "--json")
+    ended = run(
+        "measure", "measured_net:build", "--input", "2x4", "--target", "here.yaml", "--json"
+    )
     assert ended.exit_code == 0, ended.stderr
     (record,) = json.loads(ended.stdout)["measured"]
     score = record["score"]
     assert (score["flops"], score["params"], record["target"]["batch"]) == (24, 15, 2)
-    assert 0 <= score["latency_ms_low"] <= score["latency_ms"] <= score["latency_ms_high"] and score["latency_ms"] > 0
+    assert (
+        0 <= score["latency_ms_low"] <= score["latency_ms"] <= score["latency_ms_high"]
+        and score["latency_ms"] > 0
+    )
     assert score["throughput"] == pytest.approx(2e3 / score["latency_ms"])
-    assert [(layer["name"], layer["flops"], layer["params"]) for layer in record["layers"] if layer["flops"]] == [
-        ("0", 24, 15)
-    ]
+    assert [
+        (layer["name"], layer["flops"], layer["params"])
+        for layer in record["layers"]
+        if layer["flops"]
+    ] == [("0", 24, 15)]
 
 
 @pytest.mark.slow
@@ -400,7 +472,9 @@ def test_measure_puts_targets_and_models_side_by_side(tmp_path, monkeypatch):
         score = each["score"]
         assert score["flops"] == 8482048 and score["memory_bytes"] > 4 * score["params"]
         assert 0.8 < score["size_compressed_bytes"] / score["size_bytes"] < 1
-        assert (score["energy_mj"] is None) == any(text.startswith("energy: ") for text in score["unavailable"])
+        assert (score["energy_mj"] is None) == any(
+            text.startswith("energy: ") for text in score["unavailable"]
+        )
         assert sum(layer["share"] for layer in each["layers"]) == pytest.approx(1)
 
 
@@ -409,13 +483,29 @@ def test_measure_shows_what_is_not_available_and_the_costliest_layers(monkeypatc
     from autoprune.measuring.profiling.per_layer import Breakdown, Layer
     from autoprune.target import Target
 
-    score = Score(flops=1000, params=30, latency_ms=1.0, memory_bytes=2_000_000, unavailable=("energy: no counter",))
-    layers = tuple(Layer(f"layer{place}", "Linear", 1.0 + place, (1 + place) / 6, 10, 10) for place in range(3))
+    score = Score(
+        flops=1000,
+        params=30,
+        latency_ms=1.0,
+        memory_bytes=2_000_000,
+        unavailable=("energy: no counter",),
+    )
+    layers = tuple(
+        Layer(f"layer{place}", "Linear", 1.0 + place, (1 + place) / 6, 10, 10) for place in range(3)
+    )
     found = subject.Measured("net", Target(name="here"), score, Breakdown(layers))
     monkeypatch.setattr(subject, "every", lambda *_: [None])
     monkeypatch.setattr(subject, "measure_subject", lambda *_: found)
     shown = run("measure", "net", "--layers", "1").stdout
-    for text in ("net on here", "2 MB", "not available", "energy: no counter", "layer2", "50.0 %", "2 more"):
+    for text in (
+        "net on here",
+        "2 MB",
+        "not available",
+        "energy: no counter",
+        "layer2",
+        "50.0 %",
+        "2 more",
+    ):
         assert text in shown, text
     assert "layer1" not in shown
 
@@ -429,13 +519,25 @@ def test_targets_lists_what_runs_here_and_why_not(monkeypatch):
     listed = json.loads(run("targets", "--json").stdout)["targets"]
     by_name = {each["name"]: each for each in listed}
     assert by_name["cpu_onnxruntime"]["runs_here"] and by_name["cpu_onnxruntime"]["reason"] is None
-    assert (by_name["cuda_eager"]["runs_here"], by_name["cuda_eager"]["reason"]) == (False, "no CUDA device")
+    assert (by_name["cuda_eager"]["runs_here"], by_name["cuda_eager"]["reason"]) == (
+        False,
+        "no CUDA device",
+    )
     shown = run("targets").stdout
     assert all(name in shown for name in by_name) and "no: no CUDA device" in shown
     one = json.loads(run("targets", "cpu_onnxruntime", "--json").stdout)["target"]
-    assert one["settings"]["multiple_of"] == {"value": 8, "default": 1, "needed": "a whole number, at least 1"}
-    assert set(plugins.names("runtime")) <= set(one["settings"]["runtime"]["needed"].replace(",", "").split())
-    assert "fp32" in one["settings"]["dtype"]["needed"] and "runs here" in run("targets", "cpu_onnxruntime").stdout
+    assert one["settings"]["multiple_of"] == {
+        "value": 8,
+        "default": 1,
+        "needed": "a whole number, at least 1",
+    }
+    assert set(plugins.names("runtime")) <= set(
+        one["settings"]["runtime"]["needed"].replace(",", "").split()
+    )
+    assert (
+        "fp32" in one["settings"]["dtype"]["needed"]
+        and "runs here" in run("targets", "cpu_onnxruntime").stdout
+    )
     wrong = run("targets", "cpu_egaer")
     assert (wrong.exit_code, "did you mean 'cpu_eager'?" in wrong.stderr) == (2, True)
 
@@ -444,7 +546,9 @@ def test_a_target_whose_package_is_missing_says_which(tmp_path, monkeypatch):
     from autoprune.reading import available, references
 
     real = references.find
-    monkeypatch.setattr(references, "find", lambda name, *rest: None if name == "onnxruntime" else real(name, *rest))
+    monkeypatch.setattr(
+        references, "find", lambda name, *rest: None if name == "onnxruntime" else real(name, *rest)
+    )
     found = {each.target.name: each.reason for each in available.every()}
     assert "needs the package 'onnxruntime'" in str(found["cpu_onnxruntime"])
 
@@ -462,7 +566,9 @@ with Interrupt() as interrupt:
     time.sleep(20)
 print("never")
 """
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, cwd=ROOT
+    ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         os.kill(process.pid, signal.SIGINT)
@@ -478,7 +584,10 @@ def test_closing_tables_lose_nothing_on_a_narrow_terminal(width):
 
     from autoprune.reporting import tables
 
-    others = [Candidate(number, BEST.plan, BEST.score, False, "trained", "over") for number in range(4, 12)]
+    others = [
+        Candidate(number, BEST.plan, BEST.score, False, "trained", "over")
+        for number in range(4, 12)
+    ]
     result = SimpleNamespace(dense=DENSE, best=BEST, front=[BEST, *others], groups=GROUPS)
     stream = io.StringIO()
     for table in tables.closing(result, "accuracy"):

@@ -35,12 +35,17 @@ class Wrong:
     @property
     def expected(self) -> dict[str, str]:
         lines = self.path.read_text().splitlines()[:3]
-        return {key: value.strip() for key, _, value in (line.removeprefix("# ").partition(":") for line in lines)}
+        return {
+            key: value.strip()
+            for key, _, value in (line.removeprefix("# ").partition(":") for line in lines)
+        }
 
     @property
     def line(self) -> int:
         lines = self.path.read_text().splitlines()
-        (number,) = [number for number, line in enumerate(lines, start=1) if line.endswith("# wrong")]
+        (number,) = [
+            number for number, line in enumerate(lines, start=1) if line.endswith("# wrong")
+        ]
         return number
 
     def check(self, message: str) -> None:
@@ -55,7 +60,9 @@ class Wrong:
 
 def studies(stage: str) -> list[object]:
     found = [Wrong(path) for path in sorted(WRONG.glob("*.yaml"))]
-    return [pytest.param(each, id=each.path.stem) for each in found if each.expected["stage"] == stage]
+    return [
+        pytest.param(each, id=each.path.stem) for each in found if each.expected["stage"] == stage
+    ]
 
 
 def written(folder: Path, text: str = STUDY) -> Path:
@@ -122,8 +129,15 @@ def test_the_line_that_is_named_is_the_line_of_the_key_not_of_its_value(tmp_path
 
 
 def test_an_unknown_key_is_told_before_the_missing_one_it_stands_for():
-    with pytest.raises(StudyError, match=r"unknown key 'modell' \(did you mean 'model'\?\).*also wrong: task.model"):
-        config.from_mapping({"task": {"modell": "zoo:digits_cnn", "data": "zoo:digits"}, "budget": {"latency": "50%"}})
+    with pytest.raises(
+        StudyError, match=r"unknown key 'modell' \(did you mean 'model'\?\).*also wrong: task.model"
+    ):
+        config.from_mapping(
+            {
+                "task": {"modell": "zoo:digits_cnn", "data": "zoo:digits"},
+                "budget": {"latency": "50%"},
+            }
+        )
 
 
 @pytest.mark.parametrize(
@@ -148,7 +162,16 @@ def test_text_that_is_no_mapping_is_refused(text, says):
 def test_plain_values_are_read_as_in_yaml_1_2():
     text = "a: 1e-3\nb: no\nc: 010\nd: 1:30\ne: 2026-01-01\nf: ~\ng: TRUE\nh: 0x10\ni: .inf\n0: x\n"
     read = yaml_lines.parse(text).values
-    expected = {"a": 0.001, "b": "no", "c": 10, "d": "1:30", "e": "2026-01-01", "f": None, "g": True, "h": 16}
+    expected = {
+        "a": 0.001,
+        "b": "no",
+        "c": 10,
+        "d": "1:30",
+        "e": "2026-01-01",
+        "f": None,
+        "g": True,
+        "h": 16,
+    }
     assert read == expected | {"i": float("inf"), "0": "x"}
 
 
@@ -160,7 +183,18 @@ def test_merged_keys_keep_their_lines():
 
 def test_everything_is_filled_in_and_reads_back_as_itself(tmp_path):
     resolved = config.read(written(tmp_path)).resolved()
-    keys = ["version", "name", "task", "space", "target", "budget", "search", "recovery", "export", "folder"]
+    keys = [
+        "version",
+        "name",
+        "task",
+        "space",
+        "target",
+        "budget",
+        "search",
+        "recovery",
+        "export",
+        "folder",
+    ]
     assert list(resolved) == keys
     assert resolved["task"]["training"]["epochs"] == 20
     assert resolved["task"]["metric"] == {"name": "accuracy", "function": None, "goal": "maximize"}
@@ -173,27 +207,42 @@ def test_everything_is_filled_in_and_reads_back_as_itself(tmp_path):
 
 
 def test_recovery_takes_what_it_does_not_name_from_training(tmp_path):
-    text = STUDY.replace("data: zoo:digits}", "data: zoo:digits, training: {batch_size: 8, device: cpu, epochs: 3}}")
-    recovery = config.read(written(tmp_path, text + "recovery: {device: auto}\n")).resolved()["recovery"]
+    text = STUDY.replace(
+        "data: zoo:digits}", "data: zoo:digits, training: {batch_size: 8, device: cpu, epochs: 3}}"
+    )
+    recovery = config.read(written(tmp_path, text + "recovery: {device: auto}\n")).resolved()[
+        "recovery"
+    ]
     assert (recovery["batch_size"], recovery["device"], recovery["epochs"]) == (8, "auto", 5)
 
 
 def test_layers_take_what_they_do_not_name_from_the_default(tmp_path):
     text = STUDY + "space:\n  default: {ratio: [0.1, 0.5]}\n  layers: {fc: {techniques: []}}\n"
     space = config.read(written(tmp_path, text)).resolved()["space"]
-    assert space["layers"]["fc"] == {"techniques": [], "ratio": [0.1, 0.5], "criteria": ["l1", "l2", "taylor"]}
+    assert space["layers"]["fc"] == {
+        "techniques": [],
+        "ratio": [0.1, 0.5],
+        "criteria": ["l1", "l2", "taylor"],
+    }
 
 
 def test_budget_wins_over_set_and_replaces_only_its_own_key(tmp_path):
     path = written(tmp_path)
-    read = config.read(path, sets=["budget.latency=10%", "budget.flops=300M"], budget=["latency=30%"])
+    read = config.read(
+        path, sets=["budget.latency=10%", "budget.flops=300M"], budget=["latency=30%"]
+    )
     assert read.resolved()["budget"] == {"latency": "30%", "flops": "300M"}
     drop = config.read(path, budget=["metric_drop=0.01"]).resolved()["budget"]
     assert drop == {"latency": "50%", "metric_drop": 0.01}
 
 
 def test_set_reaches_into_what_is_written_short(tmp_path):
-    sets = ["task.model.args.width=8", "target.threads=2", 'space.layers."stage1.*".ratio=[0, 0.5]', "search.seed=7"]
+    sets = [
+        "task.model.args.width=8",
+        "target.threads=2",
+        'space.layers."stage1.*".ratio=[0, 0.5]',
+        "search.seed=7",
+    ]
     read = config.read(written(tmp_path), sets=sets, trials=3, timeout="90s", seed=9).resolved()
     assert read["task"]["model"] == {"name": "zoo:digits_cnn", "args": {"width": 8}}
     assert (read["target"]["name"], read["target"]["threads"]) == ("cpu_onnxruntime", 2)
@@ -204,12 +253,18 @@ def test_set_reaches_into_what_is_written_short(tmp_path):
 @pytest.mark.parametrize(
     ("given", "names"),
     [
-        ({"sets": ["search.trials=0"]}, "--set search.trials=0, key 'search.trials': must be at least 1"),
+        (
+            {"sets": ["search.trials=0"]},
+            "--set search.trials=0, key 'search.trials': must be at least 1",
+        ),
         (
             {"sets": ["search.trial=3"]},
             "--set search.trial=3, key 'search.trial': unknown key 'trial' (did you mean 'trials'?)",
         ),
-        ({"sets": ["search={trial: 3}"]}, "--set search={trial: 3}, key 'search.trial': unknown key"),
+        (
+            {"sets": ["search={trial: 3}"]},
+            "--set search={trial: 3}, key 'search.trial': unknown key",
+        ),
         ({"sets": ["search.trials"]}, "--set search.trials: needs key.path=value"),
         ({"sets": ["search..trials=1"]}, "--set search..trials=1: needs keys joined by dots"),
         ({"sets": ["search.trials=[1"]}, "--set search.trials=[1, line 1: this is no valid YAML"),
@@ -228,7 +283,10 @@ def test_set_reaches_into_what_is_written_short(tmp_path):
             {"sets": ["search.finalists=0"]},
             "--set search.finalists=0, key 'search.finalists': needs how many of the best plans are trained",
         ),
-        ({"sets": ["search.finalists=some"]}, "--set search.finalists=some, key 'search.finalists': needs how many"),
+        (
+            {"sets": ["search.finalists=some"]},
+            "--set search.finalists=some, key 'search.finalists': needs how many",
+        ),
         ({"trials": 0}, "--trials 0, key 'search.trials': must be at least 1; got 0"),
     ],
 )
@@ -242,7 +300,11 @@ def test_a_target_file_names_its_own_line(tmp_path):
     (tmp_path / "board.yaml").write_text("device: cpu\nruntime: eager\nthreads: -1\n")
     with pytest.raises(StudyError) as caught:
         config.read(written(tmp_path, STUDY + "target: board.yaml\n"))
-    assert (Path(caught.value.file).name, caught.value.line, caught.value.key) == ("board.yaml", 3, "target.threads")
+    assert (Path(caught.value.file).name, caught.value.line, caught.value.key) == (
+        "board.yaml",
+        3,
+        "target.threads",
+    )
     (tmp_path / "board.yaml").write_text("device: cpu\nruntime: eager\nthreads: 2\n")
     read = config.read(tmp_path / "small.yaml").resolved()["target"]
     assert read == Target("board", "cpu", "eager", threads=2).to_json()
@@ -259,7 +321,9 @@ def test_bundled_names(monkeypatch, tmp_path):
             assert "pip install" in str(error)
     for name in config.bundled_paths():
         assert config.read(name).name == name
-    assert config.target({"runtime": "eager", "threads": 4}) == Target("cpu_eager", "cpu", "eager", 4)
+    assert config.target({"runtime": "eager", "threads": 4}) == Target(
+        "cpu_eager", "cpu", "eager", 4
+    )
     with pytest.raises(StudyError, match=r"unknown study 'digist' \(did you mean 'digits'\?\)"):
         config.read("digist")
     with pytest.raises(StudyError, match="there is no such study file"):
@@ -295,18 +359,27 @@ def test_a_target_that_names_a_folder_is_told_with_the_place_of_its_key(tmp_path
 
 
 def test_a_missing_package_keeps_its_kind_and_its_place():
-    with pytest.raises(MissingPackage, match=r"package_missing\.yaml, line 7, key 'task.model'.*install the package"):
+    with pytest.raises(
+        MissingPackage,
+        match=r"package_missing\.yaml, line 7, key 'task.model'.*install the package",
+    ):
         config.read(WRONG / "package_missing.yaml")
 
 
 def test_differences_leave_out_what_may_change_on_resume(tmp_path):
     old = config.read(written(tmp_path)).resolved()
     free = config.read(
-        tmp_path / "small.yaml", trials=5, timeout="1h", budget=["latency=20%"], sets=["export.formats=[onnx]"]
+        tmp_path / "small.yaml",
+        trials=5,
+        timeout="1h",
+        budget=["latency=20%"],
+        sets=["export.formats=[onnx]"],
     )
     assert config.differences(old, free.resolved()) == []
     changed = config.read(
-        tmp_path / "small.yaml", seed=1, sets=["space.layers.fc={techniques: []}", "task.model.args.width=8"]
+        tmp_path / "small.yaml",
+        seed=1,
+        sets=["space.layers.fc={techniques: []}", "task.model.args.width=8"],
     )
     assert config.differences(old, changed.resolved()) == [
         "task.model: 'zoo:digits_cnn' -> {'name': 'zoo:digits_cnn', 'args': {'width': 8}}",
@@ -326,7 +399,8 @@ def test_a_mapping_from_python_needs_no_task_and_takes_tuples():
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"), [("90s", 90), ("10m", 600), ("1h", 3600), ("1h30m", 5400), ("1.5h", 5400), ("2d", 172800)]
+    ("text", "seconds"),
+    [("90s", 90), ("10m", 600), ("1h", 3600), ("1h30m", 5400), ("1.5h", 5400), ("2d", 172800)],
 )
 def test_durations(text, seconds):
     assert values.duration(text) == seconds
@@ -348,15 +422,28 @@ def test_built_in_metrics_and_losses_are_those_that_there_are():
 
 
 def test_building_gives_the_nouns(tmp_path):
-    text = STUDY + "search: {timeout: 2m, sampler: random}\nspace: {share: stage, layers: {fc: {techniques: []}}}\n"
-    study = config.build(config.read(written(tmp_path, text), sets=["task.model.args={width: 4, hidden: 8}"]))
+    text = (
+        STUDY
+        + "search: {timeout: 2m, sampler: random}\nspace: {share: stage, layers: {fc: {techniques: []}}}\n"
+    )
+    study = config.build(
+        config.read(written(tmp_path, text), sets=["task.model.args={width: 4, hidden: 8}"])
+    )
     assert study.budget.limits == (Limit("latency", 0.5, True),)
     assert study.search.finalists == 4
     every = config.build(config.read(written(tmp_path, text), sets=["search.finalists=all"]))
     assert every.search.finalists is None
-    assert (study.search.timeout_s, study.search.sampler, study.search.trials) == (120.0, "random", 200)
+    assert (study.search.timeout_s, study.search.sampler, study.search.trials) == (
+        120.0,
+        "random",
+        200,
+    )
     assert (study.space.share, study.space.layers["fc"].techniques) == ("stage", ())
-    assert (study.task.training.epochs, study.recovery.epochs, study.recovery.distill) == (20, 5, 0.5)
+    assert (study.task.training.epochs, study.recovery.epochs, study.recovery.distill) == (
+        20,
+        5,
+        0.5,
+    )
     assert sum(parameter.numel() for parameter in study.task.build().parameters()) < 5000
     assert study.resolved["folder"] == str(tmp_path.resolve())
 
@@ -368,7 +455,11 @@ def test_the_password_of_a_storage_is_never_written_nor_said(tmp_path, monkeypat
     assert read.values.search.storage == url  # what is opened
     run = config.open_run(read.resolved(), tmp_path / "run")
     text = run.study.read_text()
-    assert "postgresql://me:***@host/runs?sslpassword=***&a=1" in text and "cr@et" not in text and "hidden" not in text
+    assert (
+        "postgresql://me:***@host/runs?sslpassword=***&a=1" in text
+        and "cr@et" not in text
+        and "hidden" not in text
+    )
     (run.folder / "dense").mkdir()
     config.open_run(read.resolved(), run.folder)  # goes on
     for path in run.folder.rglob("*"):
@@ -405,8 +496,18 @@ def test_a_run_gets_the_password_of_its_storage_from_the_environment(tmp_path, m
     [
         ("task.training", "momentum: 1.0", "task.training.momentum", "less than 1"),
         ("task.training", "schedule: cosin", "task.training.schedule", "did you mean 'cosine'?"),
-        ("task.training", "warmup: -0.1", "task.training.warmup", "greater than or equal to 0|at least 0"),
-        ("task.training", "baseline: sometimes", "task.training.baseline", "known: auto, always, never"),
+        (
+            "task.training",
+            "warmup: -0.1",
+            "task.training.warmup",
+            "greater than or equal to 0|at least 0",
+        ),
+        (
+            "task.training",
+            "baseline: sometimes",
+            "task.training.baseline",
+            "known: auto, always, never",
+        ),
         ("recovery", "schedule: step", "recovery.schedule", "known: cosine, linear, constant"),
         ("recovery", "epochs: 3, iterations: 3", "recovery.iterations", "need at least 4 epochs"),
         ("recovery", "epochs: 0, iterations: 2", "recovery.iterations", "need at least 3 epochs"),
@@ -425,7 +526,9 @@ def test_a_run_of_before_these_keys_goes_on(tmp_path):
     text = "version: 1\ntask: {model: zoo:digits_cnn, data: zoo:digits}\nbudget: {latency: 50%}\n"
     resolved = config.read(written(tmp_path, text)).resolved()
     later = ("baseline", "momentum", "schedule", "warmup")
-    training = {key: value for key, value in resolved["task"]["training"].items() if key not in later}
+    training = {
+        key: value for key, value in resolved["task"]["training"].items() if key not in later
+    }
     recovery = {key: value for key, value in resolved["recovery"].items() if key not in later}
     before = resolved | {"task": resolved["task"] | {"training": training}, "recovery": recovery}
     assert before != resolved and config.differences(before, resolved) == []

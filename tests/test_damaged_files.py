@@ -98,7 +98,9 @@ def test_a_damaged_file_is_mended_or_told(place: str, damage, whole: Path, tmp_p
 
 
 @pytest.mark.promise("damaged-files")
-def test_weights_that_are_not_numbers_are_noticed_and_trained_again(whole: Path, tmp_path: Path) -> None:
+def test_weights_that_are_not_numbers_are_noticed_and_trained_again(
+    whole: Path, tmp_path: Path
+) -> None:
     folder = Path(shutil.copytree(whole, tmp_path / "run"))
     weights = folder / "dense" / "model.safetensors"
     before = load_file(weights)
@@ -120,7 +122,9 @@ def test_a_trial_whose_model_is_damaged_is_named(whole: Path, tmp_path: Path) ->
     torn(damaged)
     listener = Listens()
     searched(folder, listener)
-    assert any(note.endswith(f"the models of the trials {damaged.parent.name}") for note in listener.notes)
+    assert any(
+        note.endswith(f"the models of the trials {damaged.parent.name}") for note in listener.notes
+    )
     assert not any("damaged" in note for note in _notes(whole, tmp_path / "second"))
 
 

@@ -83,7 +83,9 @@ def test_each_block_that_can_go_is_a_group() -> None:
 def test_a_removed_block_is_the_dense_one_with_its_branch_at_zero() -> None:
     model = net()
     coupling = discover(model, INPUTS)
-    pruned = apply(model, coupling, Plan({"stage.1:blocks": Choice("depth", 1.0)}), Importance(model, coupling))
+    pruned = apply(
+        model, coupling, Plan({"stage.1:blocks": Choice("depth", 1.0)}), Importance(model, coupling)
+    )
     assert pruned.removed == ["stage.1"]
     for parameter in model.stage[1].parameters():
         parameter.data.zero_()
@@ -117,7 +119,8 @@ def test_what_a_plan_says_of_blocks_that_go_is_of_no_effect() -> None:
     importance = Importance(model, coupling)
     depth, width = {"stage.1:blocks": Choice("depth", 1.0)}, Choice("structured", 0.5, "l1")
     inside = {"stage.1.one:units": width, "stage.1.two:weights": Choice("weight", 0.5, "l1")}
-    stays = {"stem.0:units": width, "stage.0.one:units": width}  # the stream runs through the block, and stays
+    # the stream runs through the block, and stays
+    stays = {"stem.0:units": width, "stage.0.one:units": width}
     assert effective(coupling, Plan(depth | inside | stays), importance) == Plan(depth | stays)
     assert effective(coupling, Plan(inside | stays), importance) == Plan(inside | stays)
     assert set(kept_units(coupling, Plan(depth | inside | stays), importance)) == {*depth, *stays}
@@ -136,14 +139,20 @@ def test_what_a_plan_says_of_blocks_that_go_is_of_no_effect() -> None:
         ("stage", 0, []),
     ],
 )
-def test_of_the_blocks_that_a_pattern_names_the_weakest_go(pattern: str, ratio: float, gone: list[str]) -> None:
+def test_of_the_blocks_that_a_pattern_names_the_weakest_go(
+    pattern: str, ratio: float, gone: list[str]
+) -> None:
     model = net()
     with torch.no_grad():
         model.stage[0].two.weight.mul_(0.5)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        pruned = autoprune.prune(model, INPUTS.args[0], {pattern: {"technique": "depth", "ratio": ratio}})
-    left = {name.removesuffix(".one") for name, _ in pruned.named_modules() if name.endswith(".one")}
+        pruned = autoprune.prune(
+            model, INPUTS.args[0], {pattern: {"technique": "depth", "ratio": ratio}}
+        )
+    left = {
+        name.removesuffix(".one") for name, _ in pruned.named_modules() if name.endswith(".one")
+    }
     assert left == {"stage.0", "stage.1", "stage.2"} - set(gone)
 
 
@@ -154,11 +163,15 @@ def test_a_share_that_blocks_cannot_come_to_is_told() -> None:
         ("stage", 0.5, "of 3 blocks, 2 go"),
     ):
         with pytest.warns(UserWarning, match=told):
-            autoprune.prune(model, INPUTS.args[0], {pattern: {"technique": "depth", "ratio": ratio}})
+            autoprune.prune(
+                model, INPUTS.args[0], {pattern: {"technique": "depth", "ratio": ratio}}
+            )
 
 
 def test_a_net_without_blocks_says_so() -> None:
-    with pytest.raises(PlanError, match=r"depth acts on blocks, and there is none that can go in what '\*' selects"):
+    with pytest.raises(
+        PlanError, match=r"depth acts on blocks, and there is none that can go in what '\*' selects"
+    ):
         autoprune.prune(
             nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2)),
             torch.randn(2, 4),
@@ -166,7 +179,9 @@ def test_a_net_without_blocks_says_so() -> None:
         )
 
 
-def test_less_than_half_a_block_is_told_and_shares_of_a_block_and_unknown_blocks_are_refused() -> None:
+def test_less_than_half_a_block_is_told_and_shares_of_a_block_and_unknown_blocks_are_refused() -> (
+    None
+):
     model = net()
     with pytest.warns(UserWarning, match="asked 0.10 of 3 blocks, 0 go"):
         autoprune.prune(model, INPUTS.args[0], {"stage": {"technique": "depth", "ratio": 0.1}})
@@ -214,14 +229,22 @@ def test_a_finished_model_is_measured_as_its_plan_is(monkeypatch: pytest.MonkeyP
     model = net()
     coupling, graphs = discover(model, INPUTS), list[bytes]()
     took = Latency(1.0, 1.0, 1.0, 0.5, 0.5, 0.5, 40, True)
-    monkeypatch.setattr(costs.measure, "time_artefact", lambda candidate, *_, **__: graphs.append(candidate) or took)
+    monkeypatch.setattr(
+        costs.measure, "time_artefact", lambda candidate, *_, **__: graphs.append(candidate) or took
+    )
     monkeypatch.setattr(costs.measure, "artefact", lambda *_, **__: pytest.fail("exported anew"))
     found = costs.Costs(replace(study(), target=Target()), model, coupling, INPUTS)
-    plan = apply(model, coupling, Plan({"stage.1:blocks": Choice("depth", 1.0)}), Importance(model, coupling))
+    plan = apply(
+        model, coupling, Plan({"stage.1:blocks": Choice("depth", 1.0)}), Importance(model, coupling)
+    )
     found.latency(plan, found.score(plan))
     found.of_finished(plan.finish(), plan, found.score(plan), 0)
-    cut = [graph for graph in graphs if graph != found.dense]  # the dense model's own milliseconds are taken as well
-    nodes = [[node.op_type for node in onnx.load_from_string(graph).graph.node] for graph in (*cut, found.dense)]
+    # the dense model's own milliseconds are taken as well
+    cut = [graph for graph in graphs if graph != found.dense]
+    nodes = [
+        [node.op_type for node in onnx.load_from_string(graph).graph.node]
+        for graph in (*cut, found.dense)
+    ]
     assert nodes[0] == nodes[1]
     assert nodes[1].count("Conv") == nodes[2].count("Conv") - 2  # the block is gone in both
 
@@ -229,12 +252,17 @@ def test_a_finished_model_is_measured_as_its_plan_is(monkeypatch: pytest.MonkeyP
 def test_tables_show_blocks_as_blocks() -> None:
     groups = discover(net(), INPUTS).groups
     variables = Space(Options(("structured", "depth"))).resolve(groups)
-    candidate = Candidate(7, Plan({"stage.1:blocks": Choice("depth", 1.0)}), Score(), True, "trained")
+    candidate = Candidate(
+        7, Plan({"stage.1:blocks": Choice("depth", 1.0)}), Score(), True, "trained"
+    )
     console = Console(width=200)
     with console.capture() as capture:
         console.print(tables.groups(groups, variables), *tables.treatment(groups, [candidate]))
     lines = [" ".join(line.split()) for line in capture.get().splitlines()]
-    assert "stage.1 stage.1 a block depth all or nothing" in lines and "stage.1 a block depth: gone" in lines
+    assert (
+        "stage.1 stage.1 a block depth all or nothing" in lines
+        and "stage.1 a block depth: gone" in lines
+    )
     _, whole = " ".join(lines).split("left whole:")
     assert "stage.0.one" in whole and "stage.0," not in whole
 
@@ -246,16 +274,22 @@ def test_a_cut_follows_one_whose_blocks_it_has_lost_as_well() -> None:
 
     def cut(**ratios: float) -> Pruned:
         names = {"first": "stage.0", "second": "stage.1"}
-        choices = {f"{names[name]}:blocks": Choice("depth", ratio) for name, ratio in ratios.items()}
+        choices = {
+            f"{names[name]}:blocks": Choice("depth", ratio) for name, ratio in ratios.items()
+        }
         return apply(model, coupling, Plan(choices), importance)
 
     def inside(ratio: float) -> Pruned:
         choices = {"stage.0.one:units": Choice("structured", ratio)}
         return apply(model, coupling, Plan(choices), importance)
 
-    assert follows(cut(first=1, second=1), cut(first=1)) and not follows(cut(second=1), cut(first=1))
+    assert follows(cut(first=1, second=1), cut(first=1)) and not follows(
+        cut(second=1), cut(first=1)
+    )
     assert follows(cut(first=1), inside(0.5)) and not follows(inside(0.5), cut(first=1))
-    deeper = apply(model, coupling, Plan({"stage.0:blocks": Choice("depth", 1)}), importance, after=inside(0.5))
+    deeper = apply(
+        model, coupling, Plan({"stage.0:blocks": Choice("depth", 1)}), importance, after=inside(0.5)
+    )
     alone = cut(first=1)
     error = relative_error(outputs_of(deeper.model, INPUTS), outputs_of(alone.model, INPUTS))
     assert error <= 1e-6  # what is left of the net is the same

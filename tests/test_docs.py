@@ -53,7 +53,9 @@ def blocks(text: str) -> Iterator[Block]:
     while place < len(lines):
         line = lines[place]
         if line.startswith("```"):
-            end = next(each for each in range(place + 1, len(lines)) if lines[each].startswith("```"))
+            end = next(
+                each for each in range(place + 1, len(lines)) if lines[each].startswith("```")
+            )
             yield Block(line[3:].strip(), "\n".join(lines[place + 1 : end]), before)
             place = end
         elif line.startswith("    ") and not before and not re.match(r"\s*[-*|\d]", line):
@@ -68,7 +70,11 @@ def blocks(text: str) -> Iterator[Block]:
 
 
 def kinds(page: Path, *languages: str) -> list[Block]:
-    return [block for block in blocks(page.read_text()) if block.language in languages and not block.skipped]
+    return [
+        block
+        for block in blocks(page.read_text())
+        if block.language in languages and not block.skipped
+    ]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
@@ -78,7 +84,9 @@ def test_no_block_is_of_a_language_that_nothing_runs(page: Path) -> None:
         for block in blocks(page.read_text())
         if block.language not in ("", "python", "yaml") and not block.skipped
     ]
-    assert not odd, f"{page.name}: {odd[0].language!r} is run by nothing; say why before it: <!-- not run: ... -->"
+    assert not odd, (
+        f"{page.name}: {odd[0].language!r} is run by nothing; say why before it: <!-- not run: ... -->"
+    )
 
 
 class Residual(nn.Module):
@@ -131,7 +139,12 @@ def small(function: Any) -> Any:
     """The search of a page with few trials, one epoch, and a limit that nothing has to be timed for."""
 
     def search(model: nn.Module, **options: Any) -> Any:
-        few = {"trials": 3, "finalists": 1, "recovery": {"epochs": 1, "device": "cpu"}, "formats": ["safetensors"]}
+        few = {
+            "trials": 3,
+            "finalists": 1,
+            "recovery": {"epochs": 1, "device": "cpu"},
+            "formats": ["safetensors"],
+        }
         here = {"target": {"name": "here", "runtime": "eager"}, "budget": {"flops": "80%"}}
         return function(model, **{**options, **few, **here})
 
@@ -140,16 +153,21 @@ def small(function: Any) -> Any:
 
 @pytest.mark.parametrize("real", slow_but([False], [False, True]), ids=["quick", "real"])
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
-def test_python_blocks_run_in_order(page: Path, real: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_blocks_run_in_order(
+    page: Path, real: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     names = fixtures()
-    result = SimpleNamespace(best=SimpleNamespace(model=names["model"]), front=[], export=lambda out: Path(out))
+    result = SimpleNamespace(
+        best=SimpleNamespace(model=names["model"]), front=[], export=lambda out: Path(out)
+    )
     stand_in = {"search": bound(api.search, result), "load": bound(api.load, names["model"])}
     for name, function in ({"search": small(api.search)} if real else stand_in).items():
         monkeypatch.setattr(f"autoprune.{name}", function, raising=False)
     for block in kinds(page, "python"):
         code = compile(block.text, str(page), "exec")
-        if "onnxruntime.InferenceSession" not in block.text:  # it opens what the quickstart has written
+        # it opens what the quickstart has written
+        if "onnxruntime.InferenceSession" not in block.text:
             exec(code, names)
 
 
@@ -179,9 +197,15 @@ def test_commands_are_such_as_exist(page: Path) -> None:
             words = [word.removesuffix("...") for word in words[2:]]
             command.make_context(command.name, words, resilient_parsing=False)
         else:
-            assert words[0].startswith(("scripts/", "python", ".venv/bin/python")), f"what is {words[0]!r}?"
+            assert words[0].startswith(("scripts/", "python", ".venv/bin/python")), (
+                f"what is {words[0]!r}?"
+            )
             script = next((word for word in words if word.startswith("scripts")), None)
-            path = ROOT / str(script).replace(".", "/") if str(script).startswith("scripts.") else ROOT / str(script)
+            path = (
+                ROOT / str(script).replace(".", "/")
+                if str(script).startswith("scripts.")
+                else ROOT / str(script)
+            )
             assert path.exists() or path.with_suffix(".py").exists(), f"{script} is not there"
 
 
@@ -190,7 +214,9 @@ def anchors(text: str) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", head.lower()).strip().replace(" ", "-") for head in heads}
 
 
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=[*NAMES, "CONTRIBUTING.md"])
+@pytest.mark.parametrize(
+    "page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=[*NAMES, "CONTRIBUTING.md"]
+)
 def test_links_lead_somewhere(page: Path) -> None:
     text = re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
     for link in re.findall(r"\]\(([^)\s]+)\)", text):
@@ -199,7 +225,9 @@ def test_links_lead_somewhere(page: Path) -> None:
         place, _, anchor = link.partition("#")
         other = (page.parent / place).resolve() if place else page
         assert other.exists(), f"{page.name}: {link} leads nowhere"
-        assert not anchor or anchor in anchors(other.read_text()), f"{page.name}: {link} has no such heading"
+        assert not anchor or anchor in anchors(other.read_text()), (
+            f"{page.name}: {link} has no such heading"
+        )
 
 
 def test_every_page_is_in_the_site() -> None:
@@ -214,12 +242,18 @@ def test_every_page_is_in_the_site() -> None:
                     yield from pages(inner) if isinstance(inner, list) else [inner]
 
     listed = set(pages(site["nav"]))
-    assert listed == {str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")}
+    assert listed == {
+        str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")
+    }
 
 
 def test_the_reference_is_what_the_code_says() -> None:
     ended = subprocess.run(
-        [sys.executable, "scripts/make_reference.py", "--check"], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "scripts/make_reference.py", "--check"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
 
@@ -229,27 +263,43 @@ def test_the_columns_of_trials_csv_are_those_that_are_written(tmp_path: Path) ->
     records.write_table(run, [], [], [])
     with open(run.table, newline="") as file:
         written = next(csv.reader(file))
-    section = (ROOT / "docs/reference/files.md").read_text().partition("## Columns of trials.csv")[2]
-    listed = [name for row in re.findall(r"^\| (`.+?) \|", section, flags=re.M) for name in re.findall(r"`(\w+)`", row)]
+    section = (
+        (ROOT / "docs/reference/files.md").read_text().partition("## Columns of trials.csv")[2]
+    )
+    listed = [
+        name
+        for row in re.findall(r"^\| (`.+?) \|", section, flags=re.M)
+        for name in re.findall(r"`(\w+)`", row)
+    ]
     assert sorted(listed) == sorted(written)
 
 
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=[*NAMES, "CONTRIBUTING.md"])
+@pytest.mark.parametrize(
+    "page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=[*NAMES, "CONTRIBUTING.md"]
+)
 def test_scripts_and_extras_that_are_named_exist(page: Path) -> None:
     text = page.read_text()
     for name in re.findall(r"scripts\.benchmarks\.([a-z]\w*)", text):
         place = ROOT / "scripts" / "benchmarks" / name
-        assert place.with_suffix(".py").exists() or (place / "__main__.py").exists(), f"{page.name}: no {name}"
+        assert place.with_suffix(".py").exists() or (place / "__main__.py").exists(), (
+            f"{page.name}: no {name}"
+        )
     for name in re.findall(r"`(scripts/[\w./]+)[` ]", text):
         assert (ROOT / name).exists(), f"{page.name}: {name} is not there"
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
     for group in re.findall(r"pip install '?\.\[([\w,]+)\]", text):
         assert set(group.split(",")) <= set(extras), f"{page.name}: pip install .[{group}]"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_nothing_is_left_to_be_filled_in(page: Path) -> None:
-    left = [line for line in page.read_text().splitlines() if re.fullmatch(r"[A-Z]{4,}|.*\b(TODO|TBD|FIXME)\b.*", line)]
+    left = [
+        line
+        for line in page.read_text().splitlines()
+        if re.fullmatch(r"[A-Z]{4,}|.*\b(TODO|TBD|FIXME)\b.*", line)
+    ]
     assert not left, f"{page.name}: {left[0]!r}"
 
 
@@ -257,6 +307,7 @@ def test_a_block_that_is_neither_run_nor_explained_is_seen() -> None:
     text = "a\n\n```rust\nfn main() {}\n```\n\n<!-- not run: it is a picture -->\n```text\nx\n```\n"
     found = list(blocks(text))
     assert [(block.language, block.skipped) for block in found] == [("rust", False), ("text", True)]
-    with pytest.raises(typer.BadParameter.__mro__[1]):  # click's UsageError, which typer may bring along
+    # click's UsageError, which typer may bring along
+    with pytest.raises(typer.BadParameter.__mro__[1]):
         command: Any = typer.main.get_command(cli.app)
         command.commands["search"].make_context("search", ["digits", "--nonsense"])

@@ -76,7 +76,10 @@ def front(folder: Path) -> dict[str, Any]:
 
 
 def points(folder: Path) -> list[tuple[float, int, bool]]:
-    return [(each["score"]["metric"], each["score"]["flops"], each["feasible"]) for each in front(folder)["front"]]
+    return [
+        (each["score"]["metric"], each["score"]["flops"], each["feasible"])
+        for each in front(folder)["front"]
+    ]
 
 
 def test_killed_in_a_trial_it_goes_on_exports_and_verifies(here: Path) -> None:
@@ -89,7 +92,10 @@ def test_killed_in_a_trial_it_goes_on_exports_and_verifies(here: Path) -> None:
     stamp = (folder / "dense" / "model.safetensors").stat().st_mtime_ns
     out, _ = run(here, *asked, "--json")
     result = json.loads(out)
-    assert result["best"]["score"]["flops"] <= 0.6 * result["baseline"]["flops"] and result["best"]["feasible"]
+    assert (
+        result["best"]["score"]["flops"] <= 0.6 * result["baseline"]["flops"]
+        and result["best"]["feasible"]
+    )
     assert (folder / "dense" / "model.safetensors").stat().st_mtime_ns == stamp
     assert json.loads((folder / "best" / "verification.json").read_text())["passed"]
 
@@ -116,14 +122,21 @@ def test_killed_again_and_again_it_goes_on(here: Path) -> None:
     out, said = run(here, *asked, "--json")
     assert dense.stat().st_mtime_ns == stamp
     result = json.loads(out)
-    assert result["best"]["score"]["flops"] <= 0.6 * result["baseline"]["flops"] and result["best"]["feasible"]
+    assert (
+        result["best"]["score"]["flops"] <= 0.6 * result["baseline"]["flops"]
+        and result["best"]["feasible"]
+    )
     numbers = {each["trial"] for each in front(folder)["front"]}
     assert numbers and front(folder)["best"] == result["best"]["trial"] and kept
     verified = json.loads((folder / "best" / "verification.json").read_text())
     assert verified["passed"] and verified["open"] == []
     states = [line.split(",")[1:3] for line in (folder / "trials.csv").read_text().splitlines()[1:]]
     stages = [stage for state, stage in states if state == "COMPLETE"]
-    assert stages.count("dense") == 1 and stages.count("screened") == 5 and 1 <= stages.count("trained") <= 4
+    assert (
+        stages.count("dense") == 1
+        and stages.count("screened") == 5
+        and 1 <= stages.count("trained") <= 4
+    )
     assert not list(folder.rglob("*.lock"))[1:]  # the run's own alone
 
     loaded = autoprune.load(folder / "best", trust=True)
@@ -145,7 +158,9 @@ def test_interrupted_once_it_exports_the_best_so_far(here: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.promise("limits-of-time")
-def test_json_stands_alone_on_stdout_whatever_models_and_their_processes_print(tmp_path: Path) -> None:
+def test_json_stands_alone_on_stdout_whatever_models_and_their_processes_print(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "loud.py").write_text(
         "import os, subprocess, sys\nprint('at import')\nfrom torch import nn\n"
         "class Loud(nn.Linear):\n    def forward(self, x):\n"
@@ -154,7 +169,17 @@ def test_json_stands_alone_on_stdout_whatever_models_and_their_processes_print(t
         "    subprocess.run([sys.executable, '-c', 'print(\"by a child\")'], check=True)\n    return Loud(4, 3)\n"
     )
     (tmp_path / "here.yaml").write_text("runtime: eager\n")
-    asked = ("measure", "loud:build", "--input", "1x4", "--target", "here.yaml", "--layers", "0", "--json")
+    asked = (
+        "measure",
+        "loud:build",
+        "--input",
+        "1x4",
+        "--target",
+        "here.yaml",
+        "--layers",
+        "0",
+        "--json",
+    )
     out, err = run(tmp_path, *asked)
     assert json.loads(out)["measured"][0]["score"]["params"] == 15
     assert all(said in err for said in ("at import", "called", "by descriptor", "by a child"))
@@ -165,7 +190,10 @@ def test_json_stands_alone_on_stdout_whatever_models_and_their_processes_print(t
 def ended_trials(folder: Path) -> dict[tuple[str, int], Any]:
     """What the journal has of every trial that ended: its values, its figures, its plan."""
     storage = JournalStorage(JournalFileBackend(str(folder / "study.journal")))
-    studies = (optuna.load_study(storage=storage, study_name=name) for name in optuna.get_all_study_names(storage))
+    studies = (
+        optuna.load_study(storage=storage, study_name=name)
+        for name in optuna.get_all_study_names(storage)
+    )
     return {
         (study.study_name, trial.number): (trial.values, trial.user_attrs)
         for study in studies
@@ -232,26 +260,53 @@ def test_interrupted_twice_it_stops_at_once_and_goes_on_later(here: Path) -> Non
 
 @pytest.mark.slow
 def test_other_answers_from_a_finished_run(here: Path) -> None:
-    run(here, "search", "mine.yaml", "--set", "search.objectives=[metric, latency]", "--budget", "latency=90%", "-q")
+    run(
+        here,
+        "search",
+        "mine.yaml",
+        "--set",
+        "search.objectives=[metric, latency]",
+        "--budget",
+        "latency=90%",
+        "-q",
+    )
     stamp = (here / "runs/mine/dense/model.safetensors").stat().st_mtime_ns
     for budget in ("latency=70%", "latency=30%", "params=50%"):
-        process = start(here, "export", "runs/mine", "--budget", budget, "--format", "onnx", "--out", budget, "--trust")
+        process = start(
+            here,
+            "export",
+            "runs/mine",
+            "--budget",
+            budget,
+            "--format",
+            "onnx",
+            "--out",
+            budget,
+            "--trust",
+        )
         out, err = process.communicate(timeout=LIMIT_S)
         assert process.returncode in (0, 3), err
         if process.returncode == 3:
             assert "Reachable was" in err and not (here / budget).exists()
         else:
             assert json.loads((here / budget / "verification.json").read_text())["passed"]
-            assert {"model.onnx", "model.safetensors"} <= {path.name for path in (here / budget).iterdir()}
+            assert {"model.onnx", "model.safetensors"} <= {
+                path.name for path in (here / budget).iterdir()
+            }
             assert not (here / budget / "model.pt2").exists()
             run(here, "verify", budget, "--trust")
     number = front(here / "runs/mine")["front"][0]["trial"]
-    out, _ = run(here, "export", "runs/mine", "--trial", str(number), "--out", "one", "--json", "--trust")
+    out, _ = run(
+        here, "export", "runs/mine", "--trial", str(number), "--out", "one", "--json", "--trust"
+    )
     assert json.loads(out)["best"]["trial"] == number
     assert (here / "runs/mine/dense/model.safetensors").stat().st_mtime_ns == stamp
     run(here, "prune", "mine.yaml", "--plan", "one/plan.json", "--out", "pruned", "-q")
     out, _ = run(here, "measure", "pruned", "--json", "--trust")
-    assert json.loads(out)["score"]["params"] == json.loads((here / "one" / "score.json").read_text())["params"]
+    assert (
+        json.loads(out)["score"]["params"]
+        == json.loads((here / "one" / "score.json").read_text())["params"]
+    )
 
 
 @pytest.mark.slow
@@ -273,7 +328,9 @@ def test_a_changed_study_is_refused_and_fresh_keeps_the_old_folder(here: Path) -
     _, said = run(here, "search", "mine.yaml", "--set", "recovery.epochs=1", status=2)
     assert "recovery.epochs: 3 -> 1" in said and "--fresh" in said
     run(here, "search", "mine.yaml", "--set", "recovery.epochs=1", "--trials", "3", "--fresh", "-q")
-    assert (here / "runs/mine.1/best/score.json").exists() and (here / "runs/mine/best/score.json").exists()
+    assert (here / "runs/mine.1/best/score.json").exists() and (
+        here / "runs/mine/best/score.json"
+    ).exists()
     stamp = (here / "runs/mine/dense/model.safetensors").stat().st_mtime_ns
     changed = (
         "search",
@@ -288,7 +345,10 @@ def test_a_changed_study_is_refused_and_fresh_keeps_the_old_folder(here: Path) -
         "5m",
     )
     _, said = run(here, *changed)
-    assert "3 trials are done" in said and (here / "runs/mine/dense/model.safetensors").stat().st_mtime_ns == stamp
+    assert (
+        "3 trials are done" in said
+        and (here / "runs/mine/dense/model.safetensors").stat().st_mtime_ns == stamp
+    )
 
 
 @pytest.mark.slow
@@ -304,4 +364,6 @@ def test_a_large_network_goes_through(tmp_path: Path) -> None:
     out, _ = run(tmp_path, "search", "resnet18_synthetic", "--trials", "3", "--json")
     result = json.loads(out)
     assert result["best"]["score"]["latency_ratio_high"] <= 0.6
-    assert json.loads((tmp_path / "runs/resnet18_synthetic/best/verification.json").read_text())["passed"]
+    assert json.loads((tmp_path / "runs/resnet18_synthetic/best/verification.json").read_text())[
+        "passed"
+    ]

@@ -63,7 +63,10 @@ def data():
 """
 
 WIDTHS = {
-    **{name: [8] for name in ("conv1.bias", "bn1.weight", "bn1.bias", "bn1.running_mean", "bn1.running_var")},
+    **{
+        name: [8]
+        for name in ("conv1.bias", "bn1.weight", "bn1.bias", "bn1.running_mean", "bn1.running_var")
+    },
     "conv1.weight": [8, 3, 3, 3],
     "conv2.weight": [16, 8, 3, 3],
     "conv2.bias": [16],
@@ -134,7 +137,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 def score(model: nn.Module, task: Any) -> Score:
     quality = loop.evaluate(model, task, "validation", device="cpu")
-    return measure.costs(model, task.calibration(1)).evolve(metric=quality.metric, loss=quality.loss)
+    return measure.costs(model, task.calibration(1)).evolve(
+        metric=quality.metric, loss=quality.loss
+    )
 
 
 @pytest.fixture
@@ -145,7 +150,9 @@ def folder(made: Made, tmp_path: Path) -> Path:
 @pytest.fixture
 def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
     """Latency is not measured: what the test is about lies elsewhere."""
-    monkeypatch.setattr(remeasured, "latency", lambda recorded: Found("not measured in this test", {}))
+    monkeypatch.setattr(
+        remeasured, "latency", lambda recorded: Found("not measured in this test", {})
+    )
 
 
 def failures(folder: Path, **options: Any) -> dict[str, str]:
@@ -154,7 +161,9 @@ def failures(folder: Path, **options: Any) -> dict[str, str]:
         verify(folder, **{"trust": True} | options)
     assert raised.value.exit_status == 4
     record = json.loads((folder / "verification.json").read_text())
-    failed = {check["name"]: check["detail"] for check in record["checks"] if check["passed"] is False}
+    failed = {
+        check["name"]: check["detail"] for check in record["checks"] if check["passed"] is False
+    }
     assert record["passed"] is False and failed
     assert all(f"{name}: {detail}" in raised.value.args[0] for name, detail in failed.items())
     return failed
@@ -185,7 +194,12 @@ def test_the_folder_holds_what_the_record_says(made: Made) -> None:
     assert record["size_bytes"] == (made.folder / "model.onnx").stat().st_size
     assert (record["trial"], record["budget"]) == (7, {"latency": "90%", "flops": "50%"})
     plan, outline = artefact.read_plan(made.folder)
-    assert plan == made.finished.plan and outline.widths == WIDTHS and not outline.removed and not outline.bound
+    assert (
+        plan == made.finished.plan
+        and outline.widths == WIDTHS
+        and not outline.removed
+        and not outline.bound
+    )
     inputs, outputs = artefact.read_reference(made.folder / "reference.safetensors")
     assert inputs.batch_size == 64
     with torch.no_grad():
@@ -214,7 +228,13 @@ def test_a_sound_artefact_passes_every_check(folder: Path) -> None:
         errors = figures[f"outputs of {name}"]
         assert set(errors) == {"error_at_batch_64", "error_at_batch_1", "error_at_batch_3"}
         assert max(errors.values()) <= 1e-4
-    assert 0 < figures["latency"]["ratio_low"] <= figures["latency"]["ratio"] <= figures["latency"]["ratio_high"] < 0.9
+    assert (
+        0
+        < figures["latency"]["ratio_low"]
+        <= figures["latency"]["ratio"]
+        <= figures["latency"]["ratio_high"]
+        < 0.9
+    )
 
 
 @pytest.mark.parametrize("share", slow_but([0.5], [0.0, 0.5]))
@@ -225,7 +245,9 @@ def test_a_truncated_file_fails(folder: Path, name: str, share: float) -> None:
     assert "files" in failures(folder)
 
 
-@pytest.mark.parametrize("name", slow_but(["plan.json", "model.onnx"], [*RECORDS, *MODELS.values()]))
+@pytest.mark.parametrize(
+    "name", slow_but(["plan.json", "model.onnx"], [*RECORDS, *MODELS.values()])
+)
 def test_a_missing_file_and_one_of_garbage_fail(folder: Path, name: str) -> None:
     size = (folder / name).stat().st_size
     (folder / name).write_bytes(b"\xff\x00:{" * (size // 4) + b"x" * (size % 4))
@@ -297,22 +319,35 @@ def test_a_changed_reference_fails(folder: Path, unmeasured: None) -> None:
 class FixedBatch:
     filename = "model.onnx"
 
-    def load(self, path: Path, template: Callable[[], nn.Module]) -> Callable[[Inputs], list[Tensor]]:
+    def load(
+        self, path: Path, template: Callable[[], nn.Module]
+    ) -> Callable[[Inputs], list[Tensor]]:
         run = plugins.load("format", "onnx")().load(path, template)
         return lambda inputs: run(inputs.rows(64))
 
 
-def test_a_file_that_fixes_its_batch_fails(folder: Path, monkeypatch: pytest.MonkeyPatch, unmeasured: None) -> None:
+def test_a_file_that_fixes_its_batch_fails(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, unmeasured: None
+) -> None:
     monkeypatch.setitem(sys.modules, "fixed_exported", SimpleNamespace(FixedBatch=FixedBatch))
-    change(folder / "score.json", lambda record: record["formats"].update({"fixed_exported:FixedBatch": "model.onnx"}))
+    change(
+        folder / "score.json",
+        lambda record: record["formats"].update({"fixed_exported:FixedBatch": "model.onnx"}),
+    )
     assert list(failures(folder)) == ["outputs of fixed_exported:FixedBatch"]
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "passes", "inside"), [(0.91, 0.95, False, False), (0.89, 0.95, True, False), (0.5, 0.6, True, True)]
+    ("low", "high", "passes", "inside"),
+    [(0.91, 0.95, False, False), (0.89, 0.95, True, False), (0.5, 0.6, True, True)],
 )
 def test_latency_fails_where_even_the_lower_end_is_over_the_limit(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, low: float, high: float, passes: bool, inside: bool
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    low: float,
+    high: float,
+    passes: bool,
+    inside: bool,
 ) -> None:
     found = Latency(1.0, 0.9, 1.1, (low + high) / 2, low, high, 40, True)
     monkeypatch.setattr(remeasured.measure, "time_artefact", lambda *args, **kwargs: found)
@@ -329,8 +364,14 @@ def test_latency_fails_where_even_the_lower_end_is_over_the_limit(
 
 
 @pytest.mark.slow
-def test_a_target_that_runs_modules_is_checked_on_the_weights_file(made: Made, tmp_path: Path) -> None:
-    study = replace(made.study, target=Target("cpu_eager", runtime="eager"), budget=Budget.parse({"latency": "100s"}))
+def test_a_target_that_runs_modules_is_checked_on_the_weights_file(
+    made: Made, tmp_path: Path
+) -> None:
+    study = replace(
+        made.study,
+        target=Target("cpu_eager", runtime="eager"),
+        budget=Budget.parse({"latency": "100s"}),
+    )
     exported = export(study, made.finished, tmp_path / "best", formats=[])
     assert {path.name for path in (tmp_path / "best").iterdir()} == {*RECORDS, "model.safetensors"}
     assert exported.size_bytes == (tmp_path / "best" / "model.safetensors").stat().st_size
@@ -351,7 +392,8 @@ def test_a_study_whose_module_is_not_here_is_bad_input(
     (folder / "mine_gone.py").write_text(MINE)  # inside the artefact, where nothing is looked for
     study = (folder / "study.yaml").read_text().replace("mine_exported", "mine_gone")
     (folder / "study.yaml").write_text(study)
-    assert "mine_gone" in failures(folder)["counts"]  # not the recorded study: the artefact is at fault
+    # not the recorded study: the artefact is at fault
+    assert "mine_gone" in failures(folder)["counts"]
     sign_again(folder)
     monkeypatch.chdir(folder)
     with pytest.raises(InputError, match="mine_gone"):
@@ -361,13 +403,21 @@ def test_a_study_whose_module_is_not_here_is_bad_input(
     assert verify(folder, trust=True)["passed"] is True
 
 
-def test_a_study_made_in_python_is_closed_by_its_task(made: Made, tmp_path: Path, unmeasured: None) -> None:
+def test_a_study_made_in_python_is_closed_by_its_task(
+    made: Made, tmp_path: Path, unmeasured: None
+) -> None:
     resolved = {"task": section() | {"model": "python", "data": "python"}}
     task = replace(made.study.task, given=made.finished.dense)
     study = replace(made.study, resolved=resolved, task=task)
     export(study, made.finished, tmp_path / "best", formats=["onnx"])
     first = verify(tmp_path / "best", trust=True)
-    assert first["open"] == ["counts", "outputs of safetensors", "metric", "test metric", "other sizes"]
+    assert first["open"] == [
+        "counts",
+        "outputs of safetensors",
+        "metric",
+        "test metric",
+        "other sizes",
+    ]
     second = verify(tmp_path / "best", task=task, earlier=first)
     assert second["open"] == [] and second["passed"] is True
     closed = [check for check in first["checks"] if check["passed"] is not None]
@@ -381,11 +431,18 @@ def test_load_gives_the_exported_model(made: Made, folder: Path) -> None:
     before = {name: tensor.clone() for name, tensor in made.finished.dense.state_dict().items()}
     with torch.no_grad():
         wanted = made.finished.model(x)
-        for options in ({"model": made.finished.dense}, {"model": made.study.task.build}, {"trust": True}):
+        for options in (
+            {"model": made.finished.dense},
+            {"model": made.study.task.build},
+            {"trust": True},
+        ):
             model = load(folder, **options)
             assert not model.training and torch.equal(model(x), wanted)
     assert shrink.widths(made.finished.dense, model) == WIDTHS
-    assert all(torch.equal(before[name], tensor) for name, tensor in made.finished.dense.state_dict().items())
+    assert all(
+        torch.equal(before[name], tensor)
+        for name, tensor in made.finished.dense.state_dict().items()
+    )
 
 
 def test_load_leaves_the_random_state_alone(made: Made, folder: Path) -> None:
@@ -417,9 +474,16 @@ def test_load_builds_models_of_the_zoo_without_being_told_to_trust(folder: Path)
     dense = plugins.load("model", "digits_cnn")(width=4, hidden=6)
     widths = {"head.1.weight": [3, 8], "head.1.bias": [3], "fc.weight": [10, 3]}
     smaller = shrink.resize(dense, widths).eval()
-    save_file({name: tensor.clone() for name, tensor in smaller.state_dict().items()}, folder / "model.safetensors")
-    (folder / "plan.json").write_text(json.dumps({"version": 1, "choices": {}, "widths": widths, "replaced": {}}))
-    (folder / "study.yaml").write_text("task: {model: {name: 'zoo:digits_cnn', args: {width: 4, hidden: 6}}}")
+    save_file(
+        {name: tensor.clone() for name, tensor in smaller.state_dict().items()},
+        folder / "model.safetensors",
+    )
+    (folder / "plan.json").write_text(
+        json.dumps({"version": 1, "choices": {}, "widths": widths, "replaced": {}})
+    )
+    (folder / "study.yaml").write_text(
+        "task: {model: {name: 'zoo:digits_cnn', args: {width: 4, hidden: 6}}}"
+    )
     x = torch.randn(2, 1, 8, 8)
     assert torch.equal(load(folder)(x), smaller(x))
 
@@ -482,11 +546,24 @@ def test_an_export_is_whole_or_not_at_all(
     assert [path.name for path in tmp_path.iterdir()] == ["best"]
 
 
-def test_an_artefact_is_replaced_and_foreign_files_are_kept(made: Made, folder: Path, tmp_path: Path) -> None:
+def test_an_artefact_is_replaced_and_foreign_files_are_kept(
+    made: Made, folder: Path, tmp_path: Path
+) -> None:
     (folder / "notes.md").write_text("mine")
     (folder / "verification.json").write_text("{}")
-    export(made.study, made.finished, folder, formats=["safetensors"], budget=Budget.parse({"params": "1M"}))
-    assert {path.name for path in folder.iterdir()} == {*RECORDS, "model.safetensors", "model.onnx", "notes.md"}
+    export(
+        made.study,
+        made.finished,
+        folder,
+        formats=["safetensors"],
+        budget=Budget.parse({"params": "1M"}),
+    )
+    assert {path.name for path in folder.iterdir()} == {
+        *RECORDS,
+        "model.safetensors",
+        "model.onnx",
+        "notes.md",
+    }
     assert json.loads((folder / "score.json").read_text())["budget"] == {"params": "1M"}
     assert [path.name for path in tmp_path.iterdir()] == ["best"]
 
@@ -527,14 +604,19 @@ def test_a_reference_keeps_the_nesting_of_the_arguments(tmp_path: Path) -> None:
 def test_the_error_is_relative_to_the_largest_recorded_value(
     recorded: list[float], got: list[float], wanted: float
 ) -> None:
-    assert artefact.error(torch.tensor(recorded), torch.tensor(got)) == pytest.approx(wanted, rel=1e-5)
+    assert artefact.error(torch.tensor(recorded), torch.tensor(got)) == pytest.approx(
+        wanted, rel=1e-5
+    )
 
 
-@pytest.mark.parametrize(("status", "kind"), [(2, InputError), (4, VerificationError), (-11, VerificationError)])
+@pytest.mark.parametrize(
+    ("status", "kind"), [(2, InputError), (4, VerificationError), (-11, VerificationError)]
+)
 def test_a_fresh_process_that_breaks_down_is_no_success(
     folder: Path, monkeypatch: pytest.MonkeyPatch, status: int, kind: type[Exception]
 ) -> None:
-    (folder / "verification.json").write_text('{"passed": true, "open": [], "checks": []}')  # of an earlier time
+    # of an earlier time
+    (folder / "verification.json").write_text('{"passed": true, "open": [], "checks": []}')
     ended = SimpleNamespace(returncode=status, stdout="", stderr="what it said")
     monkeypatch.setattr("subprocess.run", lambda *args, **kwargs: ended)
     with pytest.raises(kind, match="what it said"):
@@ -542,10 +624,14 @@ def test_a_fresh_process_that_breaks_down_is_no_success(
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("autoprune.__main__") is None, reason="needs the command line")
+@pytest.mark.skipif(
+    importlib.util.find_spec("autoprune.__main__") is None, reason="needs the command line"
+)
 def test_a_fresh_process_finds_the_same(folder: Path) -> None:
     result = verify_in_fresh_process(folder)
-    assert result["passed"] is True and result == json.loads((folder / "verification.json").read_text())
+    assert result["passed"] is True and result == json.loads(
+        (folder / "verification.json").read_text()
+    )
     (folder / "model.onnx").write_bytes(b"")
     with pytest.raises(VerificationError, match="outputs of onnx"):
         verify_in_fresh_process(folder)

@@ -174,7 +174,9 @@ def brief(monkeypatch: pytest.MonkeyPatch) -> None:
 
     timed = measure.time_artefact
     monkeypatch.setattr(
-        measure, "time_artefact", lambda *args, **options: timed(*args, **{**options, "processes": 0, "budget_s": 0.01})
+        measure,
+        "time_artefact",
+        lambda *args, **options: timed(*args, **{**options, "processes": 0, "budget_s": 0.01}),
     )
 
     def passed(folder: Path, task: Task | None = None) -> dict[str, Any]:
@@ -193,13 +195,18 @@ def faulty(folder: Path, place: str, fault: str) -> tuple[Path, str]:
     runtime = f'"{name}:Running"' if place == "runtime" else "eager"
     path = folder / "study.yaml"
     path.write_text(STUDY.format(name, runtime))
-    lines = [number for number, line in enumerate(text.splitlines(), start=1) if line.strip() == fault]
+    lines = [
+        number for number, line in enumerate(text.splitlines(), start=1) if line.strip() == fault
+    ]
     return path, f"{name}.py, line {lines[0]}"
 
 
 STATEMENTS = [
     *((place, "sys.exit(0)", "SystemExit: sys.exit(0)") for place in PLACES),
-    *((place, "raise StopIteration('done')", "StopIteration: done") for place in ("train", "validation", "adapter")),
+    *(
+        (place, "raise StopIteration('done')", "StopIteration: done")
+        for place in ("train", "validation", "adapter")
+    ),
     ("loss", "raise KeyError('class')", "KeyError: 'class'"),
     ("metric", "raise type('Abrupt', (BaseException,), {})('at once')", "Abrupt: at once"),
 ]
@@ -208,14 +215,21 @@ STATEMENTS = [
 @pytest.mark.promise("user-code")
 @pytest.mark.parametrize(("place", "statement", "told"), STATEMENTS)
 def test_a_fault_before_the_trials_is_one_paragraph_with_its_place(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, brief: None, place: str, statement: str, told: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    brief: None,
+    place: str,
+    statement: str,
+    told: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     path, line = faulty(tmp_path, place, statement)
     ended = CliRunner().invoke(cli.app, ["search", str(path), "--quiet"])
     assert ended.exit_code == 2, ended.stderr
-    assert PLACES[place] in ended.stderr and told in ended.stderr and line in ended.stderr, ended.stderr
+    assert PLACES[place] in ended.stderr and told in ended.stderr and line in ended.stderr, (
+        ended.stderr
+    )
     assert ended.stderr.count("\n") == 1 and len(ended.stderr) < 520
 
 
@@ -223,7 +237,10 @@ def test_a_fault_before_the_trials_is_one_paragraph_with_its_place(
 @pytest.mark.parametrize("kind", FAULTS)
 def test_every_kind_of_fault_is_told_with_its_line_but_ctrl_c(kind: str) -> None:
     for guard in (faults.code("the loss"), faults.boundary()):
-        with pytest.raises(CodeError, match=rf"failed with {kind}: .*\(test_faults.py, line \d+\)"), guard:
+        with (
+            pytest.raises(CodeError, match=rf"failed with {kind}: .*\(test_faults.py, line \d+\)"),
+            guard,
+        ):
             FAULTS[kind]()
     with pytest.raises(KeyboardInterrupt), faults.code("the loss"):
         raise KeyboardInterrupt
@@ -237,7 +254,9 @@ def test_a_fault_that_is_not_the_users_passes_the_boundary() -> None:
 
 
 class Rows(Dataset[Any]):
-    def __init__(self, at: int = -1, fault: Callable[[], Any] | None = None, labels: int = 3) -> None:
+    def __init__(
+        self, at: int = -1, fault: Callable[[], Any] | None = None, labels: int = 3
+    ) -> None:
         self.at, self.fault, self.labels = at, fault, labels
 
     def __len__(self) -> int:
@@ -251,7 +270,9 @@ class Rows(Dataset[Any]):
 
 def build() -> nn.Module:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(4, 12), nn.ReLU(), nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 3))
+    return nn.Sequential(
+        nn.Linear(4, 12), nn.ReLU(), nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 3)
+    )
 
 
 def accuracy(outputs: Any, targets: Any) -> float:
@@ -271,10 +292,16 @@ TASK = Task(
 @pytest.mark.promise("user-code")
 @pytest.mark.parametrize("kind", ["ZeroDivisionError", "SystemExit", "StopIteration"])
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_sample_that_fails_is_named_and_a_worker_that_dies_is_told(kind: str, workers: int) -> None:
+def test_a_sample_that_fails_is_named_and_a_worker_that_dies_is_told(
+    kind: str, workers: int
+) -> None:
     loader = DataLoader(Rows(17, FAULTS[kind]), 10, num_workers=workers)
     task = replace(TASK, data=Data(Rows(), loader))
-    what = "the validation data failed with" if workers else "sample 17 of the validation data failed with"
+    what = (
+        "the validation data failed with"
+        if workers
+        else "sample 17 of the validation data failed with"
+    )
     if workers and kind == "SystemExit":
         what += ".*(exited unexpectedly|ConnectionResetError|EOFError|FileNotFoundError)"  # whichever is noticed first
     with pytest.raises(CodeError, match=what) as caught:
@@ -294,7 +321,9 @@ def test_a_label_without_a_class_is_told_with_its_split(split: str) -> None:
             evaluate(build(), task, split, "cpu")
 
 
-def test_a_plugin_of_the_users_own_keeps_its_name_and_its_settings(tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_plugin_of_the_users_own_keeps_its_name_and_its_settings(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
     monkeypatch.setattr(sys, "path", list(sys.path))
     (tmp_path / "shares.py").write_text(
         "from dataclasses import dataclass\n@dataclass(frozen=True)\nclass Share:\n    part: int = 2\n"
@@ -304,9 +333,13 @@ def test_a_plugin_of_the_users_own_keeps_its_name_and_its_settings(tmp_path: Pat
     made = plugins.create("technique", "shares:Share(part=3)", [tmp_path])
     assert (made.part, made.twice(4), type(made).__name__) == (3, 8, "Share")
     assert type(made) is type(plugins.create("technique", "shares:Share", [tmp_path]))
-    with pytest.raises(CodeError, match=r"the technique 'shares:Share', in keep, failed with ZeroDivisionError"):
+    with pytest.raises(
+        CodeError, match=r"the technique 'shares:Share', in keep, failed with ZeroDivisionError"
+    ):
         made.keep(1, 0.5)
-    with pytest.raises(CodeError, match=r"'shares:Share\(part=9\)' failed with AssertionError: too many parts"):
+    with pytest.raises(
+        CodeError, match=r"'shares:Share\(part=9\)' failed with AssertionError: too many parts"
+    ):
         plugins.create("technique", "shares:Share(part=9)", [tmp_path])
 
 
@@ -378,7 +411,9 @@ def broken(task: Task, place: str, fault: Callable[[], Any]) -> Task:
         *((place, "SystemExit") for place in ("metric", "adapter", "data")),
     ],
 )
-def test_a_fault_in_a_trial_ends_the_trial_not_the_search(tmp_path: Path, brief: None, place: str, kind: str) -> None:
+def test_a_fault_in_a_trial_ends_the_trial_not_the_search(
+    tmp_path: Path, brief: None, place: str, kind: str
+) -> None:
     listener = Listens()
 
     def fault() -> None:
@@ -391,7 +426,9 @@ def test_a_fault_in_a_trial_ends_the_trial_not_the_search(tmp_path: Path, brief:
     assert failed == {1, 3, 5} and len(table) == 6 and result.best is not None
     for row in table:
         if row["stage"] == "failed":
-            assert f"failed with {kind}" in row["reason"] and "(test_faults.py, line" in row["reason"]
+            assert (
+                f"failed with {kind}" in row["reason"] and "(test_faults.py, line" in row["reason"]
+            )
             assert "Traceback" in (tmp_path / "trials" / row["trial"] / "error.txt").read_text()
     assert sum(note.startswith("trial 3 failed: ") for note in listener.notes) == 1
 
@@ -404,7 +441,9 @@ def test_a_search_whose_trials_all_fail_alike_ends_and_says_so(tmp_path: Path, b
         if listener.trial:
             FAULTS["ZeroDivisionError"]()
 
-    with pytest.raises(TrialsError, match=r"5 trials failed .*all in the same way.*test_faults.py, line \d+") as caught:
+    with pytest.raises(
+        TrialsError, match=r"5 trials failed .*all in the same way.*test_faults.py, line \d+"
+    ) as caught:
         search(study(broken(TASK, "loss", fault), trials=12), Run(tmp_path), listener)
     assert caught.value.exit_status == 5 and len(str(caught.value)) <= 500
     assert [row["stage"] for row in rows(tmp_path)].count("failed") == 5
@@ -426,7 +465,9 @@ def test_a_full_disk_ends_the_search_at_once(tmp_path: Path, brief: None) -> Non
 
 
 @pytest.mark.promise("trial-faults")
-def test_a_finalist_that_cannot_be_trained_gives_its_place_to_the_next(tmp_path: Path, brief: None) -> None:
+def test_a_finalist_that_cannot_be_trained_gives_its_place_to_the_next(
+    tmp_path: Path, brief: None
+) -> None:
     listener, trained = Listens(), set[int]()
 
     def fault() -> None:
@@ -435,7 +476,9 @@ def test_a_finalist_that_cannot_be_trained_gives_its_place_to_the_next(tmp_path:
             if len(trained) == 1:
                 FAULTS["MemoryError"]()
 
-    result = search(study(broken(TASK, "loss", fault), finalists=1, trials=8), Run(tmp_path), listener)
+    result = search(
+        study(broken(TASK, "loss", fault), finalists=1, trials=8), Run(tmp_path), listener
+    )
     assert len(trained) == 2 and result.best is not None and result.best.number == max(trained)
     assert [row["stage"] for row in rows(tmp_path)][-2:] == ["failed", "trained"]
 
@@ -453,18 +496,26 @@ def test_the_next_finalist_takes_the_place_of_one_that_fails_at_the_end(
     def once(*args: Any, **kwargs: Any) -> Any:
         calls.append(where)
         if len(calls) == 1:
-            raise VerificationError("not what was recorded") if where == "verified" else RuntimeError("crashed")
+            raise (
+                VerificationError("not what was recorded")
+                if where == "verified"
+                else RuntimeError("crashed")
+            )
         return kept(*args, **kwargs)
 
     monkeypatch.setattr(holder, name, once)
     result = search(study(), Run(tmp_path), listener)
     said = next(note for note in listener.notes if "cannot be" in note)
-    assert result.best is not None and len(calls) == 2 and f"trial {result.best.number} " not in said
+    assert (
+        result.best is not None and len(calls) == 2 and f"trial {result.best.number} " not in said
+    )
     assert ("crashed" in said) == (where != "verified")
 
 
 @pytest.mark.promise("trial-faults")
-def test_what_no_finalist_can_be_exported_for_is_the_error(tmp_path: Path, brief: None, monkeypatch: Any) -> None:
+def test_what_no_finalist_can_be_exported_for_is_the_error(
+    tmp_path: Path, brief: None, monkeypatch: Any
+) -> None:
     def fails(*args: Any, **kwargs: Any) -> Any:
         raise ModelError("the format cannot be written")
 
@@ -516,7 +567,10 @@ def test_code_that_hangs_is_ended_and_its_line_is_told(hangs: Callable[[], None]
         with pytest.raises(CodeError, match=says), watch(study(stall_s=0.2), Listens()):
             hangs()
     assert time.monotonic() - began < 20
-    assert signal.getsignal(signal.SIGALRM) is before and signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+    assert signal.getsignal(signal.SIGALRM) is before and signal.getitimer(signal.ITIMER_REAL) == (
+        0.0,
+        0.0,
+    )
 
 
 @pytest.mark.promise("limits-of-time")

@@ -15,8 +15,14 @@ def flops(model: nn.Module, *args, **kwargs) -> int:
 
 def test_linear_and_convolution_by_hand():
     assert flops(nn.Linear(5, 7), torch.randn(3, 5)) == 3 * 5 * 7
-    assert flops(nn.Conv2d(4, 6, 3, padding=1, bias=False), torch.randn(2, 4, 5, 5)) == 2 * 25 * 6 * 4 * 9
-    assert flops(nn.Conv2d(4, 6, 3, padding=1, groups=2), torch.randn(2, 4, 5, 5)) == 2 * 25 * 6 * 2 * 9
+    assert (
+        flops(nn.Conv2d(4, 6, 3, padding=1, bias=False), torch.randn(2, 4, 5, 5))
+        == 2 * 25 * 6 * 4 * 9
+    )
+    assert (
+        flops(nn.Conv2d(4, 6, 3, padding=1, groups=2), torch.randn(2, 4, 5, 5))
+        == 2 * 25 * 6 * 2 * 9
+    )
 
 
 def test_convolution_with_padding_by_name_is_not_zero():
@@ -38,7 +44,9 @@ def test_recurrent_deep_bidirectional_and_projected_by_hand():
     x = torch.randn(steps, batch, inputs)
     first = 2 * 3 * hidden * (inputs + hidden)
     second = 2 * 3 * hidden * (2 * hidden + hidden)
-    assert flops(nn.GRU(inputs, hidden, num_layers=2, bidirectional=True), x) == steps * batch * (first + second)
+    assert flops(nn.GRU(inputs, hidden, num_layers=2, bidirectional=True), x) == steps * batch * (
+        first + second
+    )
     lstm = 4 * hidden * (inputs + projected) + projected * hidden
     assert flops(nn.LSTM(inputs, hidden, proj_size=projected), x) == steps * batch * lstm
 
@@ -102,7 +110,10 @@ def test_products_that_broadcast_by_hand(first, second, expected):
     ],
 )
 def test_einsum_by_hand(equation, shapes, expected):
-    counted = count(Call(lambda *tensors: torch.einsum(equation, *tensors)), Inputs.of(tuple(map(torch.randn, shapes))))
+    counted = count(
+        Call(lambda *tensors: torch.einsum(equation, *tensors)),
+        Inputs.of(tuple(map(torch.randn, shapes))),
+    )
     assert (counted.total, counted.uncounted) == (expected, ())
 
 
@@ -117,7 +128,9 @@ def test_other_products_by_hand():
     assert flops(Call(lambda x, y: torch.tensordot(x, y, 1)), a, b) == 2 * 3 * 4 * 5
     assert flops(Call(torch.inner), torch.randn(3, 4), torch.randn(5, 4)) == 3 * 4 * 5
     assert flops(Call(torch.addbmm), torch.randn(3, 5), a, torch.randn(2, 4, 5)) == 2 * 3 * 4 * 5
-    assert flops(nn.Bilinear(3, 4, 5), torch.randn(2, 3), torch.randn(2, 4)) == 2 * (5 * 3 * 4 + 5 * 4)
+    assert flops(nn.Bilinear(3, 4, 5), torch.randn(2, 3), torch.randn(2, 4)) == 2 * (
+        5 * 3 * 4 + 5 * 4
+    )
 
 
 def test_embeddings_look_up_and_count_nothing():
@@ -128,9 +141,13 @@ def test_embeddings_look_up_and_count_nothing():
 
 def test_recurrent_without_a_batch_packed_and_projected_both_ways():
     inputs, hidden, projected = 5, 7, 4
-    assert flops(nn.LSTM(inputs, hidden), torch.randn(3, inputs)) == 3 * 4 * hidden * (inputs + hidden)
+    assert flops(nn.LSTM(inputs, hidden), torch.randn(3, inputs)) == 3 * 4 * hidden * (
+        inputs + hidden
+    )
     lstm = nn.LSTM(inputs, hidden, num_layers=2, bidirectional=True, proj_size=projected)
-    step = sum(4 * hidden * (width + projected) + projected * hidden for width in (inputs, 2 * projected))
+    step = sum(
+        4 * hidden * (width + projected) + projected * hidden for width in (inputs, 2 * projected)
+    )
     assert flops(lstm, torch.randn(3, 2, inputs)) == 3 * 2 * 2 * step
 
     class Packed(nn.Module):
@@ -169,7 +186,10 @@ def test_attention_with_grouped_queries_a_mask_and_batches_that_broadcast():
     assert flops(grouped, q, k) == 2 * 2 * 4 * 5 * 7 * 6
     causal = Call(lambda q: F.scaled_dot_product_attention(q, q, q, is_causal=True))
     assert flops(causal, q) == 2 * 2 * 4 * 5 * 5 * 6
-    assert flops(Attention(), q[:1], torch.randn(2, 4, 7, 6), torch.randn(2, 4, 7, 6)) == 2 * 2 * 4 * 5 * 7 * 6
+    assert (
+        flops(Attention(), q[:1], torch.randn(2, 4, 7, 6), torch.randn(2, 4, 7, 6))
+        == 2 * 2 * 4 * 5 * 7 * 6
+    )
 
 
 def test_multihead_attention_across_widths_and_with_weights():
@@ -183,7 +203,9 @@ def test_multihead_attention_across_widths_and_with_weights():
 
     q, k, v = torch.randn(3, 4, 8), torch.randn(3, 6, 6), torch.randn(3, 6, 5)
     products = 2 * 4 * 6 * 8
-    assert flops(Cross(kdim=6, vdim=5), q, k, v) == 3 * (2 * 4 * 64 + 6 * 6 * 8 + 6 * 5 * 8 + products)
+    assert flops(Cross(kdim=6, vdim=5), q, k, v) == 3 * (
+        2 * 4 * 64 + 6 * 6 * 8 + 6 * 5 * 8 + products
+    )
     k = v = torch.randn(3, 6, 8)
     assert flops(Cross(), q, k, v) == 3 * (2 * 4 * 64 + 2 * 6 * 64 + products)
 
@@ -209,7 +231,9 @@ def test_elementwise_and_movement_count_zero_and_are_not_named():
     class Free(nn.Module):
         def forward(self, x):
             x = torch.relu(x) * torch.sigmoid(x) + F.gelu(x) - F.hardswish(x).exp()
-            return torch.cat([x.flatten(1), F.max_pool2d(x, 2).mean((2, 3)), x.amax((2, 3)).softmax(1)], 1).clamp_(0)
+            return torch.cat(
+                [x.flatten(1), F.max_pool2d(x, 2).mean((2, 3)), x.amax((2, 3)).softmax(1)], 1
+            ).clamp_(0)
 
     counted = count(Free(), Inputs.of(torch.randn(2, 3, 4, 4)))
     assert (counted.total, counted.uncounted) == (0, ())
@@ -241,7 +265,9 @@ class Keywords(nn.Module):
 
 
 def test_keyword_inputs_and_dictionary_outputs():
-    inputs = Inputs((), {"first": torch.randn(3, 5), "scale": None, "more": {"factor": torch.ones(3, 1)}})
+    inputs = Inputs(
+        (), {"first": torch.randn(3, 5), "scale": None, "more": {"factor": torch.ones(3, 1)}}
+    )
     assert count(Keywords(), inputs).total == 3 * 35
 
 

@@ -66,7 +66,13 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """Every path into nested mappings and lists."""
     if path:
         yield path
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    inner = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
     for key, below in inner:
         yield from places(below, (*path, key))
 
@@ -105,7 +111,9 @@ def torn(text: str, draw: random.Random) -> str:
             case 0:
                 text = (
                     text[:at]
-                    + draw.choice(["\x00", "\t", "\x1b", "\u2028", "\ufeff", *":-[]{}#&*!|>'\"%@,\\"])
+                    + draw.choice(
+                        ["\x00", "\t", "\x1b", "\u2028", "\ufeff", *":-[]{}#&*!|>'\"%@,\\"]
+                    )
                     + text[at:]
                 )
             case 1:
@@ -115,13 +123,28 @@ def torn(text: str, draw: random.Random) -> str:
             case 3:
                 text = "\n".join([*lines[: line + 1], *lines[line:]])
             case 4:
-                text = "\n".join([*lines[:line], " " * draw.randint(0, 6) + lines[line].lstrip(), *lines[line + 1 :]])
+                text = "\n".join(
+                    [
+                        *lines[:line],
+                        " " * draw.randint(0, 6) + lines[line].lstrip(),
+                        *lines[line + 1 :],
+                    ]
+                )
             case 5:
                 text = "\n".join(
-                    [*lines[:line], lines[line].partition(":")[0] + ": " + draw.choice(TEXTS), *lines[line + 1 :]]
+                    [
+                        *lines[:line],
+                        lines[line].partition(":")[0] + ": " + draw.choice(TEXTS),
+                        *lines[line + 1 :],
+                    ]
                 )
             case 6:
-                text = re.sub(r"\d+", draw.choice(["-1", "0", "1e9", "9" * 400, "x"]), text, count=draw.randint(1, 3))
+                text = re.sub(
+                    r"\d+",
+                    draw.choice(["-1", "0", "1e9", "9" * 400, "x"]),
+                    text,
+                    count=draw.randint(1, 3),
+                )
             case _:
                 text = text[:at]
     return text
@@ -147,7 +170,9 @@ class Fuzzer:
             self.refused += 1
             text = str(error)
             if len(text) > 500 or not text.isprintable():
-                self.wrong.append(f"a message of {len(text)} characters: {text[:200]!r} for {made!r:.300}")
+                self.wrong.append(
+                    f"a message of {len(text)} characters: {text[:200]!r} for {made!r:.300}"
+                )
             if not re.search(says, text):
                 self.wrong.append(f"no place: {text[:300]!r} for {made!r:.300}")
         except BaseException as error:
@@ -161,17 +186,23 @@ class Fuzzer:
             case 0 | 1:
                 made: Any = torn(draw.choice(self.studies), draw)
                 path.write_text(made, encoding="utf-8", errors="surrogatepass")
-                self.feed(made, lambda: yaml.safe_dump(config.read(path).resolved()), r"study\.yaml")
+                self.feed(
+                    made, lambda: yaml.safe_dump(config.read(path).resolved()), r"study\.yaml"
+                )
             case 2:
                 made = changed(draw.choice(self.documents), draw)
                 if isinstance(made, dict):
                     self.feed(
-                        made, lambda: yaml.safe_dump(config.from_mapping(made).resolved()), r"key '|name|\.yaml, line"
+                        made,
+                        lambda: yaml.safe_dump(config.from_mapping(made).resolved()),
+                        r"key '|name|\.yaml, line",
                     )
             case 3:
                 made = self._options()
                 self.feed(
-                    made, lambda: config.read("digits", **made).resolved(), r"--(set|budget|timeout|trials|seed)|key '"
+                    made,
+                    lambda: config.read("digits", **made).resolved(),
+                    r"--(set|budget|timeout|trials|seed)|key '",
                 )
             case 4:
                 made, board = torn(draw.choice(self.targets), draw), self.folder / "board.yaml"
@@ -185,15 +216,38 @@ class Fuzzer:
 
     def _options(self) -> dict[str, Any]:
         draw = self.draw
-        keys = [".".join(str(part) for part in path) for path in places(draw.choice(self.documents))]
+        keys = [
+            ".".join(str(part) for part in path) for path in places(draw.choice(self.documents))
+        ]
         key = draw.choice(
-            [*keys, "search.trials", 'space.layers."a.b".ratio', "target.runtime", "a.b.c.d.e", "", "..", '"']
+            [
+                *keys,
+                "search.trials",
+                'space.layers."a.b".ratio',
+                "target.runtime",
+                "a.b.c.d.e",
+                "",
+                "..",
+                '"',
+            ]
         )
         quantity = draw.choice(
-            ["latency", "flops", "size", "metric_drop", "latency on cpu_eager", "x", "", "latency on"]
+            [
+                "latency",
+                "flops",
+                "size",
+                "metric_drop",
+                "latency on cpu_eager",
+                "x",
+                "",
+                "latency on",
+            ]
         )
         limit = draw.choice([*TEXTS, "50%", "2.5ms", "300M", "1MB"])
-        made: dict[str, Any] = {"sets": [f"{key}={draw.choice(TEXTS)}"], "budget": [f"{quantity}={limit}"]}
+        made: dict[str, Any] = {
+            "sets": [f"{key}={draw.choice(TEXTS)}"],
+            "budget": [f"{quantity}={limit}"],
+        }
         if draw.random() < 0.3:
             made[draw.choice(["sets", "budget"])] = [draw.choice(TEXTS)]
         if draw.random() < 0.3:
@@ -214,7 +268,9 @@ def fuzzed(folder: Path, count: int, seed: int, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.promise("hostile-input")
-def test_a_thousand_mutants_end_in_one_paragraph_or_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_thousand_mutants_end_in_one_paragraph_or_are_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fuzzer = fuzzed(tmp_path, 1000, 0, monkeypatch)
     assert not fuzzer.wrong, f"{len(fuzzer.wrong)} mutants: " + "\n".join(fuzzer.wrong[:20])
     assert fuzzer.refused > 500 and fuzzer.taken > 30

@@ -71,7 +71,10 @@ def test_the_artefact_of_a_run_gives_the_outputs_that_were_recorded(run: Path, b
     with torch.no_grad():
         found: Tensor = model(kept["input.0"])
     assert torch.allclose(found, kept["output.0"], atol=1e-5)
-    assert sum(each.numel() for each in model.parameters()) == json.loads((best / "score.json").read_text())["params"]
+    assert (
+        sum(each.numel() for each in model.parameters())
+        == json.loads((best / "score.json").read_text())["params"]
+    )
 
 
 @pytest.mark.parametrize("number", [12, 13, 26, 27])
@@ -79,8 +82,14 @@ def test_a_recorded_plan_cuts_the_widths_that_were_recorded(run: Path, number: i
     plan = Plan.from_json(json.loads((run / "trials" / str(number) / "plan.json").read_text()))
     smaller = autoprune.prune(dense(run), torch.randn(2, 1, 8, 8), plan)
     kept = load_file(run / "trials" / str(number) / "model.safetensors")
-    shapes = {name: tensor.shape for name, tensor in smaller.state_dict().items() if "num_batches" not in name}
-    assert shapes == {name: tensor.shape for name, tensor in kept.items() if "num_batches" not in name}
+    shapes = {
+        name: tensor.shape
+        for name, tensor in smaller.state_dict().items()
+        if "num_batches" not in name
+    }
+    assert shapes == {
+        name: tensor.shape for name, tensor in kept.items() if "num_batches" not in name
+    }
 
 
 @pytest.mark.slow
@@ -88,8 +97,21 @@ def test_a_finished_run_answers_and_goes_on(run: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in run.glob("*/*/model.safetensors")}
     answers = json.loads(ended("export", "run", "--trust", "--json"))["answers"]
     assert any(each["trained"] for each in answers) and any(not each["trained"] for each in answers)
-    ended("export", "run", "--budget", "flops=60%", "--format", "safetensors", "--out", "again", "--trust", "--quiet")
+    ended(
+        "export",
+        "run",
+        "--budget",
+        "flops=60%",
+        "--format",
+        "safetensors",
+        "--out",
+        "again",
+        "--trust",
+        "--quiet",
+    )
     score = json.loads((run.parent / "again" / "score.json").read_text())
     assert score["trial"] in (12, 13, 26, 27) and score["flops"] <= 0.6 * score["dense"]["flops"]
     result = json.loads(ended("search", "golden.yaml", "--out", "run", "--json"))
-    assert result["best"]["feasible"] and before == {path: path.stat().st_mtime_ns for path in before}
+    assert result["best"]["feasible"] and before == {
+        path: path.stat().st_mtime_ns for path in before
+    }

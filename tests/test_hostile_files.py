@@ -77,7 +77,9 @@ def entries_of(path: Path) -> Entries:
         return {name.partition("/")[2]: archive.read(name) for name in archive.namelist()}
 
 
-def write(path: Path, entries: Entries, root: str = "archive/", method: int = zipfile.ZIP_STORED) -> Path:
+def write(
+    path: Path, entries: Entries, root: str = "archive/", method: int = zipfile.ZIP_STORED
+) -> Path:
     with zipfile.ZipFile(path, "w", method) as archive:
         for name, content in entries.items():
             archive.writestr(root + name, content)
@@ -96,7 +98,11 @@ def graph(change: Callable[[dict[str, Any]], object]) -> Callable[[Entries, Path
 
 
 def legacy(entries: Entries, mark: Path) -> None:
-    for name in ("models/{}.json", "data/sample_inputs/{}.pt", "data/constants/{}_constants_config.json"):
+    for name in (
+        "models/{}.json",
+        "data/sample_inputs/{}.pt",
+        "data/constants/{}_constants_config.json",
+    ):
         entries[name.format("evil")] = entries[name.format("model")]
     entries["data/weights/evil.pt"] = torch_saved({"a": Evil(mark)})
 
@@ -105,7 +111,9 @@ def adding(name: str) -> Callable[[Entries, Path], None]:
     return lambda entries, mark: entries.update({name: torch_saved({"a": Evil(mark)})})
 
 
-def pickled(config: str, path_name: str, pickling: Callable[[Evil], bytes]) -> Callable[[Entries, Path], None]:
+def pickled(
+    config: str, path_name: str, pickling: Callable[[Evil], bytes]
+) -> Callable[[Entries, Path], None]:
     def apply(entries: Entries, mark: Path) -> None:
         content = json.loads(entries[config])
         first = next(iter(content["config"].values()))
@@ -136,11 +144,17 @@ def tree(context: Callable[[str], dict[str, Any]]) -> Callable[[Entries, Path], 
     return apply
 
 
-ENUM = tree(lambda name: {"context": json.dumps([{"__enum__": True, "fqn": f"{name}:Kind", "name": "A"}])})
+ENUM = tree(
+    lambda name: {"context": json.dumps([{"__enum__": True, "fqn": f"{name}:Kind", "name": "A"}])}
+)
 FACTORY = tree(
     lambda name: {
         "type": "collections.defaultdict",
-        "context": {"default_factory_module": name, "default_factory_name": "Kind", "dict_context": "[]"},
+        "context": {
+            "default_factory_module": name,
+            "default_factory_name": "Kind",
+            "dict_context": "[]",
+        },
     }
 )
 
@@ -175,7 +189,11 @@ def from_file(entries: Entries, mark: Path) -> None:
     content = json.loads(entries["models/model.json"])
     nodes = content["graph_module"]["graph"]["nodes"]
     node = next(node for node in nodes if "conv2d" in node["target"])
-    shared = [("filename", {"as_string": str(mark)}), ("shared", {"as_bool": True}), ("size", {"as_int": 9})]
+    shared = [
+        ("filename", {"as_string": str(mark)}),
+        ("shared", {"as_bool": True}),
+        ("size", {"as_int": 9}),
+    ]
     node["target"] = "torch.ops.aten.from_file.default"
     node["inputs"] = [{"name": name, "arg": arg, "kind": 1} for name, arg in shared]
     entries["models/model.json"] = json.dumps(content).encode()
@@ -185,10 +203,16 @@ RUNS: dict[str, Callable[[Entries, Path], None]] = {  # torch runs the code of t
     "weights of another model": legacy,
     "weights as a state dict": adding("data/weights/model.pt"),
     "constants as a dictionary": adding("data/constants/model.pt"),
-    "sample inputs": lambda entries, mark: entries.update({"data/sample_inputs/model.pt": torch_saved((Evil(mark),))}),
+    "sample inputs": lambda entries, mark: entries.update(
+        {"data/sample_inputs/model.pt": torch_saved((Evil(mark),))}
+    ),
     "a pickled weight": pickled("data/weights/model_weights_config.json", "weight_0", torch_saved),
-    "a pickled constant": pickled("data/constants/model_constants_config.json", "tensor_0", torch_saved),
-    "an opaque constant": pickled("data/constants/model_constants_config.json", "opaque_obj_0", pickle.dumps),
+    "a pickled constant": pickled(
+        "data/constants/model_constants_config.json", "tensor_0", torch_saved
+    ),
+    "an opaque constant": pickled(
+        "data/constants/model_constants_config.json", "opaque_obj_0", pickle.dumps
+    ),
     "an enumeration of a module": ENUM,
     "a default factory of a module": FACTORY,
     "a size that is code": expression,
@@ -198,10 +222,16 @@ REFUSED: dict[str, Callable[[Entries, Path], None]] = {
     "a name that is code": named,
     "a library": adding("data/aotinductor/model/model.so"),
     "a source file": adding("extra/evil.py"),
-    "a second program": lambda entries, mark: entries.update({"models/other.json": entries["models/model.json"]}),
+    "a second program": lambda entries, mark: entries.update(
+        {"models/other.json": entries["models/model.json"]}
+    ),
     "a tensor that nothing names": adding("data/weights/weight_99"),
-    "a script object": pickled("data/constants/model_constants_config.json", "custom_obj_0", pickle.dumps),
-    "an empty weight of a petabyte": lambda entries, _: entries.update({"data/weights/weight_0": b""}),
+    "a script object": pickled(
+        "data/constants/model_constants_config.json", "custom_obj_0", pickle.dumps
+    ),
+    "an empty weight of a petabyte": lambda entries, _: entries.update(
+        {"data/weights/weight_0": b""}
+    ),
     "the loading of a library": target("torch.ops.load_library"),
     "a caller of methods": target("_operator.methodcaller"),
     "a loader of modules": target("math.__loader__.load_module"),
@@ -209,7 +239,9 @@ REFUSED: dict[str, Callable[[Entries, Path], None]] = {
     "TorchScript's save": target("torch.ops.aten.save.default"),
     "a power of powers": graph(lambda content: sized(content, "Pow(9, Pow(9, Pow(9, Pow(9, 9))))")),
     "nesting in a size": graph(lambda content: sized(content, "(" * 3000)),
-    "nesting in the graph": lambda entries, _: entries.update({"models/model.json": b"[" * 200_000}),
+    "nesting in the graph": lambda entries, _: entries.update(
+        {"models/model.json": b"[" * 200_000}
+    ),
     "another version": lambda entries, _: entries.update({"archive_version": b"9"}),
     "another format": lambda entries, _: entries.update({"archive_format": b"old"}),
 }
@@ -261,13 +293,17 @@ def test_a_program_that_would_run_code_or_exhaust_is_refused(
 def test_guards_and_descriptions_of_a_program_are_left_out(saved: Path, tmp_path: Path) -> None:
     entries, mark = entries_of(saved / "model.pt2"), tmp_path / "mark"
     graph(lambda content: guards(content, str(mark)))(entries, mark)
-    graph(lambda content: content["graph_module"]["metadata"].update(custom="[" * 9999))(entries, mark)
+    graph(lambda content: content["graph_module"]["metadata"].update(custom="[" * 9999))(
+        entries, mark
+    )
     Program().load(write(tmp_path / "model.pt2", entries))(INPUTS)
     assert not mark.exists()
 
 
 @pytest.mark.promise("archives")
-@pytest.mark.parametrize("kind", ["compressed", "twice", "climbing", "two folders", "the layout of 2.7", "no archive"])
+@pytest.mark.parametrize(
+    "kind", ["compressed", "twice", "climbing", "two folders", "the layout of 2.7", "no archive"]
+)
 def test_an_archive_of_another_making_is_refused(kind: str, saved: Path, tmp_path: Path) -> None:
     entries, path, mark = entries_of(saved / "model.pt2"), tmp_path / "model.pt2", tmp_path / "mark"
     if kind == "compressed":
@@ -277,8 +313,13 @@ def test_an_archive_of_another_making_is_refused(kind: str, saved: Path, tmp_pat
         write(path, entries | {"../../evil": b"x"})
     elif kind == "the layout of 2.7":
         evil = torch_saved({"a": Evil(mark)})
-        old = {f"serialized_{part}.pt": evil for part in ("state_dict", "constants", "example_inputs")}
-        program = {"serialized_exported_program.json": entries["models/model.json"], "version": b"8.17"}
+        old = {
+            f"serialized_{part}.pt": evil for part in ("state_dict", "constants", "example_inputs")
+        }
+        program = {
+            "serialized_exported_program.json": entries["models/model.json"],
+            "version": b"8.17",
+        }
         write(path, old | program, root="")
         without_guard(path)
         assert mark.exists()
@@ -297,7 +338,9 @@ def test_an_archive_of_another_making_is_refused(kind: str, saved: Path, tmp_pat
 
 
 @pytest.mark.promise("archives")
-@pytest.mark.parametrize("name", ["plain", "Residual", "DictInOut", "LSTM", "Transformer", "SeveralInputs", "UNet"])
+@pytest.mark.parametrize(
+    "name", ["plain", "Residual", "DictInOut", "LSTM", "Transformer", "SeveralInputs", "UNet"]
+)
 def test_own_programs_of_every_kind_are_loaded(name: str, tmp_path: Path) -> None:
     member = models.member(name)
     model, inputs = member.build().eval(), member.inputs()
@@ -309,14 +352,20 @@ def test_own_programs_of_every_kind_are_loaded(name: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.promise("archives")
-@pytest.mark.parametrize("kind", ["external", "external in a branch", "domain", "context", "garbage", "pipe"])
-def test_a_graph_that_reaches_outside_its_file_is_refused(kind: str, saved: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "kind", ["external", "external in a branch", "domain", "context", "garbage", "pipe"]
+)
+def test_a_graph_that_reaches_outside_its_file_is_refused(
+    kind: str, saved: Path, tmp_path: Path
+) -> None:
     path = tmp_path / "model.onnx"
     proto = onnx.load(saved / "model.onnx")
     tensor = proto.graph.initializer[0]
     if kind == "external in a branch":
         inner = onnx.helper.make_graph([], "inner", [], [], [tensor])
-        proto.graph.node.append(onnx.helper.make_node("If", ["x"], ["y"], then_branch=inner, else_branch=inner))
+        proto.graph.node.append(
+            onnx.helper.make_node("If", ["x"], ["y"], then_branch=inner, else_branch=inner)
+        )
         tensor = proto.graph.node[-1].attribute[0].g.initializer[0]
     if kind.startswith("external"):
         (tmp_path / "secret").write_bytes(tensor.raw_data)
@@ -344,7 +393,9 @@ HEADERS = {
     "a header of exabytes": header(b"{", 2**62),
     "a header of many megabytes": header(b" " * (17 * 2**20)),
     "nesting": header(b"[" * 100_000),
-    "a size beyond 64 bits": header({"a": {"dtype": "F32", "shape": [0, 2**64 - 1], "data_offsets": [0, 0]}}),
+    "a size beyond 64 bits": header(
+        {"a": {"dtype": "F32", "shape": [0, 2**64 - 1], "data_offsets": [0, 0]}}
+    ),
     "nothing": b"",
     "a torn length": b"\1\2",
     "a pickle": pickle.dumps(Evil(Path("mark"))),
@@ -371,7 +422,9 @@ RECORDS = {
     "empty": b"",
     "of other bytes": b"\xff\xfe\x00",
 }
-ALIASES = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 60))
+ALIASES = "a0: &a0 [x, x]\n" + "".join(
+    f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 60)
+)
 
 
 @pytest.mark.promise("archives")

@@ -39,13 +39,24 @@ def test_a_units_importance_sums_all_its_members_by_hand() -> None:
     importance = Importance(model, coupling)
     for criterion, sums in {"l1": [4.5, 5.5, 8.0], "l2": [6.25, 17.25, 22.0]}.items():
         relative = [each / (sum(sums) / 3) for each in sums]  # to the average unit of the group
-        assert importance.units(coupling.group("0:units"), criterion)[0].tolist() == pytest.approx(relative)
+        assert importance.units(coupling.group("0:units"), criterion)[0].tolist() == pytest.approx(
+            relative
+        )
     assert importance.weights(coupling.group("2:weights"), "l1").tolist() == [[1.0, 4.0, 2.0]]
 
 
 @pytest.mark.parametrize(
     "name",
-    ["Grouped", "InvertedResidual", "SharedModule", "TiedWeights", "Shuffled", "UNet", "TransposedDepthwise", "Text"],
+    [
+        "Grouped",
+        "InvertedResidual",
+        "SharedModule",
+        "TiedWeights",
+        "Shuffled",
+        "UNet",
+        "TransposedDepthwise",
+        "Text",
+    ],
 )
 def test_a_zero_unit_has_no_importance_and_any_other_has_some(name: str) -> None:
     model, inputs = member(name).make()
@@ -67,7 +78,9 @@ def test_a_zero_unit_has_no_importance_and_any_other_has_some(name: str) -> None
 
 
 def ones(model: nn.Module) -> Callable[[Need], dict[str, Tensor]]:
-    return lambda need: {name: torch.ones_like(parameter) for name, parameter in model.named_parameters()}
+    return lambda need: {
+        name: torch.ones_like(parameter) for name, parameter in model.named_parameters()
+    }
 
 
 def test_a_head_sums_its_parts_of_a_fused_projection() -> None:
@@ -114,7 +127,9 @@ def test_integer_buffers_are_no_part_of_it() -> None:
 
 
 def test_gradients_are_the_mean_over_batches_and_leave_the_model_alone() -> None:
-    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Dropout(0.5), nn.Linear(3, 1)).train()
+    model = nn.Sequential(
+        nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Dropout(0.5), nn.Linear(3, 1)
+    ).train()
     model[0].bias.requires_grad_(False)
     model[0].weight.grad = torch.ones(3, 2)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -201,7 +216,9 @@ def test_every_cell_loses_the_same_count(name: str, ratio: float) -> None:
             cuts = coupling.cuts(kept_units(coupling, plan, Importance(model, coupling)))
             cells, size = coupling.members[group.key].shape
             gone = min(round(size * ratio), size - 1)
-            produced = next(cut for cut in cuts if cut.tensor == f"{group.name}.weight" and cut.dim == 0)
+            produced = next(
+                cut for cut in cuts if cut.tensor == f"{group.name}.weight" and cut.dim == 0
+            )
             assert int((~produced.keep).sum()) * cells * size == gone * cells * len(produced.keep)
 
 
@@ -241,7 +258,9 @@ def test_the_average_unit_of_every_group_has_an_importance_of_one(criterion: str
     assert [float(each.mean()) for each in found] == pytest.approx([1.0] * 3)
     with torch.no_grad():
         model[3].weight.mul_(7)
-    fresh = Importance(model, coupling, labelled(model, IMAGES)).units(coupling.group("3:units"), criterion)
+    fresh = Importance(model, coupling, labelled(model, IMAGES)).units(
+        coupling.group("3:units"), criterion
+    )
     if criterion == "geometric_median":
         assert torch.allclose(fresh, found[1])
 
@@ -262,11 +281,19 @@ def test_what_estimates_the_loss_is_left_as_it_is() -> None:
     importance = Importance(model, coupling, evidence)
     for criterion, need in (("taylor", "gradients"), ("fisher", "squared gradients")):
         seen = evidence(need)  # type: ignore[arg-type]
-        score = (lambda w, g: (w * g).abs()) if criterion == "taylor" else (lambda w, g: w**2 * g / 2)
-        parts = {name: score(weight.detach(), seen[name]) for name, weight in model.named_parameters()}
-        wanted = parts["0.weight"].sum((1, 2, 3)) + parts["0.bias"] + parts["1.weight"] + parts["1.bias"]
+        score = (
+            (lambda w, g: (w * g).abs()) if criterion == "taylor" else (lambda w, g: w**2 * g / 2)
+        )
+        parts = {
+            name: score(weight.detach(), seen[name]) for name, weight in model.named_parameters()
+        }
+        wanted = (
+            parts["0.weight"].sum((1, 2, 3)) + parts["0.bias"] + parts["1.weight"] + parts["1.bias"]
+        )
         wanted = wanted + parts["3.weight"].sum((0, 2, 3))
-        assert torch.allclose(importance.units(coupling.group("0:units"), criterion)[0].float(), wanted, rtol=1e-4)
+        assert torch.allclose(
+            importance.units(coupling.group("0:units"), criterion)[0].float(), wanted, rtol=1e-4
+        )
 
 
 def test_batch_norm_units_rank_by_the_mean_of_their_scales() -> None:
@@ -291,7 +318,11 @@ def test_batch_norm_units_of_groups_with_more_norms_matter_no_more() -> None:
                 module.weight.fill_(-0.5)
     coupling = discover(model, inputs)
     importance = Importance(model, coupling)
-    units = [importance.units(group, "batchnorm") for group in coupling.prunable() if group.level == "units"]
+    units = [
+        importance.units(group, "batchnorm")
+        for group in coupling.prunable()
+        if group.level == "units"
+    ]
     assert len(units) == 3 and all(bool((each == 0.5).all()) for each in units)
 
 
@@ -322,7 +353,12 @@ def test_a_criterion_of_the_other_level_is_refused(key: str, criterion: str, say
     assert says in str(Importance(model, coupling).refuses(criterion, coupling.group(key)))
     technique = "weight" if key.endswith("weights") else "structured"
     with pytest.raises(PlanError, match=says):
-        apply(model, coupling, Plan({key: Choice(technique, 0.5, criterion)}), Importance(model, coupling))
+        apply(
+            model,
+            coupling,
+            Plan({key: Choice(technique, 0.5, criterion)}),
+            Importance(model, coupling),
+        )
 
 
 def test_geometric_median_is_the_distance_to_all_filters_of_the_layer() -> None:
@@ -343,13 +379,16 @@ class Mixed(nn.Module):
         self.skip, self.head = nn.Conv2d(3, 32, 1), nn.Conv2d(32, 4, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(torch.relu(torch.cat([self.small(x), self.large(x)], 1) + self.skip(x))).mean((2, 3))
+        return self.head(
+            torch.relu(torch.cat([self.small(x), self.large(x)], 1) + self.skip(x))
+        ).mean((2, 3))
 
 
 def test_geometric_median_compares_filters_of_several_layers_each_with_its_own() -> None:
     model = Mixed().eval()
     smaller = autoprune.prune(model, IMAGES, 0.5, criterion="geometric_median")
-    assert smaller.small.out_channels in range(2, 7) and smaller.head.in_channels == 16  # was 1: fewer, smaller filters
+    # was 1: fewer, smaller filters
+    assert smaller.small.out_channels in range(2, 7) and smaller.head.in_channels == 16
     coupling = discover(model, IMAGES)
     before = Importance(model, coupling).units(coupling.group("small:units"), "geometric_median")
     with torch.no_grad():
@@ -361,8 +400,11 @@ def test_geometric_median_compares_filters_of_several_layers_each_with_its_own()
 def test_a_recurrent_units_filter_is_all_of_its_gates() -> None:
     model, inputs = member("LSTM").make()
     coupling = discover(model, inputs)
-    units = Importance(model, coupling).units(coupling.group("rnn:units"), "geometric_median").flatten()
-    filters = model.rnn.weight_ih_l0.detach().view(4, 8, -1).transpose(0, 1).flatten(1)  # gates lie one after another
+    units = (
+        Importance(model, coupling).units(coupling.group("rnn:units"), "geometric_median").flatten()
+    )
+    # gates lie one after another
+    filters = model.rnn.weight_ih_l0.detach().view(4, 8, -1).transpose(0, 1).flatten(1)
     wanted = torch.cdist(filters, filters).sum(1)
     assert torch.allclose(units.float(), wanted / wanted.mean(), rtol=1e-4)
 
@@ -373,7 +415,9 @@ def test_squared_gradients_are_the_mean_of_each_batchs_square() -> None:
     found = gradients(model, batches, F.cross_entropy, squared=True)
     single = [gradients(model, [batch], F.cross_entropy) for batch in batches]
     for name, squares in found.items():
-        assert torch.allclose(squares, torch.stack([each[name] ** 2 for each in single]).mean(0), atol=1e-9)
+        assert torch.allclose(
+            squares, torch.stack([each[name] ** 2 for each in single]).mean(0), atol=1e-9
+        )
 
 
 def test_activations_are_the_norm_of_each_input_feature() -> None:
@@ -384,10 +428,12 @@ def test_activations_are_the_norm_of_each_input_feature() -> None:
     images = torch.cat(batches)
     hidden, flat = model[:3](images).detach(), model[:6](images).detach()
     assert torch.allclose(
-        found["0.weight"], images.square().sum((0, 2, 3)).sqrt()[None, :, None, None].expand(8, -1, 3, 3)
+        found["0.weight"],
+        images.square().sum((0, 2, 3)).sqrt()[None, :, None, None].expand(8, -1, 3, 3),
     )
     norms = hidden.square().sum((0, 2, 3)).sqrt()
-    grouped = torch.cat([norms[:4].expand(3, 4), norms[4:].expand(3, 4)])  # each half of the filters reads its half
+    # each half of the filters reads its half
+    grouped = torch.cat([norms[:4].expand(3, 4), norms[4:].expand(3, 4)])
     assert torch.allclose(found["3.weight"], grouped[:, :, None, None].expand(6, 4, 3, 3))
     assert torch.allclose(found["6.weight"], flat.square().sum(0).sqrt().expand(10, -1))
     assert set(found) == {"0.weight", "3.weight", "6.weight", "8.weight"}
@@ -412,7 +458,9 @@ def test_activations_of_transposed_and_fused_layers() -> None:
     assert type(model.attend) is nn.MultiheadAttention
     up = model.up(x).detach()
     tokens = model.depth(up).detach().transpose(1, 2).square().sum((0, 1)).sqrt()
-    assert torch.allclose(found["up.weight"], x.square().sum((0, 2)).sqrt()[:, None, None].expand(4, 6, 3))
+    assert torch.allclose(
+        found["up.weight"], x.square().sum((0, 2)).sqrt()[:, None, None].expand(4, 6, 3)
+    )
     depthwise = up.square().sum((0, 2)).sqrt().repeat_interleave(2)[:, None, None]
     assert torch.allclose(found["depth.weight"], depthwise.expand(12, 1, 3))
     fused = torch.cat([tokens.expand(12, 12), 2 * tokens.expand(12, 12), 3 * tokens.expand(12, 12)])
@@ -426,8 +474,13 @@ def test_activation_importance_of_weights_and_units() -> None:
     evidence = labelled(model, IMAGES)
     importance = Importance(model, coupling, evidence)
     seen = evidence("activations")
-    scores = {name: dict(model.named_parameters())[name].detach().abs() * norm for name, norm in seen.items()}
-    assert torch.equal(importance.weights(coupling.group("3:weights"), "activation"), scores["3.weight"])
+    scores = {
+        name: dict(model.named_parameters())[name].detach().abs() * norm
+        for name, norm in seen.items()
+    }
+    assert torch.equal(
+        importance.weights(coupling.group("3:weights"), "activation"), scores["3.weight"]
+    )
     wanted = scores["0.weight"].sum((1, 2, 3)) + scores["3.weight"].sum((0, 2, 3))
     found = importance.units(coupling.group("0:units"), "activation")[0]
     assert torch.allclose(found.float(), wanted / wanted.mean(), rtol=1e-5)
@@ -438,7 +491,9 @@ def test_a_dead_input_feature_has_no_importance_by_activation() -> None:
     with torch.no_grad():
         model[1].weight[2], model[1].bias[2] = 0.0, -1.0
     coupling = discover(model, IMAGES)
-    weights = Importance(model, coupling, labelled(model, IMAGES)).weights(coupling.group("3:weights"), "activation")
+    weights = Importance(model, coupling, labelled(model, IMAGES)).weights(
+        coupling.group("3:weights"), "activation"
+    )
     assert [place for place in range(8) if not weights[:, place].any()] == [2]
 
 
@@ -448,7 +503,9 @@ def test_activation_refuses_recurrent_weights_and_takes_units_by_what_reads_them
     importance = Importance(model, coupling, Evidence(model, lambda: [(inputs.args, {}, None)]))
     refusals = {group.key: importance.refuses("activation", group) for group in coupling.prunable()}
     recurrent = [key for key in refusals if key.startswith("rnn.weight")]
-    assert len(recurrent) == 2 and all("finds no activations" in str(refusals[key]) for key in recurrent)
+    assert len(recurrent) == 2 and all(
+        "finds no activations" in str(refusals[key]) for key in recurrent
+    )
     assert refusals["rnn:units"] is None and refusals["head:weights"] is None
 
 
@@ -465,7 +522,9 @@ def test_layers_that_the_forward_does_not_reach_are_refused_not_scored_zero() ->
     model, inputs = Auxiliary().eval(), Inputs.of(torch.randn(3, 4))
     coupling = discover(model, inputs)
     importance = Importance(model, coupling, Evidence(model, lambda: [(inputs.args, {}, None)]))
-    assert "finds no activations" in str(importance.refuses("activation", coupling.group("unused:weights")))
+    assert "finds no activations" in str(
+        importance.refuses("activation", coupling.group("unused:weights"))
+    )
     assert importance.refuses("activation", coupling.group("head:weights")) is None
 
 
@@ -502,13 +561,22 @@ def test_prune_by_batch_norm_says_which_group_has_none() -> None:
 
 @pytest.mark.parametrize(
     ("technique", "criterion"),
-    [("n_of_m", "activation"), ("block(rows=2, columns=2)", "lamp"), ("n_of_m(m=2)", "fisher"), ("n_of_m", "taylor")],
+    [
+        ("n_of_m", "activation"),
+        ("block(rows=2, columns=2)", "lamp"),
+        ("n_of_m(m=2)", "fisher"),
+        ("n_of_m", "taylor"),
+    ],
 )
-def test_patterns_hold_on_what_a_cut_left_and_through_training(technique: str, criterion: str) -> None:
+def test_patterns_hold_on_what_a_cut_left_and_through_training(
+    technique: str, criterion: str
+) -> None:
     model = normed(nn.Conv2d(8, 8, 1))
     model[4], model[6] = nn.BatchNorm2d(8).eval(), nn.Linear(8 * 64, 10)
     coupling = discover(model, IMAGES)
-    plan = Plan({"0:units": Choice("structured", 0.25), "3:weights": Choice(technique, 0.5, criterion)})
+    plan = Plan(
+        {"0:units": Choice("structured", 0.25), "3:weights": Choice(technique, 0.5, criterion)}
+    )
     assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
     pruned = apply(model, coupling, plan, Importance(model, coupling, labelled(model, IMAGES)))
     weight = dict(pruned.model.named_parameters())["3.weight"]
@@ -522,7 +590,9 @@ def test_patterns_hold_on_what_a_cut_left_and_through_training(technique: str, c
     finished = dict(pruned.finish().named_parameters())["3.weight"].detach()[..., 0, 0]
     assert torch.equal(finished != 0, held[..., 0, 0])
     if technique == "n_of_m":
-        assert (finished[:, :4] != 0).sum(1).tolist() == [2] * 8 and bool((finished[:, 4:] != 0).all())
+        assert (finished[:, :4] != 0).sum(1).tolist() == [2] * 8 and bool(
+            (finished[:, 4:] != 0).all()
+        )
     elif technique == "n_of_m(m=2)":
         assert (finished.view(8, 3, 2) != 0).sum(2).flatten().tolist() == [1] * 24
     else:

@@ -25,7 +25,9 @@ TRIALS = 12
 def journal(folder: Path) -> tuple[Path, list[int]]:
     """A journal of trials as a search writes it, and where in it each trial ends."""
     path, ends = folder / "study.journal", list[int]()
-    study = optuna.create_study(storage=JournalStorage(JournalFileBackend(str(path))), study_name="tiny [50%]")
+    study = optuna.create_study(
+        storage=JournalStorage(JournalFileBackend(str(path))), study_name="tiny [50%]"
+    )
     study.set_user_attr("version", 2)
     for ratio in (0.1, 0.5, 0.8):
         study.enqueue_trial({"a:ratio": ratio})
@@ -68,7 +70,9 @@ def damaged(content: bytes, draw: random.Random, kind: str) -> tuple[bytes, int]
         changed = bytes([content[place] ^ 1 << draw.randrange(8)])
         return content[:place] + changed + content[place + 1 :], place
     if kind == "zeroed":
-        return content[:place] + b"\0" * min(40, len(content) - place) + content[place + 40 :], place
+        return content[:place] + b"\0" * min(40, len(content) - place) + content[
+            place + 40 :
+        ], place
     return content[:place] + content[place + draw.randrange(1, 60) :], place
 
 
@@ -86,7 +90,8 @@ def test_damage_anywhere_costs_no_trial_that_ended_before_it(
         try:
             said = storage.mend(path)
         except InputError:
-            assert place <= first and path.read_bytes() == broken  # the line that names the study: nothing is left
+            # the line that names the study: nothing is left
+            assert place <= first and path.read_bytes() == broken
             continue
         if kind != "cut" and place <= first:
             continue  # the study has another name now
@@ -94,7 +99,11 @@ def test_damage_anywhere_costs_no_trial_that_ended_before_it(
         before = [number for number, end in enumerate(ends) if end <= place]
         assert all(got.get(number) == trials[number] for number in before), place
         wrong = [number for number in got if got[number] != trials[number]]
-        assert len(wrong) <= 1 and (kind == "cut" or len(got) >= TRIALS - 3), (place, wrong, sorted(got))
+        assert len(wrong) <= 1 and (kind == "cut" or len(got) >= TRIALS - 3), (
+            place,
+            wrong,
+            sorted(got),
+        )
         copies = sorted(tmp_path.glob("study.journal.damaged-*"))
         assert (said is not None) == bool(copies)
         if copies:
@@ -122,21 +131,31 @@ def test_a_torn_end_is_kept_beside_and_a_second_one_too(tmp_path: Path) -> None:
     path, _ = journal(tmp_path)
     content = path.read_bytes()
     assert storage.mend(path) is None and path.read_bytes() == content
-    for number, tail in enumerate((b'{"op', b'{"op_code":2}', b"\x00\x00\x00", b"7\n", b"\n", b'{"a":1}x\n{"b'), 1):
+    for number, tail in enumerate(
+        (b'{"op', b'{"op_code":2}', b"\x00\x00\x00", b"7\n", b"\n", b'{"a":1}x\n{"b'), 1
+    ):
         path.write_bytes(content + tail)
         said = storage.mend(path)
         copy = tmp_path / f"study.journal.damaged-{number}"
-        assert path.read_bytes() == content and copy.read_bytes() == content + tail and copy.name in str(said)
+        assert (
+            path.read_bytes() == content
+            and copy.read_bytes() == content + tail
+            and copy.name in str(said)
+        )
 
 
 @pytest.mark.promise("journal")
 @pytest.mark.parametrize("content", [b"garbage\n" * 9, b"\0" * 100, b'{"op_code":5}\n', b"[1]\n"])
-def test_a_journal_of_which_nothing_stands_is_refused_and_left(content: bytes, tmp_path: Path) -> None:
+def test_a_journal_of_which_nothing_stands_is_refused_and_left(
+    content: bytes, tmp_path: Path
+) -> None:
     path = tmp_path / "study.journal"
     path.write_bytes(content)
     with pytest.raises(InputError, match="no line of this run"):
         storage.mend(path)
-    assert path.read_bytes() == content and [each.name for each in tmp_path.iterdir()] == ["study.journal"]
+    assert path.read_bytes() == content and [each.name for each in tmp_path.iterdir()] == [
+        "study.journal"
+    ]
 
 
 @pytest.mark.promise("journal")
@@ -153,4 +172,6 @@ def test_what_only_reads_a_damaged_journal_changes_nothing(tmp_path: Path) -> No
     found, damage = storage._journal(path, change=False)
     (study,) = optuna.get_all_study_summaries(storage=found)
     assert study.n_trials == TRIALS and damage is not None
-    assert path.read_bytes() == content and [each.name for each in tmp_path.iterdir()] == ["study.journal"]
+    assert path.read_bytes() == content and [each.name for each in tmp_path.iterdir()] == [
+        "study.journal"
+    ]

@@ -56,7 +56,8 @@ def lasting(monkeypatch):
     now = [0]
     monkeypatch.setattr(time, "perf_counter_ns", lambda: now[0])
     monkeypatch.setattr(time, "perf_counter", lambda: now[0] / 1e9)
-    still = psutil.cpu_times(percpu=True)  # on that clock nobody else works: else what others do now counts in it
+    # on that clock nobody else works: else what others do now counts in it
+    still = psutil.cpu_times(percpu=True)
     monkeypatch.setattr(psutil, "cpu_times", lambda percpu: still)
     monkeypatch.setattr(time, "process_time", lambda: 0.0)
 
@@ -84,13 +85,15 @@ def test_models_are_prepared_several_times_and_their_figures_merged(lasting):
     prepared = []
 
     def prepare():
-        prepared.append(200_000 if len(prepared) % 2 else 100_000)  # as where it lies in memory has it
+        # as where it lies in memory has it
+        prepared.append(200_000 if len(prepared) % 2 else 100_000)
         return [lasting(prepared[-1]), lasting(200_000)]
 
     result = compare_anew(prepare, budget_s=1.2)
     assert len(prepared) == 10 and result.processes == 1
     assert result.ratio == pytest.approx(0.75)
-    assert result.ratio_high - result.ratio_low > 0.35  # so far are they apart, which no calls of one would show
+    # so far are they apart, which no calls of one would show
+    assert result.ratio_high - result.ratio_low > 0.35
     assert not result.settled
 
 
@@ -157,8 +160,12 @@ def scripted(monkeypatch, *milliseconds):
 
 def test_what_lasts_longer_than_a_pair_cancels(monkeypatch):
     drift = [float(each) for each in np.random.default_rng(0).uniform(1, 2, 100_000)]
-    result = compare(*scripted(monkeypatch, iter(drift), (2 * each for each in drift)), budget_s=0.05)
-    assert result.ratio == pytest.approx(0.5) and result.ratio_low == pytest.approx(result.ratio_high)
+    result = compare(
+        *scripted(monkeypatch, iter(drift), (2 * each for each in drift)), budget_s=0.05
+    )
+    assert result.ratio == pytest.approx(0.5) and result.ratio_low == pytest.approx(
+        result.ratio_high
+    )
     assert result.ms_high > result.ms_low
 
 
@@ -166,7 +173,9 @@ def test_the_interval_covers_the_ratio(monkeypatch):
     covered = 0
     for seed in range(40):
         random = np.random.default_rng(seed)
-        noisy = [iter((scale * np.exp(random.normal(0, 0.2, 100_000))).tolist()) for scale in (1, 2)]
+        noisy = [
+            iter((scale * np.exp(random.normal(0, 0.2, 100_000))).tolist()) for scale in (1, 2)
+        ]
         result = compare(*scripted(monkeypatch, *noisy), budget_s=0.01)
         covered += result.ratio_low <= 0.5 <= result.ratio_high
     assert covered >= 34
@@ -178,7 +187,9 @@ class Machine:
     def __init__(self, monkeypatch, others, seconds):
         self.now, self.seconds = 0.0, seconds
         monkeypatch.setattr(contention, "_cores", lambda: [0, 1])
-        monkeypatch.setattr(contention, "_busy_s", lambda cores: self.now + others * min(self.now, seconds))
+        monkeypatch.setattr(
+            contention, "_busy_s", lambda cores: self.now + others * min(self.now, seconds)
+        )
         monkeypatch.setattr(time, "perf_counter", lambda: self.now)
         monkeypatch.setattr(time, "process_time", lambda: self.now)
         monkeypatch.setattr(time, "perf_counter_ns", lambda: round(self.now * 1e9))
@@ -196,11 +207,17 @@ def test_the_busy_time_of_all_processes_holds_this_ones():
     busy, own, begin = contention._busy_s(cores), time.process_time(), time.perf_counter()
     while time.process_time() - own < 0.3:
         pass
-    assert 0.2 <= contention._busy_s(cores) - busy <= len(cores) * (time.perf_counter() - begin) + 0.1
+    assert (
+        0.2 <= contention._busy_s(cores) - busy <= len(cores) * (time.perf_counter() - begin) + 0.1
+    )
 
 
-@pytest.mark.parametrize(("threads", "others", "aside"), [(2, 1.0, True), (2, 0.1, False), (1, 1.0, False)])
-def test_calls_beside_others_on_the_same_cores_are_set_aside_and_made_up_for(monkeypatch, threads, others, aside):
+@pytest.mark.parametrize(
+    ("threads", "others", "aside"), [(2, 1.0, True), (2, 0.1, False), (1, 1.0, False)]
+)
+def test_calls_beside_others_on_the_same_cores_are_set_aside_and_made_up_for(
+    monkeypatch, threads, others, aside
+):
     machine = Machine(monkeypatch, others, 0.7)
     candidate, dense = machine.call(1.0, 4.0 if aside else 1.0), machine.call(2.0, 2.0)
     result = compare(candidate, dense, budget_s=0.4, threads=threads)
@@ -234,7 +251,8 @@ def test_merge_takes_the_interval_over_processes():
     assert (merged.calls, merged.processes) == (30, 3)
     assert merged.ratio_low == pytest.approx(0.55 - 4.303 * 0.05 / math.sqrt(3))
     assert merged.ratio_high == pytest.approx(0.55 + 4.303 * 0.05 / math.sqrt(3))
-    same = Latency.merge([part(1.0, 0.5, 0.1)] * 4)  # no narrower than what the calls inside leave open
+    # no narrower than what the calls inside leave open
+    same = Latency.merge([part(1.0, 0.5, 0.1)] * 4)
     assert (same.ratio_low, same.ratio_high) == (pytest.approx(0.45), pytest.approx(0.55))
     assert Latency.merge([part(1.0, 0.5, 0.1)]) == part(1.0, 0.5, 0.1)
 
@@ -254,7 +272,8 @@ def test_the_interval_holds_for_another_hour_too():
         covered += found.ratio_low <= 0.5 <= found.ratio_high
     assert 184 <= covered < 200  # 92 to 100 %; without room for the drift 70 %
     wide = part(1.0, 0.5, 0.1)
-    assert wide.at_any_time().ratio_low == pytest.approx(0.4, abs=1e-3)  # what is wide already hardly grows
+    # what is wide already hardly grows
+    assert wide.at_any_time().ratio_low == pytest.approx(0.4, abs=1e-3)
     assert (wide.at_any_time().ms_low, wide.at_any_time().ms_high) == (wide.ms_low, wide.ms_high)
     alone = Latency(1.0, 0.9, 1.1, None, None, None, 10, True)
     assert alone.at_any_time() == alone
@@ -294,10 +313,15 @@ def test_fresh_processes_agree_with_this_one(tmp_path):
 
     small, dense = export(Small(16), IMAGES), export(Small(64), IMAGES)
     (tmp_path / "dense.onnx").write_bytes(dense)
-    apart = subprocesses.fresh(small, tmp_path / "dense.onnx", IMAGES, Target(), processes=2, budget_s=0.2)
+    apart = subprocesses.fresh(
+        small, tmp_path / "dense.onnx", IMAGES, Target(), processes=2, budget_s=0.2
+    )
     here = time_artefact(small, dense, IMAGES, Target(), budget_s=0.2)
     assert apart.ratio == pytest.approx(here.ratio, rel=0.25)
-    for one in (subprocesses.fresh(small, small, IMAGES, Target(), processes=1, budget_s=1.0), apart):
+    for one in (
+        subprocesses.fresh(small, small, IMAGES, Target(), processes=1, budget_s=1.0),
+        apart,
+    ):
         assert one.ratio_high - one.ratio_low >= 0.017 * one.ratio  # it may drift
 
 
@@ -311,7 +335,10 @@ def test_fresh_processes_agree_with_this_one(tmp_path):
     ],
 )
 def test_processes_that_find_no_quiet_are_made_up_for(monkeypatch, crowded, ran, used, aside):
-    found = [replace(part(1.0, 0.4 if each == "#" else 0.3), crowded=each == "#", set_aside=1) for each in crowded]
+    found = [
+        replace(part(1.0, 0.4 if each == "#" else 0.3), crowded=each == "#", set_aside=1)
+        for each in crowded
+    ]
     left = list(found)
     monkeypatch.setattr(subprocesses, "_process", lambda _: left.pop(0))
     result = subprocesses.fresh(b"", None, IMAGES, Target(), processes=4)
@@ -319,7 +346,8 @@ def test_processes_that_find_no_quiet_are_made_up_for(monkeypatch, crowded, ran,
     assert result.crowded == (used == 6)
     if not result.crowded:
         assert result.ratio == pytest.approx(0.3)
-        assert result.ratio_high == pytest.approx(0.3 * (1 + 1.96 * 0.0045))  # they agree, but it may drift
+        # they agree, but it may drift
+        assert result.ratio_high == pytest.approx(0.3 * (1 + 1.96 * 0.0045))
 
 
 def test_one_quiet_process_of_two_is_not_the_answer(monkeypatch):
@@ -339,7 +367,9 @@ def test_a_module_that_cannot_be_pickled_is_measured_here_and_that_is_said(caplo
     model = nn.Linear(4, 4)
     model.hook = lambda x: x
     with caplog.at_level(logging.WARNING, "autoprune"):
-        result = subprocesses.fresh(model, None, Inputs.of(torch.randn(1, 4)), Target(runtime="eager"), processes=1)
+        result = subprocesses.fresh(
+            model, None, Inputs.of(torch.randn(1, 4)), Target(runtime="eager"), processes=1
+        )
     assert result.ms > 0
     assert "measured in this one" in caplog.text
 
@@ -351,7 +381,12 @@ def test_a_damaged_file_fails_with_the_reason():
 
 def test_a_device_that_is_not_here_is_refused():
     with pytest.raises(InputError, match="quantum"):
-        time_artefact(nn.Linear(8, 8), None, Inputs.of(torch.randn(1, 8)), Target(device="quantum", runtime="eager"))
+        time_artefact(
+            nn.Linear(8, 8),
+            None,
+            Inputs.of(torch.randn(1, 8)),
+            Target(device="quantum", runtime="eager"),
+        )
 
 
 def test_the_measuring_process_imports_no_torch_for_onnxruntime():

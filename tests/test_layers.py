@@ -8,7 +8,19 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1] / "autoprune"
-NOUNS = ("files", "scratch", "plugins", "group", "plan", "fingerprint", "task", "target", "score", "space", "run")
+NOUNS = (
+    "files",
+    "scratch",
+    "plugins",
+    "group",
+    "plan",
+    "fingerprint",
+    "task",
+    "target",
+    "score",
+    "space",
+    "run",
+)
 NOUNS += ("study",)
 LAYERS = (
     ("errors", "faults"),
@@ -39,7 +51,14 @@ ROOMS = {  # in a package of several, what may import what is before it; `room.m
     ),
 }
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-OPEN_SETS = ("pruning/criteria", "pruning/techniques", "measuring/runtimes", "formats", "zoo/models", "zoo/datasets")
+OPEN_SETS = (
+    "pruning/criteria",
+    "pruning/techniques",
+    "measuring/runtimes",
+    "formats",
+    "zoo/models",
+    "zoo/datasets",
+)
 FILES = sorted(ROOT.rglob("*.py"))
 
 
@@ -98,7 +117,9 @@ def test_a_room_imports_only_rooms_before_it(package: str) -> None:
     for path in sorted((ROOT / package).rglob("*.py")):
         own = ".".join(path.relative_to(ROOT / package).with_suffix("").parts)
         mine = rank(package, own)
-        assert mine is not None or own == "__init__", f"{package}/{own} has no place among the rooms; give it one"
+        assert mine is not None or own == "__init__", (
+            f"{package}/{own} has no place among the rooms; give it one"
+        )
         for module, line in imports(path, typed=True) if mine is not None else ():
             room = f"{package}.{own.partition('.')[0]}"
             inside = module.startswith(f"{package}.") and module != room
@@ -115,7 +136,10 @@ def test_no_two_files_import_each_other_in_a_circle() -> None:
         for path in FILES
         if path.parent != ROOT or path.stem != "__init__"
     }
-    graph = {name: {found for found in named(path) if found in names} - {name} for name, path in names.items()}
+    graph = {
+        name: {found for found in named(path) if found in names} - {name}
+        for name, path in names.items()
+    }
     while leaves := {name for name, others in graph.items() if not others & graph.keys()}:
         graph = {name: others for name, others in graph.items() if name not in leaves}
     assert not graph, f"a circle among {sorted(graph)}"
@@ -134,7 +158,11 @@ def named(path: Path) -> set[str]:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_nobody_imports_the_zoo(path: Path) -> None:
     if path.relative_to(ROOT).parts[0] != "zoo":
-        named = [module for module, _ in imports(path) if layer(module) == "zoo" and module != "zoo.metrics"]
+        named = [
+            module
+            for module, _ in imports(path)
+            if layer(module) == "zoo" and module != "zoo.metrics"
+        ]
         assert not named, f"{path.relative_to(ROOT)} imports {named}; the zoo is loaded by name"
 
 
@@ -144,7 +172,9 @@ def test_members_of_an_open_set_do_not_know_each_other(folder: str) -> None:
     for name in members:
         for module, _ in imports(ROOT / folder / f"{name}.py"):
             place, _, other = module.rpartition(".")
-            assert not (place == folder.replace("/", ".") and other in members), f"{folder}/{name} imports {other}"
+            assert not (place == folder.replace("/", ".") and other in members), (
+                f"{folder}/{name} imports {other}"
+            )
 
 
 def test_the_rule_sees_a_violation(tmp_path: Path) -> None:

@@ -30,7 +30,10 @@ def test_widths_and_work_are_those_of_the_cut_model(member):
     for place, each in enumerate(layout.operations):
         # where a layer reads a slice of a group, it depends on which units stay: their mean is what is known of widths
         loose = 1 if member.name == "slice_middle" else 0
-        assert np.abs(np.array([rows[0, place], columns[0, place]]) - shapes[each.tensor][:2]).max() <= loose
+        assert (
+            np.abs(np.array([rows[0, place], columns[0, place]]) - shapes[each.tensor][:2]).max()
+            <= loose
+        )
 
 
 def test_a_block_that_goes_takes_its_work_along():

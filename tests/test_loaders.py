@@ -44,7 +44,9 @@ COUNT, BATCH = 22, 4
 class Rows(Dataset[Any]):
     """A map-style data set of (x, y), or of what `form` makes of them; indexed by a list it gives a whole batch."""
 
-    def __init__(self, first: int = 0, last: int = COUNT, form: Callable[[Tensor, Tensor], Any] | None = None) -> None:
+    def __init__(
+        self, first: int = 0, last: int = COUNT, form: Callable[[Tensor, Tensor], Any] | None = None
+    ) -> None:
         x = torch.arange(first, last).float()
         self.x, self.y, self.form = (
             torch.stack([x, x**2 / 100, -x], dim=1),
@@ -95,7 +97,9 @@ class Stream(IterableDataset[Any]):
 
     def __iter__(self) -> Iterator[Any]:
         whole = DataLoader(self.rows, BATCH)
-        return iter(whole if self.batches else [self.rows[index] for index in range(len(self.rows))])
+        return iter(
+            whole if self.batches else [self.rows[index] for index in range(len(self.rows))]
+        )
 
 
 class Own:
@@ -194,7 +198,11 @@ def task_of(make: Callable[[], Any], workers: int = 0) -> Task:
     data = training_data.check_data({"train": make(), "validation": make()})
     recipe = Recipe(epochs=1, batch_size=BATCH, workers=workers, device="cpu")
     return Task(
-        Net, data, functional.cross_entropy, Metric("rows", lambda outputs, targets: float(len(targets))), recipe
+        Net,
+        data,
+        functional.cross_entropy,
+        Metric("rows", lambda outputs, targets: float(len(targets))),
+        recipe,
     )
 
 
@@ -211,7 +219,9 @@ def rows_of(batches: Iterator[Any]) -> tuple[list[Tensor], list[int]]:
 
 
 @every_kind
-def test_training_and_judging_see_every_sample_once_in_batches(make: Callable[[], Any], numbers: Any) -> None:
+def test_training_and_judging_see_every_sample_once_in_batches(
+    make: Callable[[], Any], numbers: Any
+) -> None:
     task = task_of(make)
     batches, seen = rows_of(task.batches("train", seed=1))
     assert task.steps("train") == len(batches)
@@ -228,7 +238,9 @@ def test_training_and_judging_see_every_sample_once_in_batches(make: Callable[[]
 
 
 @every_kind
-def test_a_part_to_judge_on_and_inputs_to_calibrate_by_are_samples_of_it(make: Callable[[], Any], numbers: Any) -> None:
+def test_a_part_to_judge_on_and_inputs_to_calibrate_by_are_samples_of_it(
+    make: Callable[[], Any], numbers: Any
+) -> None:
     task = task_of(make)
     known = set(EVERY if numbers is None else numbers)
     part = replace(task, data=replace(task.data, validation=sample(task.data.validation, 6)))
@@ -246,7 +258,12 @@ def test_a_part_to_judge_on_and_inputs_to_calibrate_by_are_samples_of_it(make: C
 
 
 @pytest.mark.parametrize(
-    "make", [make for name, (make, _) in KINDS.items() if name in ("a data set", "TensorDataset", "IterableDataset")]
+    "make",
+    [
+        make
+        for name, (make, _) in KINDS.items()
+        if name in ("a data set", "TensorDataset", "IterableDataset")
+    ],
 )
 def test_workers_of_the_recipe_give_the_same_samples(make: Callable[[], Any]) -> None:
     _, seen = rows_of(task_of(make, workers=1).batches("train", seed=1))
@@ -261,7 +278,9 @@ def test_what_is_read_in_another_order_has_another_fingerprint() -> None:
 
 def test_batches_of_other_lengths_do_not_stop_calibration() -> None:
     lengths = (3, 5, 4, 3)
-    batches = [(torch.full((1, length), float(length)), torch.zeros(1).long()) for length in lengths]
+    batches = [
+        (torch.full((1, length), float(length)), torch.zeros(1).long()) for length in lengths
+    ]
     task = replace(task_of(Rows), data=Data(_Batches(batches), _Batches(batches)))
     (x,) = task.calibration(2).tensors()
     assert x.tolist() == [[3.0] * 3] * 2

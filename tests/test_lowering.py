@@ -46,7 +46,9 @@ from autoprune.task import Data, Inputs, Metric, Recipe, Task
 
 CPU = torch.device("cpu")
 EAGER = Target("eager_here", runtime="eager")
-needs_mkl = pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="torch's CPU has tiles in MKL alone")
+needs_mkl = pytest.mark.skipif(
+    not torch.backends.mkl.is_available(), reason="torch's CPU has tiles in MKL alone"
+)
 KERNELS = ["csr", *(pytest.param(name, marks=needs_mkl) for name in ("bsr4", "bsr16", "bsr32"))]
 
 
@@ -73,7 +75,9 @@ def always_faster(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Every comparison says that the first is twice as fast; gives the list that it counts comparisons in."""
     count: list[int] = []
 
-    def compare(candidate: Any, dense: Any = None, *, budget_s: float = 0.4, threads: int = 1) -> Latency:
+    def compare(
+        candidate: Any, dense: Any = None, *, budget_s: float = 0.4, threads: int = 1
+    ) -> Latency:
         count.append(1)
         candidate()
         return answer(0.5)
@@ -84,8 +88,12 @@ def always_faster(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("shape", [(64,), (1, 64), (16, 64), (1, 1, 64), (2, 7, 64), (2, 2, 3, 64), (3, 33, 64)])
-def test_a_lowered_linear_layer_is_the_dense_one(kernel: str, bias: bool, shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    "shape", [(64,), (1, 64), (16, 64), (1, 1, 64), (2, 7, 64), (2, 2, 3, 64), (3, 33, 64)]
+)
+def test_a_lowered_linear_layer_is_the_dense_one(
+    kernel: str, bias: bool, shape: tuple[int, ...]
+) -> None:
     for share in (0.0, float(torch.rand(())), 0.95, 1.0):
         layer = pruned_(nn.Linear(64, 96, bias), share).eval()
         if share == 1.0:
@@ -158,7 +166,9 @@ class Net(nn.Module):
 IMAGES = Inputs.of(torch.randn(2, 8, 6, 6))
 
 
-def test_layers_with_zeros_are_lowered_and_the_model_computes_the_same(always_faster: list[int]) -> None:
+def test_layers_with_zeros_are_lowered_and_the_model_computes_the_same(
+    always_faster: list[int],
+) -> None:
     model = Net()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     result = lower(model, IMAGES, EAGER)
@@ -179,7 +189,9 @@ def test_dense_weights_stay_dense() -> None:
     assert not list(lowered_layers(result.model))
     pruned_(model[0], 0.1)
     (record,) = lower(model, Inputs.of(torch.randn(1, 16)), EAGER).records
-    assert record.kernel == "dense" and record.note == "fewer than 30% zeros" and record.tried is None
+    assert (
+        record.kernel == "dense" and record.note == "fewer than 30% zeros" and record.tried is None
+    )
 
 
 def test_only_an_interval_that_is_clear_of_dense_is_a_gain(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,7 +201,9 @@ def test_only_an_interval_that_is_clear_of_dense_is_a_gain(monkeypatch: pytest.M
         (0.90, 0.985, "dense", "zero gain"),
         (1.10, 1.20, "dense", "zero gain"),
     ):
-        monkeypatch.setattr(latency, "compare", lambda *_, ratio=ratio, high=high, **__: answer(ratio, high))
+        monkeypatch.setattr(
+            latency, "compare", lambda *_, ratio=ratio, high=high, **__: answer(ratio, high)
+        )
         (record,) = lower(model, inputs, EAGER).records
         assert (record.kernel, record.note) == (kernel, note)
         assert record.tried == {"csr": ratio} and record.dense_ms == pytest.approx(1.0)
@@ -199,11 +213,15 @@ def test_only_an_interval_that_is_clear_of_dense_is_a_gain(monkeypatch: pytest.M
 def test_the_winner_of_the_first_look_is_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
     ratios = iter([0.5, 1.3])  # lucky once
     monkeypatch.setattr(latency, "compare", lambda *_, **__: answer(next(ratios)))
-    (record,) = lower(nn.Sequential(pruned_(nn.Linear(16, 16), 0.9)), Inputs.of(torch.randn(1, 16)), EAGER).records
+    (record,) = lower(
+        nn.Sequential(pruned_(nn.Linear(16, 16), 0.9)), Inputs.of(torch.randn(1, 16)), EAGER
+    ).records
     assert record.kernel == "dense" and record.ratio == 1.3
 
 
-def test_a_lowered_model_that_is_not_faster_is_dropped(always_faster: list[int], monkeypatch: Any) -> None:
+def test_a_lowered_model_that_is_not_faster_is_dropped(
+    always_faster: list[int], monkeypatch: Any
+) -> None:
     monkeypatch.setattr(measure, "time_artefact", lambda *_, **__: answer(0.97, 1.01))
     result = lower(Net(), IMAGES, EAGER)
     assert not result.used and result.kernels == {} and result.ratio == 0.97
@@ -218,7 +236,8 @@ def test_a_layer_that_was_measured_is_not_measured_again(always_faster: list[int
     measured = len(always_faster)
     stored = json.loads(json.dumps(decisions))
     second = lower(model, IMAGES, EAGER, stored)
-    assert len(always_faster) - measured <= 10 < measured  # the whole model alone, prepared up to ten times
+    # the whole model alone, prepared up to ten times
+    assert len(always_faster) - measured <= 10 < measured
     assert second.kernels == first.kernels and len(decisions) == 3
     lower(model, IMAGES, replace(EAGER, batch=2), stored)
     assert len(stored) == 6  # other inputs are other decisions
@@ -253,7 +272,9 @@ def test_a_record_that_does_not_fit_is_refused(record: dict[str, Any], said: str
         rebuild(Net(), record)
 
 
-def test_training_and_gradients_are_refused_and_raised_is_dense_again(always_faster: list[int]) -> None:
+def test_training_and_gradients_are_refused_and_raised_is_dense_again(
+    always_faster: list[int],
+) -> None:
     model, x = Net().eval(), IMAGES.args[0]
     result = lower(model, IMAGES, EAGER)
     result.model(x)  # without no_grad: all parameters are frozen
@@ -291,9 +312,15 @@ def test_copies_and_pickles_go_on_computing(always_faster: list[int]) -> None:
         file = io.BytesIO()
         torch.save(model, file)
         file.seek(0)
-        for each in (copy.deepcopy(model), torch.load(file, weights_only=False), model.double().float()):
+        for each in (
+            copy.deepcopy(model),
+            torch.load(file, weights_only=False),
+            model.double().float(),
+        ):
             assert torch.equal(each(IMAGES.args[0]), expected)
-    assert repr(model.fc).startswith("LoweredLinear(csr, (16, 16), ") and repr(model.fc).endswith("% zeros)")
+    assert repr(model.fc).startswith("LoweredLinear(csr, (16, 16), ") and repr(model.fc).endswith(
+        "% zeros)"
+    )
 
 
 def test_fused_encoder_layers_run_their_lowered_parts(always_faster: list[int]) -> None:
@@ -313,7 +340,10 @@ def test_fused_encoder_layers_run_their_lowered_parts(always_faster: list[int]) 
     with torch.no_grad():
         assert off(result.model(*inputs.args), model(*inputs.args)) <= 1e-5
     assert calls == [1]
-    assert result.model.activation_relu_or_gelu == 0 and densify(result.model).activation_relu_or_gelu == 1
+    assert (
+        result.model.activation_relu_or_gelu == 0
+        and densify(result.model).activation_relu_or_gelu == 1
+    )
 
 
 def test_layers_that_cannot_be_lowered_say_why(always_faster: list[int]) -> None:
@@ -347,7 +377,9 @@ def test_layers_that_cannot_be_lowered_say_why(always_faster: list[int]) -> None
     assert not result.kernels and not always_faster
 
 
-def test_threads_are_the_target_s_meanwhile_and_left_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_are_the_target_s_meanwhile_and_left_as_they_were(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     seen: list[int] = []
 
     def compare(*_: Any, **__: Any) -> Latency:
@@ -374,7 +406,9 @@ def test_targets_without_sparse_kernels_are_refused(target: Target, said: str) -
         lower(Net(), IMAGES, target)
 
 
-def test_openvino_gets_the_rate_that_every_sparse_layer_reaches(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_openvino_gets_the_rate_that_every_sparse_layer_reaches(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     model = nn.Sequential(nn.Linear(10, 10), nn.Linear(10, 10), nn.Linear(10, 10))
     with torch.no_grad():
         model[0].weight[:8], model[1].weight[:6], model[2].weight[:2] = 0, 0, 0
@@ -390,7 +424,8 @@ def test_costs_of_a_lowered_model_are_the_dense_one_s(always_faster: list[int]) 
     model = Net()
     result = lower(model, IMAGES, EAGER)
     assert measure.costs(result.model, IMAGES) == measure.costs(model, IMAGES)
-    assert measure.measure(result.model, IMAGES, Target()).size_bytes > 0  # for ONNX the dense layers are exported
+    # for ONNX the dense layers are exported
+    assert measure.measure(result.model, IMAGES, Target()).size_bytes > 0
 
 
 def study(target: Target) -> Study:
@@ -399,10 +434,27 @@ def study(target: Target) -> Study:
     model = Net().eval()
     metric = Metric("accuracy", lambda out, y: float((out.argmax(1) == y).float().mean()))
     section = {"model": "python", "training": {}}
-    task = Task(Net, data, nn.functional.cross_entropy, metric, Recipe(device="cpu"), given=model, description=section)
+    task = Task(
+        Net,
+        data,
+        nn.functional.cross_entropy,
+        metric,
+        Recipe(device="cpu"),
+        given=model,
+        description=section,
+    )
     resolved = {"version": 1, "name": "tiny", "task": section}
     return Study(
-        "tiny", task, Space(), target, Budget(), Settings(), Recipe(), ("safetensors",), Path.cwd(), resolved=resolved
+        "tiny",
+        task,
+        Space(),
+        target,
+        Budget(),
+        Settings(),
+        Recipe(),
+        ("safetensors",),
+        Path.cwd(),
+        resolved=resolved,
     )
 
 
@@ -415,7 +467,9 @@ def exported(folder: Path, target: Target) -> nn.Module:
     return model
 
 
-def test_an_artefact_for_the_eager_runtime_is_loaded_lowered(always_faster: list[int], tmp_path: Path) -> None:
+def test_an_artefact_for_the_eager_runtime_is_loaded_lowered(
+    always_faster: list[int], tmp_path: Path
+) -> None:
     model = exported(tmp_path / "best", EAGER)
     record = read_mapping(tmp_path / "best" / "lowering.json")
     assert record["kernels"] == {"conv": "csr", "wide": "csr", "fc": "csr"}
@@ -440,43 +494,60 @@ def test_an_artefact_without_a_record_is_loaded_dense(tmp_path: Path) -> None:
         load(tmp_path / "best", Net)
 
 
-def test_verify_runs_the_lowered_model(always_faster: list[int], tmp_path: Path, monkeypatch: Any) -> None:
+def test_verify_runs_the_lowered_model(
+    always_faster: list[int], tmp_path: Path, monkeypatch: Any
+) -> None:
     from autoprune.exporting import checks
 
     seen: list[Any] = []
-    monkeypatch.setattr(measure, "time_artefact", lambda candidate, *_, **__: seen.append(candidate) or answer(0.5))
+    monkeypatch.setattr(
+        measure, "time_artefact", lambda candidate, *_, **__: seen.append(candidate) or answer(0.5)
+    )
     made = study(EAGER)
     model = made.task.given
     assert model is not None
     quality = checks.loop.evaluate(model, made.task, "validation", device="cpu")
     score = measure.costs(model, IMAGES.rows(1)).evolve(metric=quality.metric, size_bytes=1)
-    export(made, Finished(Plan({}), model, model, score, score.evolve(size_bytes=None)), tmp_path / "best")
+    export(
+        made,
+        Finished(Plan({}), model, model, score, score.evolve(size_bytes=None)),
+        tmp_path / "best",
+    )
     result = verify(tmp_path / "best", task=made.task)
     passed = {check["name"]: check["passed"] for check in result["checks"]}
     assert passed["outputs of lowered"] and passed["latency"]
     assert len(list(lowered_layers(seen[-1]))) == 3
 
 
-def test_a_search_times_sparse_plans_lowered(always_faster: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_search_times_sparse_plans_lowered(
+    always_faster: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = study(EAGER)
     dense = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4)).eval()
     inputs = Inputs.of(torch.randn(2, 16))
     coupling = discover(dense, inputs)
     seen: list[Any] = []
     monkeypatch.setattr(
-        costs.measure, "time_artefact", lambda candidate, *_, **__: seen.append(candidate) or answer(0.5)
+        costs.measure,
+        "time_artefact",
+        lambda candidate, *_, **__: seen.append(candidate) or answer(0.5),
     )
     found = costs.Costs(made, dense, coupling, inputs)
-    key = next(group.key for group in coupling.groups if group.level == "weights" and group.size == 512)
+    key = next(
+        group.key for group in coupling.groups if group.level == "weights" and group.size == 512
+    )
     whole = apply(dense, coupling, Plan(), Importance(dense, coupling))
     found.latency(whole, found.score(whole))  # the dense model is timed once, for all plans
     seen.clear()
     for technique, layers in (("weight", 1), ("block(rows=4, columns=4)", 1)):
-        plan = apply(dense, coupling, Plan({key: Choice(technique, 0.75)}), Importance(dense, coupling))
+        plan = apply(
+            dense, coupling, Plan({key: Choice(technique, 0.75)}), Importance(dense, coupling)
+        )
         found.latency(plan, found.score(plan))
         assert len(list(lowered_layers(seen[-1]))) == layers
     taken = len(seen)
-    assert taken == 4  # for either plan the lowered model against its dense self, then against the dense model
+    # for either plan the lowered model against its dense self, then against the dense model
+    assert taken == 4
     found.latency(plan, found.score(plan))
     assert len(seen) == taken
     found.of_finished(plan.finish(), plan, found.score(plan), 0)

@@ -18,11 +18,14 @@ from autoprune.pruning.importance import Importance
 from autoprune.pruning.techniques.sparse import Sparse
 
 
-def prepared(technique: str, ratio: float = 0.8, name: str = "perceptron", **more: Choice) -> tuple[nn.Module, Pruned]:
+def prepared(
+    technique: str, ratio: float = 0.8, name: str = "perceptron", **more: Choice
+) -> tuple[nn.Module, Pruned]:
     model, inputs = member(name).make()
     coupling = discover(model, inputs)
     plan = Plan(
-        {"0:weights": Choice(technique, ratio)} | {key.replace("__", ":"): choice for key, choice in more.items()}
+        {"0:weights": Choice(technique, ratio)}
+        | {key.replace("__", ":"): choice for key, choice in more.items()}
     )
     return model, apply(model, coupling, plan, Importance(model, coupling), gradual=True)
 
@@ -67,7 +70,14 @@ def test_a_gradual_mask_follows_its_schedule() -> None:
 
 
 @settings(max_examples=50, deadline=None, derandomize=True, database=None)
-@given(st.floats(0, 0.4), st.floats(0.5, 1), st.floats(0, 1), st.floats(0.5, 5), st.floats(0, 1), st.floats(0, 1))
+@given(
+    st.floats(0, 0.4),
+    st.floats(0.5, 1),
+    st.floats(0, 1),
+    st.floats(0.5, 5),
+    st.floats(0, 1),
+    st.floats(0, 1),
+)
 def test_the_share_of_a_schedule_rises_to_one(
     begin: float, end: float, initial: float, power: float, first: float, second: float
 ) -> None:
@@ -75,7 +85,9 @@ def test_the_share_of_a_schedule_rises_to_one(
     low, high = sorted((first, second))
     assert 0.0 <= sparse.share(low) <= sparse.share(high) <= 1.0
     assert sparse.filled(low) <= sparse.filled(high)
-    assert sparse.share(begin) == pytest.approx(initial) and sparse.filled(0.0) == pytest.approx(initial)
+    assert sparse.share(begin) == pytest.approx(initial) and sparse.filled(0.0) == pytest.approx(
+        initial
+    )
     assert sparse.share(end) == sparse.share(1.0) == sparse.filled(1.0) == 1.0
     assert begin == 0 or sparse.share(begin * 0.99) == 0.0
 
@@ -129,7 +141,9 @@ def test_final_foretells_finish(technique: str) -> None:
 
 
 def test_masks_act_on_what_the_cut_left() -> None:
-    _, pruned = prepared("weight", 0.5, **{"0__units": Choice("neuron", 0.5), "3__weights": Choice("weight", 0.25)})
+    _, pruned = prepared(
+        "weight", 0.5, **{"0__units": Choice("neuron", 0.5), "3__weights": Choice("weight", 0.25)}
+    )
     shapes = {name: tuple(parameter.shape) for name, parameter in pruned.model.named_parameters()}
     assert shapes["0.weight"] == (7, 6) and shapes["3.weight"] == (10, 7)
     assert zeros(pruned.model) == 21 and zeros(pruned.model, "3.weight") == round(70 * 0.25)
@@ -139,12 +153,18 @@ def test_taylor_masks_use_the_gradients_cut_alike() -> None:
     model, inputs = member("perceptron").make()
     coupling = discover(model, inputs)
     gradients = {name: torch.ones_like(parameter) for name, parameter in model.named_parameters()}
-    plan = Plan({"0:units": Choice("neuron", 0.5, "l1"), "3:weights": Choice("weight", 0.5, "taylor")})
+    plan = Plan(
+        {"0:units": Choice("neuron", 0.5, "l1"), "3:weights": Choice("weight", 0.5, "taylor")}
+    )
     pruned = apply(model, coupling, plan, Importance(model, coupling, lambda need: gradients))
-    cut = apply(model, coupling, Plan({"0:units": Choice("neuron", 0.5, "l1")}), Importance(model, coupling)).model
+    cut = apply(
+        model, coupling, Plan({"0:units": Choice("neuron", 0.5, "l1")}), Importance(model, coupling)
+    ).model
     weight = dict(cut.named_parameters())["3.weight"].detach()
     masked = dict(pruned.model.named_parameters())["3.weight"].detach()
-    assert set(masked[masked != 0].tolist()) == set(weight.flatten()[weight.flatten().abs().argsort()[35:]].tolist())
+    assert set(masked[masked != 0].tolist()) == set(
+        weight.flatten()[weight.flatten().abs().argsort()[35:]].tolist()
+    )
 
 
 def test_a_shared_weight_is_masked_once_for_both_layers() -> None:

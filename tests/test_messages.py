@@ -24,7 +24,9 @@ def test_brackets_of_an_extra_are_printed(capsys: pytest.CaptureFixture[str]) ->
 @pytest.mark.promise("messages")
 def test_a_list_of_images_is_told_as_that() -> None:
     images = [torch.zeros(3, 8, 9), torch.zeros(3, 7, 5)]
-    with pytest.raises(ModelError, match=r"list of 2 inputs and one of as many targets.*collate_fn"):
+    with pytest.raises(
+        ModelError, match=r"list of 2 inputs and one of as many targets.*collate_fn"
+    ):
         default_adapter((images, [{"boxes": torch.zeros(1, 4)}, {"boxes": torch.zeros(2, 4)}]))
 
 

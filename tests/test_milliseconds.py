@@ -43,11 +43,24 @@ def drifting(monkeypatch: pytest.MonkeyPatch) -> None:
             return sum(each.numel() for each in model.parameters())
 
         if dense is None:
-            return Latency(speed, 0.99 * speed, 1.01 * speed, None, None, None, 40, True, 1.2 * speed, 1.5 * speed)
+            return Latency(
+                speed,
+                0.99 * speed,
+                1.01 * speed,
+                None,
+                None,
+                None,
+                40,
+                True,
+                1.2 * speed,
+                1.5 * speed,
+            )
         ratio = 0.2 + 0.8 * size(candidate) / size(dense)
         ms = ratio * speed
         bounds = (0.99 * ratio, 1.01 * ratio)
-        return Latency(ms, 0.9 * ms, 1.1 * ms, ratio, *bounds, 40, True, 1.2 * ms, 1.5 * ms, dense_ms=speed)
+        return Latency(
+            ms, 0.9 * ms, 1.1 * ms, ratio, *bounds, 40, True, 1.2 * ms, 1.5 * ms, dense_ms=speed
+        )
 
     monkeypatch.setattr(measure, "time_artefact", timed)
 
@@ -59,11 +72,18 @@ def searched(folder: Path, budget: str) -> Result:
 
 def judged(folder: Path, result: Result, budget: dict[str, Any]) -> list[tuple[Any, ...]]:
     """Every trial as it was judged: its plan, what came of it, and whether it is inside."""
-    candidates = Journal.read(study(budget, objectives=("metric", "latency")), Run(folder), result.dense)
-    return [(each.plan, each.stage, each.feasible, each.score.metric, each.score.latency_ratio) for each in candidates]
+    candidates = Journal.read(
+        study(budget, objectives=("metric", "latency")), Run(folder), result.dense
+    )
+    return [
+        (each.plan, each.stage, each.feasible, each.score.metric, each.score.latency_ratio)
+        for each in candidates
+    ]
 
 
-def test_a_budget_in_milliseconds_is_the_same_one_in_per_cent(tmp_path: Path, drifting: None) -> None:
+def test_a_budget_in_milliseconds_is_the_same_one_in_per_cent(
+    tmp_path: Path, drifting: None
+) -> None:
     first = searched(tmp_path / "share", "60%")
     (kept,) = (tmp_path / "share" / "cache" / "dense").glob("*.json")
     dense = tmp_path / "other" / "cache" / "dense" / kept.name
@@ -82,11 +102,20 @@ def test_a_budget_in_milliseconds_is_the_same_one_in_per_cent(tmp_path: Path, dr
 @pytest.mark.parametrize("target", ["", "cpu_eager"])
 def test_limits_in_units_and_in_shares_of_dense_are_the_same(high: float, target: str) -> None:
     dense = Score(latency_ms=0.8, throughput=1250.0, latency_ms_high=0.9, throughput_low=1100.0)
-    score = Score(latency_ratio=high, latency_ratio_high=high, latency_ms_high=0.45, throughput_low=2200.0)
-    dense, score = (Score(elsewhere={"cpu_eager": each}) if target else each for each in (dense, score))
+    score = Score(
+        latency_ratio=high, latency_ratio_high=high, latency_ms_high=0.45, throughput_low=2200.0
+    )
+    dense, score = (
+        Score(elsewhere={"cpu_eager": each}) if target else each for each in (dense, score)
+    )
     for quantity, share, units in (("latency", "50%", "0.4ms"), ("throughput", "200%", "2500/s")):
-        one, other = (Limit.parse(f"{quantity} on {target}" if target else quantity, each) for each in (share, units))
-        assert one.violation(score, dense, "maximize") == pytest.approx(other.violation(score, dense, "maximize"))
+        one, other = (
+            Limit.parse(f"{quantity} on {target}" if target else quantity, each)
+            for each in (share, units)
+        )
+        assert one.violation(score, dense, "maximize") == pytest.approx(
+            other.violation(score, dense, "maximize")
+        )
 
 
 def test_every_millisecond_is_the_ratio_of_one_dense_figure(tmp_path: Path, drifting: None) -> None:
@@ -94,16 +123,21 @@ def test_every_millisecond_is_the_ratio_of_one_dense_figure(tmp_path: Path, drif
     dense = result.dense
     assert dense.latency_ms == DENSE_MS and dense.latency_ratio == 1.0
     assert (dense.latency_ms_low, dense.latency_ms_high) == (0.99 * DENSE_MS, 1.01 * DENSE_MS)
-    candidates = Journal.read(study({"latency": "60%"}, objectives=("metric", "latency")), Run(tmp_path), dense)
+    candidates = Journal.read(
+        study({"latency": "60%"}, objectives=("metric", "latency")), Run(tmp_path), dense
+    )
     assert len(candidates) >= 10
     best = json.loads((tmp_path / "best" / "score.json").read_text())
     front = json.loads((tmp_path / "front.json").read_text())
     assert front["baseline"]["latency_ms"] == best["dense"]["latency_ms"] == DENSE_MS
-    every = [each.score for each in candidates] + [Score.from_json(each["score"]) for each in front["front"]]
+    every = [each.score for each in candidates] + [
+        Score.from_json(each["score"]) for each in front["front"]
+    ]
     for score in [*every, Score.from_json(best)]:
         for end in ("", "_low", "_high"):
             share, of = getattr(score, f"latency_ratio{end}"), DENSE_MS
-            if score.latency_ratio == 1:  # the dense model itself: there the interval of the one figure is told
+            # the dense model itself: there the interval of the one figure is told
+            if score.latency_ratio == 1:
                 of = getattr(dense, f"latency_ms{end}")
             assert getattr(score, f"latency_ms{end}") == pytest.approx(share * of, rel=1e-9)
         assert score.latency_ratio and score.latency_ms
@@ -121,14 +155,22 @@ def test_the_dense_figure_is_measured_once_and_gone_on_with(tmp_path: Path, drif
 def test_dense_is_all_of_dense(tmp_path: Path) -> None:
     own = study({"memory": "90%", "latency": "90%"}, objectives=("metric", "latency", "memory"))
     prepared = prepare(own, Run(tmp_path))
-    again = prepared.costs.of_finished(prepared.model, prepared.cut_by_magnitude(Plan()), prepared.dense, 5)
+    again = prepared.costs.of_finished(
+        prepared.model, prepared.cut_by_magnitude(Plan()), prepared.dense, 5
+    )
     for name, limit in (("latency", "90%"), ("memory", "90%")):
         for score in (prepared.dense, again, prepared.cost(Plan())):
             assert Limit.parse(name, limit).usage(score, prepared.dense, "maximize") == 1.0
 
 
 def test_milliseconds_of_an_earlier_run_follow_the_dense_figure_of_now() -> None:
-    kept = Score(latency_ms=0.5, latency_ms_high=0.6, latency_ratio=0.5, latency_ratio_low=0.4, latency_ratio_high=0.55)
+    kept = Score(
+        latency_ms=0.5,
+        latency_ms_high=0.6,
+        latency_ratio=0.5,
+        latency_ratio_low=0.4,
+        latency_ratio_high=0.55,
+    )
     dense = Score(latency_ms=2.0, throughput=500.0, latency_ratio=1.0)
     now = kept.beside(dense)
     assert (now.latency_ms, now.latency_ms_low, now.latency_ms_high) == (1.0, 0.8, 1.1)

@@ -50,13 +50,19 @@ def technique(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "own_pairs:Pairs"
 
 
-def test_a_units_technique_of_the_users_own_gets_proposals_and_ships(technique: str, tmp_path: Path) -> None:
+def test_a_units_technique_of_the_users_own_gets_proposals_and_ships(
+    technique: str, tmp_path: Path
+) -> None:
     space = Space(Options((technique,), (0.0, 0.9), ("l1",)), {"6": Options((), (0.0, 0.9), ())})
     given = study(trials=8, finalists=1)
     listener = Listens()
     result = search(type(given)(**{**vars(given), "space": space}), Run(tmp_path / "run"), listener)
     screened: list[Candidate] = [each for each in listener.ended if each.stage == "screened"]
-    uniform = [each for each in screened if len({choice.ratio for _, choice in each.plan}) == 1 and len(each.plan) == 2]
+    uniform = [
+        each
+        for each in screened
+        if len({choice.ratio for _, choice in each.plan}) == 1 and len(each.plan) == 2
+    ]
     assert uniform, "no uniform cut of all units was proposed"
     assert all(choice.technique == technique for each in screened for _, choice in each.plan)
     assert result.best is not None and result.best.score.flops <= 0.55 * (result.dense.flops or 0)  # type: ignore[operator]

@@ -21,12 +21,19 @@ def test_equal_plans_have_one_hash_and_digest() -> None:
         }
     )
     assert other == PLAN and hash(other) == hash(PLAN) and other.digest == PLAN.digest
-    assert len({other, PLAN}) == 1 and len(PLAN) == 2 and list(dict(PLAN)) == ["a:weights", "b:units"]
+    assert (
+        len({other, PLAN}) == 1 and len(PLAN) == 2 and list(dict(PLAN)) == ["a:weights", "b:units"]
+    )
     assert len(PLAN.digest) == 16 and int(PLAN.digest, 16) >= 0
 
 
 @pytest.mark.parametrize(
-    "change", [Choice("weight", 0.5, "l2"), Choice("structured", 0.51, "l2"), Choice("structured", 0.5, "l1")]
+    "change",
+    [
+        Choice("weight", 0.5, "l2"),
+        Choice("structured", 0.51, "l2"),
+        Choice("structured", 0.5, "l1"),
+    ],
 )
 def test_other_plans_have_another_digest(change: Choice) -> None:
     assert Plan({**dict(PLAN), "b:units": change}).digest != PLAN.digest
@@ -65,7 +72,10 @@ def test_ratios_outside_are_refused(ratio: float) -> None:
         {"version": 1, "choices": {"a:units": 0.5}},
         {"version": 1, "choices": {"a:units": {"technique": "weight", "ratio": 1.0}}},
         {"version": 1, "choices": {"a:units": {"technique": 3, "ratio": 0.5}}},
-        {"version": 1, "choices": {"a:units": {"technique": "weight", "ratio": 0.5, "criterion": ["l1"]}}},
+        {
+            "version": 1,
+            "choices": {"a:units": {"technique": "weight", "ratio": 0.5, "criterion": ["l1"]}},
+        },
     ],
 )
 def test_what_is_no_plan_is_refused(data: object) -> None:

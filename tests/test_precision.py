@@ -75,16 +75,22 @@ def test_fp32_is_the_file_itself_and_others_keep_inputs_and_outputs():
 def test_weights_have_a_scale_for_each_channel_and_batch_norms_are_folded():
     content = export(load("model", "digits_cnn")(width=16).eval(), IMAGES)
     quantised = convert(content, "int8", [arrays(IMAGES)])
-    assert "BatchNormalization" in operators(content) and "BatchNormalization" not in operators(quantised)
+    assert "BatchNormalization" in operators(content) and "BatchNormalization" not in operators(
+        quantised
+    )
     kinds = {each.name: each for each in onnx.load_from_string(quantised).graph.initializer}
-    weights = [t for t in kinds.values() if t.data_type == onnx.TensorProto.INT8 and len(t.dims) == 4]
+    weights = [
+        t for t in kinds.values() if t.data_type == onnx.TensorProto.INT8 and len(t.dims) == 4
+    ]
     assert len(weights) == 6
     for weight in weights:
         assert list(kinds[weight.name.replace("_quantized", "_scale")].dims) == [weight.dims[0]]
     points = [kinds[node.input[2]] for node in onnx.load_from_string(quantised).graph.node
               if node.op_type == "QuantizeLinear"]  # fmt: skip
     assert {point.data_type for point in points} == {onnx.TensorProto.UINT8}
-    symmetric = onnx.load_from_string(convert(content, "int8", [arrays(IMAGES)], symmetric=True)).graph
+    symmetric = onnx.load_from_string(
+        convert(content, "int8", [arrays(IMAGES)], symmetric=True)
+    ).graph
     kinds = {each.name: onnx.numpy_helper.to_array(each) for each in symmetric.initializer}
     points = [kinds[node.input[2]] for node in symmetric.node if node.op_type == "QuantizeLinear"]
     assert points and all(point.dtype == np.int8 and not point.any() for point in points)
@@ -120,7 +126,8 @@ def test_int8_keeps_the_accuracy_of_a_trained_net(task, trained):
     found = judging.judge(trained, task, INT8, "validation")
     assert found.metric >= plain.metric - 0.02
     assert found.loss != plain.loss and found.loss == pytest.approx(plain.loss, abs=0.05)
-    assert judging.judge(trained, task, INT8, "validation") == found  # calibrated on the same inputs each time
+    # calibrated on the same inputs each time
+    assert judging.judge(trained, task, INT8, "validation") == found
     same = judging.judge(trained, task, Target(), "validation", "cpu")
     assert (same.metric, same.loss) == (plain.metric, plain.loss)
 
@@ -169,9 +176,13 @@ def test_outputs_without_rows_are_not_cut():
 @pytest.mark.slow
 def test_measure_gives_size_and_latency_in_the_targets_dtype(trained):
     inputs = Inputs.of(IMAGES.args[0][:1])
-    plain, small = measure(trained, inputs, Target()), measure(trained, inputs, INT8, against=trained)
+    plain, small = (
+        measure(trained, inputs, Target()),
+        measure(trained, inputs, INT8, against=trained),
+    )
     assert small.size_bytes < 0.5 * plain.size_bytes
-    assert small.latency_ratio == pytest.approx(1.0, abs=0.3)  # to the dense model in the same dtype
+    # to the dense model in the same dtype
+    assert small.latency_ratio == pytest.approx(1.0, abs=0.3)
 
 
 @pytest.fixture(scope="module")
@@ -202,10 +213,15 @@ def test_a_search_judges_in_the_dtype_it_ships(found, task, trained):
 def test_the_artefact_holds_the_file_that_the_target_runs(found, task):
     best = found.run / "best"
     record = json.loads((best / "score.json").read_text())
-    assert record["runs"] == "model.int8.onnx" and "QuantizeLinear" in operators((best / record["runs"]).read_bytes())
+    assert record["runs"] == "model.int8.onnx" and "QuantizeLinear" in operators(
+        (best / record["runs"]).read_bytes()
+    )
     assert record["size_bytes"] == (best / record["runs"]).stat().st_size
     assert "QuantizeLinear" not in operators((best / "model.onnx").read_bytes())
-    checked = {each["name"]: each for each in json.loads((best / "verification.json").read_text())["checks"]}
+    checked = {
+        each["name"]: each
+        for each in json.loads((best / "verification.json").read_text())["checks"]
+    }
     assert checked["outputs of the target"]["passed"] and checked["metric"]["passed"]
     assert "in int8 on onnxruntime" in checked["metric"]["detail"]
     runtime = plugins.load("runtime", "onnxruntime")()
@@ -219,8 +235,12 @@ def test_verify_sees_another_file_in_its_place(found, task, tmp_path):
     folder = tmp_path / "best"
     shutil.copytree(found.run / "best", folder)
     record = json.loads((folder / "score.json").read_text())
-    spoiled = convert((folder / "model.onnx").read_bytes(), "int8", [[1e-3 * IMAGES.args[0].numpy()]])
+    spoiled = convert(
+        (folder / "model.onnx").read_bytes(), "int8", [[1e-3 * IMAGES.args[0].numpy()]]
+    )
     (folder / record["runs"]).write_bytes(spoiled)
-    with pytest.raises(VerificationError, match=r"outputs of the target: outputs are off by") as caught:
+    with pytest.raises(
+        VerificationError, match=r"outputs of the target: outputs are off by"
+    ) as caught:
         verify(folder, task=task)
     assert "model.int8.onnx" in str(caught.value) and "(accuracy) is" in str(caught.value)

@@ -57,7 +57,9 @@ class Device:
         return 0.3 + 1e-5 * work * 1.44 + 1e-3 * (a + b + b + d)
 
     def __call__(self, widths):
-        widths = {key: int(kept.sum()) if hasattr(kept, "sum") else kept for key, kept in widths.items()}
+        widths = {
+            key: int(kept.sum()) if hasattr(kept, "sum") else kept for key, kept in widths.items()
+        }
         a, b, d = widths.get(A, 48), widths.get(B, 64), widths.get(D, 96)
         ms = self.ms(a, b, d) * float(np.exp(self.noise * self.random.standard_normal()))
         ratio, reach = ms / self.ms(48, 64, 96), 1.96 * self.noise
@@ -66,12 +68,17 @@ class Device:
 
 def unseen(count, seed=1):
     random = np.random.default_rng(seed)
-    return [{A: random.integers(5, 49), B: random.integers(7, 65), D: random.integers(10, 97)} for _ in range(count)]
+    return [
+        {A: random.integers(5, 49), B: random.integers(7, 65), D: random.integers(10, 97)}
+        for _ in range(count)
+    ]
 
 
 def made(chain, device, plans, seed=0):
     model, coupling = chain
-    return Predictor.profile(coupling, model, INPUTS.rows(1), device, budget_s=1e9, seed=seed, plans=plans)
+    return Predictor.profile(
+        coupling, model, INPUTS.rows(1), device, budget_s=1e9, seed=seed, plans=plans
+    )
 
 
 def errors(predictor, device, plans):
@@ -89,7 +96,9 @@ def test_a_staircase_is_learned_to_the_noise(staircase):
     device, predictor = staircase
     off = np.abs(errors(predictor, device, unseen(60)))
     assert off.mean() <= 0.015 and off.max() <= 0.08
-    flops = predictor.layout.features([predictor.layout.row(plan) for plan in unseen(60)])[0][:, TERMS.index("work")]
+    flops = predictor.layout.features([predictor.layout.row(plan) for plan in unseen(60)])[0][
+        :, TERMS.index("work")
+    ]
     exact = np.array([Device(8, 0.0)(plan).ratio for plan in unseen(60)])
     assert np.abs(flops.sum(1) / exact - 1).mean() >= 8 * off.mean()
 
@@ -98,7 +107,9 @@ def test_the_interval_covers_measurements_and_is_not_wide(staircase):
     device, predictor = staircase
     plans = unseen(100)
     found, measured = predictor.predict_all(plans), [device(plan).ratio for plan in plans]
-    covered = np.mean([each.low <= ratio <= each.high for each, ratio in zip(found, measured, strict=True)])
+    covered = np.mean(
+        [each.low <= ratio <= each.high for each, ratio in zip(found, measured, strict=True)]
+    )
     assert covered >= 0.9
     assert np.median([(each.high - each.low) / each.ratio for each in found]) <= 0.12
 
@@ -153,7 +164,9 @@ def test_what_no_term_explains_is_corrected_near_what_was_measured(chain):
 
 def test_uniformly_smaller_is_never_predicted_much_slower(staircase):
     _, predictor = staircase
-    plans = [{A: round(48 * s), B: round(64 * s), D: round(96 * s)} for s in np.linspace(0.1, 1, 60)]
+    plans = [
+        {A: round(48 * s), B: round(64 * s), D: round(96 * s)} for s in np.linspace(0.1, 1, 60)
+    ]
     ratios = [each.ratio for each in predictor.predict_all(plans)]
     assert np.max(np.maximum.accumulate(ratios) / ratios) <= 1.03
 
@@ -207,10 +220,14 @@ def test_a_small_net_on_onnx_runtime(chain):
     dense = runtime.prepare(slicer.dense, inputs, Target())
 
     def measure(keep):
-        return latency.compare(runtime.prepare(slicer.cut(coupling.cuts(keep)), inputs, Target()), dense, budget_s=0.05)
+        return latency.compare(
+            runtime.prepare(slicer.cut(coupling.cuts(keep)), inputs, Target()), dense, budget_s=0.05
+        )
 
     predictor = Predictor.profile(coupling, model, inputs, measure, budget_s=3, plans=30)
-    large, middle, small = ({A: round(48 * s), B: round(64 * s), D: round(96 * s)} for s in (1, 0.5, 0.25))
+    large, middle, small = (
+        {A: round(48 * s), B: round(64 * s), D: round(96 * s)} for s in (1, 0.5, 0.25)
+    )
     found = predictor.predict_all([large, middle, small])
     assert found[0].ratio > found[1].ratio > found[2].ratio > 0
     assert found[0].ratio == pytest.approx(1.0, abs=0.1)

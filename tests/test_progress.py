@@ -43,10 +43,14 @@ def drawn(listener: progress.Silent, now: Now, stream: io.StringIO) -> str:
         listener.on_step(1, "training")
         now.seconds += 10
         listener.progress(0.5)
-        listener.on_trial(candidate(1, metric=0.9, latency_ratio=0.5), candidate(1, metric=0.9, latency_ratio=0.5))
+        listener.on_trial(
+            candidate(1, metric=0.9, latency_ratio=0.5), candidate(1, metric=0.9, latency_ratio=0.5)
+        )
         now.seconds += 10
         listener.note("[watch] out")
-        listener.on_trial(candidate(2, metric=0.8, latency_ratio=0.4), candidate(1, metric=0.9, latency_ratio=0.5))
+        listener.on_trial(
+            candidate(2, metric=0.8, latency_ratio=0.4), candidate(1, metric=0.9, latency_ratio=0.5)
+        )
     return stream.getvalue()
 
 
@@ -81,7 +85,10 @@ def test_a_resumed_search_counts_its_own_trials_only():
 
 @pytest.mark.promise("figures")
 def test_an_estimate_says_that_the_machine_is_busy(monkeypatch):
-    assert words.busy() is None and progress.estimate(60.0, 5) == "5 trials, about 1 min 0 s to 3 min 0 s in all"
+    assert (
+        words.busy() is None
+        and progress.estimate(60.0, 5) == "5 trials, about 1 min 0 s to 3 min 0 s in all"
+    )
     monkeypatch.setattr(os, "getloadavg", lambda: (float((os.cpu_count() or 1) + 3), 0.0, 0.0))
     assert "this machine is busy (load" in progress.estimate(60.0, 5)
 
@@ -101,7 +108,11 @@ def test_a_time_limit_keeps_what_training_and_the_closing_take():
     now.seconds = 100 + 300 - CLOSING_S + 1
     assert limit.over()
     unlimited = TimeLimit(None, now)
-    assert not unlimited.over() and not unlimited.over_for_judging(5.0, 4) and unlimited.shortfall(9.0, 9.0) is None
+    assert (
+        not unlimited.over()
+        and not unlimited.over_for_judging(5.0, 4)
+        and unlimited.shortfall(9.0, 9.0) is None
+    )
 
 
 @pytest.mark.promise("limits-of-time")
@@ -114,12 +125,14 @@ def test_a_time_limit_that_cannot_be_kept_says_what_the_least_is():
     said = limit.shortfall(8.0, 5.0)
     assert (
         said is not None
-        and f"less than the least that this search takes, about {40 + 8 + 5 + FRESH_S + 40:.0f} s" in said
+        and f"less than the least that this search takes, about {40 + 8 + 5 + FRESH_S + 40:.0f} s"
+        in said
     )
     assert limit.over() and limit.over_for_judging(5.0, 4)
     half = TimeLimit(100.0, now)
     now.seconds += (100 - CLOSING_S) / 2 - 1
-    assert not half.over_for_judging(1000.0, 4)  # judging has half of what is left, however long training takes
+    # judging has half of what is left, however long training takes
+    assert not half.over_for_judging(1000.0, 4)
 
 
 def test_lines_give_a_line_for_each_trial():
@@ -142,25 +155,35 @@ def test_the_bar_shows_trial_step_best_and_time_left_without_a_thread():
     with bar:
         assert threading.active_count() == before
     text = drawn(bar, now, stream)
-    for part in ("training the dense model", "trial 1 of 5: training", "best: trial 1", "left", "[watch] out"):
+    for part in (
+        "training the dense model",
+        "trial 1 of 5: training",
+        "best: trial 1",
+        "left",
+        "[watch] out",
+    ):
         assert part in text
 
 
 def test_what_is_shown_follows_the_console():
     assert isinstance(progress.shown(Console(file=io.StringIO())), progress.Lines)
-    assert isinstance(progress.shown(Console(file=io.StringIO(), force_terminal=True)), progress.Bar)
+    assert isinstance(
+        progress.shown(Console(file=io.StringIO(), force_terminal=True)), progress.Bar
+    )
     assert type(progress.shown(Console(file=io.StringIO()), quiet=True)) is progress.Silent
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0, "0 s"), (59.4, "59 s"), (60, "1 min 0 s"), (200, "3 min 20 s"), (3900, "1 h 5 min")]
+    ("seconds", "text"),
+    [(0, "0 s"), (59.4, "59 s"), (60, "1 min 0 s"), (200, "3 min 20 s"), (3900, "1 h 5 min")],
 )
 def test_spans(seconds, text):
     assert words.span(seconds) == text
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(None, "–"), (0, "0"), (999, "999"), (1234, "1.23K"), (1_230_000, "1.23M"), (3e9, "3G")]
+    ("value", "text"),
+    [(None, "–"), (0, "0"), (999, "999"), (1234, "1.23K"), (1_230_000, "1.23M"), (3e9, "3G")],
 )
 def test_counts(value, text):
     assert words.count(value) == text

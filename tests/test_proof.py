@@ -67,10 +67,16 @@ class Noisy(Two):
         (Noisy, set(), ""),
     ],
 )
-def test_what_fails_in_some_mixture_is_refused(kind: type[nn.Module], refused: set[str], said: str) -> None:
+def test_what_fails_in_some_mixture_is_refused(
+    kind: type[nn.Module], refused: set[str], said: str
+) -> None:
     torch.manual_seed(0)
     coupling = discover(kind().eval(), INPUTS)
-    hidden = {group.name: group.refusal or "" for group in coupling.groups if group.key in ("a:units", "b:units")}
+    hidden = {
+        group.name: group.refusal or ""
+        for group in coupling.groups
+        if group.key in ("a:units", "b:units")
+    }
     assert {name for name, why in hidden.items() if why} == refused
     assert all(said in why for why in hidden.values() if why)
 
@@ -89,7 +95,9 @@ def test_one_bad_group_among_many_is_refused_alone() -> None:
 
     torch.manual_seed(0)
     coupling = discover(Bad().eval(), Inputs.of(torch.randn(2, 8)))
-    assert [group.name for group in coupling.groups if group.level == "units" and group.refusal] == [
+    assert [
+        group.name for group in coupling.groups if group.level == "units" and group.refusal
+    ] == [
         "layers.5",
         "layers.8",  # reaches the output
     ]
@@ -98,7 +106,10 @@ def test_one_bad_group_among_many_is_refused_alone() -> None:
 class Attending(nn.Module):
     def __init__(self, need_weights: bool) -> None:
         super().__init__()
-        self.first, self.attention = nn.Linear(6, 16), nn.MultiheadAttention(16, 4, batch_first=True)
+        self.first, self.attention = (
+            nn.Linear(6, 16),
+            nn.MultiheadAttention(16, 4, batch_first=True),
+        )
         self.norm, self.wide, self.last = nn.LayerNorm(16), nn.Linear(16, 20), nn.Linear(20, 2)
         self.need_weights = need_weights
 
@@ -110,8 +121,13 @@ class Attending(nn.Module):
 
 def test_norms_after_attention_with_weights_are_counted_right() -> None:
     torch.manual_seed(0)
-    found = {need: discover(Attending(need).eval(), Inputs.of(torch.randn(2, 5, 6))) for need in (False, True)}
-    assert [group.refusal for group in found[True].groups] == [group.refusal for group in found[False].groups]
+    found = {
+        need: discover(Attending(need).eval(), Inputs.of(torch.randn(2, 5, 6)))
+        for need in (False, True)
+    }
+    assert [group.refusal for group in found[True].groups] == [
+        group.refusal for group in found[False].groups
+    ]
     assert {"first:units", "attention:units"} <= {group.key for group in found[True].prunable()}
 
 
@@ -119,13 +135,16 @@ def test_norms_after_attention_with_weights_are_counted_right() -> None:
 def test_spectral_norm_keeps_its_function_whatever_the_mode(training: bool) -> None:
     torch.manual_seed(0)
     normed = nn.utils.parametrizations.spectral_norm(nn.Linear(6, 12))
-    normed.get_buffer("parametrizations.weight.0._u").copy_(F.normalize(torch.randn(12), dim=0))  # far from settled
+    # far from settled
+    normed.get_buffer("parametrizations.weight.0._u").copy_(F.normalize(torch.randn(12), dim=0))
     model = nn.Sequential(normed, nn.ReLU(), nn.Linear(12, 3)).train(training)
     coupling = discover(model, INPUTS)
     keep = {"0:units": random_keep(coupling, "0:units")}
     smaller = coupling.apply(model, keep)
     assert all(module.training == training for module in smaller.modules())
-    error = relative_error(outputs_of(smaller, INPUTS), masked_outputs(model, INPUTS, coupling, keep))
+    error = relative_error(
+        outputs_of(smaller, INPUTS), masked_outputs(model, INPUTS, coupling, keep)
+    )
     assert error <= TOLERANCE
 
 
@@ -146,7 +165,9 @@ def test_tensors_kept_as_plain_attributes_are_copied_and_stay_what_they_are() ->
     model(INPUTS.args[0])  # `seen` has a graph now, and torch refuses to copy it
     copy = replace_tensors(model, lambda _, tensor: tensor.clone())
     assert copy.alias is copy.a.weight and isinstance(copy.a.weight, nn.Parameter)
-    assert [group.name for group in discover(model, INPUTS).prunable() if group.level == "units"] == ["a"]
+    assert [
+        group.name for group in discover(model, INPUTS).prunable() if group.level == "units"
+    ] == ["a"]
 
 
 def test_another_default_device_does_not_matter() -> None:
@@ -156,10 +177,14 @@ def test_another_default_device_does_not_matter() -> None:
     with torch.device("meta"):  # every tensor made without a device would have no data
         found = discover(model, INPUTS)
     assert [group.refusal for group in found.groups] == [group.refusal for group in expected.groups]
-    assert all(bool((a.units == b.units).all()) for a, b in zip(found.slots, expected.slots, strict=True))
+    assert all(
+        bool((a.units == b.units).all()) for a, b in zip(found.slots, expected.slots, strict=True)
+    )
 
 
 def test_a_unit_kept_for_a_narrow_part_leaves_the_cells_even() -> None:
-    coupling = Coupling((), (), {"g": torch.arange(6).view(2, 3)}, 6, {}, narrow=(torch.tensor([0, 1]),))
+    coupling = Coupling(
+        (), (), {"g": torch.arange(6).view(2, 3)}, 6, {}, narrow=(torch.tensor([0, 1]),)
+    )
     alive = coupling.kept_mask({"g": torch.tensor([False, False, True, True, False, False])})
     assert alive[:6].tolist() == [True, False, True, True, True, False]

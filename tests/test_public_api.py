@@ -60,7 +60,8 @@ def test_every_public_name_is_documented(name: str) -> None:
     if inspect.isclass(value):
         for attribute, member_ in vars(value).items():
             if not attribute.startswith("_") and (
-                inspect.isfunction(member_) or isinstance(member_, (property, classmethod, staticmethod))
+                inspect.isfunction(member_)
+                or isinstance(member_, (property, classmethod, staticmethod))
             ):
                 assert inspect.getdoc(getattr(value, attribute)), f"{name}.{attribute}"
 
@@ -89,11 +90,9 @@ def count(model: nn.Module) -> int:
 def test_groups() -> None:
     model, inputs = member("plain").make()
     table = autoprune.groups(model, inputs.args[0])
-    assert [(group.name, group.size, group.refusal) for group in table if group.level == "units"] == [
-        ("0.0", 8, None),
-        ("2.0", 12, None),
-        ("5", 4, "reaches the network's output"),
-    ]
+    assert [
+        (group.name, group.size, group.refusal) for group in table if group.level == "units"
+    ] == [("0.0", 8, None), ("2.0", 12, None), ("5", 4, "reaches the network's output")]
     assert "refused: reaches the network's output" in str(table) and "0.0:units" in repr(table)
 
 
@@ -101,7 +100,11 @@ def test_prune_by_ratio_leaves_the_model_alone() -> None:
     model, inputs = member("Residual").make()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     smaller = autoprune.prune(model, inputs, 0.5)
-    assert (smaller.stem[0].out_channels, smaller.inner[0].out_channels, smaller.head.in_features) == (6, 5, 6)
+    assert (
+        smaller.stem[0].out_channels,
+        smaller.inner[0].out_channels,
+        smaller.head.in_features,
+    ) == (6, 5, 6)
     assert smaller(*inputs.args).shape == model(*inputs.args).shape
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in before.items())
 
@@ -120,7 +123,10 @@ def test_prune_by_plan_and_by_patterns_agree() -> None:
         "3": {"technique": "neuron", "ratio": 0.3},
         "6": {"technique": "weight", "ratio": 0.5},
     }
-    by_plan, by_pattern = autoprune.prune(model, inputs, plan), autoprune.prune(model, inputs, patterns)
+    by_plan, by_pattern = (
+        autoprune.prune(model, inputs, plan),
+        autoprune.prune(model, inputs, patterns),
+    )
     assert {name: tensor.shape for name, tensor in by_plan.state_dict().items()} == {
         name: tensor.shape for name, tensor in by_pattern.state_dict().items()
     }
@@ -131,9 +137,13 @@ def test_prune_by_plan_and_by_patterns_agree() -> None:
 def test_prune_by_taylor_with_batches() -> None:
     model, inputs = member("plain").make()
     batches = [(torch.randn(4, 3, 8, 8), torch.randint(0, 4, (4,))) for _ in range(2)]
-    smaller = autoprune.prune(model, inputs, 0.5, criterion="taylor", batches=batches, loss=F.cross_entropy)
+    smaller = autoprune.prune(
+        model, inputs, 0.5, criterion="taylor", batches=batches, loss=F.cross_entropy
+    )
     assert count(smaller) < 0.5 * count(model)
-    named = autoprune.prune(model, inputs, 0.5, criterion="taylor", batches=batches, loss="cross_entropy")
+    named = autoprune.prune(
+        model, inputs, 0.5, criterion="taylor", batches=batches, loss="cross_entropy"
+    )
     assert torch.equal(named(*inputs.args), smaller(*inputs.args))
     with pytest.raises(InputError, match="batches="):
         autoprune.prune(model, inputs, 0.5, criterion="taylor")
@@ -179,7 +189,10 @@ def test_ratios_that_mean_nothing_are_refused(ratio: float) -> None:
         ({"0*": {"technique": "structurd", "ratio": 0.5}}, "did you mean 'structured'"),
         ({"0*": {"technique": "structured", "ratio": 0.5, "criterion": "l11"}}, "did you mean"),
         (
-            {"0*": {"technique": "structured", "ratio": 0.5}, "0.0": {"technique": "structured", "ratio": 0.2}},
+            {
+                "0*": {"technique": "structured", "ratio": 0.5},
+                "0.0": {"technique": "structured", "ratio": 0.2},
+            },
             "both decide",
         ),
         ({}, "nothing"),
@@ -211,13 +224,17 @@ def test_measure_against_dense() -> None:
 
 def test_prune_with_repair_gives_outputs_nearer_to_the_dense_ones() -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 24), nn.ReLU(), nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 3)).eval()
+    model = nn.Sequential(
+        nn.Linear(6, 24), nn.ReLU(), nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 3)
+    ).eval()
     inputs = torch.randn(256, 6)
     batches = [(inputs, torch.zeros(256))]
     cut = autoprune.prune(model, inputs[:2], 0.5)
     repaired = autoprune.prune(model, inputs[:2], 0.5, batches=batches, repair=True)
     with torch.no_grad():
-        errors = [float((smaller(inputs) - model(inputs)).square().mean()) for smaller in (cut, repaired)]
+        errors = [
+            float((smaller(inputs) - model(inputs)).square().mean()) for smaller in (cut, repaired)
+        ]
     assert errors[1] < 0.7 * errors[0]
     with pytest.raises(InputError, match="batches="):
         autoprune.prune(model, inputs[:2], 0.5, repair=True)

@@ -73,7 +73,9 @@ def test_the_code_gets_the_widths_of_the_cut_model() -> None:
     smaller = pruned()
     bound = bindings_of(smaller)[""]
     kept = bound[2]["bounds"][1][1]
-    assert smaller.enter.out_features == 6 and smaller.mix.in_features == 6 - kept and 1 <= kept <= 4
+    assert (
+        smaller.enter.out_features == 6 and smaller.mix.in_features == 6 - kept and 1 <= kept <= 4
+    )
     assert bound[1] == {"sizes": {1: 6}}
 
 
@@ -116,7 +118,9 @@ def _another(module: Scaled, x: Tensor) -> Tensor:
     return module.head(torch.tanh(module.enter(x)).view(x.shape[0], 32))
 
 
-@pytest.mark.parametrize(("kind", "width", "ratio"), [(Written, 6, 0.5), (Scaled, 16, 0.5), (Scaled, 8, 0.75)])
+@pytest.mark.parametrize(
+    ("kind", "width", "ratio"), [(Written, 6, 0.5), (Scaled, 16, 0.5), (Scaled, 8, 0.75)]
+)
 def test_a_pruned_model_is_pruned_again(kind: type[nn.Module], width: int, ratio: float) -> None:
     torch.manual_seed(0)
     dense = kind().eval()
@@ -150,7 +154,9 @@ def test_a_forward_of_one_module_keeps_its_code() -> None:
         other.enter.weight.data.zero_()
 
 
-@pytest.mark.parametrize(("kind", "depth", "width"), [(nn.GRU, 1, 10), (nn.GRU, 1, 40), (nn.LSTM, 2, 8)])
+@pytest.mark.parametrize(
+    ("kind", "depth", "width"), [(nn.GRU, 1, 10), (nn.GRU, 1, 40), (nn.LSTM, 2, 8)]
+)
 def test_a_count_of_directions_is_no_width(kind: type[nn.RNNBase], depth: int, width: int) -> None:
     inputs = Inputs.of(torch.randn(4, 6, 5, generator=torch.Generator().manual_seed(0)))
     model = BothWays(kind, depth, width).eval()

@@ -37,13 +37,17 @@ BUDGET: Mapping[str, Any] = {"latency": "90%", "flops": "55%", "memory": "150%"}
 def searched(folder: Path, source: Path | None = None) -> Result:
     own = study(dict(BUDGET), trials=8, finalists=2, objectives=("metric", "latency"))
     target = replace(own.target, recorded="" if source is None else str(source))
-    Run.write_yaml(folder / "study.yaml", {"version": 1, "name": "small", "target": target.in_study()})
+    Run.write_yaml(
+        folder / "study.yaml", {"version": 1, "name": "small", "target": target.in_study()}
+    )
     return run_search(replace(own, target=target), Run(folder))
 
 
 def journal(folder: Path) -> list[tuple[Any, ...]]:
     """Every trial, all that is told of it but its time."""
-    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(folder / "study.journal")))
+    storage = optuna.storages.JournalStorage(
+        optuna.storages.journal.JournalFileBackend(str(folder / "study.journal"))
+    )
     (name,) = optuna.get_all_study_names(storage=storage)
     trials = optuna.load_study(study_name=name, storage=storage).trials
     return [
@@ -71,7 +75,9 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
         if dense is None:
             return Latency(ms, 0.99 * ms, 1.01 * ms, None, None, None, 40, True)
         ratio = (0.2 + 0.8 * size(candidate) / size(dense)) * noise.uniform(0.97, 1.03)
-        return Latency(ms * ratio, ms * ratio, ms * ratio, ratio, 0.99 * ratio, 1.01 * ratio, 40, True)
+        return Latency(
+            ms * ratio, ms * ratio, ms * ratio, ratio, 0.99 * ratio, 1.01 * ratio, 40, True
+        )
 
     def measured(artefact: Any, inputs: Any, target: Any, wanted: Any) -> dict[str, Any]:
         return {"memory_bytes": round(1e6 * noise.uniform(0.9, 1.1))} if "memory" in wanted else {}
@@ -79,7 +85,9 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(measure, "time_artefact", timed)
         patch.setattr(resources, "measure_resources", measured)
-        patch.setattr(sys.modules["autoprune.searching.search"], "verify_in_fresh_process", lambda *given: {})
+        patch.setattr(
+            sys.modules["autoprune.searching.search"], "verify_in_fresh_process", lambda *given: {}
+        )
         folder = tmp_path_factory.mktemp("recorded")
         return folder, searched(folder)
 
@@ -108,7 +116,9 @@ def test_what_was_not_recorded_is_predicted_and_says_so_or_is_named(
     folder, _ = recorded
     own = study(dict(BUDGET), objectives=("metric", "latency"))
     prepared = prepare(replace(own, target=replace(own.target, recorded=str(folder))))
-    (group,) = [each for each in prepared.coupling.groups if each.level == "units" and not each.refusal][:1]
+    (group,) = [
+        each for each in prepared.coupling.groups if each.level == "units" and not each.refusal
+    ][:1]
     pruned = prepared.cut_by_magnitude(Plan({group.key: Choice("structured", 0.125)}))
     with pytest.raises(InputError, match="has not measured the memory of this plan"):
         prepared.costs.latency(pruned, prepared.costs.score(pruned))
@@ -125,9 +135,7 @@ def test_a_recorded_target_is_that_of_its_run(tmp_path: Path) -> None:
     run = tmp_path / "runs" / "first"
     measured = Target("mine", runtime="eager", threads=2, batch=4)
     Run.write_yaml(run / "study.yaml", {"target": measured.to_json()})
-    text = (
-        "version: 1\ntask: {model: zoo:digits_cnn, data: zoo:digits}\ntarget: {runtime: recorded, from: runs/first}\n"
-    )
+    text = "version: 1\ntask: {model: zoo:digits_cnn, data: zoo:digits}\ntarget: {runtime: recorded, from: runs/first}\n"
     (tmp_path / "study.yaml").write_text(text)
     read = config.read(tmp_path / "study.yaml")
     found = read.resolved()["target"]
@@ -139,8 +147,13 @@ def test_a_recorded_target_is_that_of_its_run(tmp_path: Path) -> None:
         ("{runtime: recorded, from: none}", "there is no run 'none'"),
         ("{runtime: recorded}", "needs the run that it answers from"),
         ("{runtime: eager, from: runs/first}", "from is of the runtime recorded alone"),
-        ("{runtime: recorded, from: runs/first, threads: 1}", "threads is 1, and .* was measured with 2"),
+        (
+            "{runtime: recorded, from: runs/first, threads: 1}",
+            "threads is 1, and .* was measured with 2",
+        ),
     ):
-        (tmp_path / "wrong.yaml").write_text(text.replace("{runtime: recorded, from: runs/first}", wrong))
+        (tmp_path / "wrong.yaml").write_text(
+            text.replace("{runtime: recorded, from: runs/first}", wrong)
+        )
         with pytest.raises(StudyError, match=f"line 3.*{said}"):
             config.read(tmp_path / "wrong.yaml")

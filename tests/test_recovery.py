@@ -24,7 +24,9 @@ from autoprune.training import loop
 __all__ = ["quick"]  # a fixture that every test here uses
 
 
-def evaluator(recovery: Recipe, *, frozen: str = "", listener: Listens | None = None, task: Task = TASK) -> Evaluator:
+def evaluator(
+    recovery: Recipe, *, frozen: str = "", listener: Listens | None = None, task: Task = TASK
+) -> Evaluator:
     asked = study(recovery=recovery, task=task)
     ready = prepare(asked)
     for name, parameter in ready.model.named_parameters():
@@ -56,7 +58,11 @@ def test_training_starts_from_repaired_layers_or_as_cut(starts: list[dict[str, T
         model, coupling = given.prepared.model, given.prepared.coupling
         assert given(CUT, 1).candidate.stage == "trained"
         pruned = apply(model, coupling, CUT, given.importance)
-        repaired = Reference(model, TASK.batches("train", seed=0)).repair(pruned.model, pruned.cuts).state_dict()
+        repaired = (
+            Reference(model, TASK.batches("train", seed=0))
+            .repair(pruned.model, pruned.cuts)
+            .state_dict()
+        )
         wanted, other = pruned.model.state_dict(), repaired
         if repair:
             wanted, other = other, wanted
@@ -66,10 +72,14 @@ def test_training_starts_from_repaired_layers_or_as_cut(starts: list[dict[str, T
 
 
 @pytest.mark.parametrize("frozen", ["3.weight", "3.bias"])
-def test_a_layer_that_is_frozen_in_part_is_not_repaired(starts: list[dict[str, Tensor]], frozen: str) -> None:
+def test_a_layer_that_is_frozen_in_part_is_not_repaired(
+    starts: list[dict[str, Tensor]], frozen: str
+) -> None:
     given = evaluator(Recipe(epochs=1, repair=True, **RECIPE), frozen=frozen)
     done = given(CUT, 1)
-    cut = apply(given.prepared.model, given.prepared.coupling, CUT, given.importance).model.state_dict()
+    cut = apply(
+        given.prepared.model, given.prepared.coupling, CUT, given.importance
+    ).model.state_dict()
     assert done.model is not None and torch.equal(done.model.state_dict()[frozen], cut[frozen])
     assert all(torch.equal(starts[-1][name], cut[name]) for name in ("3.weight", "3.bias"))
     assert not torch.equal(starts[-1]["6.weight"], cut["6.weight"])
@@ -79,14 +89,18 @@ def test_weights_that_are_masked_stay_zero_when_repaired(starts: list[dict[str, 
     given = evaluator(Recipe(epochs=1, repair=True, **RECIPE))
     plan = Plan({"0:units": Choice("structured", 0.5), "3:weights": Choice("weight", 0.5)})
     given(plan, 1)
-    begun, cut = starts[-1]["3.weight"], apply(given.prepared.model, given.prepared.coupling, plan, given.importance)
+    begun, cut = (
+        starts[-1]["3.weight"],
+        apply(given.prepared.model, given.prepared.coupling, plan, given.importance),
+    )
     masked = cut.model.state_dict()["3.weight"] == 0
     assert int(masked.sum()) == masked.numel() // 2
     assert torch.equal(begun == 0, masked)
 
 
 @pytest.mark.parametrize(
-    "plan", [CUT, Plan({"3:weights": Choice("sparse", 0.8)}), Plan({"3:weights": Choice("weight", 0.8)})]
+    "plan",
+    [CUT, Plan({"3:weights": Choice("sparse", 0.8)}), Plan({"3:weights": Choice("weight", 0.8)})],
 )
 def test_without_epochs_the_repaired_model_is_what_comes_out(plan: Plan) -> None:
     done = evaluator(Recipe(epochs=0, repair=True, **RECIPE))(plan, 1)
@@ -107,22 +121,30 @@ def test_without_epochs_the_repaired_model_is_what_comes_out(plan: Plan) -> None
     assert bare is not None and not torch.equal(bare.state_dict()["3.weight"], weights["3.weight"])
 
 
-def test_too_little_data_to_repair_on_is_said_and_training_starts_as_cut(starts: list[dict[str, Tensor]]) -> None:
+def test_too_little_data_to_repair_on_is_said_and_training_starts_as_cut(
+    starts: list[dict[str, Tensor]],
+) -> None:
     listener = Listens()
     few = replace(TASK, data=replace(TASK.data, train=images(1, 0)))
-    given = evaluator(Recipe(epochs=2, repair=True, distill=0.5, **RECIPE), listener=listener, task=few)
+    given = evaluator(
+        Recipe(epochs=2, repair=True, distill=0.5, **RECIPE), listener=listener, task=few
+    )
     plan = Plan({"3:weights": Choice("weight", 0.5)})
     given(plan, 1), given(plan, 2)
     assert [note for note in listener.notes if "repair" in note] == [
         "layers are not repaired after a cut: "
         "a repair needs at least 2 inputs, one of them to judge by, better some hundred; got 1"
     ]
-    cut = apply(given.prepared.model, given.prepared.coupling, plan, given.importance).model.state_dict()
+    cut = apply(
+        given.prepared.model, given.prepared.coupling, plan, given.importance
+    ).model.state_dict()
     assert all(torch.equal(starts[-1][name], tensor) for name, tensor in cut.items())
 
 
 def test_a_loader_that_shuffles_by_the_global_state_repairs_alike() -> None:
-    shuffled = replace(TASK, data=replace(TASK.data, train=DataLoader(TASK.data.train, 25, shuffle=True)))
+    shuffled = replace(
+        TASK, data=replace(TASK.data, train=DataLoader(TASK.data.train, 25, shuffle=True))
+    )
     found = []
     for seed in (1, 2):
         given = evaluator(Recipe(epochs=0, repair=True, **RECIPE), task=shuffled)
@@ -145,7 +167,9 @@ def test_only_the_first_of_several_cuts_is_repaired(
         fill(pruned, *given, **options)
 
     given = evaluator(Recipe(epochs=6, repair=True, iterations=2, **RECIPE))
-    monkeypatch.setattr(recovering.Recovery, "untrained_model", lambda self, plan, repair: self.model)
+    monkeypatch.setattr(
+        recovering.Recovery, "untrained_model", lambda self, plan, repair: self.model
+    )
     monkeypatch.setattr(Pruned, "fill", noted)
     assert given(CUT, 1).candidate.stage == "trained"
     assert (solved, len(starts)) == ([0], 2)
@@ -164,7 +188,11 @@ def test_only_the_first_of_several_cuts_is_repaired(
     ],
 )
 def test_units_go_in_iterations_with_training_between(
-    monkeypatch: pytest.MonkeyPatch, iterations: int, epochs: int, choices: dict[str, str], parts: list[int]
+    monkeypatch: pytest.MonkeyPatch,
+    iterations: int,
+    epochs: int,
+    choices: dict[str, str],
+    parts: list[int],
 ) -> None:
     train, seen, shares = recovering.train, list[tuple[int, int]](), list[float]()
 
@@ -201,16 +229,22 @@ PLANS = {
 @pytest.mark.promise("reconstruction")
 @pytest.mark.parametrize("rate", [1e-3, 2.0], ids=["trains", "destroys"])
 @pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
-def test_a_trained_plan_is_never_worse_than_the_same_plan_untrained(plan: Plan, rate: float) -> None:
+def test_a_trained_plan_is_never_worse_than_the_same_plan_untrained(
+    plan: Plan, rate: float
+) -> None:
     listener = Listens()
-    given = evaluator(Recipe(epochs=2, repair=True, batch_size=25, learning_rate=rate), listener=listener)
+    given = evaluator(
+        Recipe(epochs=2, repair=True, batch_size=25, learning_rate=rate), listener=listener
+    )
     before = loop.evaluate(given.recovery.untrained_model(plan), TASK, "validation", error=True)
     done = given(plan, 1)
     assert done.model is not None
     after = loop.evaluate(done.model, TASK, "validation")
     score = done.candidate.score
     assert (score.metric, score.loss) == (after.metric, after.loss)
-    assert not better(Score(metric=before.metric, loss=before.loss, metric_error=before.error), score, "maximize")
+    assert not better(
+        Score(metric=before.metric, loss=before.loss, metric_error=before.error), score, "maximize"
+    )
     told = [note for note in listener.notes if "kept as it was before, repaired" in note]
     assert (score.weights == "repaired") == (len(told) == 1)
     assert score.weights == "trained" or after == replace(before, error=None)
@@ -227,7 +261,10 @@ def test_untrained_sparse_is_not_weight_by_another_name(ratio: float) -> None:
     assert not torch.equal(zeros["sparse"], zeros["weight"])
     inputs, dense = TASK.data.validation.tensors[0], given.prepared.model
     with torch.no_grad():
-        away = {name: float((model(inputs) - dense(inputs)).square().mean()) for name, model in models.items()}
+        away = {
+            name: float((model(inputs) - dense(inputs)).square().mean())
+            for name, model in models.items()
+        }
     assert away["sparse"] < 0.98 * away["weight"]
 
 
@@ -236,10 +273,16 @@ def test_untrained_sparse_is_not_weight_by_another_name(ratio: float) -> None:
 def test_iterations_that_cannot_be_are_told(epochs: int, name: str) -> None:
     listener = Listens()
     key = "0:units" if name == "structured" else "3:weights"
-    evaluator(Recipe(epochs=epochs, iterations=2, **RECIPE), listener=listener)(Plan({key: Choice(name, 0.5)}), 7)
+    evaluator(Recipe(epochs=epochs, iterations=2, **RECIPE), listener=listener)(
+        Plan({key: Choice(name, 0.5)}), 7
+    )
     assert [note for note in listener.notes if "iterations" in note] == [
         "trial 7 is cut at once, not in 2 iterations: "
-        + ("2 epochs do not part" if epochs == 2 else "its units, blocks or gradual masks go in one piece")
+        + (
+            "2 epochs do not part"
+            if epochs == 2
+            else "its units, blocks or gradual masks go in one piece"
+        )
     ]
 
 
@@ -267,7 +310,9 @@ def test_a_deeper_plan_starts_from_a_trained_shallower_one_where_that_is_the_bet
     assert not any("looser" in note for note in _notes_beside_a_worse_model(starts, deep, gentle))
 
 
-def _notes_beside_a_worse_model(starts: list[dict[str, Tensor]], deep: Plan, gentle: Plan) -> list[str]:
+def _notes_beside_a_worse_model(
+    starts: list[dict[str, Tensor]], deep: Plan, gentle: Plan
+) -> list[str]:
     """What is said where the dense model is trained and the shallower one is noise; the start is as without it."""
     listener = Listens()
     given = evaluator(Recipe(epochs=2, repair=True, **RECIPE), listener=listener)

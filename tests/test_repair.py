@@ -21,7 +21,8 @@ from autoprune.pruning.surgery.forward import outputs_of
 from autoprune.pruning.surgery.shrink import Cut, shrink
 from autoprune.task import Batch, Inputs
 
-KEEP = torch.tensor([True, True, False, True, True, False, True, True])  # two cells of four lose one each
+# two cells of four lose one each
+KEEP = torch.tensor([True, True, False, True, True, False, True, True])
 
 
 def batch(*args: Tensor) -> list[Batch]:
@@ -80,8 +81,20 @@ EXACT: dict[str, tuple[Any, Any, tuple[int, ...], tuple[tuple[str, int, int], ..
         (("1.weight", 1, 2),),
         2,
     ),
-    "1-d": (lambda: nn.Conv1d(9, 8, 1), lambda: nn.Conv1d(8, 5, 3, padding="same"), (9, 8), WEIGHT, 1),
-    "3-d": (lambda: nn.Conv3d(9, 8, 1), lambda: nn.Conv3d(8, 5, (1, 2, 3)), (9, 4, 4, 5), WEIGHT, 1),
+    "1-d": (
+        lambda: nn.Conv1d(9, 8, 1),
+        lambda: nn.Conv1d(8, 5, 3, padding="same"),
+        (9, 8),
+        WEIGHT,
+        1,
+    ),
+    "3-d": (
+        lambda: nn.Conv3d(9, 8, 1),
+        lambda: nn.Conv3d(8, 5, (1, 2, 3)),
+        (9, 4, 4, 5),
+        WEIGHT,
+        1,
+    ),
     "transposed": (
         lambda: nn.Conv2d(9, 8, 1),
         lambda: nn.ConvTranspose2d(8, 5, 3, 2, 1, 1),
@@ -94,7 +107,9 @@ EXACT: dict[str, tuple[Any, Any, tuple[int, ...], tuple[tuple[str, int, int], ..
 
 
 @pytest.mark.parametrize("name", EXACT)
-def test_removed_inputs_that_are_combinations_of_kept_ones_are_made_up_for_exactly(name: str) -> None:
+def test_removed_inputs_that_are_combinations_of_kept_ones_are_made_up_for_exactly(
+    name: str,
+) -> None:
     first, second, shape, places, cells = EXACT[name]
     torch.manual_seed(0)
     dense = nn.Sequential(dependent(first(), cells), second()).double()
@@ -103,7 +118,11 @@ def test_removed_inputs_that_are_combinations_of_kept_ones_are_made_up_for_exact
         dense.train()(data)
         with torch.no_grad():  # torch takes the n - 1 variance for the running one, as repair does
             dense.eval()
-    cuts = [Cut("0.weight", 0, KEEP), Cut("0.bias", 0, KEEP), *(Cut(place, dim, KEEP, n) for place, dim, n in places)]
+    cuts = [
+        Cut("0.weight", 0, KEEP),
+        Cut("0.bias", 0, KEEP),
+        *(Cut(place, dim, KEEP, n) for place, dim, n in places),
+    ]
     cut = shrink(dense.eval(), cuts)
     repaired = repair(cut, dense, cuts, batch(data), positions=50, ridge=1e-10)
     fresh = Inputs.of(torch.randn(8, *shape, dtype=torch.float64))
@@ -128,13 +147,17 @@ class Scale(nn.Module):
         (lambda: nn.Conv1d(6, 6, 3, groups=6), (6, 9)),
     ],
 )
-def test_a_depthwise_layer_follows_the_scale_of_its_inputs(layer: Any, shape: tuple[int, ...]) -> None:
+def test_a_depthwise_layer_follows_the_scale_of_its_inputs(
+    layer: Any, shape: tuple[int, ...]
+) -> None:
     torch.manual_seed(0)
     dense = nn.Sequential(Scale(6, *[1] * (len(shape) - 1)), layer()).double().eval()
     cut = copy.deepcopy(dense)
     factors = torch.tensor([1.0, 2, -1, 4, 0.5, 3], dtype=torch.float64)
     cut[0].by.data.copy_(factors.view_as(cut[0].by))
-    repaired = repair(cut, dense, [], batch(torch.randn(32, *shape, dtype=torch.float64)), ridge=1e-12)
+    repaired = repair(
+        cut, dense, [], batch(torch.randn(32, *shape, dtype=torch.float64)), ridge=1e-12
+    )
     want = dense[1].weight.transpose(0, 0)
     each = factors.repeat_interleave(len(want) // 6).view(-1, *[1] * (want.dim() - 1))
     assert torch.allclose(repaired[1].weight, want / each, atol=1e-8)
@@ -170,14 +193,21 @@ def test_before_a_batch_norm_means_do_not_matter() -> None:
 def test_of_a_fused_projection_each_part_is_compared_with_its_own_rows() -> None:
     torch.manual_seed(0)
     dense = nn.Sequential(Attentive()).eval()
-    keep = torch.tensor([False] * 4 + [True] * 4)  # of query and key; the other head of the value, to tell them apart
-    cuts = [Cut(f"0.mix.in_proj_{name}", 0, torch.cat([keep, keep, ~keep])) for name in ("weight", "bias")]
+    # of query and key; the other head of the value, to tell them apart
+    keep = torch.tensor([False] * 4 + [True] * 4)
+    cuts = [
+        Cut(f"0.mix.in_proj_{name}", 0, torch.cat([keep, keep, ~keep]))
+        for name in ("weight", "bias")
+    ]
     cuts.append(Cut("0.mix.out_proj.weight", 1, ~keep))
     cut, data = shrink(dense, cuts), torch.randn(60, 5, 8)
     repaired = repair(cut, dense, cuts, batch(data), ridge=0.01)
-    assert torch.equal(repaired[0].mix.in_proj_weight, cut[0].mix.in_proj_weight)  # gives what it gave
+    # gives what it gave
+    assert torch.equal(repaired[0].mix.in_proj_weight, cut[0].mix.in_proj_weight)
     assert not torch.equal(repaired[0].mix.out_proj.weight, cut[0].mix.out_proj.weight)
-    errors = [float((model(data) - dense(data)).detach().square().mean()) for model in (repaired, cut)]
+    errors = [
+        float((model(data) - dense(data)).detach().square().mean()) for model in (repaired, cut)
+    ]
     assert errors[0] < 0.9 * errors[1]
 
 
@@ -193,7 +223,9 @@ def test_ridge_regression_against_the_stacked_least_squares(count: int) -> None:
             for column in range(3):
                 chosen = own[:, column]
                 stacked = torch.cat([x, damping])[:, chosen]
-                best = torch.linalg.lstsq(stacked, torch.cat([y, torch.zeros(12, 3).double()])[:, column]).solution
+                best = torch.linalg.lstsq(
+                    stacked, torch.cat([y, torch.zeros(12, 3).double()])[:, column]
+                ).solution
                 assert torch.allclose(d[chosen, column], best, atol=1e-5)
                 assert bool((d[~chosen, column] == 0).all())
 
@@ -214,7 +246,9 @@ CALLS: tuple[tuple[Any, tuple[int, ...]], ...] = (
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @pytest.mark.parametrize(("layer", "shape"), CALLS, ids=lambda value: str(value)[:40])
-def test_every_layer_is_the_product_of_its_rows_and_its_matrix(layer: nn.Module, shape: tuple[int, ...]) -> None:
+def test_every_layer_is_the_product_of_its_rows_and_its_matrix(
+    layer: nn.Module, shape: tuple[int, ...]
+) -> None:
     class Check(Calls):
         def layer(self, call: Contraction, name: str, first: int, run: Any) -> Tensor:
             out = run()
@@ -237,12 +271,21 @@ def pruned(row: Member) -> tuple[nn.Module, nn.Module, list[Cut], list[Batch]]:
     """A member, the same with a random third of every unit group cut, the cuts, and a batch."""
     dense, inputs = row.make()
     coupling = trace(dense, inputs)
-    keep = {group: random_keep(coupling, group) for group in (f"{name}:units" for name in row.prunable)}
-    return dense, coupling.apply(dense, keep), coupling.cuts(keep), [(inputs.args, inputs.kwargs, None)]
+    keep = {
+        group: random_keep(coupling, group) for group in (f"{name}:units" for name in row.prunable)
+    }
+    return (
+        dense,
+        coupling.apply(dense, keep),
+        coupling.cuts(keep),
+        [(inputs.args, inputs.kwargs, None)],
+    )
 
 
 @pytest.mark.parametrize("row", MEMBERS, ids=lambda row: row.name)
-def test_the_layers_of_an_uncut_model_stay_as_they_are_and_those_of_a_cut_one_stay_finite(row: Member) -> None:
+def test_the_layers_of_an_uncut_model_stay_as_they_are_and_those_of_a_cut_one_stay_finite(
+    row: Member,
+) -> None:
     dense, cut, cuts, batches = pruned(row)
     before = copy.deepcopy(dense.state_dict())
     reference = Reference(dense, batches)
@@ -256,7 +299,14 @@ def test_the_layers_of_an_uncut_model_stay_as_they_are_and_those_of_a_cut_one_st
 
 def network() -> nn.Module:
     torch.manual_seed(0)
-    body = (conv(3, 16), conv(16, 24), nn.MaxPool2d(2), conv(24, 24, groups=2), nn.Conv2d(24, 16, 1), nn.ReLU())
+    body = (
+        conv(3, 16),
+        conv(16, 24),
+        nn.MaxPool2d(2),
+        conv(24, 24, groups=2),
+        nn.Conv2d(24, 16, 1),
+        nn.ReLU(),
+    )
     model = nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5))
     for _ in range(30):
         model(torch.randn(16, 3, 8, 8) + torch.randn(3, 1, 1))
@@ -266,7 +316,11 @@ def network() -> nn.Module:
 def cut_network() -> tuple[nn.Module, nn.Module, list[Cut], list[Batch]]:
     dense = network()
     coupling = trace(dense, Inputs.of(torch.randn(2, 3, 8, 8)))
-    keep = {group.key: random_keep(coupling, group.key) for group in coupling.prunable() if group.level == "units"}
+    keep = {
+        group.key: random_keep(coupling, group.key)
+        for group in coupling.prunable()
+        if group.level == "units"
+    }
     generator = torch.Generator().manual_seed(1)
     batches = [((torch.randn(50, 3, 8, 8, generator=generator),), {}, None) for _ in range(4)]
     return dense, coupling.apply(dense, keep), coupling.cuts(keep), batches
@@ -279,7 +333,10 @@ def test_a_repaired_net_is_much_nearer_to_the_dense_one_on_inputs_it_has_not_see
 
     @torch.no_grad()
     def error(model: nn.Module) -> float:
-        return float((model(*inputs.args) - wanted).square().mean() / (wanted - wanted.mean(0)).square().mean())
+        return float(
+            (model(*inputs.args) - wanted).square().mean()
+            / (wanted - wanted.mean(0)).square().mean()
+        )
 
     repaired, before = error(repair(cut, dense, cuts, batches)), error(cut)
     assert repaired < 0.5 * before, (repaired, before)
@@ -296,12 +353,15 @@ def test_batch_norms_give_the_mean_and_variance_they_gave() -> None:
     inputs = torch.cat([args[0] for args, _, _ in batches])[:120]
     for at in (1, 3):
         given = [model[:at](inputs) for model in (repaired, dense)]
-        now, before = (model[at][:2](x).detach() for model, x in zip((repaired, dense), given, strict=True))
+        now, before = (
+            model[at][:2](x).detach() for model, x in zip((repaired, dense), given, strict=True)
+        )
         before = before[:, kept.get(f"{at}.1.running_mean", slice(None))]
         assert torch.allclose(now.mean((0, 2, 3)), before.mean((0, 2, 3)), atol=1e-3)
         assert torch.allclose(now.var((0, 2, 3)), before.var((0, 2, 3)), rtol=1e-3)
         assert repaired[at][1].momentum == 0.1 and int(repaired[at][1].num_batches_tracked) == 30
-    assert torch.equal(repaired[0][1].running_mean, cut[0][1].running_mean)  # receives what it received before
+    # receives what it received before
+    assert torch.equal(repaired[0][1].running_mean, cut[0][1].running_mean)
 
 
 def mean_square(model: nn.Module, dense: nn.Module, data: Tensor) -> float:
@@ -326,13 +386,24 @@ def test_what_cannot_be_made_up_for_is_not_learnt_by_heart() -> None:
 @pytest.mark.parametrize("images", [32, 64, 1024])
 def test_few_images_do_no_harm(images: int) -> None:
     torch.manual_seed(0)
-    layers = (conv(1, 8), conv(8, 16), nn.Flatten(), nn.Linear(16 * 64, 64), nn.ReLU(), nn.Linear(64, 10))
+    layers = (
+        conv(1, 8),
+        conv(8, 16),
+        nn.Flatten(),
+        nn.Linear(16 * 64, 64),
+        nn.ReLU(),
+        nn.Linear(64, 10),
+    )
     dense = nn.Sequential(*layers)
     for _ in range(20):
         dense(torch.randn(32, 1, 8, 8))
     inputs, fresh = torch.rand(1024, 1, 8, 8), torch.rand(400, 1, 8, 8)  # not what the norm saw
     coupling = trace(dense.eval(), Inputs.of(inputs[:2]))
-    keep = {group.key: random_keep(coupling, group.key) for group in coupling.prunable() if group.level == "units"}
+    keep = {
+        group.key: random_keep(coupling, group.key)
+        for group in coupling.prunable()
+        if group.level == "units"
+    }
     cut, cuts = coupling.apply(dense, keep), coupling.cuts(keep)
     repaired = repair(cut, dense, cuts, batch(inputs[:images]), images=images, ridge=0.1)
     assert mean_square(repaired, dense, fresh) < 0.3 * mean_square(cut, dense, fresh)
@@ -370,7 +441,8 @@ def test_exact_zeros_stay_and_what_is_left_still_makes_up_for_them() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "tensor"), [("SharedModule", "inner.weight"), ("TiedEmbedding", "words.weight"), ("TiedWeights", None)]
+    ("name", "tensor"),
+    [("SharedModule", "inner.weight"), ("TiedEmbedding", "words.weight"), ("TiedWeights", None)],
 )
 def test_what_is_used_more_than_once_is_left_alone(name: str, tensor: str | None) -> None:
     dense, cut, cuts, batches = pruned(member(name))
@@ -389,9 +461,13 @@ def test_what_is_used_more_than_once_is_left_alone(name: str, tensor: str | None
 
 def test_dead_and_tiny_inputs_give_finite_weights() -> None:
     torch.manual_seed(0)
-    dense = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3)).eval()
+    dense = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3)
+    ).eval()
     cuts = [Cut(f"{at}", 0, KEEP) for at in ("0.weight", "0.bias")] + [Cut("4.weight", 1, KEEP)]
-    cuts += [Cut(f"1.{name}", 0, KEEP) for name in ("weight", "bias", "running_mean", "running_var")]
+    cuts += [
+        Cut(f"1.{name}", 0, KEEP) for name in ("weight", "bias", "running_mean", "running_var")
+    ]
     inputs = torch.randn(1, 3, 3, 3).repeat(2, 1, 1, 1)
     for factor in (0.0, 1e-30):
         cut = shrink(dense, cuts)

@@ -35,9 +35,12 @@ def test_peak_memory_grows_by_the_weights(target: Target) -> None:
     for width in (64, 2048):
         inputs = Inputs.of(torch.randn(1, width))
         artefact = measure.artefact(linear(width).eval(), inputs, target)
-        found.append(resources.measure_resources(artefact, inputs, target, ["memory"])["memory_bytes"])
+        found.append(
+            resources.measure_resources(artefact, inputs, target, ["memory"])["memory_bytes"]
+        )
     weights = 4 * 2048**2
-    assert 0.9 * weights < found[1] - found[0] < 6 * weights  # ONNX Runtime holds the file beside what it makes of it
+    # ONNX Runtime holds the file beside what it makes of it
+    assert 0.9 * weights < found[1] - found[0] < 6 * weights
 
 
 def test_a_model_that_no_fresh_process_can_have_is_refused_not_zero() -> None:
@@ -49,16 +52,22 @@ def test_a_model_that_no_fresh_process_can_have_is_refused_not_zero() -> None:
     with pytest.raises(ModelError, match="cannot be handed to a fresh process"):
         resources.measure_resources(Local(), inputs, EAGER, ["memory"])
     score = measure.measure(Local(), inputs, EAGER)
-    assert score.memory_bytes is None and any(text.startswith("memory: ") for text in score.unavailable)
+    assert score.memory_bytes is None and any(
+        text.startswith("memory: ") for text in score.unavailable
+    )
 
 
-def test_a_system_that_does_not_tell_the_peak_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+def test_a_system_that_does_not_tell_the_peak_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
     monkeypatch.setattr(resources, "_PEAK", tmp_path / "status")
     assert "does not tell the peak memory" in str(resources.unavailable("memory", EAGER))
     with pytest.raises(ModelError, match="memory cannot be measured: this system"):
         resources.measure_resources(b"", Inputs.of(torch.ones(1)), ONNX, ["memory"])
     assert resources.unavailable("memory", Target(device="cuda", runtime="eager")) is None
-    assert "does not tell what it allocates" in str(resources.unavailable("memory", Target(device="cuda")))
+    assert "does not tell what it allocates" in str(
+        resources.unavailable("memory", Target(device="cuda"))
+    )
 
 
 def test_energy_is_the_counters_move_over_the_calls() -> None:
@@ -80,7 +89,9 @@ def test_without_zeus_or_counter_there_is_no_energy(monkeypatch: pytest.MonkeyPa
     from zeus.device.cpu import rapl
 
     monkeypatch.setattr(rapl, "rapl_is_available", lambda: False)
-    monkeypatch.setattr(energy, "_cpus", lambda: (_ for _ in ()).throw(rapl.ZeusRAPLNotSupportedError("no RAPL")))
+    monkeypatch.setattr(
+        energy, "_cpus", lambda: (_ for _ in ()).throw(rapl.ZeusRAPLNotSupportedError("no RAPL"))
+    )
     assert "no counter of its CPU's energy" in str(energy.unavailable(ONNX))
 
 
@@ -89,7 +100,9 @@ def test_counters_add_up_packages_with_their_memory(monkeypatch: pytest.MonkeyPa
         def get_total_energy_consumption(self, index: int) -> Any:
             return self[index]
 
-    packages = Packages([SimpleNamespace(cpu_mj=5.0, dram_mj=None), SimpleNamespace(cpu_mj=7.0, dram_mj=1.0)])
+    packages = Packages(
+        [SimpleNamespace(cpu_mj=5.0, dram_mj=None), SimpleNamespace(cpu_mj=7.0, dram_mj=1.0)]
+    )
     monkeypatch.setitem(sys.modules, "zeus.device", SimpleNamespace(get_cpus=lambda: packages))  # type: ignore[arg-type]
     assert energy._cpus()() == 13.0
 
@@ -113,17 +126,25 @@ def test_a_cut_graph_is_stored_with_the_trained_models_values() -> None:
     assert resources.stored_file(content) == content
 
 
-def test_what_is_asked_for_and_not_here_is_refused_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_asked_for_and_not_here_is_refused_before_training(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def study(budget: dict[str, str], *objectives: str) -> Any:
         return SimpleNamespace(
-            budget=Budget.parse(budget), search=SimpleNamespace(objectives=objectives), target=Target(name="here")
+            budget=Budget.parse(budget),
+            search=SimpleNamespace(objectives=objectives),
+            target=Target(name="here"),
         )
 
     monkeypatch.setattr(energy, "unavailable", lambda target: "no counter")
     assert asked_quantities(study({"latency": "50%"}, "metric")) == ()
-    assert asked_quantities(study({"size_compressed": "50%"}, "metric", "memory")) == ("size_compressed", "memory")
+    assert asked_quantities(study({"size_compressed": "50%"}, "metric", "memory")) == (
+        "size_compressed",
+        "memory",
+    )
     with pytest.raises(
-        StudyError, match=r"key 'budget.energy': energy cannot be measured for target 'here': no counter"
+        StudyError,
+        match=r"key 'budget.energy': energy cannot be measured for target 'here': no counter",
     ):
         asked_quantities(study({"energy": "50%"}, "metric"))
     with pytest.raises(StudyError, match=r"key 'search.objectives': energy"):
@@ -133,7 +154,12 @@ def test_what_is_asked_for_and_not_here_is_refused_before_training(monkeypatch: 
 def test_objectives_and_budgets_are_read_from_a_study() -> None:
     read = config.from_mapping(
         {
-            "budget": {"throughput": "150%", "memory": "60%", "energy": "50%", "size_compressed": "200KB"},
+            "budget": {
+                "throughput": "150%",
+                "memory": "60%",
+                "energy": "50%",
+                "size_compressed": "200KB",
+            },
             "search": {"objectives": ["metric", "throughput", "energy"]},
         }
     )
@@ -144,4 +170,8 @@ def test_objectives_and_budgets_are_read_from_a_study() -> None:
 
 def test_the_figures_are_named_as_the_quantities() -> None:
     score = Score(size_compressed_bytes=1, memory_bytes=2, energy_mj=3.0)
-    assert [score.figure(name) for name in ("size_compressed", "memory", "energy")] == [1.0, 2.0, 3.0]
+    assert [score.figure(name) for name in ("size_compressed", "memory", "energy")] == [
+        1.0,
+        2.0,
+        3.0,
+    ]

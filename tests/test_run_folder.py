@@ -50,7 +50,9 @@ WRITTEN = {  # every place that a run writes to
 @pytest.mark.promise("links")
 @pytest.mark.parametrize("place", WRITTEN)
 @pytest.mark.parametrize("dangling", [False, True])
-def test_a_link_in_a_run_is_refused_and_its_target_left(place: str, dangling: bool, tmp_path: Path) -> None:
+def test_a_link_in_a_run_is_refused_and_its_target_left(
+    place: str, dangling: bool, tmp_path: Path
+) -> None:
     outside, folder = tmp_path / "outside", tmp_path / "run"
     path = folder / place
     path.parent.mkdir(parents=True)
@@ -71,7 +73,9 @@ def test_a_link_in_a_run_is_refused_and_its_target_left(place: str, dangling: bo
 
 
 @pytest.mark.promise("links")
-@pytest.mark.parametrize("place", [".lock", "study.journal", "cache/trained/0123.json", "dense/score.json"])
+@pytest.mark.parametrize(
+    "place", [".lock", "study.journal", "cache/trained/0123.json", "dense/score.json"]
+)
 def test_a_pipe_in_a_run_is_refused_at_once(place: str, tmp_path: Path) -> None:
     path = tmp_path / place
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -99,10 +103,13 @@ def test_a_file_that_is_another_ones_too_is_not_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.promise("links")
-def test_the_lock_of_others_content_is_not_emptied_and_the_runs_own_link_is_known(tmp_path: Path) -> None:
+def test_the_lock_of_others_content_is_not_emptied_and_the_runs_own_link_is_known(
+    tmp_path: Path,
+) -> None:
     (tmp_path / ".lock").write_text("notes")
     (tmp_path / "study.journal").write_text("")
-    (tmp_path / "study.journal.lock").symlink_to(tmp_path / "study.journal")  # as a killed Optuna leaves it
+    # as a killed Optuna leaves it
+    (tmp_path / "study.journal.lock").symlink_to(tmp_path / "study.journal")
     with Run(tmp_path).lock():
         pass
     assert (tmp_path / ".lock").read_text() == "notes"
@@ -111,7 +118,12 @@ def test_the_lock_of_others_content_is_not_emptied_and_the_runs_own_link_is_know
 @pytest.mark.promise("leftovers")
 def test_the_sweep_removes_what_a_kill_left_and_nothing_else(tmp_path: Path) -> None:
     run = Run(tmp_path)
-    left = [".front.json.a1", "dense/.score.json.b2", "latency=30%/.trials.csv.c3", "trials/3/.plan.json.d4"]
+    left = [
+        ".front.json.a1",
+        "dense/.score.json.b2",
+        "latency=30%/.trials.csv.c3",
+        "trials/3/.plan.json.d4",
+    ]
     kept = ["front.json", "dense/score.json", ".notes", "best/.score.json.x/deeper/.front.json.e5"]
     for name in (*left, *kept, ".best.f6/model.onnx", ".scratch/autoprune-x/candidate"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -123,7 +135,9 @@ def test_the_sweep_removes_what_a_kill_left_and_nothing_else(tmp_path: Path) -> 
 
 
 @pytest.mark.promise("leftovers")
-def test_temporary_folders_lie_in_the_run_that_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_temporary_folders_lie_in_the_run_that_is_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (system := tmp_path / "system").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(system))
     run = Run(tmp_path / "run")
@@ -148,11 +162,15 @@ with scratch.folder() as folder:
 
 
 @pytest.mark.promise("leftovers")
-def test_the_next_process_removes_what_a_killed_one_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_next_process_removes_what_a_killed_one_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     environment = os.environ | {"TMPDIR": str(tmp_path)}
     command = [sys.executable, "-c", KILLED.format(then="os.kill(os.getpid(), signal.SIGKILL)")]
-    left = subprocess.run(command, env=environment, capture_output=True, text=True, check=False).stdout.strip()
+    left = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=False
+    ).stdout.strip()
     assert (Path(left) / "model").exists()
     (tmp_path / "autoprune-link").symlink_to(tmp_path / "theirs")
     (tmp_path / "autoprune-young").mkdir()  # its process has made it and not locked it yet
@@ -163,7 +181,11 @@ def test_the_next_process_removes_what_a_killed_one_left(tmp_path: Path, monkeyp
     assert living.stdout is not None
     other = Path(living.stdout.readline().strip())
     with scratch.folder():
-        assert not Path(left).exists() and (other / "model").exists() and (tmp_path / "autoprune-young").exists()
+        assert (
+            not Path(left).exists()
+            and (other / "model").exists()
+            and (tmp_path / "autoprune-young").exists()
+        )
     living.communicate("\n")
     assert not other.exists()
 
@@ -199,7 +221,9 @@ def test_a_signal_to_end_is_the_first_step_of_two(number: signal.Signals) -> Non
 
 @pytest.mark.promise("leftovers")
 @pytest.mark.parametrize("kind", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
-def test_a_full_disk_leaves_the_old_file(kind: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_the_old_file(
+    kind: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = Run(tmp_path)
     run.write_json(run.front, {"a": 1})
 
@@ -211,12 +235,16 @@ def test_a_full_disk_leaves_the_old_file(kind: int, tmp_path: Path, monkeypatch:
         write_whole(run.front, lambda temporary: temporary.write_text("half"))
     assert failed.value.errno == kind
     monkeypatch.undo()
-    assert run.front.read_text() == '{\n  "a": 1\n}\n' and [each.name for each in tmp_path.iterdir()] == ["front.json"]
+    assert run.front.read_text() == '{\n  "a": 1\n}\n' and [
+        each.name for each in tmp_path.iterdir()
+    ] == ["front.json"]
 
 
 @pytest.mark.promise("leftovers")
 @pytest.mark.parametrize("kind", [errno.ENOSPC, errno.EROFS, errno.EIO])
-def test_a_full_disk_is_one_line(kind: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_one_line(
+    kind: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*args: object, **options: object) -> None:
         raise OSError(kind, os.strerror(kind), str(tmp_path / "front.json"))
 
@@ -241,6 +269,8 @@ try:
 except OSError as error:
     print(error.errno, error.filename)
 """
-    said = subprocess.run([sys.executable, "-c", save], capture_output=True, text=True, check=False).stdout
+    said = subprocess.run(
+        [sys.executable, "-c", save], capture_output=True, text=True, check=False
+    ).stdout
     assert said.split() == [str(errno.EFBIG), str(tmp_path / "model.safetensors")]
     assert list(tmp_path.iterdir()) == []

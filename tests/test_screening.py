@@ -57,7 +57,9 @@ __all__ = ["quick"]  # a fixture that every test here uses
 
 
 def screening(budget: Mapping[str, Any] | None = None, **settings: Any) -> Study:
-    return study(None if budget is None else dict(budget), **{"trials": 12, "finalists": 2, **settings})
+    return study(
+        None if budget is None else dict(budget), **{"trials": 12, "finalists": 2, **settings}
+    )
 
 
 def searched(folder: Path, listener: Listens | None = None, **options: Any) -> Result:
@@ -88,15 +90,24 @@ def test_the_best_of_many_judged_untrained_are_trained(tmp_path: Path) -> None:
     table = rows(tmp_path)
     stages = [row["stage"] for row in table]
     assert stages[:3] == ["dense", "probe", "probe"] and stages[-2:] == ["trained", "trained"]
-    assert stages.count("screened") == 11 and listener.trained() == [0, 14, 15] and result.best is not None
+    assert (
+        stages.count("screened") == 11
+        and listener.trained() == [0, 14, 15]
+        and result.best is not None
+    )
     for row in table[3:14]:
         assert row["metric"] and row["latency_ratio"]
-        assert row["feasible"] == ("False" if "over the limit" in row["reason"] else "") and not row["origin"]
+        assert (
+            row["feasible"] == ("False" if "over the limit" in row["reason"] else "")
+            and not row["origin"]
+        )
     assert [row["origin"].rpartition(" ")[0] for row in table[-2:]] == ["trains trial"] * 2
     fitting = [row for row in table[3:14] if not row["reason"]]
     trained = {row["plan"] for row in table[-2:]}
     assert min(fitting, key=lambda row: float(row["loss"]))["plan"] in trained
-    assert result.best.plan.to_json() in [Plan.from_json(each).to_json() for each in map(json.loads, trained)]
+    assert result.best.plan.to_json() in [
+        Plan.from_json(each).to_json() for each in map(json.loads, trained)
+    ]
     assert all(each.stage != "screened" for each in result.front)
 
 
@@ -114,7 +125,9 @@ def test_more_trials_go_on_and_train_only_what_is_better_now(tmp_path: Path) -> 
     assert len(listener.trained()) == len(fresh) <= 2 and not known & set(fresh)
 
 
-@pytest.mark.parametrize(("number", "step"), [(7, "judging"), pytest.param(14, "training", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("number", "step"), [(7, "judging"), pytest.param(14, "training", marks=pytest.mark.slow)]
+)
 def test_a_killed_search_ends_like_one_that_was_not(tmp_path: Path, number: int, step: str) -> None:
     whole = searched(tmp_path / "whole")
     with pytest.raises(GeneratorExit, match="killed"):
@@ -127,7 +140,9 @@ def test_a_killed_search_ends_like_one_that_was_not(tmp_path: Path, number: int,
 
 
 @pytest.mark.slow
-def test_another_budget_is_searched_at_its_own_edge_and_judges_nothing_twice(tmp_path: Path) -> None:
+def test_another_budget_is_searched_at_its_own_edge_and_judges_nothing_twice(
+    tmp_path: Path,
+) -> None:
     searched(tmp_path)
     listener = Listens()
     tighter = searched(tmp_path, listener, budget={"flops": "30%"})
@@ -138,9 +153,9 @@ def test_another_budget_is_searched_at_its_own_edge_and_judges_nothing_twice(tmp
     assert 11 < len(screened) <= 23 and len(listener.trained()) <= 2
     judged = [number for number, what in listener.began if what.startswith("judging it untrained")]
     fresh = [row for row in screened if int(row["trial"]) in judged]
-    assert len({row["plan"] for row in fresh}) == len(fresh) and not {row["plan"] for row in fresh} & {
-        row["plan"] for row in screened if int(row["trial"]) < 12
-    }
+    assert len({row["plan"] for row in fresh}) == len(fresh) and not {
+        row["plan"] for row in fresh
+    } & {row["plan"] for row in screened if int(row["trial"]) < 12}
     back = Listens()
     searched(tmp_path, back)  # that budget has had its trials
     assert not back.trained() and not any(what.startswith("judging") for _, what in back.began)
@@ -166,9 +181,14 @@ def _marked(folder: Path, mark: str) -> dict[int, int]:
     """For the number of every trial that follows from another, that of the other."""
     import optuna
 
-    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(folder / "study.journal")))
+    storage = optuna.storages.JournalStorage(
+        optuna.storages.journal.JournalFileBackend(str(folder / "study.journal"))
+    )
     names = optuna.get_all_study_names(storage)
-    longest = max((optuna.load_study(study_name=name, storage=storage) for name in names), key=lambda s: len(s.trials))
+    longest = max(
+        (optuna.load_study(study_name=name, storage=storage) for name in names),
+        key=lambda s: len(s.trials),
+    )
     return {t.number: t.user_attrs[mark] for t in longest.trials if mark in t.user_attrs}
 
 
@@ -176,8 +196,12 @@ def _promotions(folder: Path) -> dict[int, int]:
     return _marked(folder, "promotes")
 
 
-@pytest.mark.parametrize("options", [{"timeout_s": 0.01, "trials": 1000}, {"trials": 2, "finalists": 5}, {}])
-def test_what_is_trained_was_judged_before_and_is_the_same_plan(tmp_path: Path, options: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "options", [{"timeout_s": 0.01, "trials": 1000}, {"trials": 2, "finalists": 5}, {}]
+)
+def test_what_is_trained_was_judged_before_and_is_the_same_plan(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
     searched(tmp_path, **options)
     table = rows(tmp_path)
     promotions = _promotions(tmp_path)
@@ -243,8 +267,12 @@ def test_a_finalist_that_is_slower_in_fresh_processes_costs_no_training(
     assert len(listener.trained()) == 2  # the dense model, and the one in its place
 
 
-@pytest.mark.parametrize(("value", "reach", "asked"), [(0.4, 0.05, [5]), (0.48, 0.05, [5, 15]), (0.6, 0.05, [5])])
-def test_more_processes_decide_where_the_first_do_not(value: float, reach: float, asked: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("value", "reach", "asked"), [(0.4, 0.05, [5]), (0.48, 0.05, [5, 15]), (0.6, 0.05, [5])]
+)
+def test_more_processes_decide_where_the_first_do_not(
+    value: float, reach: float, asked: list[int]
+) -> None:
     seen = list[int]()
 
     def measured(processes: int) -> Score:
@@ -257,16 +285,23 @@ def test_more_processes_decide_where_the_first_do_not(value: float, reach: float
 
 @pytest.mark.promise("slack")
 @pytest.mark.parametrize(
-    ("value", "reach", "asked"), [(0.45, 0.02, [5, 15]), (0.45, 0.01, [5]), (0.488, 0.02, [5, 15]), (0.488, 0.011, [5])]
+    ("value", "reach", "asked"),
+    [(0.45, 0.02, [5, 15]), (0.45, 0.01, [5]), (0.488, 0.02, [5, 15]), (0.488, 0.011, [5])],
 )
 def test_an_interval_that_takes_more_than_may_be_left_is_measured_in_more_processes(
-    prepared: Prepared, monkeypatch: pytest.MonkeyPatch, value: float, reach: float, asked: list[int]
+    prepared: Prepared,
+    monkeypatch: pytest.MonkeyPatch,
+    value: float,
+    reach: float,
+    asked: list[int],
 ) -> None:
     seen = list[int]()
 
     def latency(pruned: Any, score: Score, *, processes: int = 0) -> Score:
         seen.append(processes)
-        return score.evolve(latency_ratio=value, latency_ratio_high=value + (reach if processes == 5 else 0.001))
+        return score.evolve(
+            latency_ratio=value, latency_ratio_high=value + (reach if processes == 5 else 0.001)
+        )
 
     given = screening({"latency": "50%"}, objectives=("metric", "latency"))
     dense = Score(1.0, latency_ratio=1.0, latency_ratio_high=1.0)
@@ -280,7 +315,11 @@ def test_an_interval_that_takes_more_than_may_be_left_is_measured_in_more_proces
 def test_objectives_without_a_metric_get_the_least_cost_that_keeps_it(tmp_path: Path) -> None:
     budget = {"flops": "80%", "metric_drop": "0.02"}
     result = searched(tmp_path, budget=budget, objectives=("flops",), trials=15, finalists=4)
-    assert result.best is not None and result.dense.metric is not None and result.best.score.metric is not None
+    assert (
+        result.best is not None
+        and result.dense.metric is not None
+        and result.best.score.metric is not None
+    )
     assert result.best.score.metric >= result.dense.metric - 0.02
     assert (result.best.score.flops or 0) <= 0.8 * (result.dense.flops or 0)
 
@@ -293,7 +332,9 @@ def test_the_time_limit_leaves_time_to_train(tmp_path: Path) -> None:
     assert [row["stage"] for row in rows(tmp_path)].count("trained") <= 2
 
 
-def test_it_stops_by_itself_where_nothing_gets_better(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_stops_by_itself_where_nothing_gets_better(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from autoprune.searching.proposing import screening as module
 
     monkeypatch.setattr(module, "_PATIENCE", 5)
@@ -312,10 +353,13 @@ def test_a_budget_that_only_untrained_plans_keep_says_so(tmp_path: Path) -> None
         run_search(asked, Run(tmp_path))
     assert "metric_drop" in str(raised.value)
     stages = [row["stage"] for row in rows(tmp_path)]
-    assert stages.count("screened") > 5 and stages.count("trained") == 3  # times the finalists, and no more
+    # times the finalists, and no more
+    assert stages.count("screened") > 5 and stages.count("trained") == 3
 
 
-@pytest.mark.parametrize(("timeout", "most"), [pytest.param(None, 10, marks=pytest.mark.slow), (0.01, 1)])
+@pytest.mark.parametrize(
+    ("timeout", "most"), [pytest.param(None, 10, marks=pytest.mark.slow), (0.01, 1)]
+)
 def test_so_many_plans_whose_training_breaks_down_are_tried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, timeout: float | None, most: int
 ) -> None:
@@ -341,11 +385,16 @@ def test_what_is_planned_under_another_budget_is_what_is_left_under_it(tmp_path:
     ended = len(rows(tmp_path))
     searched(tmp_path, again)
     searched(tmp_path, tighter, budget={"flops": "35%"})
-    assert (first.trials, again.trials, tighter.trials) == (16, ended + 2, ended + 2 + 12 + 2)  # with probes
+    # with probes
+    assert (first.trials, again.trials, tighter.trials) == (16, ended + 2, ended + 2 + 12 + 2)
 
 
-def test_a_counted_limit_on_a_further_target_is_foreseen(prepared: Prepared, tmp_path: Path) -> None:
-    given = replace(screening({"size on cpu_onnxruntime": "50%"}), further=(Target("cpu_onnxruntime"),))
+def test_a_counted_limit_on_a_further_target_is_foreseen(
+    prepared: Prepared, tmp_path: Path
+) -> None:
+    given = replace(
+        screening({"size on cpu_onnxruntime": "50%"}), further=(Target("cpu_onnxruntime"),)
+    )
     ready = prepare(given)
     scores = importance(given, ready.model, ready.coupling)
     found = Steering.of(given, ready, ready.dense, scores, Run(tmp_path))
@@ -381,9 +430,14 @@ def test_any_plan_is_scaled_to_the_edge_of_the_budget(
         assert share * 0.7 < spent <= share + 1e-9  # widths of 8 and 16 units come in coarse steps
 
 
-def test_what_cannot_fit_is_cut_as_far_as_the_space_allows(prepared: Prepared, tmp_path: Path) -> None:
+def test_what_cannot_fit_is_cut_as_far_as_the_space_allows(
+    prepared: Prepared, tmp_path: Path
+) -> None:
     found = steering(prepared, tmp_path, flops="1%")
-    given = parameters(prepared.variables, Plan()) | {"0:units.technique": "structured", "0:units.ratio": 0.1}
+    given = parameters(prepared.variables, Plan()) | {
+        "0:units.technique": "structured",
+        "0:units.ratio": 0.1,
+    }
     assert found.fit_to_budget(given)["0:units.ratio"] == pytest.approx(0.9)
 
 
@@ -393,11 +447,17 @@ def test_latency_is_foreseen_and_corrected(prepared: Prepared, tmp_path: Path) -
     before = found.latency(plan)
     assert before is not None and 0 < before < 1.5
     for _ in range(6):
-        found.observe(plan, Score(latency_ms=1.0, latency_ratio=0.2, latency_ratio_low=0.199, latency_ratio_high=0.201))
+        found.observe(
+            plan,
+            Score(
+                latency_ms=1.0, latency_ratio=0.2, latency_ratio_low=0.199, latency_ratio_high=0.201
+            ),
+        )
     after = found.latency(plan)
     assert after is not None and abs(after - 0.2) < abs(before - 0.2)
     kept = steering(prepared, tmp_path, latency="60%")
-    assert kept.latency(plan) == pytest.approx(before)  # the profile is kept, and nothing measured again
+    # the profile is kept, and nothing measured again
+    assert kept.latency(plan) == pytest.approx(before)
 
 
 def test_plans_that_keep_the_same_units_have_one_effect(prepared: Prepared, tmp_path: Path) -> None:
@@ -420,7 +480,9 @@ def test_plans_that_mask_the_same_weights_are_one_net(prepared: Prepared, tmp_pa
         ("sparse", 0.5, "l1", True), ("weight", 0.5, "l2", True), ("weight", 0.5, "lamp", True),
         ("weight", 0.5, "random", False), ("n_of_m", 0.5, "l1", False), ("weight", 0.6, "l1", False),
     ):  # fmt: skip
-        assert (Plan({**cut, "3:weights": Choice(technique, ratio, criterion)}) in nets) == known, technique
+        assert (Plan({**cut, "3:weights": Choice(technique, ratio, criterion)}) in nets) == known, (
+            technique
+        )
     assert Plan({"3:weights": Choice("weight", 0.5, "l1")}) not in nets
 
 
@@ -429,7 +491,12 @@ def test_no_net_is_judged_twice(tmp_path: Path) -> None:
     """Though three criteria rank single weights alike, and two techniques differ in training alone."""
     options = Options(("structured", "weight", "sparse"), (0.0, 0.9), ("l1", "l2", "lamp"))
     given = replace(
-        screening({"nonzero_params": "50%"}, objectives=("metric", "nonzero_params"), trials=14, finalists=1),
+        screening(
+            {"nonzero_params": "50%"},
+            objectives=("metric", "nonzero_params"),
+            trials=14,
+            finalists=1,
+        ),
         space=Space(options, {"6": Options((), (0.0, 0.9), ())}),
     )
     run_search(given, Run(tmp_path))
@@ -441,10 +508,17 @@ def test_no_net_is_judged_twice(tmp_path: Path) -> None:
     assert len(nets) >= 10 and len(set(nets)) == len(nets)
 
 
-def test_a_sample_that_comes_to_a_net_judged_before_is_moved_on(prepared: Prepared, tmp_path: Path) -> None:
+def test_a_sample_that_comes_to_a_net_judged_before_is_moved_on(
+    prepared: Prepared, tmp_path: Path
+) -> None:
     given = screening({"flops": "55%"})
     scores = importance(given, prepared.model, prepared.coupling)
-    found = Screening(Evaluator(given, prepared, prepared.dense, scores, Quiet()), Run(tmp_path), "", lambda: False)
+    found = Screening(
+        Evaluator(given, prepared, prepared.dense, scores, Quiet()),
+        Run(tmp_path),
+        "",
+        lambda: False,
+    )
     sample = parameters(prepared.variables, Plan())
     sample |= {"0:units.technique": "structured", "0:units.ratio": 0.5}
     nets, effects = list[dict[str, Any]](), set()
@@ -457,7 +531,9 @@ def test_a_sample_that_comes_to_a_net_judged_before_is_moved_on(prepared: Prepar
     assert nets[0] == found.steering.fit_to_budget(sample) and len(effects) == 8
 
 
-def test_a_sample_that_leaves_too_much_as_it_is_loses_more_until_it_fits(prepared: Prepared, tmp_path: Path) -> None:
+def test_a_sample_that_leaves_too_much_as_it_is_loses_more_until_it_fits(
+    prepared: Prepared, tmp_path: Path
+) -> None:
     found = steering(prepared, tmp_path, flops="8%")
     sample = parameters(prepared.variables, Plan())
     sample |= {"0:units.technique": "structured", "0:units.ratio": 0.1}
@@ -474,7 +550,9 @@ def test_a_sample_that_leaves_too_much_as_it_is_loses_more_until_it_fits(prepare
     assert all(least[f"{each.name}.ratio"] == each.options.ratio[1] for each in prepared.variables)
 
 
-def test_what_is_left_of_the_budget_is_given_back_to_units(prepared: Prepared, tmp_path: Path) -> None:
+def test_what_is_left_of_the_budget_is_given_back_to_units(
+    prepared: Prepared, tmp_path: Path
+) -> None:
     found = steering(prepared, tmp_path, flops="50%")
     keys = ("0:units", "3:units")
     start = {
@@ -502,9 +580,16 @@ def test_samples_spend_the_budget(prepared: Prepared, tmp_path: Path) -> None:
     """Not only by one factor for all: after that no single step of any group fits any more."""
     given = screening({"flops": "50%"})
     scores = importance(given, prepared.model, prepared.coupling)
-    found = Screening(Evaluator(given, prepared, prepared.dense, scores, Quiet()), Run(tmp_path), "", lambda: False)
+    found = Screening(
+        Evaluator(given, prepared, prepared.dense, scores, Quiet()),
+        Run(tmp_path),
+        "",
+        lambda: False,
+    )
     keys = ("0:units", "3:units")
-    sample = parameters(prepared.variables, Plan()) | {f"{key}.technique": "structured" for key in keys}
+    sample = parameters(prepared.variables, Plan()) | {
+        f"{key}.technique": "structured" for key in keys
+    }
     for number, ratios in enumerate(((0.3, 0.9), (0.9, 0.3), (0.5, 0.6))):
         net = found.scale_sample(str(number))(
             sample | {f"{key}.ratio": each for key, each in zip(keys, ratios, strict=True)}
@@ -516,16 +601,28 @@ def test_samples_spend_the_budget(prepared: Prepared, tmp_path: Path) -> None:
             assert not found.steering.fits(plan_of(prepared.variables, wider))
 
 
-def test_nothing_is_given_back_where_no_limit_is_foreseen(prepared: Prepared, tmp_path: Path) -> None:
+def test_nothing_is_given_back_where_no_limit_is_foreseen(
+    prepared: Prepared, tmp_path: Path
+) -> None:
     given = screening({"memory": "50%"})
     scores = importance(given, prepared.model, prepared.coupling)
-    found = Screening(Evaluator(given, prepared, prepared.dense, scores, Quiet()), Run(tmp_path), "", lambda: False)
+    found = Screening(
+        Evaluator(given, prepared, prepared.dense, scores, Quiet()),
+        Run(tmp_path),
+        "",
+        lambda: False,
+    )
     assert not found.steering.budget.limits
-    sample = parameters(prepared.variables, Plan()) | {"0:units.technique": "structured", "0:units.ratio": 0.5}
+    sample = parameters(prepared.variables, Plan()) | {
+        "0:units.technique": "structured",
+        "0:units.ratio": 0.5,
+    }
     assert found.scale_sample("0")(sample) == sample
 
 
-def test_an_exchange_gives_width_to_one_group_and_takes_it_from_another(prepared: Prepared, tmp_path: Path) -> None:
+def test_an_exchange_gives_width_to_one_group_and_takes_it_from_another(
+    prepared: Prepared, tmp_path: Path
+) -> None:
     found = steering(prepared, tmp_path, flops="50%")
     start = {
         **parameters(prepared.variables, Plan()),
@@ -540,7 +637,11 @@ def test_an_exchange_gives_width_to_one_group_and_takes_it_from_another(prepared
     seen = set()
     for draw in range(30):
         child = exchange(prepared.variables, [parent], fits, str(draw))
-        assert child is not None and fits(child) and child == exchange(prepared.variables, [parent], fits, str(draw))
+        assert (
+            child is not None
+            and fits(child)
+            and child == exchange(prepared.variables, [parent], fits, str(draw))
+        )
         moved = {key: child[key] - parent[key] for key in child if key.endswith("units.ratio")}
         seen.add(tuple(round(moved[key], 3) for key in sorted(moved)))
     assert any(min(each) < 0 < max(each) for each in seen), seen
@@ -548,14 +649,20 @@ def test_an_exchange_gives_width_to_one_group_and_takes_it_from_another(prepared
 
 
 def _screened(number: int, metric: float, latency: float) -> Candidate:
-    score = Score(metric=metric, loss=1 - metric, latency_ratio=latency, latency_ratio_high=2.0, flops=1)
-    return Candidate(number, Plan({"a:units": Choice("structured", number / 100)}), score, False, "screened")
+    score = Score(
+        metric=metric, loss=1 - metric, latency_ratio=latency, latency_ratio_high=2.0, flops=1
+    )
+    return Candidate(
+        number, Plan({"a:units": Choice("structured", number / 100)}), score, False, "screened"
+    )
 
 
 def drawn(prepared: Prepared, draw: random.Random) -> Plan:
     choices: dict[str, Choice] = {}
     for each in prepared.variables:
-        choices |= each.choices(each.options.techniques[0], draw.uniform(0, 0.8), each.options.criteria[0])
+        choices |= each.choices(
+            each.options.techniques[0], draw.uniform(0, 0.8), each.options.criteria[0]
+        )
     return Plan(choices)
 
 
@@ -578,14 +685,22 @@ def test_what_is_foreseen_of_quality_ranks_plans_that_were_never_judged(prepared
 
 
 @pytest.mark.slow
-def test_the_neighbour_that_is_judged_is_the_most_promising_of_many(prepared: Prepared, tmp_path: Path) -> None:
+def test_the_neighbour_that_is_judged_is_the_most_promising_of_many(
+    prepared: Prepared, tmp_path: Path
+) -> None:
     asked = screening({"flops": "55%"}, trials=50)
     loops = Screening(
-        cast(Any, SimpleNamespace(study=asked, prepared=prepared, dense=prepared.dense)), Run(tmp_path), "", bool
+        cast(Any, SimpleNamespace(study=asked, prepared=prepared, dense=prepared.dense)),
+        Run(tmp_path),
+        "",
+        bool,
     )
     steered, draw = steering(prepared, tmp_path), random.Random(1)
     loops.__dict__["steering"] = steered
-    given = [steered.fit_to_budget(parameters(prepared.variables, drawn(prepared, draw))) for _ in range(25)]
+    given = [
+        steered.fit_to_budget(parameters(prepared.variables, drawn(prepared, draw)))
+        for _ in range(25)
+    ]
     candidates = []
     for number, each in enumerate(given):
         plan = plan_of(prepared.variables, each)
@@ -599,7 +714,9 @@ def test_the_neighbour_that_is_judged_is_the_most_promising_of_many(prepared: Pr
         for each in (each for each in prepared.variables if each.groups[0].level == "units"):
             wider = max(0.0, given[f"{each.name}.ratio"] - each.multiple_of / each.groups[0].size)
             cut = wider < given[f"{each.name}.ratio"] and given[f"{each.name}.technique"] != NONE
-            if cut and steered.fits(plan_of(prepared.variables, given | {f"{each.name}.ratio": wider})):
+            if cut and steered.fits(
+                plan_of(prepared.variables, given | {f"{each.name}.ratio": wider})
+            ):
                 return False
         return True
 
@@ -607,7 +724,8 @@ def test_the_neighbour_that_is_judged_is_the_most_promising_of_many(prepared: Pr
         found = [loops.neighbour(candidates, given.__getitem__, str(each)) for each in range(10)]
         plans = [plan_of(prepared.variables, each) for each in found if each is not None]
         assert len(plans) == 10 and all(steered.fits(plan) for plan in plans)
-        assert sum(tight(each) for each in found if each is not None) >= 8  # others would come to nets judged before
+        # others would come to nets judged before
+        assert sum(tight(each) for each in found if each is not None) >= 8
         return [late_groups_matter(plan) for plan in plans]
 
     any_one = neighbours()
@@ -637,7 +755,8 @@ def test_promotion_goes_by_quality_inside_the_budget() -> None:
     second = next_promotion(given, dense, [*candidates, trained], {3: 8}, 2)
     assert second is not None and second.number == 2
     slow = replace(candidates[1], number=9, stage="latency")
-    third = next_promotion(given, dense, [*candidates, trained, slow], {3: 8, 2: 9}, 2)  # another takes the place of 2
+    # another takes the place of 2
+    third = next_promotion(given, dense, [*candidates, trained, slow], {3: 8, 2: 9}, 2)
     assert third is not None and third.number == 4
     assert next_promotion(given, dense, [*candidates, trained], {3: 8}, 1) is None
     by_another = replace(candidates[2], number=8, stage="trained")  # under an earlier budget, say
@@ -647,37 +766,58 @@ def test_promotion_goes_by_quality_inside_the_budget() -> None:
 
 @pytest.mark.promise("slack")
 def test_plans_that_are_trained_differ_in_more_than_a_criterion_or_a_few_units() -> None:
-    given, dense = screening({"latency": "50%"}, objectives=("metric", "latency")), Score(metric=0.95)
+    given, dense = (
+        screening({"latency": "50%"}, objectives=("metric", "latency")),
+        Score(metric=0.95),
+    )
 
     def judged(number: int, **choices: Choice) -> Candidate:
-        plan = Plan({f"{key}:{'blocks' if key == 'b' else 'units'}": each for key, each in choices.items()})
+        plan = Plan(
+            {f"{key}:{'blocks' if key == 'b' else 'units'}": each for key, each in choices.items()}
+        )
         return replace(_screened(number, 0.9 - number / 100, 0.45), plan=plan)
 
     first = judged(1, a=Choice("structured", 0.5, "l1"), c=Choice("structured", 0.25))
     criterion = judged(2, a=Choice("structured", 0.5, "l2"), c=Choice("structured", 0.25))
     units = judged(3, a=Choice("structured", 0.625, "l1"), c=Choice("structured", 0.1875))
     other = judged(4, a=Choice("structured", 0.25, "l1"), c=Choice("structured", 0.5))
-    block = judged(5, a=Choice("structured", 0.5, "l1"), c=Choice("structured", 0.25), b=Choice("depth", 1.0))
+    block = judged(
+        5, a=Choice("structured", 0.5, "l1"), c=Choice("structured", 0.25), b=Choice("depth", 1.0)
+    )
     candidates, order = [first, criterion, units, other, block], list[int]()
-    while chosen := next_promotion(given, dense, candidates, {number: 100 + number for number in order}, 4):
+    while chosen := next_promotion(
+        given, dense, candidates, {number: 100 + number for number in order}, 4
+    ):
         order.append(chosen.number)
-        candidates.append(replace(chosen, number=100 + chosen.number, stage="trained", feasible=True))
+        candidates.append(
+            replace(chosen, number=100 + chosen.number, stage="trained", feasible=True)
+        )
     assert order == [1, 4, 5, 2]  # where nothing else is left, one that is alike
     assert alike(first.plan, units.plan) and not alike(first.plan, other.plan)
 
 
 @pytest.mark.promise("slack")
 def test_a_plan_that_spends_what_a_finalist_left_takes_its_place() -> None:
-    given, dense = screening({"latency": "50%"}, objectives=("metric", "latency")), Score(metric=0.95)
+    given, dense = (
+        screening({"latency": "50%"}, objectives=("metric", "latency")),
+        Score(metric=0.95),
+    )
     far = Plan({"b:blocks": Choice("depth", 1.0)})
     finalist, other = _screened(1, 0.8, 0.45), replace(_screened(2, 0.7, 0.45), plan=far)
-    fuller, worse = _screened(3, 0.85, 0.4985), _screened(3, 0.79, 0.49)  # of the first the edge is known better
+    # of the first the edge is known better
+    fuller, worse = (_screened(3, 0.85, 0.4985), _screened(3, 0.79, 0.49))
     assert next_promotion(given, dense, [finalist, other, fuller], {}, 1) == finalist
     assert next_promotion(given, dense, [finalist, other, fuller], {}, 1, {1: [3]}) == fuller
     slow = replace(fuller, number=4, stage="latency")
-    assert next_promotion(given, dense, [finalist, other, fuller, slow], {3: 4}, 1, {1: [3]}) == finalist
+    assert (
+        next_promotion(given, dense, [finalist, other, fuller, slow], {3: 4}, 1, {1: [3]})
+        == finalist
+    )
     trained = replace(fuller, number=4, stage="trained", feasible=True)
-    assert next_promotion(given, dense, [finalist, other, fuller, trained], {3: 4}, 2, {1: [3]}) == other
+    assert (
+        next_promotion(given, dense, [finalist, other, fuller, trained], {3: 4}, 2, {1: [3]})
+        == other
+    )
     assert next_promotion(given, dense, [finalist, other, worse], {}, 1, {1: [3]}) == finalist
 
 
@@ -685,7 +825,8 @@ def test_a_plan_that_spends_what_a_finalist_left_takes_its_place() -> None:
 def test_what_finalists_leave_of_the_budget_is_spent_before_they_are_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(steering_module._MARGINS, "flops", 0.2)  # as where costs are foreseen a fifth too high
+    # as where costs are foreseen a fifth too high
+    monkeypatch.setitem(steering_module._MARGINS, "flops", 0.2)
     searched(tmp_path)
     table = rows(tmp_path)
     refills = _marked(tmp_path, "refills")
@@ -695,8 +836,14 @@ def test_what_finalists_leave_of_the_budget_is_spent_before_they_are_trained(
         before, after = table[finalist], table[number]
         assert int(before["flops"]) < int(after["flops"]) <= 0.55 * int(table[0]["flops"])
     best_ = table[json.loads((tmp_path / "front.json").read_text())["best"]]
-    better = [number for number, one in refills.items() if float(table[number]["loss"]) < float(table[one]["loss"])]
-    assert better and not {refills[number] for number in better} & set(_promotions(tmp_path).values())
+    better = [
+        number
+        for number, one in refills.items()
+        if float(table[number]["loss"]) < float(table[one]["loss"])
+    ]
+    assert better and not {refills[number] for number in better} & set(
+        _promotions(tmp_path).values()
+    )
     assert int(best_["flops"]) > 0.9 * 0.55 * int(table[0]["flops"])
     listener = Listens()
     searched(tmp_path, listener)  # nothing is judged or trained again
@@ -708,7 +855,9 @@ def test_without_a_limit_on_costs_the_whole_front_is_searched(tmp_path: Path) ->
     table = rows(tmp_path)
     dense = int(table[0]["flops"])
     shares = sorted(int(row["flops"]) / dense for row in table if row["stage"] == "screened")
-    assert shares[0] < 0.35 and shares[-1] > 0.65 and sum(0.35 < each < 0.65 for each in shares) >= 3
+    assert (
+        shares[0] < 0.35 and shares[-1] > 0.65 and sum(0.35 < each < 0.65 for each in shares) >= 3
+    )
     trained = [row for row in table if row["stage"] == "trained"]
     assert 1 <= len(trained) <= 3
     best_ = json.loads((tmp_path / "front.json").read_text())["best"]
@@ -721,7 +870,9 @@ def test_without_a_limit_on_costs_the_whole_front_is_searched(tmp_path: Path) ->
 def test_a_thousand_plans_are_ranked_in_a_moment(budget: dict[str, str]) -> None:
     given, draw = screening(budget, objectives=("metric", "latency")), random.Random(0)
     dense = Score(metric=0.95, latency_ratio=1.0)
-    candidates = [_screened(number % 100, draw.random(), draw.uniform(0.1, 0.49)) for number in range(1000)]
+    candidates = [
+        _screened(number % 100, draw.random(), draw.uniform(0.1, 0.49)) for number in range(1000)
+    ]
     candidates = [replace(each, number=number) for number, each in enumerate(candidates)]
     taken = []
     for _ in range(3):
@@ -736,7 +887,9 @@ def test_a_journal_is_read_without_copies(tmp_path: Path, monkeypatch: pytest.Mo
     import optuna
 
     result = searched(tmp_path, trials=4, finalists=1)
-    monkeypatch.setattr(optuna.trial.FrozenTrial, "__deepcopy__", lambda *_: pytest.fail("copied"), raising=False)
+    monkeypatch.setattr(
+        optuna.trial.FrozenTrial, "__deepcopy__", lambda *_: pytest.fail("copied"), raising=False
+    )
     found = Journal.read(screening(), Run(tmp_path), result.dense)
     assert [each.stage for each in found].count("screened") >= 3
 
@@ -748,13 +901,18 @@ def test_where_only_quality_is_limited_the_front_is_halved() -> None:
     candidates = [*front, _screened(9, 0.5, 0.5)]  # the last is dominated
     keeps = 6  # the first six keep their quality when they are trained
     order: list[int] = []
-    while chosen := next_promotion(given, dense, candidates, {number: 100 + number for number in order}, 4):
+    while chosen := next_promotion(
+        given, dense, candidates, {number: 100 + number for number in order}, 4
+    ):
         order.append(chosen.number)
-        trained = replace(chosen, number=100 + chosen.number, stage="trained", feasible=chosen.number <= keeps)
+        trained = replace(
+            chosen, number=100 + chosen.number, stage="trained", feasible=chosen.number <= keeps
+        )
         candidates.append(trained)
     assert order == [4, 6, 7] and len(order) <= 4
     spread = best(screening({}, objectives=("metric", "latency")), dense, front)
-    assert [each.number for each in spread][:3] == [4, 2, 6]  # nothing is limited: the middle, then those of the halves
+    # nothing is limited: the middle, then those of the halves
+    assert [each.number for each in spread][:3] == [4, 2, 6]
 
 
 def test_a_knapsack_spares_what_is_sensitive(prepared: Prepared, tmp_path: Path) -> None:
@@ -777,7 +935,9 @@ def test_a_knapsack_spares_what_is_sensitive(prepared: Prepared, tmp_path: Path)
         assert spared < chosen[not_hurts].ratio
 
 
-def test_a_global_ranking_fits_and_cuts_the_least_important(prepared: Prepared, tmp_path: Path) -> None:
+def test_a_global_ranking_fits_and_cuts_the_least_important(
+    prepared: Prepared, tmp_path: Path
+) -> None:
     found = steering(prepared, tmp_path, flops="60%")
     loose, tight = (ranked_globally(prepared, found, share) for share in (1.0, 0.6))
     assert found.fits(loose) and found.fits(tight, 0.6)
@@ -787,7 +947,8 @@ def test_a_global_ranking_fits_and_cuts_the_least_important(prepared: Prepared, 
 
 @pytest.mark.promise("probes")
 @pytest.mark.parametrize(
-    ("budget", "weights"), [({"flops": "55%"}, False), ({"nonzero_params": "55%"}, True), ({"metric_drop": "1"}, True)]
+    ("budget", "weights"),
+    [({"flops": "55%"}, False), ({"nonzero_params": "55%"}, True), ({"metric_drop": "1"}, True)],
 )
 def test_a_technique_that_moves_no_figure_leaves_the_space(
     prepared: Prepared, budget: dict[str, str], weights: bool
@@ -799,9 +960,12 @@ def test_a_technique_that_moves_no_figure_leaves_the_space(
     left = {each.technique: each.verdict for each in probes if each.left}
     assert set(left) == (set() if weights else {"weight"})
     assert all(
-        "weight: no gain" in text and "100.0% of dense" in text and "not searched" in text for text in left.values()
+        "weight: no gain" in text and "100.0% of dense" in text and "not searched" in text
+        for text in left.values()
     )
-    assert [each.technique for each in probes] == ([] if "metric_drop" in budget else ["structured", "weight"])
+    assert [each.technique for each in probes] == (
+        [] if "metric_drop" in budget else ["structured", "weight"]
+    )
 
 
 @pytest.mark.promise("probes")
@@ -810,21 +974,31 @@ def test_probes_are_trials_of_the_journal_that_count_for_nothing(tmp_path: Path)
     result = searched(tmp_path, listener)
     table = rows(tmp_path)
     probes = [row for row in table if row["stage"] == "probe"]
-    assert [row["techniques"] for row in probes] == ["structured", "weight"] and len(table) == 12 + 2 + 2
+    assert [row["techniques"] for row in probes] == ["structured", "weight"] and len(
+        table
+    ) == 12 + 2 + 2
     for row, share in zip(probes, (0.5, 1.0), strict=True):
         assert row["origin"] == f"probe of {row['techniques']}" and row["state"] == "COMPLETE"
-        assert float(row["latency_ratio"]) > 0 and int(row["flops"]) <= share * int(table[0]["flops"])
+        assert float(row["latency_ratio"]) > 0 and int(row["flops"]) <= share * int(
+            table[0]["flops"]
+        )
         assert not row["feasible"] and not row["metric"] and row["plan"]
-    assert "structured: a gain" in probes[0]["reason"] and "so it is not searched" in probes[1]["reason"]
+    assert (
+        "structured: a gain" in probes[0]["reason"]
+        and "so it is not searched" in probes[1]["reason"]
+    )
     assert probes[1]["reason"] in listener.notes
     front = json.loads((tmp_path / "front.json").read_text())
     assert not {each["trial"] for each in front["front"]} & {int(row["trial"]) for row in probes}
     assert all(each.stage in ("dense", "trained") for each in result.front)
     searched(tmp_path)
-    assert [row["plan"] for row in rows(tmp_path)] == [row["plan"] for row in table]  # kept, and not repeated
+    # kept, and not repeated
+    assert [row["plan"] for row in rows(tmp_path)] == [row["plan"] for row in table]
     searched(tmp_path, budget={"flops": "30%"})
     longer = rows(tmp_path)[: len(table)]
-    assert [(row["stage"], row["plan"]) for row in longer] == [(row["stage"], row["plan"]) for row in table]
+    assert [(row["stage"], row["plan"]) for row in longer] == [
+        (row["stage"], row["plan"]) for row in table
+    ]
 
 
 @pytest.mark.promise("probes")
@@ -849,8 +1023,12 @@ def test_a_run_keeps_a_log_of_what_was_said(tmp_path: Path) -> None:
     said = log.read_text()
     lines = said.splitlines()
     assert all(re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d{4} ", line) for line in lines)
-    assert all(note in said for note in listener.notes) and all(what in said for _, what in listener.began)
-    assert "proving the groups" in lines[1] and sum("ends, screened" in line for line in lines) == 11
+    assert all(note in said for note in listener.notes) and all(
+        what in said for _, what in listener.began
+    )
+    assert (
+        "proving the groups" in lines[1] and sum("ends, screened" in line for line in lines) == 11
+    )
     searched(tmp_path)
     assert log.read_text().startswith(said) and len(log.read_text()) > len(said)
     shorter = Run(tmp_path / "other")
@@ -860,7 +1038,9 @@ def test_a_run_keeps_a_log_of_what_was_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.promise("probes")
-def test_a_log_is_bounded_follows_no_link_and_ends_no_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_log_is_bounded_follows_no_link_and_ends_no_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(logbook, "_MOST", 4000)
     book = logbook.Logbook(Quiet(), tmp_path / "log.txt", "a search")
     book.open()
@@ -868,7 +1048,9 @@ def test_a_log_is_bounded_follows_no_link_and_ends_no_search(tmp_path: Path, mon
         book.note(f"note {number}\nof two lines \x1b[31m")
         assert (tmp_path / "log.txt").stat().st_size <= 4000
     lines = (tmp_path / "log.txt").read_text().splitlines()
-    assert lines[-1].endswith("note 299\\nof two lines \\x1b[31m") and all(line.startswith("20") for line in lines)
+    assert lines[-1].endswith("note 299\\nof two lines \\x1b[31m") and all(
+        line.startswith("20") for line in lines
+    )
     (tmp_path / "mine").write_text("mine")
     (tmp_path / "link").symlink_to(tmp_path / "mine")
     listener = Listens()
@@ -876,7 +1058,11 @@ def test_a_log_is_bounded_follows_no_link_and_ends_no_search(tmp_path: Path, mon
     linked.open()
     linked.note("here")
     assert (tmp_path / "mine").read_text() == "mine"
-    assert len(listener.notes) == 2 and "cannot be written" in listener.notes[0] and listener.notes[1] == "here"
+    assert (
+        len(listener.notes) == 2
+        and "cannot be written" in listener.notes[0]
+        and listener.notes[1] == "here"
+    )
 
 
 class Stream(IterableDataset[int]):
@@ -894,7 +1080,9 @@ def test_a_sample_is_the_same_each_time_and_no_larger_than_asked() -> None:
     assert len(few) == 10 and few.tensors[0].tolist() == sample(data, 10).tensors[0].tolist()
     assert len(set(few.tensors[0].tolist())) == 10 and few.tensors[0].max() > 50
     assert sample(data, 100) is data
-    assert [int(each) for each in sample(list(range(50)), 5)] == [int(each) for each in sample(list(range(50)), 5)]
+    assert [int(each) for each in sample(list(range(50)), 5)] == [
+        int(each) for each in sample(list(range(50)), 5)
+    ]
     assert sum(len(batch[0]) for batch in sample(_batches(100)(8), 20)) == 24
     stream = sample(Stream(), 7)
     assert isinstance(stream, IterableDataset) and list(stream) == list(range(7)) == list(stream)
@@ -909,7 +1097,8 @@ def test_sensitivities_are_kept_and_shown(tmp_path: Path) -> None:
     }  # fmt: skip
     assert len(found.rows) == 8 and all(row.loss > 0 and 0 <= row.metric <= 1 for row in found.rows)
     wide, narrow = (
-        next(row for row in found.rows if row.variable == "3:units" and row.ratio == ratio) for ratio in (0.25, 0.75)
+        next(row for row in found.rows if row.variable == "3:units" and row.ratio == ratio)
+        for ratio in (0.25, 0.75)
     )
     assert wide.loss < narrow.loss
     assert wide.latency is not None and narrow.latency is not None and 0 < narrow.latency < 1.5
@@ -925,7 +1114,9 @@ def test_sensitivities_are_kept_and_shown(tmp_path: Path) -> None:
     assert written["rows"][0]["loss"] == found.rows[0].loss
 
 
-MAP = commands.Map(Quality(0.9, 0.1), "accuracy", [Sensitivity("0:units", "structured", 0.5, 0.4, 0.8, 0.7)])
+MAP = commands.Map(
+    Quality(0.9, 0.1), "accuracy", [Sensitivity("0:units", "structured", 0.5, 0.4, 0.8, 0.7)]
+)
 
 
 def test_a_plot_has_a_curve_for_each_decision(tmp_path: Path) -> None:

@@ -48,7 +48,10 @@ def out(name, keep, bias=True):
 
 
 def norm(name, keep):
-    return [Cut(f"{name}.{tensor}", 0, keep) for tensor in ("weight", "bias", "running_mean", "running_var")]
+    return [
+        Cut(f"{name}.{tensor}", 0, keep)
+        for tensor in ("weight", "bias", "running_mean", "running_var")
+    ]
 
 
 class Residual(nn.Module):
@@ -80,7 +83,10 @@ class Mixed(nn.Module):
     def __init__(self):
         super().__init__()
         self.stem, self.bn = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
-        self.depthwise, self.bn_d = nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False), nn.BatchNorm2d(8)
+        self.depthwise, self.bn_d = (
+            nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False),
+            nn.BatchNorm2d(8),
+        )
         self.grouped = nn.Conv2d(16, 12, 3, padding=1, groups=2)
         self.squeeze, self.excite = nn.Linear(12, 4), nn.Linear(4, 12)
         self.up = nn.ConvTranspose2d(12, 6, 2, stride=2, bias=False)
@@ -91,7 +97,11 @@ class Mixed(nn.Module):
         x = torch.cat([x, F.hardswish(self.bn_d(self.depthwise(x)))], 1)
         x = self.grouped(x)
         batch, channels, height, width = x.shape
-        x = x.view(batch, 2, channels // 2, height, width).transpose(1, 2).reshape(batch, channels, height, width)
+        x = (
+            x.view(batch, 2, channels // 2, height, width)
+            .transpose(1, 2)
+            .reshape(batch, channels, height, width)
+        )
         x = x * torch.sigmoid(self.excite(F.relu(self.squeeze(x.mean((2, 3))))))[:, :, None, None]
         x = F.adaptive_avg_pool2d(self.up(x), 2)
         return self.fc(x.view(x.size(0), -1))
@@ -117,7 +127,10 @@ def run(content, inputs):
     import onnxruntime
 
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    feed = {value.name: t.numpy() for value, t in zip(session.get_inputs(), inputs.tensors(), strict=True)}
+    feed = {
+        value.name: t.numpy()
+        for value, t in zip(session.get_inputs(), inputs.tensors(), strict=True)
+    }
     return [torch.from_numpy(array) for array in session.run(None, feed)]
 
 
@@ -163,11 +176,19 @@ def test_proved_sees_another_cut_and_another_value():
 def test_what_runs_in_the_search_is_what_is_exported():
     """The sliced graph and a fresh export are the same work, so that a budget met by one is met by the other."""
     model = randomised(Mixed())
-    sliced, exported = Slicer(model, IMAGES).cut(mixed_cuts()), export(shrink(model, mixed_cuts()), IMAGES)
+    sliced, exported = (
+        Slicer(model, IMAGES).cut(mixed_cuts()),
+        export(shrink(model, mixed_cuts()), IMAGES),
+    )
     assert len(sliced) == pytest.approx(len(exported), rel=0.02)
-    ops = [[node.op_type for node in onnx.load_from_string(content).graph.node] for content in (sliced, exported)]
+    ops = [
+        [node.op_type for node in onnx.load_from_string(content).graph.node]
+        for content in (sliced, exported)
+    ]
     assert ops[0] == ops[1]
-    assert time_artefact(sliced, exported, IMAGES, Target(), budget_s=0.3).ratio == pytest.approx(1, rel=0.15)
+    assert time_artefact(sliced, exported, IMAGES, Target(), budget_s=0.3).ratio == pytest.approx(
+        1, rel=0.15
+    )
 
 
 def test_parameters_keep_name_and_bits_even_where_they_are_equal():
@@ -175,7 +196,10 @@ def test_parameters_keep_name_and_bits_even_where_they_are_equal():
     for parameter in model.parameters():
         nn.init.ones_(parameter)
     proto = onnx.load_from_string(Slicer(model, IMAGES).dense)
-    values = {t.name: torch.from_numpy(onnx.numpy_helper.to_array(t).copy()) for t in proto.graph.initializer}
+    values = {
+        t.name: torch.from_numpy(onnx.numpy_helper.to_array(t).copy())
+        for t in proto.graph.initializer
+    }
     for name, tensor in model.state_dict().items():
         assert name.endswith("num_batches_tracked") or torch.equal(values[name], tensor)
 
@@ -192,7 +216,12 @@ def test_a_tied_parameter_is_cut_by_either_name():
 
     model, inputs, keep = Tied().eval(), Inputs.of(torch.randn(2, 4)), kept(1, 1, 0, 1)
     slicer = Slicer(model, inputs)
-    stored = [tensor for tensor in onnx.load_from_string(slicer.cut([Cut("first.weight", 0, keep)])).graph.initializer]
+    stored = [
+        tensor
+        for tensor in onnx.load_from_string(
+            slicer.cut([Cut("first.weight", 0, keep)])
+        ).graph.initializer
+    ]
     assert [tuple(tensor.dims) for tensor in stored if tensor.name.endswith("weight")] == [(3, 4)]
 
 
@@ -203,7 +232,10 @@ class Recurrent(nn.Module):
         super().__init__()
         self.cells = nn.ModuleList(cells)
         size = cells[-1].hidden_size
-        self.fc, self.second = nn.Linear(size * (1 + cells[-1].bidirectional), 2), nn.Linear(size, 2)
+        self.fc, self.second = (
+            nn.Linear(size * (1 + cells[-1].bidirectional), 2),
+            nn.Linear(size, 2),
+        )
 
     def forward(self, x):
         for cell in self.cells:
@@ -220,14 +252,18 @@ class Attention(nn.Module):
         self.patches, self.heads = nn.Conv2d(3, width, 4, 4), heads
         self.place = nn.Parameter(torch.randn(1, 4, width))
         self.norm = nn.LayerNorm(width)
-        self.inner = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 32), nn.GELU(), nn.Linear(32, width))
+        self.inner = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, 32), nn.GELU(), nn.Linear(32, width)
+        )
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.fc = nn.Linear(width, 5)
 
     def forward(self, x):
         x = self.patches(x).flatten(2).transpose(1, 2) + self.place
         count, tokens, _ = x.shape
-        qkv = self.qkv(self.norm(x)).reshape(count, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        qkv = (
+            self.qkv(self.norm(x)).reshape(count, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        )
         inside = F.scaled_dot_product_attention(*qkv.unbind(0))
         x = x + self.out(inside.transpose(1, 2).reshape(count, tokens, -1))
         return self.fc((x + self.inner(x)).mean(1))
@@ -244,7 +280,10 @@ DISCOVERED = {
         lambda: Recurrent(nn.LSTM(4, 6, batch_first=True), nn.LSTM(6, 6, batch_first=True)),
         SEQUENCE,
     ),
-    "gru after lstm": (lambda: Recurrent(nn.LSTM(4, 6, batch_first=True), nn.GRU(6, 8, batch_first=True)), SEQUENCE),
+    "gru after lstm": (
+        lambda: Recurrent(nn.LSTM(4, 6, batch_first=True), nn.GRU(6, 8, batch_first=True)),
+        SEQUENCE,
+    ),
     "gru without biases, both ways": (
         lambda: Recurrent(nn.GRU(4, 6, batch_first=True, bias=False, bidirectional=True)),
         SEQUENCE,
@@ -256,8 +295,13 @@ DISCOVERED = {
 def shapes_of(content):
     """The shapes of more than one length that are written into a graph's reshapes."""
     proto = onnx.load_from_string(content)
-    values = {tensor.name: onnx.numpy_helper.to_array(tensor).tolist() for tensor in proto.graph.initializer}
-    given = [values.get(node.input[1], []) for node in proto.graph.node if node.op_type == "Reshape"]
+    values = {
+        tensor.name: onnx.numpy_helper.to_array(tensor).tolist()
+        for tensor in proto.graph.initializer
+    }
+    given = [
+        values.get(node.input[1], []) for node in proto.graph.node if node.op_type == "Reshape"
+    ]
     return [each for each in given if len(each) > 1]
 
 
@@ -277,7 +321,8 @@ def test_groups_that_are_found_are_cut_one_by_one_and_together(name):
         content, five = slicer.cut(cuts), inputs.rows(5)
         onnx.checker.check_model(onnx.load_from_string(content))
         ours, exported = (shapes_of(each) for each in (content, export(smaller, inputs)))
-        assert ours == exported  # to the last number: runtimes make more of a graph whose lengths they know
+        # to the last number: runtimes make more of a graph whose lengths they know
+        assert ours == exported
         with torch.no_grad():
             expected = five.call(smaller)
         expected = expected if isinstance(expected, tuple) else (expected,)
@@ -298,7 +343,8 @@ def test_a_search_slices_for_the_batch_and_the_dtype_of_its_target(name, dtype):
     assert found.note is None  # no candidate is exported anew
     units = [group for group in coupling.prunable() if group.level == "units"]
     offered = {
-        group.key: [each for each in ("structured", "heads", "neuron") if not fits(each, group)] for group in units
+        group.key: [each for each in ("structured", "heads", "neuron") if not fits(each, group)]
+        for group in units
     }
     plan = Plan({key: Choice(techniques[0], 0.5) for key, techniques in offered.items()})
     pruned = apply(model, coupling, plan, Importance(model, coupling))
@@ -344,7 +390,9 @@ def test_torchs_attention_is_sliced_in_the_form_that_is_exported(batch_first):
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(16, 4, 24, batch_first=batch_first)
     model = nn.Sequential(
-        nn.Linear(5, 16), nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), nn.Linear(16, 3)
+        nn.Linear(5, 16),
+        nn.TransformerEncoder(layer, 2, enable_nested_tensor=False),
+        nn.Linear(16, 3),
     )
     model, inputs = randomised(model), Inputs.of(torch.randn(2, 7, 5))
     coupling = discover(model, inputs)
@@ -352,14 +400,24 @@ def test_torchs_attention_is_sliced_in_the_form_that_is_exported(batch_first):
     assert found.note is None
     seen = set()
     for group in (each for each in coupling.prunable() if each.level == "units"):
-        technique = next(each for each in ("structured", "heads", "neuron") if not fits(each, group))
-        pruned = apply(model, coupling, Plan({group.key: Choice(technique, 0.5)}), Importance(model, coupling))
-        forms = {type(module) for module in pruned.model.modules() if isinstance(module, nn.MultiheadAttention)}
+        technique = next(
+            each for each in ("structured", "heads", "neuron") if not fits(each, group)
+        )
+        pruned = apply(
+            model, coupling, Plan({group.key: Choice(technique, 0.5)}), Importance(model, coupling)
+        )
+        forms = {
+            type(module)
+            for module in pruned.model.modules()
+            if isinstance(module, nn.MultiheadAttention)
+        }
         assert len(forms) == 1
         seen |= forms
         sliced, exported = found._artefact(pruned, {}), export(pruned.model, inputs)
         one, two = (onnx.load_from_string(each) for each in (sliced, exported))
-        assert [node.op_type for node in one.graph.node] == [node.op_type for node in two.graph.node]
+        assert [node.op_type for node in one.graph.node] == [
+            node.op_type for node in two.graph.node
+        ]
         assert error(run(sliced, inputs)[0], inputs.call(pruned.model).detach()) <= 1e-4
     assert seen == {nn.MultiheadAttention, CutAttention}
 
@@ -400,10 +458,16 @@ def test_channels_scaled_before_they_are_shuffled_are_followed():
         def forward(self, x):
             x = self.first(x) * self.scale
             n, c, h, w = x.shape
-            return self.last(x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)).mean((2, 3))
+            return self.last(x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)).mean(
+                (2, 3)
+            )
 
     model, keep = randomised(Shuffled()), drop(8, 1, 5)
-    cuts = [*out("first", keep), Cut("scale", 0, keep), Cut("last.weight", 1, keep.view(2, 4).T.flatten())]
+    cuts = [
+        *out("first", keep),
+        Cut("scale", 0, keep),
+        Cut("last.weight", 1, keep.view(2, 4).T.flatten()),
+    ]
     assert Slicer(model, IMAGES).verifies(shrink(model, cuts), cuts)
 
 
@@ -418,7 +482,8 @@ def test_a_literal_slice_over_channels_is_not_proved():
 
     model, inputs = Literal().eval(), Inputs.of(torch.randn(2, 4))
     slicer, keep = Slicer(model, inputs), drop(8, 0, 1)
-    meant = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))  # units 2, 3, 4, which the author had in mind
+    # units 2, 3, 4, which the author had in mind
+    meant = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
     with torch.no_grad():
         meant[0].weight.copy_(model.first.weight[2:5])
         meant[0].bias.copy_(model.first.bias[2:5])
@@ -438,7 +503,9 @@ class Block(nn.Module):
 def image_net(last=True):
     """Residual blocks, one of them the output unless there is a `last` layer."""
     blocks = nn.Sequential(Block(8), Block(8), Block(8))
-    return nn.Sequential(nn.Conv2d(3, 8, 1), blocks, *([nn.Flatten(), nn.Linear(8 * 64, 5)] if last else []))
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 1), blocks, *([nn.Flatten(), nn.Linear(8 * 64, 5)] if last else [])
+    )
 
 
 class Encoders(nn.Module):
@@ -448,7 +515,8 @@ class Encoders(nn.Module):
         super().__init__()
         self.embed = nn.Linear(6, 16)
         self.blocks = nn.ModuleList(
-            nn.TransformerEncoderLayer(16, 4, 32, batch_first=True, norm_first=True) for _ in range(3)
+            nn.TransformerEncoderLayer(16, 4, 32, batch_first=True, norm_first=True)
+            for _ in range(3)
         )
         self.head = nn.Linear(16, 4)
 
@@ -478,10 +546,14 @@ def test_blocks_that_go_are_left_out(name, gone):
     onnx.checker.check_model(onnx.load_from_string(content))
     proto, exported = onnx.load_from_string(content), onnx.load_from_string(export(smaller, inputs))
     held = [
-        sorted(t.name for t in each.graph.initializer if t.name in model.state_dict()) for each in (proto, exported)
+        sorted(t.name for t in each.graph.initializer if t.name in model.state_dict())
+        for each in (proto, exported)
     ]
     assert held[0] == held[1]
-    ops = [[node.op_type for node in each.graph.node if node.op_type != "Identity"] for each in (proto, exported)]
+    ops = [
+        [node.op_type for node in each.graph.node if node.op_type != "Identity"]
+        for each in (proto, exported)
+    ]
     assert ops[0] == ops[1]
 
 
@@ -574,5 +646,6 @@ def test_the_size_that_is_judged_is_that_of_the_file_that_ships(tmp_path, kind, 
     plugins.load("format", "onnx")().save(pruned.model, inputs, tmp_path / "model.onnx")
     shipped = (tmp_path / "model.onnx").stat().st_size
     judged = costs.score(pruned)
-    assert abs(judged.size_bytes - shipped) <= 64  # constants of cells of one or two units are written otherwise
+    # constants of cells of one or two units are written otherwise
+    assert abs(judged.size_bytes - shipped) <= 64
     assert costs.with_stored_size(pruned.model, pruned, judged).size_bytes == shipped

@@ -10,12 +10,23 @@ import pytest
 from autoprune.errors import StudyError
 from autoprune.group import Group
 from autoprune.plan import Choice, Plan
-from autoprune.space import Options, Space, Variable, distributions, parameters, plan_of, uniform, unscored_reason
+from autoprune.space import (
+    Options,
+    Space,
+    Variable,
+    distributions,
+    parameters,
+    plan_of,
+    uniform,
+    unscored_reason,
+)
 
 CONV = Group("layer1.0.conv", "units", ("layer1.0.conv", "layer1.1.conv"), ("conv", "conv"), (32,))
 SECOND = Group("layer2.conv", "units", ("layer2.conv",), ("conv",), (24,))
 HIDDEN = Group("head.0", "units", ("head.0",), ("linear",), (20,))
-OUTPUT = Group("head.2", "units", ("head.2",), ("linear",), (10,), refusal="reaches the network's output")
+OUTPUT = Group(
+    "head.2", "units", ("head.2",), ("linear",), (10,), refusal="reaches the network's output"
+)
 WEIGHTS = tuple(
     Group(name, "weights", (name,), (kind,), (8, 8))
     for name, kind in (
@@ -43,7 +54,10 @@ def test_the_default_is_filtered_to_what_fits() -> None:
 
 
 def test_the_first_pattern_that_matches_wins() -> None:
-    first, second = Options(("structured",), (0.0, 0.3), ("l1",)), Options(("structured",), (0.0, 0.6), ("l2",))
+    first, second = (
+        Options(("structured",), (0.0, 0.3), ("l1",)),
+        Options(("structured",), (0.0, 0.6), ("l2",)),
+    )
     found = by_name(Space(Options(("neuron",)), {"layer2": first, "layer*": second}))
     assert found["layer2.conv:units"].options == first
     assert found["layer1.0.conv:units"].options == second
@@ -65,13 +79,18 @@ def test_no_techniques_leaves_layers_alone() -> None:
 def test_a_pattern_reaches_a_group_through_any_of_its_layers() -> None:
     found = by_name(Space(layers={"layer1.1.conv": Options(techniques=())}))
     assert (
-        "layer1.0.conv:units" not in found and "layer1.0.conv:weights" in found and "layer1.1.conv:weights" not in found
+        "layer1.0.conv:units" not in found
+        and "layer1.0.conv:weights" in found
+        and "layer1.1.conv:weights" not in found
     )
 
 
 def test_two_patterns_for_coupled_layers_are_refused_naming_both() -> None:
     space = Space(
-        layers={"layer1.0.*": Options(("structured",), (0.0, 0.3)), "layer1.1.*": Options(("structured",), (0.0, 0.6))}
+        layers={
+            "layer1.0.*": Options(("structured",), (0.0, 0.3)),
+            "layer1.1.*": Options(("structured",), (0.0, 0.6)),
+        }
     )
     with pytest.raises(StudyError, match=r"'layer1\.0\.\*' .*'layer1\.1\.\*'"):
         space.resolve(GROUPS)
@@ -94,7 +113,9 @@ def test_a_named_technique_that_does_not_fit_is_an_error(pattern: str, technique
 
 
 def test_nothing_left_is_an_error_with_the_refusals() -> None:
-    with pytest.raises(StudyError, match=r"nothing is left to prune.*head\.2: reaches the network's output"):
+    with pytest.raises(
+        StudyError, match=r"nothing is left to prune.*head\.2: reaches the network's output"
+    ):
         Space(Options(techniques=())).resolve(GROUPS)
     with pytest.raises(StudyError, match="nothing is left"):
         Space(Options(ratio=(0.0, 0.0))).resolve(GROUPS)
@@ -112,7 +133,10 @@ def test_sharing_by_stage() -> None:
         "layer2:weights",
         "head:weights",
     }
-    assert [group.name for group in found["layer1:weights"].groups] == ["layer1.0.conv", "layer1.1.conv"]
+    assert [group.name for group in found["layer1:weights"].groups] == [
+        "layer1.0.conv",
+        "layer1.1.conv",
+    ]
     plan = uniform([found["layer1:weights"]], ("sparse",), 0.5)
     assert dict(plan) == {
         "layer1.0.conv:weights": Choice("sparse", 0.5),
@@ -127,7 +151,12 @@ def test_no_group_is_lost_or_decided_twice_when_options_differ_inside_a_stage() 
         Group("layer1.3.fc", "units", ("layer1.3.fc",), ("linear",), (16,)),
     ]
     variables = Space(share=1).resolve(groups)
-    assert [len(variable.groups) for variable in variables if variable.name.endswith("units")] == [1, 1, 1, 2]
+    assert [len(variable.groups) for variable in variables if variable.name.endswith("units")] == [
+        1,
+        1,
+        1,
+        2,
+    ]
     decided = [group.key for variable in variables for group in variable.groups]
     assert sorted(decided) == sorted(group.key for group in groups if group.refusal is None)
     assert len({variable.name for variable in variables}) == len(variables)
@@ -146,7 +175,9 @@ def test_a_plan_comes_back_from_its_parameters(share: Any) -> None:
 def test_uniform_clips_to_the_range_and_takes_the_first_that_is_offered() -> None:
     variables = Space(Options(ratio=(0.2, 0.6), criteria=("l2", "l1"))).resolve(GROUPS)
     plan = dict(uniform(variables, ("neuron", "weight"), 0.95))
-    assert plan["head.0:units"] == Choice("neuron", 0.6, "l2") and plan["head.0:weights"] == Choice("weight", 0.6, "l2")
+    assert plan["head.0:units"] == Choice("neuron", 0.6, "l2") and plan["head.0:weights"] == Choice(
+        "weight", 0.6, "l2"
+    )
     assert "layer2.conv:units" not in plan
     assert dict(uniform(variables, ("neuron",), 0.1))["head.0:units"].ratio == 0.2
 
@@ -170,7 +201,10 @@ def test_the_technique_keeps_the_rounded_width() -> None:
 
     variable = by_name(Space(), multiple_of=8)["layer2.conv:units"]
     for ratio in (0.1, 0.3, 0.5, 0.66, 0.9):
-        assert int(keep_most_important(torch.rand(24), variable.round_ratio(SECOND, ratio)).sum()) % 8 == 0
+        assert (
+            int(keep_most_important(torch.rand(24), variable.round_ratio(SECOND, ratio)).sum()) % 8
+            == 0
+        )
 
 
 def test_weights_and_small_groups_are_not_rounded() -> None:
@@ -210,7 +244,9 @@ def test_what_the_model_knows_of_a_criterion_counts() -> None:
     assert found["layer2.conv:units"].options.criteria == ("l1",)
     assert found["layer1.0.conv:units"].options.criteria == ("l1", "batchnorm")
     named = Space(layers={"layer2": Options(criteria=("l1", "batchnorm"))})
-    with pytest.raises(StudyError, match=r"criterion 'batchnorm' does not fit .*layer2\.conv: no norm") as caught:
+    with pytest.raises(
+        StudyError, match=r"criterion 'batchnorm' does not fit .*layer2\.conv: no norm"
+    ) as caught:
         named.resolve(GROUPS, refuses=refuses)
     assert caught.value.key == "space.layers.layer2.criteria"
 
@@ -218,7 +254,11 @@ def test_what_the_model_knows_of_a_criterion_counts() -> None:
 @pytest.mark.parametrize(
     ("options", "says", "key"),
     [
-        (Options(("weight",), criteria=("l1", "batchnorm")), "criterion 'batchnorm' does not fit", "criteria"),
+        (
+            Options(("weight",), criteria=("l1", "batchnorm")),
+            "criterion 'batchnorm' does not fit",
+            "criteria",
+        ),
         (
             Options(("structured", "weight"), criteria=("lamp",)),
             "'structured' does not fit .*lamp is for weights",
@@ -239,12 +279,16 @@ def test_what_a_pattern_takes_over_from_the_default_is_not_named_by_it() -> None
     default = Options(criteria=("l1", "geometric_median", "lamp"))
     space = Space(default, {"layer2": Options(default.techniques, (0.0, 0.5), default.criteria)})
     found = by_name(space)
-    assert found["layer2.conv:units"].options == Options(("structured",), (0.0, 0.5), ("l1", "geometric_median"))
+    assert found["layer2.conv:units"].options == Options(
+        ("structured",), (0.0, 0.5), ("l1", "geometric_median")
+    )
 
 
 def test_a_pattern_that_an_earlier_one_takes_all_layers_of_is_no_error() -> None:
     first = Options(("structured", "weight"), criteria=("l1",))
-    space = Space(layers={"layer2.conv": first, "layer2.*": Options(("weight",), criteria=("lamp",))})
+    space = Space(
+        layers={"layer2.conv": first, "layer2.*": Options(("weight",), criteria=("lamp",))}
+    )
     assert by_name(space)["layer2.conv:weights"].options.criteria == ("l1",)
 
 
@@ -258,7 +302,9 @@ def test_a_pattern_that_an_earlier_one_takes_all_layers_of_is_no_error() -> None
         ("weight", 0.9, {0.33: 0.33}),
     ],
 )
-def test_a_plan_says_the_share_that_really_goes(technique: str, high: float, wanted: dict[float, float]) -> None:
+def test_a_plan_says_the_share_that_really_goes(
+    technique: str, high: float, wanted: dict[float, float]
+) -> None:
     space = Space(Options((technique,), (0.0, high)))
     variable = by_name(space)["layer2.conv:weights"]
     for ratio, share in wanted.items():
@@ -281,10 +327,13 @@ def test_heads_are_counted_as_they_are() -> None:
 
 
 def test_blocks_are_decided_one_by_one_and_go_whole() -> None:
-    found = [Group(f"stage.{name}", "blocks", (f"stage.{name}",), ("block",), (1,)) for name in "ab"]
+    found = [
+        Group(f"stage.{name}", "blocks", (f"stage.{name}",), ("block",), (1,)) for name in "ab"
+    ]
     variables = Space(Options(("depth",), (0.1, 0.4)), share="stage").resolve(found)
     assert [variable.name for variable in variables] == ["stage.a:blocks", "stage.b:blocks"]
-    assert all(variable.options.ratio == (0.0, 1.0) for variable in variables)  # whatever the range of widths
+    # whatever the range of widths
+    assert all(variable.options.ratio == (0.0, 1.0) for variable in variables)
     a, b = variables
     assert a.choices("depth", 0.5, "l1") == {"stage.a:blocks": Choice("depth", 1.0)}
     assert b.choices("depth", 0.49, "l1") == {"stage.b:blocks": Choice("depth", 0.0)}

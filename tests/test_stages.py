@@ -89,7 +89,9 @@ def test_a_mobilenet_has_a_stage_for_each_resolution() -> None:
 
 
 def test_the_blocks_of_a_transformer_are_alike_in_heads_and_in_hidden_units() -> None:
-    found = {variable.options.techniques: len(variable.groups) for variable in decisions("vit", "stage")}
+    found = {
+        variable.options.techniques: len(variable.groups) for variable in decisions("vit", "stage")
+    }
     assert found == {("structured",): 1, ("heads",): 4, ("neuron",): 4}
 
 
@@ -113,7 +115,9 @@ def test_every_group_is_decided_once(share: Any) -> None:
     options = Options(("structured", "neuron", "heads", "weight"))
     variables = decisions("vit", share, options)
     keys = [group.key for variable in variables for group in variable.groups]
-    assert len(set(keys)) == len(keys) and len({variable.name for variable in variables}) == len(variables)
+    assert len(set(keys)) == len(keys) and len({variable.name for variable in variables}) == len(
+        variables
+    )
     assert sorted(keys) == sorted(
         group.key for variable in decisions("vit", None, options) for group in variable.groups
     )

@@ -153,14 +153,20 @@ def test_an_unknown_quantity_names_the_nearest() -> None:
 )
 def test_violation_is_used_over_limit_minus_one(quantity: str, used: Score, limit: str) -> None:
     assert Limit.parse(quantity, limit).violation(used, DENSE, "maximize") == pytest.approx(0.2)
-    assert Budget.parse({quantity: limit}).broken(used, DENSE, "maximize")[0].startswith(f"{quantity} ")
+    assert (
+        Budget.parse({quantity: limit})
+        .broken(used, DENSE, "maximize")[0]
+        .startswith(f"{quantity} ")
+    )
 
 
 def test_throughput_is_a_lower_limit_and_the_same_as_one_on_latency() -> None:
     for ratio in (0.5, 2 / 3, 0.7, 1.0):
         score = Score(latency_ratio=ratio, latency_ratio_high=ratio)
         least, most = Limit.parse("throughput", "150%"), Limit("latency", 1 / 1.5, relative=True)
-        assert least.violation(score, DENSE, "maximize") == pytest.approx(most.violation(score, DENSE, "maximize"))
+        assert least.violation(score, DENSE, "maximize") == pytest.approx(
+            most.violation(score, DENSE, "maximize")
+        )
     limit = Limit.parse("throughput", "200/s")
     assert not limit.broken(200) and limit.broken(199) and not limit.broken(5000)
     budget = Budget((limit,))
@@ -175,7 +181,8 @@ def test_throughput_is_a_lower_limit_and_the_same_as_one_on_latency() -> None:
 
 
 @pytest.mark.parametrize(
-    ("goal", "metric", "drop"), [("maximize", 0.85, 0.05), ("minimize", 0.95, 0.05), ("maximize", 0.95, -0.05)]
+    ("goal", "metric", "drop"),
+    [("maximize", 0.85, 0.05), ("minimize", 0.95, 0.05), ("maximize", 0.95, -0.05)],
 )
 def test_metric_drop_is_towards_worse(goal: str, metric: float, drop: float) -> None:
     limit = Limit.parse("metric_drop", 0.01)
@@ -211,7 +218,10 @@ def test_a_budget_round_trips_and_prints() -> None:
     }
     budget = Budget.parse(given)
     assert budget.to_json() == given and Budget.parse(budget.to_json()) == budget
-    assert str(Budget.parse({"latency": "50%", "size": "2MB"})) == "latency at most 50%, size at most 2MB"
+    assert (
+        str(Budget.parse({"latency": "50%", "size": "2MB"}))
+        == "latency at most 50%, size at most 2MB"
+    )
     assert str(Budget()) == "no limit"
 
 
@@ -237,11 +247,16 @@ def test_target_as_json() -> None:
 
 def test_a_limit_on_a_further_target_is_judged_there() -> None:
     budget = Budget.parse({"latency": "50%", "latency on cpu_eager": "60%"})
-    assert Budget.parse(budget.to_json()) == budget and [limit.key for limit in budget.limits] == [*budget.to_json()]
+    assert Budget.parse(budget.to_json()) == budget and [limit.key for limit in budget.limits] == [
+        *budget.to_json()
+    ]
     here = Score(metric=0.9, latency_ratio=0.4, latency_ratio_high=0.4)
     both = here.evolve(elsewhere={"cpu_eager": Score(latency_ratio=0.7, latency_ratio_high=0.7)})
     assert Score.from_json(both.to_json()) == both
-    assert set(budget.violations(here, DENSE, "maximize")) == {"latency"}  # not measured there: not yet judged
-    assert budget.violations(both, DENSE, "maximize")["latency on cpu_eager"] == pytest.approx(0.7 / 0.6 - 1)
+    # not measured there: not yet judged
+    assert set(budget.violations(here, DENSE, "maximize")) == {"latency"}
+    assert budget.violations(both, DENSE, "maximize")["latency on cpu_eager"] == pytest.approx(
+        0.7 / 0.6 - 1
+    )
     (said,) = budget.broken(both, DENSE, "maximize")
     assert said == "latency on cpu_eager up to 70%, over the limit of 60%"

@@ -69,7 +69,9 @@ def mine(tmp_path, request):
     """A folder with the user's modules, under names that no other test uses, and the name of the first."""
     name, layers = f"mine_{abs(hash(request.node.name))}", f"layers_{abs(hash(request.node.name))}"
     (tmp_path / f"{name}.py").write_text(MINE.format(layers=layers))
-    (tmp_path / f"{layers}.py").write_text("from torch import nn\n\ndef make(width):\n    return nn.Linear(3, width)\n")
+    (tmp_path / f"{layers}.py").write_text(
+        "from torch import nn\n\ndef make(width):\n    return nn.Linear(3, width)\n"
+    )
     path = list(sys.path)
     yield tmp_path, name
     sys.path[:] = path
@@ -125,8 +127,15 @@ def test_the_digest_follows_what_the_users_module_imports(mine):
 
 def test_dictionary_batches(mine):
     folder, name = mine
-    args, kwargs, target = next(build({"model": f"{name}:build", "data": f"{name}:rows"}, folder).batches("train"))
-    assert args == () and kwargs["a"].shape == (4, 3) and kwargs["b"].shape == (4, 1) and target.tolist() == [1] * 4
+    args, kwargs, target = next(
+        build({"model": f"{name}:build", "data": f"{name}:rows"}, folder).batches("train")
+    )
+    assert (
+        args == ()
+        and kwargs["a"].shape == (4, 3)
+        and kwargs["b"].shape == (4, 1)
+        and target.tolist() == [1] * 4
+    )
 
 
 @pytest.mark.parametrize(
@@ -138,7 +147,11 @@ def test_dictionary_batches(mine):
         ("torchvision:resnet81", "task.model", ["did you mean 'resnet18'"]),
         ({"name": "zoo:digits_cnn", "arguments": {}}, "task.model", ["args"]),
         ({"name": "zoo:digits_cnn", "args": [1]}, "task.model.args", ["mapping"]),
-        ({"name": "zoo:digits_cnn", "args": {"widht": 8}}, "task.model.args", ["widht", "did you mean 'width'"]),
+        (
+            {"name": "zoo:digits_cnn", "args": {"widht": 8}},
+            "task.model.args",
+            ["widht", "did you mean 'width'"],
+        ),
         ({"name": "zoo:digits_cnn", "args": {"width": 0}}, "task.model", ["at least 1"]),
         ({"name": "torchvision:resnet18", "args": {"nclasses": 8}}, "task.model", ["nclasses"]),
         ("MINE:build_it", "task.model", ["did you mean 'build'"]),
@@ -162,12 +175,24 @@ def test_wrong_models(mine, model, key, words):
         ("torchvision:CIFAR1O", "task.data", ["did you mean 'CIFAR10'"]),
         ("torchvision:CIFAR10", "task.data.args", ["root", "download"]),
         ("torchvision:FakeData", "task.data", ["no train and test", "my_module"]),
-        ({"name": "torchvision:CIFAR10", "args": {"root": "nowhere"}}, "task.data", ["RuntimeError", "download"]),
-        ({"name": "torchvision:MNIST", "args": {"root": "x", "rott": 1}}, "task.data.args", ["rott", "'root'"]),
+        (
+            {"name": "torchvision:CIFAR10", "args": {"root": "nowhere"}},
+            "task.data",
+            ["RuntimeError", "download"],
+        ),
+        (
+            {"name": "torchvision:MNIST", "args": {"root": "x", "rott": 1}},
+            "task.data.args",
+            ["rott", "'root'"],
+        ),
         ({"name": "zoo:synthetic", "args": {"shape": [3]}}, "task.data", ["shape"]),
         ({"name": "MINE:data", "args": {"count": 0}}, "task.data", ["train data is empty"]),
         ({"name": "MINE:data", "args": {"parts": ["train"]}}, "task.data", ["no validation data"]),
-        ({"name": "MINE:data", "args": {"parts": ["train", "valid"]}}, "task.data", ["did you mean 'validation'"]),
+        (
+            {"name": "MINE:data", "args": {"parts": ["train", "valid"]}},
+            "task.data",
+            ["did you mean 'validation'"],
+        ),
         ("MINE:broken", "task.data", ["the file is gone"]),
         ("MINE:nothing", "task.data", ["str"]),
         ("MINE:iterator", "task.data", ["iterator"]),
@@ -189,10 +214,25 @@ def test_wrong_data(mine, given, key, words):
         ("loss", "MINE:number", "task.loss", ["int"]),
         ("metric", "acuracy", "task.metric.name", ["did you mean 'accuracy'"]),
         ("metric", {"name": "accuracy", "goal": "minimize"}, "task.metric.goal", ["higher"]),
-        ("metric", {"name": "accuracy", "goal": "up"}, "task.metric.goal", ["maximize or minimize"]),
+        (
+            "metric",
+            {"name": "accuracy", "goal": "up"},
+            "task.metric.goal",
+            ["maximize or minimize"],
+        ),
         ("metric", {"name": "p", "function": "MINE:perplexity"}, "task.metric.goal", ["goal"]),
-        ("metric", {"name": "p", "function": "MINE:none", "goal": "minimize"}, "task.metric.function", ["none"]),
-        ("metric", {"name": "p", "function": "MINE:number", "goal": "minimize"}, "task.metric.function", ["3"]),
+        (
+            "metric",
+            {"name": "p", "function": "MINE:none", "goal": "minimize"},
+            "task.metric.function",
+            ["none"],
+        ),
+        (
+            "metric",
+            {"name": "p", "function": "MINE:number", "goal": "minimize"},
+            "task.metric.function",
+            ["3"],
+        ),
         ("adapter", "MINE:number", "task.adapter", ["int"]),
         ("adapter", "MINE:loss", "task.adapter", ["failed with TypeError"]),
         ("adapter", "builtins:list", "task.adapter", ["must return"]),
@@ -224,7 +264,9 @@ def images(folder, classes, each, size=(12, 10)):
     for number, name in enumerate(classes):
         (folder / name).mkdir(parents=True)
         for index in range(each):
-            Image.new("RGB", size, (40 * number + index, 90, 200 - index)).save(folder / name / f"{index}.png")
+            Image.new("RGB", size, (40 * number + index, 90, 200 - index)).save(
+                folder / name / f"{index}.png"
+            )
 
 
 def test_a_folder_of_class_folders_is_split(tmp_path):
@@ -285,7 +327,9 @@ def test_torchvision_data_with_a_train_flag(tmp_path, monkeypatch):
 
     monkeypatch.setattr(datasets, "MNIST", MNIST)
     (tmp_path / "here").mkdir()
-    section = DIGITS | {"data": {"name": "torchvision:MNIST", "args": {"root": "here", "validation": 0.25}}}
+    section = DIGITS | {
+        "data": {"name": "torchvision:MNIST", "args": {"root": "here", "validation": 0.25}}
+    }
     found = build(section, tmp_path).data
     assert [len(part) for part in (found.train, found.validation, found.test)] == [30, 10, 10]
     assert found.test.root == str(tmp_path / "here")
@@ -298,7 +342,9 @@ def test_torchvision_data_with_split_names(tmp_path, monkeypatch):
     class SVHN(torch.utils.data.Dataset):
         def __init__(self, root, split="train", transform=None):
             if split not in ("train", "test"):
-                raise ValueError(f"Unknown value '{split}' for argument split. Valid values are train, test.")
+                raise ValueError(
+                    f"Unknown value '{split}' for argument split. Valid values are train, test."
+                )
             self.count, self.transform = {"train": 20, "test": 5}[split], transform
 
         def __len__(self):
@@ -308,7 +354,9 @@ def test_torchvision_data_with_split_names(tmp_path, monkeypatch):
             return self.transform(Image.new("RGB", (8, 8), (index, 2, 3))), 0
 
     monkeypatch.setattr(datasets, "SVHN", SVHN)
-    found = build(DIGITS | {"data": {"name": "torchvision:SVHN", "args": {"root": "."}}}, tmp_path).data
+    found = build(
+        DIGITS | {"data": {"name": "torchvision:SVHN", "args": {"root": "."}}}, tmp_path
+    ).data
     assert [len(part) for part in (found.train, found.validation, found.test)] == [18, 2, 5]
 
 
@@ -317,7 +365,10 @@ def test_losses_read_the_main_output_and_custom_ones_the_raw():
     wanted = functional.cross_entropy(logits, labels)
     for given in ("cross_entropy", functional.cross_entropy, nn.CrossEntropyLoss()):
         assert losses.resolve(given)({"logits": logits}, labels) == wanted
-    assert losses.resolve(lambda output, target: output["logits"].sum())({"logits": logits}, labels) == logits.sum()
+    assert (
+        losses.resolve(lambda output, target: output["logits"].sum())({"logits": logits}, labels)
+        == logits.sum()
+    )
     with pytest.raises(InputError, match="unknown loss"):
         losses.resolve("softmax")
 
@@ -347,7 +398,9 @@ def test_weights_load_bit_for_bit(tmp_path, wrapped):
     if wrapped == "safetensors":
         save_file(dict(state), path)
     elif wrapped == "old":
-        torch.save({name: tensor for name, tensor in state.items() if "num_batches" not in name}, path)
+        torch.save(
+            {name: tensor for name, tensor in state.items() if "num_batches" not in name}, path
+        )
     else:
         prefix = "module." if wrapped == "parallel" else ""
         renamed = {prefix + name: tensor for name, tensor in state.items()}
@@ -389,21 +442,29 @@ def test_files_that_hold_no_weights_are_refused_and_never_run(tmp_path, content,
     elif content == "text":
         path.write_text("not weights at all")
     else:
-        save_file(small().state_dict(), path) if suffix == "safetensors" else torch.save(small().state_dict(), path)
+        save_file(small().state_dict(), path) if suffix == "safetensors" else torch.save(
+            small().state_dict(), path
+        )
         path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ModelError, match="weights"):
         load_weights(small(), path)
 
 
 def test_given_data_may_be_a_mapping_or_data():
-    parts = {part: TensorDataset(torch.ones(3, 2), torch.zeros(3)) for part in ("train", "validation")}
+    parts = {
+        part: TensorDataset(torch.ones(3, 2), torch.zeros(3)) for part in ("train", "validation")
+    }
     assert isinstance(data.check_data(parts), Data) and data.check_data(Data(**parts)).test is None
 
 
 def test_the_sources_of_a_module_leave_out_what_has_no_file(tmp_path, monkeypatch):
     from autoprune.training.references import sources
 
-    (tmp_path / "from_the_root.py").write_text("import sys\nimport _imp\n\ndef build():\n    return None\n")
+    (tmp_path / "from_the_root.py").write_text(
+        "import sys\nimport _imp\n\ndef build():\n    return None\n"
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
     __import__("from_the_root")
-    assert "from_the_root.py" in {path.name for path in sources(["from_the_root:build"], [Path("/")])}
+    assert "from_the_root.py" in {
+        path.name for path in sources(["from_the_root:build"], [Path("/")])
+    }

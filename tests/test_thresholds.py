@@ -43,7 +43,9 @@ def test_the_smallest_weights_of_the_whole_net_go(share: float) -> None:
 def test_by_lamp_no_layer_loses_all_and_by_magnitude_one_may_lose_all_but_one() -> None:
     weights = layers()
     plain = Threshold({name: weight.abs() for name, weight in weights.items()}).ratios(0.5)
-    adaptive = Threshold({name: LAMP().score(weight) for name, weight in weights.items()}).ratios(0.5)
+    adaptive = Threshold({name: LAMP().score(weight) for name, weight in weights.items()}).ratios(
+        0.5
+    )
     assert plain["small"] == 39 / 40 and max(adaptive.values()) < 0.8
     total = sum(adaptive[name] * weight.numel() for name, weight in weights.items())
     assert total == pytest.approx(0.5 * sum(weight.numel() for weight in weights.values()))
@@ -51,7 +53,9 @@ def test_by_lamp_no_layer_loses_all_and_by_magnitude_one_may_lose_all_but_one() 
 
 def net() -> nn.Module:
     torch.manual_seed(0)
-    made = nn.Sequential(nn.Linear(6, 14), nn.ReLU(), nn.Linear(14, 10), nn.ReLU(), nn.Linear(10, 3)).eval()
+    made = nn.Sequential(
+        nn.Linear(6, 14), nn.ReLU(), nn.Linear(14, 10), nn.ReLU(), nn.Linear(10, 3)
+    ).eval()
     with torch.no_grad():
         made[2].weight.mul_(0.2)
     return made
@@ -60,7 +64,9 @@ def net() -> nn.Module:
 @pytest.mark.promise("options")
 @pytest.mark.parametrize("technique", ["weight", "sparse"])
 @pytest.mark.parametrize("criterion", ["l1", "l2", "lamp"])
-def test_a_pattern_of_global_scope_removes_its_share_of_all_weights(technique: str, criterion: str) -> None:
+def test_a_pattern_of_global_scope_removes_its_share_of_all_weights(
+    technique: str, criterion: str
+) -> None:
     model = net()
     choice = {"technique": technique, "ratio": 0.5, "criterion": criterion, "scope": "global"}
     smaller = autoprune.prune(model, torch.randn(2, 6), {"*": choice})
@@ -91,14 +97,17 @@ def test_a_scope_that_cannot_be_is_refused(choice: dict[str, Any], says: str) ->
 @pytest.mark.parametrize("technique", ["weight", "sparse", "n_of_m"])
 def test_criteria_that_rank_alike_come_to_one_plan(technique: str) -> None:
     group = Group("fc", "weights", ("fc",), ("linear",), (8, 8))
-    variable = Variable("fc:weights", (group,), Options((technique,), (0.0, 0.9), ("l2", "taylor", "l1", "lamp")))
+    variable = Variable(
+        "fc:weights", (group,), Options((technique,), (0.0, 0.9), ("l2", "taylor", "l1", "lamp"))
+    )
     named = ("l1", "l2", "lamp", "taylor")
     found = {name: variable.choices(technique, 0.5, name)["fc:weights"].criterion for name in named}
     assert found == {"l1": "l2", "l2": "l2", "lamp": "l2", "taylor": "taylor"}
     alone = Variable("fc:weights", (group,), Options((technique,), (0.0, 0.9), ("lamp",)))
     assert alone.choices(technique, 0.5, "lamp")["fc:weights"].criterion == "lamp"
     tiles = Variable("fc:weights", (group,), Options(("block(rows=4)",), (0.0, 0.9), ("l2", "l1")))
-    assert tiles.choices("block(rows=4)", 0.5, "l1")["fc:weights"].criterion == "l1"  # sums of tiles differ
+    # sums of tiles differ
+    assert tiles.choices("block(rows=4)", 0.5, "l1")["fc:weights"].criterion == "l1"
 
 
 @pytest.mark.promise("options")

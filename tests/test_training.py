@@ -126,7 +126,9 @@ def test_tensor_batches_are_those_of_a_data_loader():
 
 def test_a_shuffled_epoch_depends_on_the_seed_alone():
     task = make_task()
-    first, again, other = ([y.tolist() for _, _, y in task.batches("train", seed=seed)] for seed in (1, 1, 2))
+    first, again, other = (
+        [y.tolist() for _, _, y in task.batches("train", seed=seed)] for seed in (1, 1, 2)
+    )
     assert first == again != other
 
 
@@ -178,17 +180,23 @@ def test_masks_step_after_every_optimiser_step():
 
 def test_a_loss_that_is_not_finite_names_epoch_and_step():
     def loss(output, target):
-        return functional.cross_entropy(output, target) * (math.nan if seen.append(1) or len(seen) == 7 else 1)
+        return functional.cross_entropy(output, target) * (
+            math.nan if seen.append(1) or len(seen) == 7 else 1
+        )
 
     seen = []
     model = net()
     with pytest.raises(TrainingError, match=r"nan in epoch 2, step 2"):
-        loop.train(model, make_task(Data(points(80), points()), loss), Recipe(3, 16, device="cpu"), seed=0)
+        loop.train(
+            model, make_task(Data(points(80), points()), loss), Recipe(3, 16, device="cpu"), seed=0
+        )
     assert all(bool(parameter.isfinite().all()) for parameter in model.parameters())
 
 
 def test_a_loss_of_several_numbers_is_refused():
-    task = make_task(loss=lambda output, target: functional.cross_entropy(output, target, reduction="none"))
+    task = make_task(
+        loss=lambda output, target: functional.cross_entropy(output, target, reduction="none")
+    )
     with pytest.raises(ModelError, match=r"one number.*shape \(16,\)"):
         loop.train(net(), task, task.training, seed=0)
 
@@ -243,14 +251,21 @@ def test_distance_is_scaled_kl_for_cross_entropy_and_mse_elsewhere():
     p, q = (teacher / 4).softmax(1), (student / 4).softmax(1)
     by_hand = (p * (p / q).log()).sum(1).mean() * 16
     for loss in (functional.cross_entropy, nn.CrossEntropyLoss(), losses.resolve("cross_entropy")):
-        assert losses.distillation(loss, 4.0)(student, teacher) == pytest.approx(float(by_hand), rel=1e-4)
-    assert losses.distillation(functional.mse_loss, 4.0)(student, teacher) == functional.mse_loss(student, teacher)
+        assert losses.distillation(loss, 4.0)(student, teacher) == pytest.approx(
+            float(by_hand), rel=1e-4
+        )
+    assert losses.distillation(functional.mse_loss, 4.0)(student, teacher) == functional.mse_loss(
+        student, teacher
+    )
 
 
 def test_weight_decay_leaves_biases_and_norms_alone():
     model = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm((1, 8)), nn.Linear(8, 2))
     groups = loop._optimizer(model, Recipe(weight_decay=0.1)).param_groups
-    assert [(group["weight_decay"], len(group["params"])) for group in groups] == [(0.1, 2), (0.0, 4)]
+    assert [(group["weight_decay"], len(group["params"])) for group in groups] == [
+        (0.1, 2),
+        (0.0, 4),
+    ]
 
 
 def test_evaluate_calls_the_metric_once_on_everything():
@@ -292,11 +307,21 @@ def test_evaluate_averages_the_loss_over_samples_and_gives_the_mode_back():
 @pytest.mark.parametrize("loss", [functional.cross_entropy, nn.CrossEntropyLoss(), "cross_entropy"])
 def test_a_tempered_loss_does_not_count_how_confident_a_model_is(loss):
     task, model = make_task(loss=losses.resolve(loss)), net()
-    plain, tempered = (loop.evaluate(model, task, "validation", "cpu", tempered=each).loss for each in (False, True))
+    plain, tempered = (
+        loop.evaluate(model, task, "validation", "cpu", tempered=each).loss
+        for each in (False, True)
+    )
     model[4].weight.data *= 4
     model[4].bias.data *= 4
-    confident, again = (loop.evaluate(model, task, "validation", "cpu", tempered=each).loss for each in (False, True))
-    assert again == pytest.approx(tempered, rel=1e-5) and tempered < plain and abs(confident - plain) > 1e-3
+    confident, again = (
+        loop.evaluate(model, task, "validation", "cpu", tempered=each).loss
+        for each in (False, True)
+    )
+    assert (
+        again == pytest.approx(tempered, rel=1e-5)
+        and tempered < plain
+        and abs(confident - plain) > 1e-3
+    )
 
     class Own(nn.CrossEntropyLoss):
         def forward(self, output, target):
@@ -307,8 +332,11 @@ def test_a_tempered_loss_does_not_count_how_confident_a_model_is(loss):
     assert loop.evaluate(model, own, "validation", "cpu", tempered=True) == loop.evaluate(
         model, own, "validation", "cpu"
     )
-    distance = make_task(loss=lambda output, target: functional.cross_entropy(output, target))  # who knows of logits?
-    assert loop.evaluate(model, distance, "validation", "cpu", tempered=True).loss == pytest.approx(confident)
+    # who knows of logits?
+    distance = make_task(loss=lambda output, target: functional.cross_entropy(output, target))
+    assert loop.evaluate(model, distance, "validation", "cpu", tempered=True).loss == pytest.approx(
+        confident
+    )
 
 
 def test_evaluate_refuses_what_is_not_finite_and_what_is_no_number():
@@ -318,7 +346,9 @@ def test_evaluate_refuses_what_is_not_finite_and_what_is_no_number():
     with pytest.raises(TrainingError, match="loss on the validation data is nan"):
         loop.evaluate(model, task, "validation", "cpu")
     with pytest.raises(ModelError, match="one number"):
-        loop.evaluate(net(), replace(task, metric=Metric("m", lambda o, t: "high")), "validation", "cpu")
+        loop.evaluate(
+            net(), replace(task, metric=Metric("m", lambda o, t: "high")), "validation", "cpu"
+        )
     with pytest.raises(ModelError, match="empty"):
         loop.evaluate(net(), make_task(Data(points(), points(0))), "validation", "cpu")
 
@@ -326,7 +356,10 @@ def test_evaluate_refuses_what_is_not_finite_and_what_is_no_number():
 def test_joined_keeps_what_does_not_fit_in_lists():
     assert concatenate([torch.ones(2, 3), torch.ones(1, 3)]).shape == (3, 3)
     assert concatenate([torch.tensor(1.0), torch.tensor(2.0)]).tolist() == [1.0, 2.0]
-    assert [part.shape for part in concatenate([torch.ones(2, 3), torch.ones(2, 4)])] == [(2, 3), (2, 4)]
+    assert [part.shape for part in concatenate([torch.ones(2, 3), torch.ones(2, 4)])] == [
+        (2, 3),
+        (2, 4),
+    ]
     assert concatenate([(torch.ones(1), "a"), (torch.ones(1), "b")])[1] == ["a", "b"]
 
 
@@ -336,10 +369,13 @@ def test_recalibrate_takes_plain_averages_and_touches_nothing_else():
     model[1].running_mean.fill_(100.0)
     model[1].momentum = 0.3
     model.train()
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items() if "running" not in name}
+    before = {
+        name: tensor.clone() for name, tensor in model.state_dict().items() if "running" not in name
+    }
     loop.recalibrate(model, task, device="cpu")
     inner = model[0](task.data.train.tensors[0])
-    assert torch.allclose(model[1].running_mean, inner.mean(0), atol=1e-5)  # four equal batches: the mean over all
+    # four equal batches: the mean over all
+    assert torch.allclose(model[1].running_mean, inner.mean(0), atol=1e-5)
     after = {name: tensor for name, tensor in model.state_dict().items() if "running" not in name}
     assert all(torch.equal(after[name], before[name]) for name in before)
     assert model[1].momentum == 0.3 and model.training and model[1].training
@@ -364,7 +400,9 @@ def test_a_device_that_is_not_there_is_bad_input():
 
 def test_the_learning_rate_warms_up_and_ends_at_zero():
     values = [schedule.learning_rate(step / 200) for step in range(201)]
-    assert values[0] == 0.0 and max(values) == values[10] == 1.0 and values[200] == pytest.approx(0.0)
+    assert (
+        values[0] == 0.0 and max(values) == values[10] == 1.0 and values[200] == pytest.approx(0.0)
+    )
     assert values[:11] == sorted(values[:11]) and values[10:] == sorted(values[10:], reverse=True)
 
 
@@ -400,7 +438,13 @@ def test_no_standard_error_where_a_metric_takes_no_parts(outputs, targets):
 @pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd"])
 @pytest.mark.parametrize(
     "other",
-    [{"momentum": 0.0}, {"schedule": "linear"}, {"schedule": "constant"}, {"warmup": 0.5}, {"weight_decay": 0.9}],
+    [
+        {"momentum": 0.0},
+        {"schedule": "linear"},
+        {"schedule": "constant"},
+        {"warmup": 0.5},
+        {"weight_decay": 0.9},
+    ],
     ids=str,
 )
 def test_every_key_of_a_recipe_changes_the_training(optimizer, other):
@@ -413,7 +457,9 @@ def test_every_key_of_a_recipe_changes_the_training(optimizer, other):
     assert float((weights[0] - weights[1]).abs().max()) > 1e-4
 
 
-@pytest.mark.parametrize(("name", "middle", "last"), [("cosine", 0.5, 0.0), ("linear", 0.5, 0.0), ("constant", 1, 1)])
+@pytest.mark.parametrize(
+    ("name", "middle", "last"), [("cosine", 0.5, 0.0), ("linear", 0.5, 0.0), ("constant", 1, 1)]
+)
 def test_a_schedule_begins_at_the_end_of_the_warmup(name, middle, last):
     found = [schedule.learning_rate(progress, name, 0.2) for progress in (0.0, 0.1, 0.2, 0.6, 1.0)]
     assert found == pytest.approx([0.0, 0.5, 1.0, middle, last])

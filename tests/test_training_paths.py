@@ -26,7 +26,9 @@ IMAGES = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
 def conv(inputs: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU())
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU()
+    )
 
 
 class Trunk(nn.Module):
@@ -103,7 +105,9 @@ class OnlyInEvaluation(Trunk):
 
     def inner(self, x: Tensor) -> Tensor:
         return (
-            x.reshape(x.shape[0], -1, 64).reshape(x.shape) if self.training else x.view(-1, 12, 64).view(-1, 12, 8, 8)
+            x.reshape(x.shape[0], -1, 64).reshape(x.shape)
+            if self.training
+            else x.view(-1, 12, 64).view(-1, 12, 8, 8)
         )
 
 
@@ -227,7 +231,11 @@ def test_cut_is_masked_in_both_modes_and_trains(build: Callable[[], nn.Module]) 
     model, inputs = build(), Inputs.of(IMAGES)
     coupling = discover(model, inputs)
     assert coupling.training and coupling.unfollowed is None
-    keep = {group.key: random_keep(coupling, group.key) for group in coupling.prunable() if group.level == "units"}
+    keep = {
+        group.key: random_keep(coupling, group.key)
+        for group in coupling.prunable()
+        if group.level == "units"
+    }
     assert "one.0:units" in keep
     smaller = coupling.apply(model, keep)
     for training in (False, True):
@@ -236,17 +244,26 @@ def test_cut_is_masked_in_both_modes_and_trains(build: Callable[[], nn.Module]) 
             masked_outputs(model, inputs, coupling, keep, training),
         )
         assert relative_error(cut, masked) <= TOLERANCE
-    rebuilt = Outline.from_json(json.loads(json.dumps(Outline.of(model, smaller).to_json()))).build(model)
+    rebuilt = Outline.from_json(json.loads(json.dumps(Outline.of(model, smaller).to_json()))).build(
+        model
+    )
     rebuilt.load_state_dict(smaller.state_dict())
     for training in (False, True):
-        assert relative_error(outputs_of(rebuilt, inputs, training), outputs_of(smaller, inputs, training)) == 0.0
+        assert (
+            relative_error(
+                outputs_of(rebuilt, inputs, training), outputs_of(smaller, inputs, training)
+            )
+            == 0.0
+        )
     train_step(copy.deepcopy(rebuilt))
     train_step(autoprune.prune(model, IMAGES, 0.5))
 
 
 def test_units_that_only_training_runs_are_refused_by_name() -> None:
     found = discover(Auxiliary(), Inputs.of(IMAGES))
-    refused = {group.key: group.refusal or "" for group in found.groups if group.name.startswith("aux")}
+    refused = {
+        group.key: group.refusal or "" for group in found.groups if group.name.startswith("aux")
+    }
     assert set(refused) == {"aux.0:units", "aux.5:units", "aux.0:weights", "aux.5:weights"}
     assert all("runs in training only" in why for why in refused.values())
     assert units(Auxiliary())["one.0"] is None
@@ -268,7 +285,9 @@ def test_a_block_that_training_runs_otherwise_is_no_block_to_remove() -> None:
 
 def test_a_training_path_that_fails_is_named_and_evaluation_followed() -> None:
     model = Hinted()
-    with pytest.warns(UserWarning, match=r"targets should not be None.*training alone \(only\) may break"):
+    with pytest.warns(
+        UserWarning, match=r"targets should not be None.*training alone \(only\) may break"
+    ):
         smaller = autoprune.prune(model, IMAGES, 0.5)
     assert smaller.one[0].out_channels == 6
     with pytest.warns(UserWarning, match="targets should not be None"):
@@ -285,11 +304,25 @@ def test_batch_norm_over_one_value_is_no_obstacle(batch: int) -> None:
     "model",
     [
         nn.Sequential(
-            conv(3, 8), nn.Dropout2d(), nn.Flatten(), nn.Linear(512, 6), nn.RReLU(), nn.AlphaDropout(), nn.Linear(6, 2)
+            conv(3, 8),
+            nn.Dropout2d(),
+            nn.Flatten(),
+            nn.Linear(512, 6),
+            nn.RReLU(),
+            nn.AlphaDropout(),
+            nn.Linear(6, 2),
         ),
-        nn.Sequential(nn.Flatten(2), nn.TransformerEncoderLayer(64, 4, 32, 0.1, batch_first=True), nn.Linear(64, 2)),
+        nn.Sequential(
+            nn.Flatten(2),
+            nn.TransformerEncoderLayer(64, 4, 32, 0.1, batch_first=True),
+            nn.Linear(64, 2),
+        ),
         nn.Sequential(nn.Flatten(2), nn.GRU(64, 8, 2, batch_first=True, dropout=0.5)),
-        nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, 8, 1)), nn.Flatten(), nn.Linear(512, 2)),
+        nn.Sequential(
+            nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, 8, 1)),
+            nn.Flatten(),
+            nn.Linear(512, 2),
+        ),
     ],
     ids=["dropout", "transformer", "gru", "spectral"],
 )
@@ -304,7 +337,9 @@ def test_chance_and_statistics_are_no_path_of_their_own(model: nn.Module) -> Non
 @pytest.mark.parametrize(("name", "size"), [("googlenet", 64), ("inception_v3", 299)])
 def test_torchvisions_auxiliary_heads_train_on_after_a_cut(name: str, size: int) -> None:
     torchvision = pytest.importorskip("torchvision")
-    model = getattr(torchvision.models, name)(weights=None, aux_logits=True, init_weights=False, num_classes=10)
+    model = getattr(torchvision.models, name)(
+        weights=None, aux_logits=True, init_weights=False, num_classes=10
+    )
     images = torch.randn(2, 3, size, size)
     found = {group.key: group.refusal for group in autoprune.groups(model, images)}
     aux = "aux1.fc1:units" if name == "googlenet" else "AuxLogits.conv0.conv:units"
@@ -312,5 +347,7 @@ def test_torchvisions_auxiliary_heads_train_on_after_a_cut(name: str, size: int)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         smaller = autoprune.prune(model, images, 0.5)
-    assert sum(p.numel() for p in smaller.parameters()) < 0.7 * sum(p.numel() for p in model.parameters())
+    assert sum(p.numel() for p in smaller.parameters()) < 0.7 * sum(
+        p.numel() for p in model.parameters()
+    )
     train_step(smaller, images)

@@ -28,7 +28,12 @@ data = loss = metric = adapter = Runtime = Form = Cut = Score = Run = build
 
 def study(**task: Any) -> dict[str, Any]:
     training = {"epochs": 1, "batch_size": 8, "device": "cpu"}
-    given = {"model": "zoo:digits_cnn", "data": "zoo:digits", "loss": "cross_entropy", "training": training}
+    given = {
+        "model": "zoo:digits_cnn",
+        "data": "zoo:digits",
+        "loss": "cross_entropy",
+        "training": training,
+    }
     return {"version": 1, "name": "tiny", "task": given | task}
 
 
@@ -47,14 +52,25 @@ PLACES: dict[str, dict[str, Any]] = {
     "criterion": study() | {"space": {"default": {"criteria": ["marks:Score"]}}},
     "executor": study() | {"search": {"executor": "marks:Run"}},
     "storage": study() | {"search": {"storage": "sqlite:////tmp/elsewhere.db"}},
-    "download": study(data={"name": "torchvision:CIFAR10", "args": {"root": "x", "download": True}}),
-    "trained weights": study(model={"name": "torchvision:resnet18", "args": {"weights": "DEFAULT"}}),
+    "download": study(
+        data={"name": "torchvision:CIFAR10", "args": {"root": "x", "download": True}}
+    ),
+    "trained weights": study(
+        model={"name": "torchvision:resnet18", "args": {"weights": "DEFAULT"}}
+    ),
 }
-OWN = [study(), study(data="images"), study(model="torchvision:resnet18"), study() | {"folder": "/a:b/c"}]
+OWN = [
+    study(),
+    study(data="images"),
+    study(model="torchvision:resnet18"),
+    study() | {"folder": "/a:b/c"},
+]
 
 
 @pytest.fixture
-def marked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, Any]], tuple[Path, Path]]:
+def marked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[dict[str, Any]], tuple[Path, Path]]:
     """A folder that passes for an artefact and for a finished run, of this study; and the mark that its code makes."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(sys.modules, "marks", raising=False)
@@ -113,8 +129,12 @@ def test_every_command_that_takes_a_folder_says_what_trust_is(command: str) -> N
 
 
 @pytest.mark.promise("trust")
-@pytest.mark.parametrize("name", ["lraspp_mobilenet_v3_large", "deeplabv3_mobilenet_v3_large", "resnet18"])
-def test_a_model_of_torchvision_is_built_without_the_network(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "name", ["lraspp_mobilenet_v3_large", "deeplabv3_mobilenet_v3_large", "resnet18"]
+)
+def test_a_model_of_torchvision_is_built_without_the_network(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fetched(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("fetched")
 

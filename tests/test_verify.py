@@ -52,7 +52,11 @@ def measured(artefact: Any, *args: Any, **options: Any) -> dict[str, Any]:
     """Memory by the parameters alone; nothing counts the energy."""
     if "energy" in args[-1]:
         raise ModelError("energy cannot be measured: this machine has no counter")
-    size = len(artefact) if isinstance(artefact, bytes) else sum(each.numel() for each in artefact.parameters())
+    size = (
+        len(artefact)
+        if isinstance(artefact, bytes)
+        else sum(each.numel() for each in artefact.parameters())
+    )
     return {"memory_bytes": 100_000 + size}
 
 
@@ -83,9 +87,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )  # fmt: skip
         own = measure.with_latency(own.evolve(size_bytes=measure.size_bytes(module)), took, 1)
         there = measure.artefact(module, task.calibration(2), further)
-        other = own.evolve(size_bytes=len(there), metric=None, loss=None, test_metric=None, energy_mj=None)
+        other = own.evolve(
+            size_bytes=len(there), metric=None, loss=None, test_metric=None, energy_mj=None
+        )
         other = other.evolve(**measured(there, ["memory"]))
-        return compress_score(module, None, own, ("size_compressed",)).evolve(elsewhere={further.name: other})
+        return compress_score(module, None, own, ("size_compressed",)).evolve(
+            elsewhere={further.name: other}
+        )
 
     dense_score = score(dense, whole)
     plan = Plan({"conv1:units": Choice("structured", 0.875)})
@@ -134,7 +142,13 @@ def scaled(record: dict[str, Any], path: str, factor: float) -> None:
 
 
 TIMES = ("latency_ms", "latency_ms_low", "latency_ms_high", "latency_ms_p90", "latency_ms_p99")
-RATIOS = ("latency_ratio", "latency_ratio_low", "latency_ratio_high", "throughput", "throughput_low")
+RATIOS = (
+    "latency_ratio",
+    "latency_ratio_low",
+    "latency_ratio_high",
+    "throughput",
+    "throughput_low",
+)
 COUNTS = ("flops", "params", "nonzero_params", "size_bytes", "memory_bytes")
 OWN = ("metric", "loss", "test_metric", "size_compressed_bytes", *COUNTS, *TIMES, *RATIOS)
 DENSE = ("flops", "params", "size_bytes", "memory_bytes", *TIMES[:3], *RATIOS)
@@ -151,7 +165,10 @@ FIGURES = [
 def test_no_single_figure_can_be_another(whole: Recorded, path: str, factor: float) -> None:
     factor = 0.3 if path in ("metric", "test_metric") and factor > 1 else factor
     failed = failing(whole, lambda record: scaled(record, path, factor))
-    assert any(path.rpartition(".")[2].removesuffix("_low").removesuffix("_high") in text for text in failed.values())
+    assert any(
+        path.rpartition(".")[2].removesuffix("_low").removesuffix("_high") in text
+        for text in failed.values()
+    )
 
 
 def test_what_is_recorded_passes(whole: Recorded) -> None:
@@ -160,7 +177,12 @@ def test_what_is_recorded_passes(whole: Recorded) -> None:
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("uncounted", ["aten::sort"]), ("goal", "minimize"), ("target", {"threads": 3}), ("machine", None)],
+    [
+        ("uncounted", ["aten::sort"]),
+        ("goal", "minimize"),
+        ("target", {"threads": 3}),
+        ("machine", None),
+    ],
 )
 def test_nor_what_stands_beside_them(whole: Recorded, key: str, value: Any) -> None:
     def edit(record: dict[str, Any]) -> None:
@@ -202,22 +224,43 @@ def test_what_cannot_be_checked_is_listed_with_the_reason(made: Path, tmp_path: 
     assert shown.exit_code == 0 and result["passed"] and result["open"] == []
     assert "no counter" in unchecked["energy"] and "weights are not" in unchecked["dense.metric"]
     assert "weights are not" in unchecked["metric_drop"] and "trial" in unchecked
-    assert all("another machine" in unchecked[key] for key in ("latency", "latency on cpu_onnxruntime"))
-    assert "unchecked" in shown.stdout and "energy" in shown.stdout and "another machine" in shown.stdout
+    assert all(
+        "another machine" in unchecked[key] for key in ("latency", "latency on cpu_onnxruntime")
+    )
+    assert (
+        "unchecked" in shown.stdout
+        and "energy" in shown.stdout
+        and "another machine" in shown.stdout
+    )
 
 
 def test_a_busy_machine_is_no_failure(whole: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
-    busy = replace(FOUND, crowded=True, ratio=0.58, ratio_low=0.56, ratio_high=0.6, ms=0.9, p99_ms=20.0, dense_ms=2.0)
+    busy = replace(
+        FOUND,
+        crowded=True,
+        ratio=0.58,
+        ratio_low=0.56,
+        ratio_high=0.6,
+        ms=0.9,
+        p99_ms=20.0,
+        dense_ms=2.0,
+    )
     monkeypatch.setattr(measure, "time_artefact", lambda *args, **options: busy)
     assert failing(whole, lambda record: None) == {}
 
 
-def test_one_odd_measurement_is_no_failure(whole: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_odd_measurement_is_no_failure(
+    whole: Recorded, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = list[int]()
 
     def timed(*args: Any, **options: Any) -> Latency:
         asked.append(options["processes"])
-        return FOUND if options["processes"] > 5 else replace(FOUND, ratio=0.9, ratio_low=0.89, ratio_high=0.91)
+        return (
+            FOUND
+            if options["processes"] > 5
+            else replace(FOUND, ratio=0.9, ratio_low=0.89, ratio_high=0.91)
+        )
 
     monkeypatch.setattr(measure, "time_artefact", timed)
     assert failing(whole, lambda record: None) == {} and asked == [5, 15, 5, 15]
@@ -229,7 +272,9 @@ def test_a_fake_ends_with_status_4(made: Path, tmp_path: Path) -> None:
     ended = CliRunner().invoke(app, ["verify", str(folder), "--trust"])
     assert ended.exit_code == 4
     record = json.loads((folder / "verification.json").read_text())
-    said = {check["name"]: check["detail"] for check in record["checks"] if check["passed"] is False}
+    said = {
+        check["name"]: check["detail"] for check in record["checks"] if check["passed"] is False
+    }
     assert list(said) == ["figures", "memory"]
     assert "throughput 2500, recorded 1e+06" in said["figures"] and "memory_bytes" in said["memory"]
 
@@ -242,7 +287,14 @@ def test_records_of_before_still_pass(whole: Recorded) -> None:
     assert failing(whole, edit) == {}
 
 
-FILES = ("study.yaml", "plan.json", "score.json", "reference.safetensors", "model.safetensors", "verification.json")
+FILES = (
+    "study.yaml",
+    "plan.json",
+    "score.json",
+    "reference.safetensors",
+    "model.safetensors",
+    "verification.json",
+)
 COMMANDS = (["verify"], ["measure", "--layers", "0"])
 
 
@@ -260,10 +312,18 @@ def test_a_damaged_artefact_is_a_paragraph(
     made: Path, tmp_path: Path, name: str, damage: Callable[[Path], None], command: list[str]
 ) -> None:
     folder = Path(shutil.copytree(made, tmp_path / "best"))
-    (folder / "verification.json").write_text('{"version": 1, "passed": true, "open": [], "checks": []}')
+    (folder / "verification.json").write_text(
+        '{"version": 1, "passed": true, "open": [], "checks": []}'
+    )
     damage(folder / name)
     ended = CliRunner().invoke(app, [*command, str(folder), "--trust"])
     assert isinstance(ended.exception, SystemExit | None), ended.exception
-    needed = name in ("study.yaml", "plan.json", "score.json", "reference.safetensors", "model.safetensors")
+    needed = name in (
+        "study.yaml",
+        "plan.json",
+        "score.json",
+        "reference.safetensors",
+        "model.safetensors",
+    )
     assert ended.exit_code in ((2, 4) if needed and command == ["verify"] else (0, 2))
     assert len(ended.stderr) <= 600 and "Traceback" not in ended.output

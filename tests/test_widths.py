@@ -67,7 +67,9 @@ def test_the_widths_are_those_of_the_cut_model(row: Member, ratio: float) -> Non
     alive = coupling.kept_mask(keep)
     kept = {key: int(alive[coupling.members[key].flatten()].sum()) for key in keep}
     said = widths_of(coupling.groups, plan)
-    assert {key: before for key, (before, _) in said.items()} == {key: len(each) for key, each in keep.items()}
+    assert {key: before for key, (before, _) in said.items()} == {
+        key: len(each) for key, each in keep.items()
+    }
     if not coupling.narrow:
         assert {key: after for key, (_, after) in said.items()} == kept
     assert torch.tensor([kept[key] >= after for key, (_, after) in said.items()]).all()

@@ -1,4 +1,5 @@
-"""The checks of `verify` that need no run: figures of the record against each other, its budget, and its sizes."""
+"""The checks of `verify` that need no run: figures of the record against each other, its budget,
+and its sizes."""
 
 from __future__ import annotations
 
@@ -19,22 +20,34 @@ _LOST = "the dense model's weights are not in the artefact"
 
 
 def agreement(recorded: Recorded) -> Found:
-    """Figures that follow from others do: milliseconds from the ratio, throughput from these; intervals are in order.
+    """Figures that follow from others do: milliseconds from the ratio, throughput from these;
+    intervals are in order.
 
     What a score says beside them, and nothing here can know, is told as unchecked.
     """
-    problems, unchecked = list[str](), {"trial": "the number of a search's trial; the search's folder knows it"}
-    unchecked |= {f"dense.{name}": _LOST for name in ("metric", "loss", "test_metric", "nonzero_params")}
+    problems, unchecked = (
+        list[str](),
+        {"trial": "the number of a search's trial; the search's folder knows it"},
+    )
+    unchecked |= {
+        f"dense.{name}": _LOST for name in ("metric", "loss", "test_metric", "nonzero_params")
+    }
     unchecked |= {"dense.latency_ms_p90, _p99": "only the dense model's median is measured again"}
     for name in ("", *(target.name for target in recorded.further)):
         own, dense = recorded.score.on(name), recorded.dense_score.on(name)
         within = "" if not name else f"elsewhere.{name}."
-        problems += [within + disorder for disorder in (*_disorders(own, ""), *_disorders(dense, "dense."))]
+        problems += [
+            within + disorder for disorder in (*_disorders(own, ""), *_disorders(dense, "dense."))
+        ]
         if recorded.record.get("version", 1) < 2:
-            unchecked["latency_ms, throughput"] = "the record is of a version that measured them apart from the ratio"
+            unchecked["latency_ms, throughput"] = (
+                "the record is of a version that measured them apart from the ratio"
+            )
         elif own.latency_ratio is not None:
             batch = recorded.on(name).batch
-            problems += [within + mismatch for mismatch in mismatches(_following(own, dense, batch))]
+            problems += [
+                within + mismatch for mismatch in mismatches(_following(own, dense, batch))
+            ]
     problems += _of_study(recorded)
     if problems:
         raise Failed("; ".join(problems))
@@ -43,7 +56,9 @@ def agreement(recorded: Recorded) -> Found:
 
 
 def _is_recorded(recorded: Recorded, name: str) -> bool:
-    record: dict[str, Any] = recorded.record["dense"] if name.startswith("dense.") else recorded.record
+    record: dict[str, Any] = (
+        recorded.record["dense"] if name.startswith("dense.") else recorded.record
+    )
     first = name.removeprefix("dense.").partition(",")[0]
     return record.get(first) is not None
 
@@ -59,9 +74,14 @@ def _following(own: Score, dense: Score, batch: int) -> dict[str, Held]:
         share = getattr(own, f"latency_ratio{end}")
         unit = getattr(dense, f"latency_ms{end}") if whole else of
         wanted = None if share is None or unit is None else share * unit
-        figures[f"latency_ms{end} of latency_ratio{end}"] = Held(wanted, getattr(own, f"latency_ms{end}"), _ROUNDING)
+        figures[f"latency_ms{end} of latency_ratio{end}"] = Held(
+            wanted, getattr(own, f"latency_ms{end}"), _ROUNDING
+        )
     for score, place in ((own, ""), (dense, "dense.")):
-        for figure, ms in (("throughput", score.latency_ms), ("throughput_low", score.latency_ms_high)):
+        for figure, ms in (
+            ("throughput", score.latency_ms),
+            ("throughput_low", score.latency_ms_high),
+        ):
             wanted = batch * 1e3 / ms if ms else None
             figures[place + figure] = Held(wanted, getattr(score, figure), _ROUNDING)
     return figures
@@ -88,18 +108,33 @@ def _disorders(score: Score, place: str) -> list[str]:
 def _of_study(recorded: Recorded) -> list[str]:
     """What the record repeats of study.yaml, and otherwise than there."""
     study, record = recorded.study, recorded.record
-    goal = study["task"].get("metric", {}).get("goal") if isinstance(study["task"].get("metric"), dict) else None
-    wrong = [f"goal {record['goal']}, in the study {goal}"] if goal not in (None, record["goal"]) else []
+    goal = (
+        study["task"].get("metric", {}).get("goal")
+        if isinstance(study["task"].get("metric"), dict)
+        else None
+    )
+    wrong = (
+        [f"goal {record['goal']}, in the study {goal}"]
+        if goal not in (None, record["goal"])
+        else []
+    )
     given = study.get("target")
-    known = {key: value for key, value in record["target"].items() if isinstance(given, dict) and key in given}
+    known = {
+        key: value
+        for key, value in record["target"].items()
+        if isinstance(given, dict) and key in given
+    }
     if isinstance(given, dict) and "from" not in given:
         unlike = {key: value for key, value in known.items() if value != given[key]}
-        wrong += [f"target.{key} {value}, in the study {given[key]}" for key, value in unlike.items()]
+        wrong += [
+            f"target.{key} {value}, in the study {given[key]}" for key, value in unlike.items()
+        ]
     return wrong
 
 
 def budget(recorded: Recorded) -> Found:
-    """The recorded figures keep every limit; what has to be measured has checks of its own beside."""
+    """The recorded figures keep every limit; what has to be measured has checks of its own
+    beside."""
     score, dense, goal = recorded.score, recorded.dense_score, recorded.record["goal"]
     limits = [limit for limit in recorded.budget.limits if limit.quantity != "latency"]
     spent = {limit.key: limit.usage(score, dense, goal) for limit in limits}
@@ -116,7 +151,9 @@ def budget(recorded: Recorded) -> Found:
         for limit in limits
         if limit.quantity in lost and (limit.relative or limit.quantity == "metric_drop")
     }
-    return Found(f"{len(limits)} limits beside latency are kept by the recorded figures", spent, unchecked)
+    return Found(
+        f"{len(limits)} limits beside latency are kept by the recorded figures", spent, unchecked
+    )
 
 
 def sizes(recorded: Recorded) -> Found:
@@ -128,12 +165,15 @@ def sizes(recorded: Recorded) -> Found:
         packed = resources.compressed_bytes(path.read_bytes())
         figures["size_compressed_bytes"] = Held(packed, score.size_compressed_bytes, _ZLIB)
     if unlike := mismatches(figures):
-        raise Failed(f"{path.name}: {'; '.join(unlike)}", size_bytes=size, recorded=score.size_bytes)
+        raise Failed(
+            f"{path.name}: {'; '.join(unlike)}", size_bytes=size, recorded=score.size_bytes
+        )
     return Found(f"{path.name} has {size} bytes as recorded", {"size_bytes": size})
 
 
 def sizes_elsewhere(recorded: Recorded) -> Found:
-    """Sizes of the dense model's file, and of what further targets run; exported anew, so within 2 %."""
+    """Sizes of the dense model's file, and of what further targets run; exported anew, so within 2
+    %."""
     figures, unchecked = dict[str, Held](), dict[str, str]()
     for name in ("", *(target.name for target in recorded.further)):
         own, dense = recorded.artefacts(name)
@@ -148,4 +188,6 @@ def sizes_elsewhere(recorded: Recorded) -> Found:
                 unchecked[f"{role}{place}size_compressed_bytes"] = _LOST
     if unlike := mismatches(figures):
         raise Failed("; ".join(unlike))
-    return Found(f"{len(figures)} sizes beside that of the file are about those recorded", {}, unchecked)
+    return Found(
+        f"{len(figures)} sizes beside that of the file are about those recorded", {}, unchecked
+    )

@@ -1,4 +1,5 @@
-"""The artefact folder: its file names, its records, and the inputs and outputs that every later check refers to."""
+"""The artefact folder: its file names, its records, and the inputs and outputs that every later
+check refers to."""
 
 from __future__ import annotations
 
@@ -46,14 +47,21 @@ _RUNS = {"onnx": "onnx", "module": "safetensors"}
 
 
 def require(folder: Path | str) -> Path:
-    """`folder` as a path. Raises InputError where it is missing, or holds neither study.yaml nor plan.json."""
+    """`folder` as a path. Raises InputError where it is missing, or holds neither study.yaml nor
+    plan.json."""
     path = Path(folder)
     if not path.is_dir():
-        raise InputError(f"no artefact at {path}: there is no such folder; give the folder that export or search wrote")
+        raise InputError(
+            f"no artefact at {path}: there is no such folder; give the folder that export or "
+            "search wrote"
+        )
     if (path / "dense").is_dir() and not (path / PLAN).exists():
         raise InputError(f"{path} is the folder of a search; its artefact is {path / 'best'}")
     if not (path / STUDY).exists() and not (path / PLAN).exists():
-        raise InputError(f"{path} is no artefact (neither {STUDY} nor {PLAN} in it); give the folder that export wrote")
+        raise InputError(
+            f"{path} is no artefact (neither {STUDY} nor {PLAN} in it); give the folder that "
+            "export wrote"
+        )
     return path
 
 
@@ -65,7 +73,10 @@ def runs(runtime: str, folders: Sequence[Path] = ()) -> str:
 def digest(path: Path) -> dict[str, Any]:
     """`{"sha256": ..., "size_bytes": ...}` of a file."""
     with open(path, "rb") as file:
-        return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "size_bytes": path.stat().st_size}
+        return {
+            "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
+            "size_bytes": path.stat().st_size,
+        }
 
 
 def read_plan(folder: Path) -> tuple[Plan, Outline]:
@@ -75,7 +86,9 @@ def read_plan(folder: Path) -> tuple[Plan, Outline]:
         plan = Plan.from_json(record)
         outline = Outline.from_json(record)
     except (InputError, KeyError, TypeError, ValueError, AttributeError) as problem:
-        raise ValueError(f"{PLAN} is broken: {type(problem).__name__}: {brief(problem)}") from problem
+        raise ValueError(
+            f"{PLAN} is broken: {type(problem).__name__}: {brief(problem)}"
+        ) from problem
     return plan, outline
 
 
@@ -86,12 +99,17 @@ def output_tensors(output: Any) -> list[Tensor]:
 
 
 def write_reference(path: Path, inputs: Inputs, outputs: Sequence[Tensor]) -> None:
-    """Write `input.0`, ... and `output.0`, ... with the nesting of the arguments in the file's metadata.
+    """Write `input.0`, ... and `output.0`, ... with the nesting of the arguments in the file's
+    metadata.
 
-    Raises ModelError for arguments that are not tensors and plain values in tuples, lists and dictionaries.
+    Raises ModelError for arguments that are not tensors and plain values in tuples, lists and
+    dictionaries.
     """
     tensors: list[Tensor] = []
-    structure = {"args": _describe(inputs.args, tensors), "kwargs": _describe(inputs.kwargs, tensors)}
+    structure = {
+        "args": _describe(inputs.args, tensors),
+        "kwargs": _describe(inputs.kwargs, tensors),
+    }
     named = {f"input.{index}": tensor for index, tensor in enumerate(tensors)}
     named |= {f"output.{index}": tensor for index, tensor in enumerate(outputs)}
     held = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in named.items()}
@@ -99,23 +117,31 @@ def write_reference(path: Path, inputs: Inputs, outputs: Sequence[Tensor]) -> No
 
 
 def read_reference(path: Path) -> tuple[Inputs, list[Tensor]]:
-    """What `write_reference` wrote. Raises ValueError where the file cannot be read, or holds no outputs."""
+    """What `write_reference` wrote. Raises ValueError where the file cannot be read, or holds no
+    outputs."""
     try:
         check_safetensors(path)
         with safe_open(path, "pt") as file:
             structure = json.loads(file.metadata()["structure"])
             held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no iterator of its own)
         args, kwargs = _rebuilt(structure["args"], held), _rebuilt(structure["kwargs"], held)
-        outputs = [held[f"output.{index}"] for index in range(sum(name.startswith("output.") for name in held))]
-    except Exception as problem:  # safetensors raises a kind of its own for each way a file can be broken
-        raise ValueError(f"{path.name} cannot be read: {type(problem).__name__}: {brief(problem)}") from problem
+        outputs = [
+            held[f"output.{index}"]
+            for index in range(sum(name.startswith("output.") for name in held))
+        ]
+    except Exception as problem:
+        # safetensors raises a kind of its own for each way a file can be broken
+        raise ValueError(
+            f"{path.name} cannot be read: {type(problem).__name__}: {brief(problem)}"
+        ) from problem
     if not outputs:
         raise ValueError(f"{path.name} holds no outputs")
     return Inputs(args, kwargs), outputs
 
 
 def error(recorded: Tensor, got: Tensor, scale: float | None = None) -> float:
-    """max|a - b| / max|a| of two tensors, with `scale` for max|a| where given; infinite where they cannot be compared.
+    """max|a - b| / max|a| of two tensors, with `scale` for max|a| where given; infinite where they
+    cannot be compared.
 
     An infinite value must stand in the same place in both; a NaN never agrees.
     """
@@ -138,11 +164,16 @@ def _describe(value: Any, tensors: list[Tensor]) -> dict[str, Any]:
     if isinstance(value, Mapping):
         return {"dict": {str(key): _describe(item, tensors) for key, item in value.items()}}
     if isinstance(value, (list, tuple)):
-        return {"tuple" if isinstance(value, tuple) else "list": [_describe(item, tensors) for item in value]}
+        return {
+            "tuple" if isinstance(value, tuple) else "list": [
+                _describe(item, tensors) for item in value
+            ]
+        }
     if value is None or isinstance(value, (bool, int, float, str)):
         return {"value": value}
     raise ModelError(
-        f"the model's arguments hold a {type(value).__name__}; an export needs tensors and plain values in tuples, "
+        f"the model's arguments hold a {type(value).__name__}; an export needs tensors and plain "
+        "values in tuples, "
         "lists and dictionaries: give an adapter that makes them"
     )
 

@@ -59,7 +59,13 @@ def checks(recorded: Recorded) -> Iterator[tuple[str, Check]]:
 def _files(recorded: Recorded) -> Found:
     """Every file is there and is, to the byte, the one that was written."""
     listed: dict[str, dict[str, Any]] = recorded.record["files"]
-    needed = {artefact.STUDY, artefact.PLAN, artefact.REFERENCE, artefact.WEIGHTS, *recorded.formats.values()}
+    needed = {
+        artefact.STUDY,
+        artefact.PLAN,
+        artefact.REFERENCE,
+        artefact.WEIGHTS,
+        *recorded.formats.values(),
+    }
     needed |= {str(recorded.record["runs"])} if "runs" in recorded.record else set()
     wrong = [f"{name} is not in {artefact.SCORE}" for name in sorted(needed - set(listed))]
     for name, known in listed.items():
@@ -83,21 +89,36 @@ def _widths(recorded: Recorded) -> Found:
     widths = recorded.outline.widths
     # Of shared tensors one name is
     there = {name: shape for name, shape in widths.items() if name in shapes}
-    unlike = [f"{name} is {shapes[name]}, recorded {shape}" for name, shape in there.items() if shapes[name] != shape]
+    unlike = [
+        f"{name} is {shapes[name]}, recorded {shape}"
+        for name, shape in there.items()
+        if shapes[name] != shape
+    ]
     if unlike or (widths and not there):
-        raise Failed("; ".join(unlike) or f"{artefact.WEIGHTS} has none of the recorded tensors", tensors=len(unlike))
+        raise Failed(
+            "; ".join(unlike) or f"{artefact.WEIGHTS} has none of the recorded tensors",
+            tensors=len(unlike),
+        )
     return Found(f"{len(widths)} cut tensors have their recorded shapes", {"tensors": len(widths)})
 
 
 def _counts(recorded: Recorded) -> Found:
-    """The dense module, cut to the widths, takes the weights strictly; parameters and FLOPs are the recorded ones.
+    """The dense module, cut to the widths, takes the weights strictly; parameters and FLOPs are the
+    recorded ones.
 
-    So are those of the dense module, but for its zeros; FLOPs are of one call of each target's batch.
+    So are those of the dense module, but for its zeros; FLOPs are of one call of each target's
+    batch.
     """
     figures: dict[str, Held] = {}
     for name in ("", *_further(recorded)):
-        batch, place = recorded.reference[0].rows(recorded.on(name).batch), f"elsewhere.{name}." if name else ""
-        known = (("", recorded.model, recorded.score), ("dense.", recorded.dense, recorded.dense_score))
+        batch, place = (
+            recorded.reference[0].rows(recorded.on(name).batch),
+            f"elsewhere.{name}." if name else "",
+        )
+        known = (
+            ("", recorded.model, recorded.score),
+            ("dense.", recorded.dense, recorded.dense_score),
+        )
         for role, model, score in known:
             counted, score = measure.costs(model, batch), score.on(name)
             for figure in ("params", "flops", *(() if role else ("nonzero_params",))):
@@ -105,18 +126,26 @@ def _counts(recorded: Recorded) -> Found:
                     found = getattr(counted, figure)
                     figures[role + place + figure] = Held(found, getattr(score, figure))
             if score.flops is not None and counted.uncounted != score.uncounted:
-                raise Failed(f"{role}{place}uncounted {list(counted.uncounted)}, recorded {list(score.uncounted)}")
+                raise Failed(
+                    f"{role}{place}uncounted {list(counted.uncounted)}, recorded "
+                    f"{list(score.uncounted)}"
+                )
     own = {name: figures[name].now for name in ("params", "nonzero_params", "flops")}
     if unlike := mismatches(figures):
         raise Failed("; ".join(unlike), **own)
-    said = f"{own['params']} parameters, {own['nonzero_params']} of them not zero, {own['flops']} FLOPs a call"
+    said = (
+        f"{own['params']} parameters, {own['nonzero_params']} of them not zero, "
+        f"{own['flops']} FLOPs a call"
+    )
     return Found(said, own)
 
 
 def _outputs(recorded: Recorded, name: str) -> Found:
     """The file of one format gives the recorded outputs, at the recorded batch and at others."""
     plugin = plugins.load("format", name, recorded.folders)()
-    return _compare_outputs(recorded, plugin.load(recorded.folder / recorded.formats[name], recorded.template))
+    return _compare_outputs(
+        recorded, plugin.load(recorded.folder / recorded.formats[name], recorded.template)
+    )
 
 
 def _outputs_lowered(recorded: Recorded) -> Found:
@@ -131,15 +160,22 @@ def _outputs_lowered(recorded: Recorded) -> Found:
 
 
 def _outputs_shipped(recorded: Recorded) -> Found:
-    """The file that the target runs gives, on its runtime in its dtype, the outputs recorded there."""
+    """The file that the target runs gives, on its runtime in its dtype, the outputs recorded
+    there."""
     outputs = shipped.read(recorded.folder)
     return _compare_outputs(
-        recorded, lambda inputs: inputs.call(recorded.deployed), outputs, TOLERANCES[recorded.target.dtype]
+        recorded,
+        lambda inputs: inputs.call(recorded.deployed),
+        outputs,
+        TOLERANCES[recorded.target.dtype],
     )
 
 
 def _compare_outputs(
-    recorded: Recorded, run: Callable[[Inputs], Any], wanted: list[Tensor] | None = None, allowed: float = TOLERANCE
+    recorded: Recorded,
+    run: Callable[[Inputs], Any],
+    wanted: list[Tensor] | None = None,
+    allowed: float = TOLERANCE,
 ) -> Found:
     """What `run` makes of the recorded inputs are the recorded outputs, or `wanted`."""
     inputs, outputs = recorded.reference
@@ -153,19 +189,23 @@ def _compare_outputs(
         errors[f"error_at_batch_{batch}"] = max(map(partial(_error, batch, count), outputs, got))
     worst = max(errors.values())
     if not worst <= allowed:
-        raise Failed(f"outputs are off by {worst:.2g} of the largest, allowed is {allowed:g}", **errors)
+        raise Failed(
+            f"outputs are off by {worst:.2g} of the largest, allowed is {allowed:g}", **errors
+        )
     return Found(f"outputs are the recorded ones within {worst:.2g}", errors)
 
 
 def _error(batch: int, count: int, recorded: Any, got: Any) -> float:
-    """The relative error; of the first `batch` rows where the output has a row for each of the `count` inputs."""
+    """The relative error; of the first `batch` rows where the output has a row for each of the
+    `count` inputs."""
     finite = recorded.double().nan_to_num(0, 0, 0).abs()
     rows = recorded[:batch] if recorded.dim() and recorded.shape[0] == count else recorded
     return artefact.error(rows, got, float(finite.max()) if finite.numel() else None)
 
 
 def _metric(recorded: Recorded) -> Found:
-    """The reloaded weights, or what the target runs in another dtype than fp32, reach the recorded metric and loss."""
+    """The reloaded weights, or what the target runs in another dtype than fp32, reach the recorded
+    metric and loss."""
     task, target, score = recorded.task, recorded.target, recorded.score
     found = _judge_split(recorded, "validation")
     if score.metric is None:
@@ -174,7 +214,9 @@ def _metric(recorded: Recorded) -> Found:
     problems = _quality(recorded, "metric", found.metric, score.metric)
     if score.loss is not None:
         figures |= {"loss": found.loss, "recorded_loss": score.loss}
-        problems += mismatches({"loss": Held(found.loss, score.loss, _LOSS if target.dtype == "fp32" else _LOSS_LOW)})
+        problems += mismatches(
+            {"loss": Held(found.loss, score.loss, _LOSS if target.dtype == "fp32" else _LOSS_LOW)}
+        )
     if problems:
         raise Failed("; ".join(problems), **figures)
     how = "" if target.dtype == "fp32" else f" in {target.dtype} on {target.runtime}"
@@ -191,7 +233,10 @@ def _test_metric(recorded: Recorded) -> Found:
     found = _judge_split(recorded, "test").metric
     if problems := _quality(recorded, "test_metric", found, wanted):
         raise Failed("; ".join(problems), test_metric=found, recorded=wanted)
-    return Found(f"{recorded.task.metric.name} on the test split is {found:.6g} as recorded", {"test_metric": found})
+    return Found(
+        f"{recorded.task.metric.name} on the test split is {found:.6g} as recorded",
+        {"test_metric": found},
+    )
 
 
 def _judge_split(recorded: Recorded, split: Literal["validation", "test"]) -> Quality:
@@ -220,12 +265,15 @@ def _further(recorded: Recorded) -> list[str]:
 
 
 def _resources(recorded: Recorded) -> Iterator[tuple[str, str]]:
-    """Memory and energy with the target, where they are recorded or limited there; none where the record is broken."""
+    """Memory and energy with the target, where they are recorded or limited there; none where the
+    record is broken."""
     try:
         for name in ("", *_further(recorded)):
             scores = (recorded.score.on(name), recorded.dense_score.on(name))
             for quantity in ("memory", "energy"):
-                if recorded.limits(name, quantity) or any(score.figure(quantity) is not None for score in scores):
+                if recorded.limits(name, quantity) or any(
+                    score.figure(quantity) is not None for score in scores
+                ):
                     yield quantity, name
     except (ValueError, KeyError, TypeError, AttributeError, InputError):
         return

@@ -1,4 +1,5 @@
-"""Write a finished candidate as an artefact: a folder that holds everything needed to run, check and rebuild it."""
+"""Write a finished candidate as an artefact: a folder that holds everything needed to run, check
+and rebuild it."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ REFERENCE_INPUTS = 64
 
 @dataclass(frozen=True)
 class Finished:
-    """A candidate that is done: `model` is cut, trained and without masks, on the CPU and in eval mode.
+    """A candidate that is done: `model` is cut, trained and without masks, on the CPU and in eval
+    mode.
 
     `dense` is the module it was cut from, `number` its trial (None: it comes from no search).
     """
@@ -54,19 +56,23 @@ def export(
     formats: Sequence[str] | None = None,
     budget: Budget | None = None,
 ) -> Score:
-    """Write `finished` to `folder`, whole or not at all; gives its score with the size of the file the target runs.
+    """Write `finished` to `folder`, whole or not at all; gives its score with the size of the file
+    the target runs.
 
-    The formats are the study's unless given; safetensors, and the one that the target runs, are always among them. The
-    budget, the study's unless given, is recorded for `verify`. 64 training inputs, repeated where there are fewer, and
-    the model's outputs are recorded before anything is exported. An earlier artefact in `folder` is replaced; files
-    that no export wrote are kept. Raises InputError where `folder` is something else, ModelError where a format fails.
+    The formats are the study's unless given; safetensors, and the one that the target runs, are
+    always among them. The budget, the study's unless given, is recorded for `verify`. 64 training
+    inputs, repeated where there are fewer, and the model's outputs are recorded before anything is
+    exported. An earlier artefact in `folder` is replaced; files that no export wrote are kept.
+    Raises InputError where `folder` is something else, ModelError where a format fails.
     """
     folder = Path(folder).resolve()
     refuse_foreign(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        score = _fill(temporary, study, finished, formats, study.budget if budget is None else budget)
+        score = _fill(
+            temporary, study, finished, formats, study.budget if budget is None else budget
+        )
         temporary.chmod(0o755)
         _move_into_place(temporary, folder)
     finally:
@@ -74,20 +80,30 @@ def export(
     return score
 
 
-def _fill(folder: Path, study: Study, done: Finished, formats: Sequence[str] | None, budget: Budget) -> Score:
+def _fill(
+    folder: Path, study: Study, done: Finished, formats: Sequence[str] | None, budget: Budget
+) -> Score:
     """Write every file of the artefact into `folder`."""
     folders = (study.folder, Path.cwd())
     inputs = study.task.calibration(REFERENCE_INPUTS)
     with torch.no_grad():
         outputs = artefact.output_tensors(inputs.call(done.model.eval()))
     if not outputs:
-        raise ModelError("the model's output holds no tensor, so that nothing could be compared after an export")
+        raise ModelError(
+            "the model's output holds no tensor, so that nothing could be compared after an export"
+        )
     artefact.write_reference(folder / artefact.REFERENCE, inputs, outputs)
-    Run.write_yaml(folder / artefact.STUDY, {**study.resolved, "folder": str(study.folder.resolve())})
-    Run.write_json(folder / artefact.PLAN, done.plan.to_json() | Outline.of(done.dense, done.model).to_json())
+    Run.write_yaml(
+        folder / artefact.STUDY, {**study.resolved, "folder": str(study.folder.resolve())}
+    )
+    Run.write_json(
+        folder / artefact.PLAN, done.plan.to_json() | Outline.of(done.dense, done.model).to_json()
+    )
     lowered.write(folder, done.model, inputs, study.target)
     runs = artefact.runs(study.target.runtime, folders)
-    names = list(dict.fromkeys((*(study.formats if formats is None else formats), "safetensors", runs)))
+    names = list(
+        dict.fromkeys((*(study.formats if formats is None else formats), "safetensors", runs))
+    )
     sample = inputs.rows(2)  # exporters take a batch of 1 for a constant
     filenames = {name: _save(name, done.model, sample, folder, folders) for name in names}
     runs_file = shipped.write(folder, filenames[runs], done.model, study)
@@ -117,7 +133,9 @@ def _save(name: str, model: nn.Module, sample: Any, folder: Path, folders: Seque
     return filename
 
 
-def _record(folder: Path, study: Study, done: Finished, score: Score, budget: Budget) -> dict[str, Any]:
+def _record(
+    folder: Path, study: Study, done: Finished, score: Score, budget: Budget
+) -> dict[str, Any]:
     """score.json: the score at the top level, and what it is to be checked against."""
     files = {path.name: artefact.digest(path) for path in sorted(folder.iterdir())}
     return score.to_json() | {
@@ -135,7 +153,8 @@ def _record(folder: Path, study: Study, done: Finished, score: Score, budget: Bu
 
 
 def copy_artefact(source: Path, folder: Path) -> None:
-    """Copy an artefact that is exported and verified to `folder`, whole or not at all, as `export` writes one."""
+    """Copy an artefact that is exported and verified to `folder`, whole or not at all, as `export`
+    writes one."""
     folder = folder.resolve()
     refuse_foreign(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -155,7 +174,10 @@ def refuse_foreign(folder: Path) -> None:
         raise InputError(f"{folder} is a file; give a folder to export to")
     records = (artefact.PLAN, artefact.STUDY, artefact.SCORE)
     if any(folder.iterdir()) and not all((folder / name).exists() for name in records):
-        raise InputError(f"{folder} is not empty and holds no artefact, so it is not replaced; give another folder")
+        raise InputError(
+            f"{folder} is not empty and holds no artefact, so it is not replaced; give another "
+            "folder"
+        )
 
 
 def _move_into_place(temporary: Path, folder: Path) -> None:
@@ -182,7 +204,14 @@ def _copy(source: Path, target: Path) -> None:
 
 def _own_files(folder: Path) -> set[str]:
     """Names of the files that an export writes, and of those that the one in `folder` wrote."""
-    own = {artefact.STUDY, artefact.PLAN, artefact.SCORE, artefact.VERIFICATION, artefact.REFERENCE, lowered.LOWERING}
+    own = {
+        artefact.STUDY,
+        artefact.PLAN,
+        artefact.SCORE,
+        artefact.VERIFICATION,
+        artefact.REFERENCE,
+        lowered.LOWERING,
+    }
     own |= {plugins.load("format", name)().filename for name in plugins.names("format")}
     try:
         return own | set(read_mapping(folder / artefact.SCORE)["files"])

@@ -29,7 +29,8 @@ class Failed(Exception):
 
 
 class Held(NamedTuple):
-    """A figure as it was found here, as it is recorded, and by which share of the larger of the two they may differ."""
+    """A figure as it was found here, as it is recorded, and by which share of the larger of the two
+    they may differ."""
 
     now: float | None
     recorded: float | None
@@ -37,7 +38,8 @@ class Held(NamedTuple):
 
 
 def mismatches(figures: Mapping[str, Held]) -> list[str]:
-    """A phrase for each figure that is not what is recorded, by its name in score.json; None agrees with None alone."""
+    """A phrase for each figure that is not what is recorded, by its name in score.json; None agrees
+    with None alone."""
     unlike = []
     for name, (now, recorded, within) in figures.items():
         if now is None or recorded is None:

@@ -1,4 +1,5 @@
-"""Rebuild the torch module of an artefact: the dense module, cut to the recorded widths, with the recorded weights."""
+"""Rebuild the torch module of an artefact: the dense module, cut to the recorded widths, with the
+recorded weights."""
 
 from __future__ import annotations
 
@@ -25,17 +26,20 @@ __all__ = ["load", "rebuild", "search_folders"]
 Given = nn.Module | Callable[[], nn.Module]
 
 
-def load(folder: Path | str, model: Given | None = None, trust: bool = False, lowered: bool | None = None) -> nn.Module:
+def load(
+    folder: Path | str, model: Given | None = None, trust: bool = False, lowered: bool | None = None
+) -> nn.Module:
     """The pruned module that `folder` holds, on the CPU and in eval mode.
 
-    The dense module comes from `model` (a module, which is left untouched, or a function that builds it), else from the
-    study's factory: one of `zoo:` or `torchvision:` at once, any other only with `trust=True`, because that runs code
-    which the artefact names. Nothing is ever unpickled.
+    The dense module comes from `model` (a module, which is left untouched, or a function that
+    builds it), else from the study's factory: one of `zoo:` or `torchvision:` at once, any other
+    only with `trust=True`, because that runs code which the artefact names. Nothing is ever
+    unpickled.
 
-    Where the artefact was made for torch's eager runtime and has layers that run faster there without their zeros, they
-    come as such, for inference only; `lowered=False` gives dense layers, to train or export, `lowered=True` insists.
-    Raises InputError where the folder is no artefact or the dense module cannot be had, ModelError where records or
-    weights are broken or do not fit it.
+    Where the artefact was made for torch's eager runtime and has layers that run faster there
+    without their zeros, they come as such, for inference only; `lowered=False` gives dense layers,
+    to train or export, `lowered=True` insists. Raises InputError where the folder is no artefact or
+    the dense module cannot be had, ModelError where records or weights are broken or do not fit it.
     """
     path = artefact.require(folder)
     # Building draws initial weights, which are overwritten
@@ -49,19 +53,27 @@ def load(folder: Path | str, model: Given | None = None, trust: bool = False, lo
 
 
 def rebuild(folder: Path, dense: nn.Module, outline: Outline) -> nn.Module:
-    """A copy of `dense` cut to `outline`, with the artefact's weights. Raises ModelError where they do not fit."""
+    """A copy of `dense` cut to `outline`, with the artefact's weights. Raises ModelError where they
+    do not fit."""
     try:
         model = outline.build(dense)
     except PlanError as problem:
-        raise ModelError(f"{folder / artefact.PLAN} does not fit the dense model: {problem}") from problem
+        raise ModelError(
+            f"{folder / artefact.PLAN} does not fit the dense model: {problem}"
+        ) from problem
     Safetensors.fill(model, folder / artefact.WEIGHTS)
     return model.cpu().eval()
 
 
 def search_folders(folder: Path, study: Mapping[str, Any]) -> tuple[Path, ...]:
-    """Where the study's own modules are looked for: its recorded folder, then the current one, never the artefact."""
+    """Where the study's own modules are looked for: its recorded folder, then the current one,
+    never the artefact."""
     recorded = [Path(study["folder"])] if isinstance(study.get("folder"), str) else []
-    return tuple(place for place in (*recorded, Path.cwd()) if place.is_dir() and place.resolve() != folder.resolve())
+    return tuple(
+        place
+        for place in (*recorded, Path.cwd())
+        if place.is_dir() and place.resolve() != folder.resolve()
+    )
 
 
 def _dense(folder: Path, model: Given | None, trust: bool) -> nn.Module:
@@ -69,7 +81,10 @@ def _dense(folder: Path, model: Given | None, trust: bool) -> nn.Module:
         return _from_study(folder, trust)
     built = model if isinstance(model, nn.Module) else model() if callable(model) else model
     if not isinstance(built, nn.Module):
-        raise InputError(f"model= must be a torch module or a function that builds one, it is a {type(built).__name__}")
+        raise InputError(
+            "model= must be a torch module or a function that builds one, it is a "
+            f"{type(built).__name__}"
+        )
     return built
 
 
@@ -82,11 +97,14 @@ def _from_study(folder: Path, trust: bool) -> nn.Module:
         what = f"{folder / artefact.STUDY} is broken: {brief(problem)}"
         raise ModelError(f"{what}; give the dense module: load(folder, model=...)") from problem
     if reference == "python":
-        raise InputError(f"the model of {folder} was given in Python; give it again: load(folder, model=MyNet())")
+        raise InputError(
+            f"the model of {folder} was given in Python; give it again: load(folder, model=MyNet())"
+        )
     danger = None if trust else _danger(reference, args)
     if danger:
         raise InputError(
-            f"the model of {folder} is built by {reference!r}, which {danger}; give the dense module, "
+            f"the model of {folder} is built by {reference!r}, which {danger}; give the dense "
+            "module, "
             "load(folder, model=...), or trust it, load(folder, trust=True)"
         )
     return tasks.model(section["model"], search_folders(folder, study))()
@@ -97,6 +115,8 @@ def _danger(reference: str, args: Mapping[str, Any]) -> str | None:
     # `zoo:mine:build` would be imported too
     if not re.fullmatch(r"(zoo|torchvision):\w+", reference):
         return "is neither zoo: nor torchvision: and would run code of its own"
-    if reference.startswith("torchvision:") and (args.get("weights") or args.get("weights_backbone")):
+    if reference.startswith("torchvision:") and (
+        args.get("weights") or args.get("weights_backbone")
+    ):
         return "would download pretrained weights and unpickle them"
     return None

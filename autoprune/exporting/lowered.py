@@ -1,7 +1,9 @@
-"""The lowering record of an artefact: which sparse kernel runs which layer, beside the dense weights with their zeros.
+"""The lowering record of an artefact: which sparse kernel runs which layer, beside the dense
+weights with their zeros.
 
-Sparse modules cannot be exported: every format holds the dense layers, and torch's eager runtime rebuilds the others
-from this record. It is written for eager targets alone, where lowering made the whole model faster.
+Sparse modules cannot be exported: every format holds the dense layers, and torch's eager runtime
+rebuilds the others from this record. It is written for eager targets alone, where lowering made the
+whole model faster.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ LOWERING = "lowering.json"
 
 
 def write(folder: Path, model: nn.Module, inputs: Inputs, target: Target) -> None:
-    """Measure which layers of `model` run faster without their zeros, and write that down; nothing where none does."""
+    """Measure which layers of `model` run faster without their zeros, and write that down; nothing
+    where none does."""
     if not lower.lowers(target):
         return
     found = lower.lower(model, inputs, target)
@@ -45,14 +48,17 @@ def read(folder: Path) -> dict[str, Any] | None:
 def apply_lowering(folder: Path, model: nn.Module, asked: bool | None = None) -> nn.Module:
     """`model` lowered as the record says; as it is where there is no record, or with `asked` False.
 
-    Raises InputError where it was asked for and there is no record, ModelError where the record does not fit.
+    Raises InputError where it was asked for and there is no record, ModelError where the record
+    does not fit.
     """
     record = None if asked is False else read(folder)
     if record is not None:
         return lower.rebuild(model, record)
     if asked:
         raise InputError(
-            f"{folder} has no {LOWERING}: its target is not torch's eager runtime, or no sparse kernel was faster "
-            "there; load it without lowered=True, or lower it here: autoprune.measuring.lowering.lower"
+            f"{folder} has no {LOWERING}: its target is not torch's eager runtime, or no sparse "
+            "kernel was faster "
+            "there; load it without lowered=True, or lower it here: "
+            "autoprune.measuring.lowering.lower"
         )
     return model

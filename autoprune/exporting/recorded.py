@@ -35,12 +35,14 @@ class Skipped(Exception):
 
 
 class NotHere(Exception):
-    """The study is the recorded one but cannot be built on this machine; its cause is the InputError that says why."""
+    """The study is the recorded one but cannot be built on this machine; its cause is the
+    InputError that says why."""
 
 
 @dataclass
 class Recorded:
-    """The records of an artefact, its modules and the task behind it; a broken file raises something at every use."""
+    """The records of an artefact, its modules and the task behind it; a broken file raises
+    something at every use."""
 
     folder: Path
     given: Task | None = None
@@ -87,7 +89,11 @@ class Recorded:
         if self.record.get("version", 1) < 2:
             return "the record is of a version that did not say on which machine it was measured"
         measured, here = self.record["machine"], subprocesses.machine()
-        return None if measured == here else f"it was measured on another machine ({measured}); this is {here}"
+        return (
+            None
+            if measured == here
+            else f"it was measured on another machine ({measured}); this is {here}"
+        )
 
     def on(self, name: str) -> Target:
         """The target of that name; "" is the study's own."""
@@ -95,10 +101,15 @@ class Recorded:
 
     def limits(self, name: str, *quantities: str) -> list[Limit]:
         """Those of the budget on some quantities that hold on a target."""
-        return [limit for limit in self.budget.limits if limit.quantity in quantities and limit.target == name]
+        return [
+            limit
+            for limit in self.budget.limits
+            if limit.quantity in quantities and limit.target == name
+        ]
 
     def artefacts(self, name: str = "") -> tuple[Any, Any]:
-        """What the target's runtime takes of this model and of the dense one; no weight's value matters to latency."""
+        """What the target's runtime takes of this model and of the dense one; no weight's value
+        matters to latency."""
         if name not in self._artefacts:
             target = self.on(name)
             batch = self.reference[0].rows(target.batch)
@@ -124,23 +135,29 @@ class Recorded:
 
     @cached_property
     def task(self) -> Task:
-        """The task that was given, or the one of the study. Raises Skipped or NotHere where there is none."""
+        """The task that was given, or the one of the study. Raises Skipped or NotHere where there
+        is none."""
         if self.given is not None:
             return self.given
         # Those of the artefact are what is checked
         section = {**self.study["task"], "weights": None}
         if section["model"] == "python":
-            raise Skipped("not checked: model and data of this study were given in Python, and are only there")
+            raise Skipped(
+                "not checked: model and data of this study were given in Python, and are only there"
+            )
         try:
             return tasks.build(section, self.folders, tasks.recipe(section["training"]))
         except InputError as problem:
-            if self.record["files"][artefact.STUDY] == artefact.digest(self.folder / artefact.STUDY):
+            if self.record["files"][artefact.STUDY] == artefact.digest(
+                self.folder / artefact.STUDY
+            ):
                 raise NotHere from problem
             raise
 
     @cached_property
     def dense(self) -> nn.Module:
-        """The dense module; its weights are those of the factory, unless the module itself was given."""
+        """The dense module; its weights are those of the factory, unless the module itself was
+        given."""
         given = self.task.given
         with torch.random.fork_rng(devices=[]):
             return (self.task.build() if given is None else copy.deepcopy(given)).cpu().eval()
@@ -158,17 +175,28 @@ class Recorded:
 
     @cached_property
     def lowered(self) -> nn.Module:
-        """`model` as the target's runtime runs it: on sparse kernels where the artefact records some."""
+        """`model` as the target's runtime runs it: on sparse kernels where the artefact records
+        some."""
         return lowered.apply_lowering(self.folder, self.model)
 
     @cached_property
     def formats(self) -> dict[str, str]:
-        """Name of every format -> its file; where the record is broken, the bundled ones whose file is there."""
+        """Name of every format -> its file; where the record is broken, the bundled ones whose file
+        is there."""
         try:
-            return {str(name): Path(str(filename)).name for name, filename in self.record["formats"].items()}
+            return {
+                str(name): Path(str(filename)).name
+                for name, filename in self.record["formats"].items()
+            }
         except (ValueError, KeyError, AttributeError):
-            bundled = {name: plugins.load("format", name)().filename for name in plugins.names("format")}
-            return {name: filename for name, filename in bundled.items() if (self.folder / filename).exists()}
+            bundled = {
+                name: plugins.load("format", name)().filename for name in plugins.names("format")
+            }
+            return {
+                name: filename
+                for name, filename in bundled.items()
+                if (self.folder / filename).exists()
+            }
 
     @cached_property
     def runs_file(self) -> Path:
@@ -185,7 +213,9 @@ class Recorded:
     @cached_property
     def deployed(self) -> Deployed:
         """What the target's runtime gives, as a module."""
-        return Deployed(self.runs_file if self.runs == "onnx" else self.model, self.model, self.target)
+        return Deployed(
+            self.runs_file if self.runs == "onnx" else self.model, self.model, self.target
+        )
 
     @property
     def runs(self) -> str:

@@ -1,4 +1,5 @@
-"""The checks of `verify` that run the model on the target: latency, throughput, memory, energy, against the record."""
+"""The checks of `verify` that run the model on the target: latency, throughput, memory, energy,
+against the record."""
 
 from __future__ import annotations
 
@@ -29,31 +30,42 @@ _FIGURES = {"memory": "memory_bytes", "energy": "energy_mj"}
 
 
 def latency(recorded: Recorded, name: str = "") -> Found:
-    """Latency and throughput, in fresh processes against the dense model; `name` is that of a further target.
+    """Latency and throughput, in fresh processes against the dense model; `name` is that of a
+    further target.
 
-    Fails where even the better end of the interval breaks a limit, or where the figure is not the recorded one, and
-    more processes say the same.
+    Fails where even the better end of the interval breaks a limit, or where the figure is not the
+    recorded one, and more processes say the same.
     """
     target = recorded.on(name)
     if target.recorded:
         why = f"nothing is measured: the target answers what {target.recorded} has recorded"
         return Found(why, {}, {_at("latency", name): why})
     artefacts, inputs = recorded.artefacts(name), recorded.reference[0]
-    found = measure.time_artefact(*artefacts, inputs, target, processes=_PROCESSES, budget_s=_SECONDS)
+    found = measure.time_artefact(
+        *artefacts, inputs, target, processes=_PROCESSES, budget_s=_SECONDS
+    )
     problems, figures, unchecked = _compare_latency(recorded, name, found)
     if problems:
-        found = measure.time_artefact(*artefacts, inputs, target, processes=_MORE, budget_s=_SECONDS)
+        found = measure.time_artefact(
+            *artefacts, inputs, target, processes=_MORE, budget_s=_SECONDS
+        )
         problems, figures, unchecked = _compare_latency(recorded, name, found)
     figures |= {name: getattr(found, name) for name in _LATENCIES} | {"taken": found.taken}
     figures["runtime"] = plugins.load("runtime", target.runtime, recorded.folders)().version()
-    said = f"{found.ms:.4g} ms, {found.ratio:.1%} of dense ({found.ratio_low:.1%} to {found.ratio_high:.1%})"
+    said = (
+        f"{found.ms:.4g} ms, {found.ratio:.1%} of dense ({found.ratio_low:.1%} to "
+        f"{found.ratio_high:.1%})"
+    )
     if problems:
         raise Failed(f"latency {said}: {'; '.join(problems)}", **figures)
     return Found(f"latency {said}; {found.taken}", figures, unchecked)
 
 
-def _compare_latency(recorded: Recorded, name: str, found: Latency) -> tuple[list[str], dict[str, Any], dict[str, str]]:
-    """What is wrong with a measured latency, the figures of its limits, and what cannot be checked of it here."""
+def _compare_latency(
+    recorded: Recorded, name: str, found: Latency
+) -> tuple[list[str], dict[str, Any], dict[str, str]]:
+    """What is wrong with a measured latency, the figures of its limits, and what cannot be checked
+    of it here."""
     known, dense = recorded.score.on(name), recorded.dense_score.on(name)
     problems, figures, unchecked = list[str](), dict[str, Any](), dict[str, str]()
     now = measure.with_latency(Score(), found, recorded.on(name).batch).beside(dense)
@@ -65,13 +77,21 @@ def _compare_latency(recorded: Recorded, name: str, found: Latency) -> tuple[lis
         least, most = (_spent_share(limit, value, dense) for value in (best, now))
         figures |= {"limit": str(limit), "surely_inside": not limit.broken(most)}
         if limit.broken(least):
-            problems.append(f"{limit.key} is {'under' if limit.lower else 'over'} the limit {limit} for sure")
+            problems.append(
+                f"{limit.key} is {'under' if limit.lower else 'over'} the limit {limit} for sure"
+            )
     if recorded.foreign:
         return problems, figures, unchecked | {_at("latency", name): recorded.foreign}
     if known.latency_ratio is None:
-        return problems, figures, unchecked | {_at("latency_ratio", name): "no figure of it is recorded"}
+        return (
+            problems,
+            figures,
+            unchecked | {_at("latency_ratio", name): "no figure of it is recorded"},
+        )
     if found.crowded:
-        unchecked[_at("latency_ms of dense, percentiles", name)] = "other jobs needed the cores meanwhile"
+        unchecked[_at("latency_ms of dense, percentiles", name)] = (
+            "other jobs needed the cores meanwhile"
+        )
     else:
         problems += _percentiles(name, known, dense, found)
     problems += _ratio(name, known, found)
@@ -88,7 +108,10 @@ def _ratio(name: str, known: Score, found: Latency) -> list[str]:
     """Whether the ratio measured now is the recorded one, within both intervals and some room."""
     assert known.latency_ratio is not None and found.ratio is not None
     room = (_BUSY if found.crowded else _ROOM) * max(known.latency_ratio, found.ratio)
-    low, high = known.latency_ratio_low or known.latency_ratio, known.latency_ratio_high or known.latency_ratio
+    low, high = (
+        known.latency_ratio_low or known.latency_ratio,
+        known.latency_ratio_high or known.latency_ratio,
+    )
     apart = max(low - (found.ratio_high or 0.0), (found.ratio_low or 0.0) - high)
     if apart <= room:
         return []
@@ -96,14 +119,22 @@ def _ratio(name: str, known: Score, found: Latency) -> list[str]:
 
 
 def _percentiles(name: str, known: Score, dense: Score, found: Latency) -> list[str]:
-    """Whether milliseconds of dense, and how far percentiles are from the median, are about those recorded."""
-    ends = ("", "_low", "_high") if found.dense_ms is not None and dense.latency_ms is not None else ()
+    """Whether milliseconds of dense, and how far percentiles are from the median, are about those
+    recorded."""
+    ends = (
+        ("", "_low", "_high") if found.dense_ms is not None and dense.latency_ms is not None else ()
+    )
     names = [f"latency_ms{end}" for end in ends]
-    figures = {f"dense.{name}": Held(found.dense_ms, getattr(dense, name), 1 - 1 / _DENSE) for name in names}
+    figures = {
+        f"dense.{name}": Held(found.dense_ms, getattr(dense, name), 1 - 1 / _DENSE)
+        for name in names
+    }
     for figure, value, factor in (("p90", found.p90_ms, _P90), ("p99", found.p99_ms, _P99)):
         recorded = getattr(known, f"latency_ms_{figure}")
         if value is not None and recorded is not None and known.latency_ms:
-            figures[f"latency_ms_{figure}"] = Held(value / found.ms * known.latency_ms, recorded, 1 - 1 / factor)
+            figures[f"latency_ms_{figure}"] = Held(
+                value / found.ms * known.latency_ms, recorded, 1 - 1 / factor
+            )
     return mismatches({_at(figure, name): value for figure, value in figures.items()})
 
 
@@ -133,10 +164,17 @@ def resource(recorded: Recorded, quantity: str, name: str = "") -> Found:
     if recorded.foreign:
         unchecked[f"the record of {key}"] = recorded.foreign
     else:
-        names = {figure: (now, score.figure(quantity)), f"dense.{figure}": (of, dense.figure(quantity))}
+        names = {
+            figure: (now, score.figure(quantity)),
+            f"dense.{figure}": (of, dense.figure(quantity)),
+        }
         within = _WITHIN[quantity]
         problems += mismatches(
-            {_at(each, name): Held(*pair, within) for each, pair in names.items() if pair[1] is not None}
+            {
+                _at(each, name): Held(*pair, within)
+                for each, pair in names.items()
+                if pair[1] is not None
+            }
         )
     figures = {figure: now, f"dense_{figure}": of}
     if problems:

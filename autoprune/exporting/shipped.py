@@ -1,4 +1,5 @@
-"""What the target runs where its dtype is not fp32: the converted file, and the outputs of the target's runtime."""
+"""What the target runs where its dtype is not fp32: the converted file, and the outputs of the
+target's runtime."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ OUTPUTS = "target_outputs.safetensors"
 
 
 def write(folder: Path, filename: str, model: nn.Module, study: Study) -> str:
-    """Write both for `study`'s target; gives the name of the file that it runs, `filename` itself where that is fp32.
+    """Write both for `study`'s target; gives the name of the file that it runs, `filename` itself
+    where that is fp32.
 
     Raises ModelError where the model cannot be converted, InputError where the runtime is not here.
     """
@@ -50,6 +52,9 @@ def read(folder: Path) -> list[Tensor]:
     try:
         check_safetensors(folder / OUTPUTS)
         held = load_file(folder / OUTPUTS)
-    except Exception as problem:  # safetensors raises a kind of its own for each way a file can be broken
-        raise ValueError(f"{OUTPUTS} cannot be read: {type(problem).__name__}: {brief(problem)}") from problem
+    except Exception as problem:
+        # safetensors raises a kind of its own for each way a file can be broken
+        raise ValueError(
+            f"{OUTPUTS} cannot be read: {type(problem).__name__}: {brief(problem)}"
+        ) from problem
     return [held[f"output.{index}"] for index in range(len(held))]

@@ -1,4 +1,5 @@
-"""What using an artefact or a run would do beside reading it: run code that its study names, or go to the network."""
+"""What using an artefact or a run would do beside reading it: run code that its study names, or go
+to the network."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ _PLAIN = frozenset({"folder", "args"})
 
 
 def require_trust(folder: Path, trust: bool, command: str) -> None:
-    """Raise InputError where `folder`'s records name code of somebody's own, or a download, and that is not trusted.
+    """Raise InputError where `folder`'s records name code of somebody's own, or a download, and
+    that is not trusted.
 
     A record that cannot be read names nothing, and nothing of it is run.
     """
@@ -33,13 +35,15 @@ def require_trust(folder: Path, trust: bool, command: str) -> None:
             continue
     if named:
         raise InputError(
-            f"{folder} names {', '.join(dict.fromkeys(named))}"[:300] + ", which would be run or fetched; where you "
+            f"{folder} names {', '.join(dict.fromkeys(named))}"[:300]
+            + ", which would be run or fetched; where you "
             f"trust whoever made it: {command}"
         )
 
 
 def dangers(record: Mapping[str, Any]) -> list[str]:
-    """Every reference in a study or score that is no bundled one, every download and every storage elsewhere."""
+    """Every reference in a study or score that is no bundled one, every download and every storage
+    elsewhere."""
     search = record.get("search")
     storage = search.get("storage") if isinstance(search, Mapping) else None
     return [
@@ -52,12 +56,19 @@ def _foreign_references(value: Any, key: str = "") -> Iterator[str]:
     if isinstance(value, Mapping):
         args, name = value.get("args"), value.get("name")
         if isinstance(args, Mapping):
-            yield from (f"{name!r} with {value}={args[value]!r}" for value in _FETCHES if args.get(value))
+            yield from (
+                f"{name!r} with {value}={args[value]!r}" for value in _FETCHES if args.get(value)
+            )
         for inner in value:
             if inner not in _PLAIN:
                 yield from _foreign_references(value[inner], str(inner))
     elif isinstance(value, list):
         for inner in value:
             yield from _foreign_references(inner, key)
-    elif isinstance(value, str) and key != "storage" and _REFERENCE.fullmatch(value) and not _BUNDLED.fullmatch(value):
+    elif (
+        isinstance(value, str)
+        and key != "storage"
+        and _REFERENCE.fullmatch(value)
+        and not _BUNDLED.fullmatch(value)
+    ):
         yield repr(value[:100])

@@ -39,24 +39,34 @@ def verify(
 ) -> dict[str, Any]:
     """Check the artefact in `folder` and write verification.json; gives its content.
 
-    Every figure of score.json and every limit is held to what is found here; what cannot be, as milliseconds of another
-    machine or the energy without a counter, stands under "unchecked" with the reason.
+    Every figure of score.json and every limit is held to what is found here; what cannot be, as
+    milliseconds of another machine or the energy without a counter, stands under "unchecked" with
+    the reason.
 
-    Without `task` it is built from study.yaml; code of its own that the artefact names is run only with `trust`.
-    Where the study was made in Python that cannot be: then the checks that need model or data stay open (`"passed":
-    null`, named under `"open"`). What `earlier`, the content of a former verification.json, has closed is taken over.
+    Without `task` it is built from study.yaml; code of its own that the artefact names is run only
+    with `trust`. Where the study was made in Python that cannot be: then the checks that need model
+    or data stay open (`"passed": null`, named under `"open"`). What `earlier`, the content of a
+    former verification.json, has closed is taken over.
 
-    Raises VerificationError that lists every failure, whatever is wrong with the files; InputError where the folder is
-    no artefact, or where the study is intact but its module or data is not on this machine.
+    Raises VerificationError that lists every failure, whatever is wrong with the files; InputError
+    where the folder is no artefact, or where the study is intact but its module or data is not on
+    this machine.
     """
     path = artefact.require(folder)
     require_trust(path, trust or task is not None, f"autoprune verify {folder} --trust")
     recorded = Recorded(path, task)
-    done = {check["name"]: check for check in (earlier or {}).get("checks", ()) if check["passed"] is not None}
+    done = {
+        check["name"]: check
+        for check in (earlier or {}).get("checks", ())
+        if check["passed"] is not None
+    }
     found: list[dict[str, Any]] = []
     for name, check in checks(recorded):
         pointless = name.partition(" on ")[0] in _RUNS and found[0]["passed"] is False
-        found.append(done.get(name) or (_UNMEASURED | {"name": name} if pointless else _run_check(name, check)))
+        found.append(
+            done.get(name)
+            or (_UNMEASURED | {"name": name} if pointless else _run_check(name, check))
+        )
     result = {
         "version": 1,
         "passed": all(check["passed"] is not False for check in found),
@@ -67,19 +77,31 @@ def verify(
     unwritten = _write(path, result)
     _raise_failures(path, result)
     if unwritten:
-        raise InputError(f"{path}: no check failed, but {artefact.VERIFICATION} cannot be written: {unwritten}")
+        raise InputError(
+            f"{path}: no check failed, but {artefact.VERIFICATION} cannot be written: {unwritten}"
+        )
     return result
 
 
 def verify_in_fresh_process(folder: Path | str, task: Task | None = None) -> dict[str, Any]:
-    """Run `autoprune verify FOLDER --trust` as a process of its own; gives and raises what `verify` does.
+    """Run `autoprune verify FOLDER --trust` as a process of its own; gives and raises what `verify`
+    does.
 
     For artefacts that this process has just written: the code that they name has run in it.
-    The checks that only `task` can close (its module and data live in this process) are made here afterwards.
+    The checks that only `task` can close (its module and data live in this process) are made here
+    afterwards.
     """
     path = artefact.require(folder)
     (path / artefact.VERIFICATION).unlink(missing_ok=True)
-    command = [sys.executable, "-m", "autoprune", "verify", str(path.resolve()), "--trust", "--json"]
+    command = [
+        sys.executable,
+        "-m",
+        "autoprune",
+        "verify",
+        str(path.resolve()),
+        "--trust",
+        "--json",
+    ]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     said = (ended.stderr or ended.stdout).strip()[-2000:]
     if ended.returncode == InputError.exit_status:
@@ -87,11 +109,17 @@ def verify_in_fresh_process(folder: Path | str, task: Task | None = None) -> dic
     try:
         result = read_mapping(path / artefact.VERIFICATION)
     except ValueError as problem:
-        raise VerificationError(f"{path}: verification broke down, status {ended.returncode}: {said}") from problem
+        raise VerificationError(
+            f"{path}: verification broke down, status {ended.returncode}: {said}"
+        ) from problem
     _raise_failures(path, result)
     if ended.returncode:
-        raise VerificationError(f"{path}: the verification ended with status {ended.returncode}: {said}")
-    return verify(path, task=task, earlier=result) if result["open"] and task is not None else result
+        raise VerificationError(
+            f"{path}: the verification ended with status {ended.returncode}: {said}"
+        )
+    return (
+        verify(path, task=task, earlier=result) if result["open"] and task is not None else result
+    )
 
 
 def _unchecked_figures(found: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -109,7 +137,8 @@ def _write(folder: Path, result: dict[str, Any]) -> OSError | None:
 
 
 def _run_check(name: str, check: Check) -> dict[str, Any]:
-    """One entry of verification.json. Whatever a broken file raises is a failed check, not a traceback."""
+    """One entry of verification.json. Whatever a broken file raises is a failed check, not a
+    traceback."""
     passed: bool | None = False
     figures: dict[str, Any] = {}
     unchecked: Mapping[str, str] = {}
@@ -142,4 +171,6 @@ def _raise_failures(folder: Path, result: Mapping[str, Any]) -> None:
     failed = [check for check in result["checks"] if check["passed"] is False]
     if failed:
         lines = "".join(f"\n  {check['name']}: {check['detail']}" for check in failed)
-        raise VerificationError(f"{folder} failed {len(failed)} of {len(result['checks'])} checks:{lines}")
+        raise VerificationError(
+            f"{folder} failed {len(failed)} of {len(result['checks'])} checks:{lines}"
+        )

@@ -1,9 +1,11 @@
-"""An exported program's archive, looked through before torch opens it, and written anew with what was looked at.
+"""An exported program's archive, looked through before torch opens it, and written anew with what
+was looked at.
 
-torch.export.load runs code in many ways: it unpickles (`data/weights/NAME.pt` for any `models/NAME.json`, constants,
-sample inputs, the layout of torch 2.7), imports modules that a tree specification names, evaluates sizes, and makes
-Python source out of node names. So every entry, key and word must be one that an export writes. What torch reads is
-the archive written anew: whatever another reader of the same zip file would see in it is not there.
+torch.export.load runs code in many ways: it unpickles (`data/weights/NAME.pt` for any
+`models/NAME.json`, constants, sample inputs, the layout of torch 2.7), imports modules that a tree
+specification names, evaluates sizes, and makes Python source out of node names. So every entry, key
+and word must be one that an export writes. What torch reads is the archive written anew: whatever
+another reader of the same zip file would see in it is not there.
 """
 
 from __future__ import annotations
@@ -42,12 +44,16 @@ _TEXT = 256 * 2**20  # bytes of a graph as JSON, at most
 def rewritten(data: bytes) -> bytes:
     """The same program as an archive in which nothing runs when `torch.export.load` reads it.
 
-    Raises ModelError where the archive holds anything that `torch.export.save` does not write for a plain module.
+    Raises ModelError where the archive holds anything that `torch.export.save` does not write for a
+    plain module.
     """
     entries = _entries(data, _ENTRY)
     for name, content in _FIXED.items():
         if entries.get(name) != content:
-            raise ModelError(f"the program's {name} is {entries.get(name, b'missing')[:20]!r}, needed: {content!r}")
+            raise ModelError(
+                f"the program's {name} is {entries.get(name, b'missing')[:20]!r}, needed: "
+                f"{content!r}"
+            )
     _check_sample(entries.get(_SAMPLE, b""))
     named = {_MODEL, _SAMPLE, *_CONFIGS, *_FIXED, ".data/version", ".data/serialization_id"}
     for config, pattern in _CONFIGS.items():
@@ -64,16 +70,20 @@ def rewritten(data: bytes) -> bytes:
 
 
 def _entries(data: bytes, allowed: re.Pattern[str]) -> dict[str, bytes]:
-    """Content by name, without the folder that all are in. torch stores entries as they are, so nothing is inflated."""
+    """Content by name, without the folder that all are in. torch stores entries as they are, so
+    nothing is inflated."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         listed = archive.infolist()
         names = [info.filename.partition("/")[2] for info in listed]
-        if len({info.filename.partition("/")[0] for info in listed}) != 1 or len(set(names)) != len(names):
+        if len({info.filename.partition("/")[0] for info in listed}) != 1 or len(set(names)) != len(
+            names
+        ):
             raise ModelError("the program's archive has entries twice, or outside its one folder")
         for info, name in zip(listed, names, strict=True):
             if not allowed.fullmatch(name):
                 raise ModelError(
-                    f"the program holds {name[:80]!r}, which no export writes; export it again with autoprune"
+                    f"the program holds {name[:80]!r}, which no export writes; export it again "
+                    "with autoprune"
                 )
             if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
                 raise ModelError(f"the program's entry {name} is compressed, which no export does")
@@ -88,18 +98,23 @@ def _json(name: str, entries: Mapping[str, bytes]) -> Any:
     if name not in entries:
         raise ModelError(f"the program has no {name}")
     if len(entries[name]) > _TEXT:
-        raise ModelError(f"the program's {name} has {len(entries[name]) / 2**20:.0f} MiB; read are at most 256")
+        raise ModelError(
+            f"the program's {name} has {len(entries[name]) / 2**20:.0f} MiB; read are at most 256"
+        )
     return json.loads(entries[name])
 
 
 def _check_sample(sample: bytes) -> None:
-    """Sample inputs are pickled; they are not needed here, but another program would unpickle them."""
+    """Sample inputs are pickled; they are not needed here, but another program would unpickle
+    them."""
     if sample:
         _entries(sample, _TORCH_SAVE)
         try:
             torch.load(io.BytesIO(sample), weights_only=True)
         except Exception as error:  # pickle's, zip's and torch's own kinds
-            raise ModelError("the program's sample inputs are not plain tensors but a pickle that runs code") from error
+            raise ModelError(
+                "the program's sample inputs are not plain tensors but a pickle that runs code"
+            ) from error
 
 
 def _check_config(config: str, allowed: re.Pattern[str], entries: Mapping[str, bytes]) -> set[str]:
@@ -108,10 +123,16 @@ def _check_config(config: str, allowed: re.Pattern[str], entries: Mapping[str, b
     for tensor, payload in _json(config, entries)["config"].items():
         path = payload["path_name"]
         if payload["use_pickle"] is not False or not allowed.fullmatch(path):
-            raise ModelError(f"the program's {config} stores {tensor[:80]!r} as a pickled object, which is not loaded")
+            raise ModelError(
+                f"the program's {config} stores {tensor[:80]!r} as a pickled object, which is not "
+                "loaded"
+            )
         entry = f"{folder}/{path}"
         sizes = [size["as_int"] for size in payload["tensor_meta"]["sizes"]]
         if entry not in entries or (not entries[entry] and math.prod(sizes)):
-            raise ModelError(f"the program's {config} names {path} for {tensor[:80]!r}, which is missing or empty")
+            raise ModelError(
+                f"the program's {config} names {path} for {tensor[:80]!r}, which is missing or "
+                "empty"
+            )
         named.add(entry)
     return named

@@ -1,8 +1,10 @@
-"""The one way in which a module becomes a graph: torch.export with a dynamic batch, then ONNX, parameters by name.
+"""The one way in which a module becomes a graph: torch.export with a dynamic batch, then ONNX,
+parameters by name.
 
-Every exported ONNX model keeps each parameter and buffer as an initializer of its own, under its name in the module and
-bit for bit. The exporter would merge equal ones and fold batch norms into convolutions; ONNX Runtime folds them
-by itself when it opens the model, so the latency is the same (tried: the optimised graphs have the same operators).
+Every exported ONNX model keeps each parameter and buffer as an initializer of its own, under its
+name in the module and bit for bit. The exporter would merge equal ones and fold batch norms into
+convolutions; ONNX Runtime folds them by itself when it opens the model, so the latency is the same
+(tried: the optimised graphs have the same operators).
 """
 
 from __future__ import annotations
@@ -27,11 +29,16 @@ __all__ = ["eval_mode", "onnx_model", "outputs_of", "program", "quiet", "strip",
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence the exporters: warnings, progress on stdout, and the loggers of torch and onnxscript."""
+    """Silence the exporters: warnings, progress on stdout, and the loggers of torch and
+    onnxscript."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
-        with warnings.catch_warnings(), open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        with (
+            warnings.catch_warnings(),
+            open(os.devnull, "w") as nowhere,
+            contextlib.redirect_stdout(nowhere),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -56,7 +63,8 @@ def outputs_of(output: Any) -> list[Tensor]:
 
 
 def program(model: nn.Module, inputs: Inputs) -> torch.export.ExportedProgram:
-    """`model` traced with a dynamic batch: the first dimension of every input whose length there is the batch size.
+    """`model` traced with a dynamic batch: the first dimension of every input whose length there is
+    the batch size.
 
     Raises ModelError for a model that cannot be traced, or that fixes its batch size.
     """
@@ -66,14 +74,21 @@ def program(model: nn.Module, inputs: Inputs) -> torch.export.ExportedProgram:
     size = example.batch_size
 
     def dynamic(leaf: Any) -> dict[int, Any] | None:
-        return {0: batch} if isinstance(leaf, Tensor) and leaf.dim() and leaf.shape[0] == size else None
+        return (
+            {0: batch}
+            if isinstance(leaf, Tensor) and leaf.dim() and leaf.shape[0] == size
+            else None
+        )
 
     arguments = inspect.signature(model.forward).bind(*example.args, **example.kwargs).arguments
     shapes = {name: tree_map(dynamic, value) for name, value in arguments.items()}
     with quiet(), eval_mode(model), torch.no_grad():
         try:
-            return torch.export.export(model, example.args, example.kwargs, dynamic_shapes=shapes, strict=False)
-        except Exception as error:  # torch.export raises anything that the traced code raises, and kinds of its own
+            return torch.export.export(
+                model, example.args, example.kwargs, dynamic_shapes=shapes, strict=False
+            )
+        # torch.export raises anything that the traced code raises, and kinds of its own
+        except Exception as error:
             reason = str(error).strip().splitlines()
             raise ModelError(
                 f"the model cannot be exported with a dynamic batch: {type(error).__name__}: "
@@ -83,9 +98,11 @@ def program(model: nn.Module, inputs: Inputs) -> torch.export.ExportedProgram:
 
 
 def onnx_model(model: nn.Module, inputs: Inputs, *, shapes: bool = False) -> Any:
-    """An `onnx.ModelProto` of `model`: dynamic batch, each parameter an initializer under its own name.
+    """An `onnx.ModelProto` of `model`: dynamic batch, each parameter an initializer under its own
+    name.
 
-    Costs 1-5 s. `shapes` keeps the shapes of intermediate values. Raises ModelError where it cannot be exported.
+    Costs 1-5 s. `shapes` keeps the shapes of intermediate values. Raises ModelError where it cannot
+    be exported.
     """
     proto = to_onnx(program(model, inputs), tensor_aliases(model))
     return proto if shapes else strip(proto)
@@ -95,15 +112,20 @@ def to_onnx(exported: torch.export.ExportedProgram, aliases: dict[str, str]) -> 
     """ONNX of an exported program; see `onnx_model`."""
     with quiet():
         try:
-            result = torch.onnx.export(exported, dynamo=True, optimize=False, external_data=False, verbose=False)
+            result = torch.onnx.export(
+                exported, dynamo=True, optimize=False, external_data=False, verbose=False
+            )
         except Exception as error:  # the exporter's own kinds are private
             raise ModelError(
-                f"the model has an operator that ONNX export does not know: {type(error).__name__}: "
+                "the model has an operator that ONNX export does not know: "
+                f"{type(error).__name__}: "
                 f"{' '.join(str(error).split())[:600]}"
             ) from error
         assert result is not None
         graph = result.model.graph
-        held = {name: graph.initializers[name] for name in list(graph.initializers) if name in aliases}
+        held = {
+            name: graph.initializers[name] for name in list(graph.initializers) if name in aliases
+        }
         constants = {name: value.const_value for name, value in held.items()}
         # As inputs they can be neither merged nor folded by the optimizer
         for name, value in held.items():
@@ -120,21 +142,31 @@ def to_onnx(exported: torch.export.ExportedProgram, aliases: dict[str, str]) -> 
 
 
 def strip(proto: Any) -> Any:
-    """The same graph without what no runtime needs: intermediate shapes, stack traces with paths of this machine."""
+    """The same graph without what no runtime needs: intermediate shapes, stack traces with paths of
+    this machine."""
     del proto.graph.value_info[:]
     del proto.metadata_props[:]
     del proto.graph.metadata_props[:]
-    for part in (*proto.graph.node, *proto.graph.input, *proto.graph.output, *proto.graph.initializer):
+    for part in (
+        *proto.graph.node,
+        *proto.graph.input,
+        *proto.graph.output,
+        *proto.graph.initializer,
+    ):
         del part.metadata_props[:]
         part.doc_string = ""
     return proto
 
 
 def tensor_aliases(model: nn.Module) -> dict[str, str]:
-    """Every name of every parameter and buffer -> its first name; they differ where tensors are tied."""
+    """Every name of every parameter and buffer -> its first name; they differ where tensors are
+    tied."""
     first: dict[int, str] = {}
     aliases: dict[str, str] = {}
-    for named in (model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)):
+    for named in (
+        model.named_parameters(remove_duplicate=False),
+        model.named_buffers(remove_duplicate=False),
+    ):
         for name, tensor in named:
             aliases[name] = first.setdefault(id(tensor), name)
     return aliases

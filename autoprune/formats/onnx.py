@@ -24,20 +24,27 @@ LIMIT = 2**31 - 1  # bytes; protobuf's own
 
 @dataclass(frozen=True)
 class Onnx:
-    """The dynamo exporter's graph with a dynamic batch; parameters keep their names and every bit."""
+    """The dynamo exporter's graph with a dynamic batch; parameters keep their names and every
+    bit."""
 
     filename = "model.onnx"
 
     def save(self, model: nn.Module, inputs: Inputs, path: Path) -> None:
-        """Write one file. Raises ModelError where the model cannot be exported, or is over 2 GiB."""
+        """Write one file. Raises ModelError where the model cannot be exported, or is over 2
+        GiB."""
         proto = onnx_model(model, inputs)
         size = proto.ByteSize()
         if size > LIMIT:
-            raise ModelError(f"the ONNX model has {size / 2**30:.1f} GiB; one ONNX file holds at most 2 GiB")
+            raise ModelError(
+                f"the ONNX model has {size / 2**30:.1f} GiB; one ONNX file holds at most 2 GiB"
+            )
         path.write_bytes(proto.SerializeToString())
 
-    def load(self, path: Path, template: Callable[[], nn.Module] | None = None) -> Callable[[Inputs], list[Tensor]]:
-        """The model on ONNX Runtime's CPU provider. Raises ModelError for a file that is no ONNX model of its own."""
+    def load(
+        self, path: Path, template: Callable[[], nn.Module] | None = None
+    ) -> Callable[[Inputs], list[Tensor]]:
+        """The model on ONNX Runtime's CPU provider. Raises ModelError for a file that is no ONNX
+        model of its own."""
         import onnxruntime
 
         content = self.content(path)
@@ -45,16 +52,26 @@ class Onnx:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
         try:
-            session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime raises kinds of its own, all straight from Exception
-            raise ModelError(f"{path} is no ONNX model that ONNX Runtime can open: {error}") from error
+            session = onnxruntime.InferenceSession(
+                content, options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:
+            # onnxruntime raises kinds of its own, all straight from Exception
+            raise ModelError(
+                f"{path} is no ONNX model that ONNX Runtime can open: {error}"
+            ) from error
         names = [value.name for value in session.get_inputs()]
 
         def run(inputs: Inputs) -> list[Tensor]:
             arrays = [tensor.detach().cpu().numpy() for tensor in inputs.tensors()]
             if len(arrays) != len(names):
-                raise ModelError(f"{path} takes {len(names)} tensors ({', '.join(names)}); got {len(arrays)}")
-            return [torch.from_numpy(array) for array in session.run(None, dict(zip(names, arrays, strict=True)))]
+                raise ModelError(
+                    f"{path} takes {len(names)} tensors ({', '.join(names)}); got {len(arrays)}"
+                )
+            return [
+                torch.from_numpy(array)
+                for array in session.run(None, dict(zip(names, arrays, strict=True)))
+            ]
 
         return run
 
@@ -70,15 +87,23 @@ class Onnx:
             content = read_plain(path, LIMIT)
             proto = onnx.load_model_from_string(content)
         except Exception as error:  # protobuf's kinds differ from release to release
-            raise ModelError(f"{path} is no ONNX model that can be read: {str(error)[:200]}") from error
+            raise ModelError(
+                f"{path} is no ONNX model that can be read: {str(error)[:200]}"
+            ) from error
         own = _DOMAINS | {function.domain for function in proto.functions}
         for message in _messages(proto):
             kind = message.DESCRIPTOR.name
             if kind == "TensorProto" and (message.data_location or message.external_data):
-                raise ModelError(f"{path} keeps {message.name[:80]!r} in another file, which is not opened")
-            if kind == "NodeProto" and (message.domain not in own or message.op_type == "EPContext"):
+                raise ModelError(
+                    f"{path} keeps {message.name[:80]!r} in another file, which is not opened"
+                )
+            if kind == "NodeProto" and (
+                message.domain not in own or message.op_type == "EPContext"
+            ):
                 known = f"{message.domain}:{message.op_type}"[:80]
-                raise ModelError(f"{path} has the operator {known!r}, which is none of ONNX or ONNX Runtime")
+                raise ModelError(
+                    f"{path} has the operator {known!r}, which is none of ONNX or ONNX Runtime"
+                )
         return content
 
 

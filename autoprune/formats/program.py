@@ -28,7 +28,8 @@ class Program:
     filename = "model.pt2"
 
     def save(self, model: nn.Module, inputs: Inputs, path: Path) -> None:
-        """Write one file. Raises ModelError where the model cannot be traced, or would not be loaded again."""
+        """Write one file. Raises ModelError where the model cannot be traced, or would not be
+        loaded again."""
         exported = program(model, inputs)
         for node in exported.graph.nodes:
             node.meta.pop("stack_trace", None)  # paths of this machine
@@ -38,8 +39,11 @@ class Program:
         rewritten(buffer.getvalue())
         path.write_bytes(buffer.getvalue())
 
-    def load(self, path: Path, template: Callable[[], nn.Module] | None = None) -> Callable[[Inputs], list[Tensor]]:
-        """The program as a function. Raises ModelError for a file that is none, or that would run code when loaded."""
+    def load(
+        self, path: Path, template: Callable[[], nn.Module] | None = None
+    ) -> Callable[[Inputs], list[Tensor]]:
+        """The program as a function. Raises ModelError for a file that is none, or that would run
+        code when loaded."""
         try:
             data = rewritten(read_plain(path, _LIMIT))
             with quiet():
@@ -48,7 +52,9 @@ class Program:
         except ModelError as error:
             raise ModelError(f"{path} is not loaded: {error}") from error
         except Exception as error:  # a damaged archive fails anywhere: zip, JSON, pickle, schema
-            raise ModelError(f"{path} is no exported program that can be read: {repr(error)[:300]}") from error
+            raise ModelError(
+                f"{path} is no exported program that can be read: {repr(error)[:300]}"
+            ) from error
 
         def run(inputs: Inputs) -> list[Tensor]:
             with torch.inference_mode(), quiet():

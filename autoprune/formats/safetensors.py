@@ -19,7 +19,8 @@ __all__ = ["Safetensors"]
 
 @dataclass(frozen=True)
 class Safetensors:
-    """The state dict; tied tensors are stored once, under the first of their names in the state dict."""
+    """The state dict; tied tensors are stored once, under the first of their names in the state
+    dict."""
 
     filename = "model.safetensors"
 
@@ -27,10 +28,15 @@ class Safetensors:
         """Write the state dict; `inputs` are not needed."""
         path.write_bytes(self.dump(model))
 
-    def load(self, path: Path, template: Callable[[], nn.Module] | None = None) -> Callable[[Inputs], list[Tensor]]:
-        """The module of `template` with these values. Raises ModelError where names or shapes do not match."""
+    def load(
+        self, path: Path, template: Callable[[], nn.Module] | None = None
+    ) -> Callable[[Inputs], list[Tensor]]:
+        """The module of `template` with these values. Raises ModelError where names or shapes do
+        not match."""
         if template is None:
-            raise ModelError(f"{path} holds values only; loading it needs a template that builds the module")
+            raise ModelError(
+                f"{path} holds values only; loading it needs a template that builds the module"
+            )
         model = template()
         self.fill(model, path)
         model.eval()
@@ -46,11 +52,17 @@ class Safetensors:
         """The file's bytes."""
         from safetensors.torch import save
 
-        return save({name: tensor.detach().cpu().contiguous() for name, tensor in _once(model.state_dict()).items()})
+        return save(
+            {
+                name: tensor.detach().cpu().contiguous()
+                for name, tensor in _once(model.state_dict()).items()
+            }
+        )
 
     @staticmethod
     def fill(model: nn.Module, path: Path) -> None:
-        """Load `path` into `model` strictly. Raises ModelError that lists missing, unknown and misshapen tensors."""
+        """Load `path` into `model` strictly. Raises ModelError that lists missing, unknown and
+        misshapen tensors."""
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
@@ -82,7 +94,8 @@ def _kind(tensor: Tensor) -> str:
 
 
 def _once(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Each storage once: of tensors that are the same memory and shape, the first by name order in the state dict."""
+    """Each storage once: of tensors that are the same memory and shape, the first by name order in
+    the state dict."""
     seen: set[tuple[object, ...]] = set()
     kept = {}
     for name, tensor in state.items():

@@ -8,13 +8,19 @@ from collections.abc import Sequence
 __all__ = ["einsum_flops"]
 
 
-def einsum_flops(equation: str, shapes: Sequence[Sequence[int]], path: Sequence[int] | None = None) -> int:
-    """Multiply-adds of the operands' pairwise contractions, in the order of `path` (pairs, flat) or left to right.
+def einsum_flops(
+    equation: str, shapes: Sequence[Sequence[int]], path: Sequence[int] | None = None
+) -> int:
+    """Multiply-adds of the operands' pairwise contractions, in the order of `path` (pairs, flat) or
+    left to right.
 
-    A pair costs the product of the lengths of all its indices, but those that it could sum away beforehand.
+    A pair costs the product of the lengths of all its indices, but those that it could sum away
+    beforehand.
     """
     left, arrow, right = equation.replace(" ", "").partition("->")
-    named = [_indices(term, len(shape)) for term, shape in zip(left.split(","), shapes, strict=True)]
+    named = [
+        _indices(term, len(shape)) for term, shape in zip(left.split(","), shapes, strict=True)
+    ]
     lengths: dict[str, int] = {}
     for names, shape in zip(named, shapes, strict=True):
         for name, length in zip(names, shape, strict=True):
@@ -28,7 +34,9 @@ def einsum_flops(equation: str, shapes: Sequence[Sequence[int]], path: Sequence[
     return _contraction_flops([set(names) for names in named], lengths, result, list(path or ()))
 
 
-def _contraction_flops(operands: list[set[str]], lengths: dict[str, int], result: set[str], path: list[int]) -> int:
+def _contraction_flops(
+    operands: list[set[str]], lengths: dict[str, int], result: set[str], path: list[int]
+) -> int:
     total = 0
     while len(operands) > 1:
         places = (path.pop(0), path.pop(0)) if path else (0, 1)
@@ -43,7 +51,12 @@ def _contraction_flops(operands: list[set[str]], lengths: dict[str, int], result
 
 
 def _indices(term: str, rank: int) -> list[str]:
-    """One name for each dimension; those under an ellipsis are counted from its right, so that they broadcast."""
+    """One name for each dimension; those under an ellipsis are counted from its right, so that they
+    broadcast."""
     before, dots, after = term.partition("...")
     hidden = rank - len(before) - len(after)
-    return [*before, *(f".{place}" for place in range(hidden, 0, -1)), *after] if dots else list(before)
+    return (
+        [*before, *(f".{place}" for place in range(hidden, 0, -1)), *after]
+        if dots
+        else list(before)
+    )

@@ -1,4 +1,5 @@
-"""Energy of a call, from the machine's own counter: RAPL for a CPU, NVML (or AMD's SMI) for a GPU, read by zeus."""
+"""Energy of a call, from the machine's own counter: RAPL for a CPU, NVML (or AMD's SMI) for a GPU,
+read by zeus."""
 
 from __future__ import annotations
 
@@ -30,7 +31,9 @@ def counter(target: Target) -> Callable[[], float]:
     All CPU packages with their memory, or the one GPU. Raises ModelError where there is no counter.
     """
     if importlib.util.find_spec("zeus") is None:
-        raise ModelError("reading a counter of energy needs the package zeus: pip install 'autoprune[energy]'")
+        raise ModelError(
+            "reading a counter of energy needs the package zeus: pip install 'autoprune[energy]'"
+        )
     from zeus.exception import ZeusBaseError
 
     try:
@@ -39,11 +42,16 @@ def counter(target: Target) -> Callable[[], float]:
             return _gpu(target) if target.device.startswith("cuda") else _cpus()
     except (ZeusBaseError, OSError) as error:
         kind = "GPU" if target.device.startswith("cuda") else "CPU"
-        raise ModelError(f"this machine has no counter of its {kind}'s energy that may be read: {error}") from error
+        raise ModelError(
+            f"this machine has no counter of its {kind}'s energy that may be read: {error}"
+        ) from error
 
 
-def of_call(call: Callable[[], object], counter: Callable[[], float], seconds: float = _SECONDS) -> float:
-    """Millijoules of one call: what the counter moves by over `seconds` of calls, at least ten, a call each.
+def of_call(
+    call: Callable[[], object], counter: Callable[[], float], seconds: float = _SECONDS
+) -> float:
+    """Millijoules of one call: what the counter moves by over `seconds` of calls, at least ten, a
+    call each.
 
     Raises ModelError where the counter does not move: zero would be wrong.
     """
@@ -54,7 +62,9 @@ def of_call(call: Callable[[], object], counter: Callable[[], float], seconds: f
         calls += 1
     used = counter() - start
     if used <= 0:
-        raise ModelError(f"the counter of energy did not move over {calls} calls, so it cannot be trusted")
+        raise ModelError(
+            f"the counter of energy did not move over {calls} calls, so it cannot be trusted"
+        )
     return used / calls
 
 

@@ -1,9 +1,10 @@
 """FLOPs in fvcore's convention: one multiply-add counts 1.
 
-By that convention normalisations, interpolation and adaptive average pooling count a few operations an element, and
-element-wise operations, other pooling and data movement count 0. What fvcore counts as zero in silence is counted here:
-attention, recurrent layers and cells, convolutions with padding by name. Any other operator is named in `uncounted`.
-Zeros in a weight change nothing: these are dense FLOPs.
+By that convention normalisations, interpolation and adaptive average pooling count a few operations
+an element, and element-wise operations, other pooling and data movement count 0. What fvcore counts
+as zero in silence is counted here: attention, recurrent layers and cells, convolutions with padding
+by name. Any other operator is named in `uncounted`. Zeros in a weight change nothing: these are
+dense FLOPs.
 """
 
 from __future__ import annotations
@@ -29,37 +30,44 @@ __all__ = ["Flops", "count"]
 
 @dataclass(frozen=True)
 class Flops:
-    """FLOPs of one forward pass: `total`, of every module by name, and the operators that could not be counted."""
+    """FLOPs of one forward pass: `total`, of every module by name, and the operators that could not
+    be counted."""
 
     total: int
     by_module: dict[str, int]
     uncounted: tuple[str, ...] = ()
 
 
-# Operators that count 0, beside the element-wise ones that torch itself tags as such. Names without `aten::`.
+# Operators that count 0, beside the element-wise ones that torch itself tags as such. Names without
+# `aten::`.
 _FREE_NAMES = """
-    fill zero alias argmax argmin as_strided atleast_1d broadcast_tensors broadcast_to cat channel_shuffle chunk clone
-    column_stack concat concatenate constant_pad_nd contiguous copy count_nonzero detach diagonal dstack dropout
-    alpha_dropout feature_dropout embedding empty empty_like expand expand_as eye feature_alpha_dropout flatten flip
-    full full_like gather hstack im2col col2im index index_add index_copy index_fill index_put index_select item
-    linspace masked_fill masked_scatter masked_select meshgrid moveaxis movedim narrow native_channel_shuffle
-    new_empty new_full new_ones new_zeros nonzero numpy_T one_hot ones ones_like pad permute pixel_shuffle
-    pixel_unshuffle rand randn reflection_pad1d reflection_pad2d reflection_pad3d repeat repeat_interleave
-    replication_pad1d replication_pad2d replication_pad3d reshape reshape_as resolve_conj resolve_neg roll rot90
-    scalar_tensor scatter scatter_add select slice sort split split_with_sizes squeeze stack swapaxes swapdims t
-    tensor tensor_split take take_along_dim tile to topk transpose tril triu type_as unbind unflatten unfold
-    unsafe_chunk unsafe_split unsqueeze view view_as vstack zeros zeros_like arange argsort bucketize tril_indices
-    triu_indices mT mH T H real view_as_real view_as_complex _shape_as_tensor size numel dim Int Float Bool
-    ScalarImplicit IntImplicit FloatImplicit is_nonzero sym_size _cast_Float _cast_Long lift_fresh lift _unsafe_view
-    _reshape_alias _pack_padded_sequence _pad_packed_sequence requires_grad all any amax amin max min mean sum std
-    std_mean var var_mean prod median norm linalg_vector_norm cumsum cumprod logsumexp softmax log_softmax _softmax
-    _log_softmax softmin normalize nansum nanmean aminmax logcumsumexp cosine_similarity adaptive_avg_pool1d
-    adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d avg_pool1d avg_pool2d avg_pool3d
-    max_pool1d max_pool2d max_pool3d max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices glu
-    prelu hardswish softsign log_sigmoid tanhshrink floor_divide multiply divide subtract true_divide greater
-    greater_equal less less_equal not_equal uniform normal bernoulli absolute negative conj complex polar cummax
-    cummin diag diag_embed diff trace scatter_reduce index_reduce searchsorted rrelu _prelu_kernel
-    upsample_nearest1d upsample_nearest3d outer ger embedding_bag
+    fill zero alias argmax argmin as_strided atleast_1d broadcast_tensors broadcast_to cat
+    channel_shuffle chunk clone column_stack concat concatenate constant_pad_nd contiguous copy
+    count_nonzero detach diagonal dstack dropout alpha_dropout feature_dropout embedding empty
+    empty_like expand expand_as eye feature_alpha_dropout flatten flip full full_like gather
+    hstack im2col col2im index index_add index_copy index_fill index_put index_select item
+    linspace masked_fill masked_scatter masked_select meshgrid moveaxis movedim narrow
+    native_channel_shuffle new_empty new_full new_ones new_zeros nonzero numpy_T one_hot ones
+    ones_like pad permute pixel_shuffle pixel_unshuffle rand randn reflection_pad1d
+    reflection_pad2d reflection_pad3d repeat repeat_interleave replication_pad1d
+    replication_pad2d replication_pad3d reshape reshape_as resolve_conj resolve_neg roll rot90
+    scalar_tensor scatter scatter_add select slice sort split split_with_sizes squeeze stack
+    swapaxes swapdims t tensor tensor_split take take_along_dim tile to topk transpose tril triu
+    type_as unbind unflatten unfold unsafe_chunk unsafe_split unsqueeze view view_as vstack
+    zeros zeros_like arange argsort bucketize tril_indices triu_indices mT mH T H real
+    view_as_real view_as_complex _shape_as_tensor size numel dim Int Float Bool ScalarImplicit
+    IntImplicit FloatImplicit is_nonzero sym_size _cast_Float _cast_Long lift_fresh lift
+    _unsafe_view _reshape_alias _pack_padded_sequence _pad_packed_sequence requires_grad all any
+    amax amin max min mean sum std std_mean var var_mean prod median norm linalg_vector_norm
+    cumsum cumprod logsumexp softmax log_softmax _softmax _log_softmax softmin normalize nansum
+    nanmean aminmax logcumsumexp cosine_similarity adaptive_avg_pool1d adaptive_avg_pool3d
+    adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d avg_pool1d avg_pool2d avg_pool3d
+    max_pool1d max_pool2d max_pool3d max_pool1d_with_indices max_pool2d_with_indices
+    max_pool3d_with_indices glu prelu hardswish softsign log_sigmoid tanhshrink floor_divide
+    multiply divide subtract true_divide greater greater_equal less less_equal not_equal uniform
+    normal bernoulli absolute negative conj complex polar cummax cummin diag diag_embed diff
+    trace scatter_reduce index_reduce searchsorted rrelu _prelu_kernel upsample_nearest1d
+    upsample_nearest3d outer ger embedding_bag
 """
 _FREE = frozenset(_FREE_NAMES.split())
 
@@ -69,13 +77,17 @@ def count(model: nn.Module, inputs: Inputs) -> Flops:
 
     Raises ModelError for a model that cannot be traced.
     """
-    device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+    device = next(
+        (tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu")
+    )
     placed = inputs.to(device)
     with _quiet(), eval_mode(model), _slow_attention(), torch.no_grad():
         from fvcore.nn import FlopCountAnalysis
 
         analysis = FlopCountAnalysis(_Flat(model, placed), tuple(placed.tensors()))
-        analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
+        analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings(
+            "none"
+        )
         analysis.set_op_handle(**_HANDLERS)
         try:
             by_module = {name: int(flops) for name, flops in analysis.by_module().items()}
@@ -86,7 +98,11 @@ def count(model: nn.Module, inputs: Inputs) -> Flops:
             ) from error
         unsupported = analysis.unsupported_ops()
     uncounted = tuple(sorted(kind for kind in unsupported if not _free(kind)))
-    inner = {name.removeprefix("model").removeprefix("."): flops for name, flops in by_module.items() if name}
+    inner = {
+        name.removeprefix("model").removeprefix("."): flops
+        for name, flops in by_module.items()
+        if name
+    }
     return Flops(by_module[""], inner, uncounted)
 
 
@@ -104,7 +120,8 @@ class _Flat(nn.Module):
 
 
 def _free(kind: str) -> bool:
-    """Whether an operator counts 0 by convention: element-wise, or data movement, reduction and pooling."""
+    """Whether an operator counts 0 by convention: element-wise, or data movement, reduction and
+    pooling."""
     space, _, name = kind.partition("::")
     if space != "aten":
         return space == "prim" and not name.startswith(("PythonOp", "CallFunction"))
@@ -114,7 +131,9 @@ def _free(kind: str) -> bool:
     packet = getattr(torch.ops.aten, plain, None)
     if packet is None:
         return False
-    return any(torch.Tag.pointwise in getattr(packet, overload).tags for overload in packet.overloads())
+    return any(
+        torch.Tag.pointwise in getattr(packet, overload).tags for overload in packet.overloads()
+    )
 
 
 def _shape(value: Any) -> list[int]:
@@ -136,20 +155,29 @@ def _numbers(value: Any) -> list[int]:
 
 
 def _attention(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
-    """softmax(q kᵀ) v: (..., L, d), (..., S, d), (..., S, e) -> L S (d + e) a head; a causal mask saves nothing."""
+    """softmax(q kᵀ) v: (..., L, d), (..., S, d), (..., S, e) -> L S (d + e) a head; a causal mask
+    saves nothing."""
     width, keys, values = _shape(inputs[0])[-1], _shape(inputs[1])[-2], _shape(inputs[2])[-1]
     # Of the result: batches broadcast
     return math.prod(_shape(outputs[0])[:-1]) * keys * (width + values)
 
 
 def _recurrent(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
-    """LSTM, GRU, RNN of any depth, direction, projection: each matrix is applied once to each step of each row.
+    """LSTM, GRU, RNN of any depth, direction, projection: each matrix is applied once to each step
+    of each row.
 
-    A padded batch is (T, B, I), a packed one (steps, I): either way all dimensions but the last are steps.
+    A padded batch is (T, B, I), a packed one (steps, I): either way all dimensions but the last are
+    steps.
     """
     steps = math.prod(_shape(inputs[0])[:-1])
-    lists = [list(value.node().inputs()) for value in inputs if value.node().kind() == "prim::ListConstruct"]
-    tensors = [value for group in lists for value in group if isinstance(value.type(), torch._C.TensorType)]
+    lists = [
+        list(value.node().inputs())
+        for value in inputs
+        if value.node().kind() == "prim::ListConstruct"
+    ]
+    tensors = [
+        value for group in lists for value in group if isinstance(value.type(), torch._C.TensorType)
+    ]
     matrices = [shape for shape in map(_shape, tensors) if len(shape) == 2]
     return steps * sum(rows * columns for rows, columns in matrices)
 
@@ -161,7 +189,8 @@ def _cell(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
 
 
 def _convolution(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
-    """A convolution whose padding is given by name ("same", "valid"): (O, I/groups, ...) for each output position."""
+    """A convolution whose padding is given by name ("same", "valid"): (O, I/groups, ...) for each
+    output position."""
     (batch, _, *positions), (channels, *kernel) = _shape(outputs[0]), _shape(inputs[1])
     return batch * math.prod(positions) * channels * math.prod(kernel)
 
@@ -172,7 +201,8 @@ def _batched_matmul(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
 
 
 def _matmul(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
-    """Of vectors, matrices and batches that broadcast: each element of the result is one row times one column."""
+    """Of vectors, matrices and batches that broadcast: each element of the result is one row times
+    one column."""
     return math.prod(_shape(outputs[0])) * _shape(inputs[0])[-1]
 
 
@@ -183,7 +213,8 @@ def _tensordot(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
 
 
 def _einsum(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
-    """Products in torch's own order of contraction; what is in one operand alone is summed beforehand, for nothing."""
+    """Products in torch's own order of contraction; what is in one operand alone is summed
+    beforehand, for nothing."""
     shapes = [_shape(value) for value in inputs[1].node().inputs()]
     return einsum_flops(inputs[0].toIValue(), shapes, _numbers(inputs[2]))
 
@@ -200,8 +231,11 @@ def _bilinear(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
 
 
 def _rms_norm(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
-    """As fvcore's normalisations over statistics of the input: 4 operations an element, 5 with a weight."""
-    return math.prod(_shape(inputs[0])) * (5 if isinstance(inputs[2].type(), torch._C.TensorType) else 4)
+    """As fvcore's normalisations over statistics of the input: 4 operations an element, 5 with a
+    weight."""
+    return math.prod(_shape(inputs[0])) * (
+        5 if isinstance(inputs[2].type(), torch._C.TensorType) else 4
+    )
 
 
 _HANDLERS: dict[str, Callable[[Sequence[Any], Sequence[Any]], int]] = {
@@ -224,7 +258,8 @@ _HANDLERS: dict[str, Callable[[Sequence[Any], Sequence[Any]], int]] = {
 
 @contextlib.contextmanager
 def _slow_attention() -> Iterator[None]:
-    """The fused path of nn.MultiheadAttention and nn.TransformerEncoder is one opaque operator: off while counting."""
+    """The fused path of nn.MultiheadAttention and nn.TransformerEncoder is one opaque operator: off
+    while counting."""
     was_on = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

@@ -1,4 +1,5 @@
-"""What a module costs: FLOPs, parameters, size of the file that the target runs, latency on the target."""
+"""What a module costs: FLOPs, parameters, size of the file that the target runs, latency on the
+target."""
 
 from __future__ import annotations
 
@@ -34,11 +35,13 @@ def measure(
     processes: int = 0,
     budget_s: float = 0.4,
 ) -> Score:
-    """Every cost figure of `model` for one call of the target's batch; with `against`, the ratio to that module too.
+    """Every cost figure of `model` for one call of the target's batch; with `against`, the ratio to
+    that module too.
 
-    With `processes` the latency is measured in so many fresh processes, else in this one; memory and energy always in
-    one of their own, and what cannot be measured here is named in `unavailable`. Neither module is changed.
-    Raises ModelError for a model that cannot be traced or exported, InputError for a target that is not here.
+    With `processes` the latency is measured in so many fresh processes, else in this one; memory
+    and energy always in one of their own, and what cannot be measured here is named in
+    `unavailable`. Neither module is changed. Raises ModelError for a model that cannot be traced or
+    exported, InputError for a target that is not here.
     """
     batch = inputs.rows(target.batch)
     candidate = artefact(model, batch, target)
@@ -49,27 +52,36 @@ def measure(
 
 
 def costs(model: nn.Module, inputs: Inputs) -> Score:
-    """FLOPs of one call of the batch as given, parameters (tied ones once), and those that are not zero."""
+    """FLOPs of one call of the batch as given, parameters (tied ones once), and those that are not
+    zero."""
     model = densify(model)
     counted = flops.count(model, inputs)
     parameters = list(model.parameters())
     return Score(
         flops=counted.total,
         params=sum(parameter.numel() for parameter in parameters),
-        nonzero_params=sum(int(torch.count_nonzero(parameter.detach())) for parameter in parameters),
+        nonzero_params=sum(
+            int(torch.count_nonzero(parameter.detach())) for parameter in parameters
+        ),
         uncounted=counted.uncounted,
     )
 
 
-def artefact(model: nn.Module, inputs: Inputs, target: Target, calibration: Sequence[Inputs] = ()) -> bytes | nn.Module:
-    """What the target's runtime takes: ONNX bytes (exported anew, 1-5 s) in the target's dtype, or the module itself.
+def artefact(
+    model: nn.Module, inputs: Inputs, target: Target, calibration: Sequence[Inputs] = ()
+) -> bytes | nn.Module:
+    """What the target's runtime takes: ONNX bytes (exported anew, 1-5 s) in the target's dtype, or
+    the module itself.
 
-    `calibration`: batches of real inputs, for int8; without them `inputs`, which is enough to measure latency.
+    `calibration`: batches of real inputs, for int8; without them `inputs`, which is enough to
+    measure latency.
     """
     runtime = plugins.load("runtime", target.runtime)()
     if runtime.artefact != "onnx":
         return model
-    return quantization.fit_to_dtype(slicer.export(densify(model), inputs), runtime, target, calibration or [inputs])
+    return quantization.fit_to_dtype(
+        slicer.export(densify(model), inputs), runtime, target, calibration or [inputs]
+    )
 
 
 def size_bytes(artefact: bytes | nn.Module) -> int:
@@ -78,9 +90,16 @@ def size_bytes(artefact: bytes | nn.Module) -> int:
 
 
 def time_artefact(
-    candidate: Any, dense: Any | None, inputs: Inputs, target: Target, *, processes: int = 0, budget_s: float = 0.4
+    candidate: Any,
+    dense: Any | None,
+    inputs: Inputs,
+    target: Target,
+    *,
+    processes: int = 0,
+    budget_s: float = 0.4,
 ) -> Latency:
-    """Latency of an artefact (see `artefact`), interleaved with the dense one; in `processes` fresh ones, or 0: here.
+    """Latency of an artefact (see `artefact`), interleaved with the dense one; in `processes` fresh
+    ones, or 0: here.
 
     torch's number of threads is the target's meanwhile, and what it was afterwards.
     """
@@ -98,7 +117,8 @@ def time_artefact(
 
 
 def with_latency(score: Score, measured: Latency, batch: int) -> Score:
-    """`score` with the figures of a measured latency of `batch` inputs, and the throughput that follows from it."""
+    """`score` with the figures of a measured latency of `batch` inputs, and the throughput that
+    follows from it."""
     return replace(
         score,
         latency_ms=measured.ms,
@@ -115,14 +135,19 @@ def with_latency(score: Score, measured: Latency, batch: int) -> Score:
 
 
 def _apart(score: Score, artefact: Any, inputs: Inputs, target: Target) -> Score:
-    """`score` with the compressed size, peak memory and energy, or the reasons why there are none."""
-    found: dict[str, Any] = {"size_compressed_bytes": resources.compressed_bytes(resources.stored_file(artefact))}
+    """`score` with the compressed size, peak memory and energy, or the reasons why there are
+    none."""
+    found: dict[str, Any] = {
+        "size_compressed_bytes": resources.compressed_bytes(resources.stored_file(artefact))
+    }
     missing = []
     for quantity in ("memory", "energy"):
         try:
             found |= resources.measure_resources(artefact, inputs, target, [quantity])
         except ModelError as error:
-            missing.append(f"{quantity}: {str(error).removeprefix(f'{quantity} cannot be measured: ')}")
+            missing.append(
+                f"{quantity}: {str(error).removeprefix(f'{quantity} cannot be measured: ')}"
+            )
     return replace(score, unavailable=tuple(missing), **found)
 
 

@@ -1,10 +1,12 @@
-"""An ONNX file in the precision that it ships in: fp16 by casting, int8 by post-training static quantisation.
+"""An ONNX file in the precision that it ships in: fp16 by casting, int8 by post-training static
+quantisation.
 
-int8 is the QDQ form: pairs of QuantizeLinear and DequantizeLinear around each operator, which ONNX Runtime, OpenVINO
-and TensorRT fuse into integer kernels. Weights are signed, a scale for each output channel (Krishnamoorthi 2018,
-arXiv:1806.08342); activations unsigned, a scale and a zero point for each tensor, because ONNX Runtime's fast kernels
-on x86 take unsigned times signed: with both signed they are no faster than fp32. `symmetric` makes activations signed
-around zero, as TensorRT needs them. Batch norms are folded into the convolutions before.
+int8 is the QDQ form: pairs of QuantizeLinear and DequantizeLinear around each operator, which ONNX
+Runtime, OpenVINO and TensorRT fuse into integer kernels. Weights are signed, a scale for each
+output channel (Krishnamoorthi 2018, arXiv:1806.08342); activations unsigned, a scale and a zero
+point for each tensor, because ONNX Runtime's fast kernels on x86 take unsigned times signed: with
+both signed they are no faster than fp32. `symmetric` makes activations signed around zero, as
+TensorRT needs them. Batch norms are folded into the convolutions before.
 
 Imports no torch.
 """
@@ -28,12 +30,16 @@ if TYPE_CHECKING:
 
 __all__ = ["TOLERANCES", "convert", "fit_to_dtype", "outputs_for"]
 
-# How far outputs computed on another machine may be from the recorded ones, relative to the largest; and the metric.
+# How far outputs computed on another machine may be from the recorded ones, relative to the
+# largest; and the metric.
 TOLERANCES = {"fp32": 1e-4, "fp16": 5e-3, "bf16": 3e-2, "int8": 5e-2}
 
 
-def fit_to_dtype(content: bytes, runtime: Any, target: Target, calibration: Sequence[Inputs]) -> bytes:
-    """The file that the target runs: `content` itself where its runtime computes a fp32 file in the target's dtype.
+def fit_to_dtype(
+    content: bytes, runtime: Any, target: Target, calibration: Sequence[Inputs]
+) -> bytes:
+    """The file that the target runs: `content` itself where its runtime computes a fp32 file in the
+    target's dtype.
 
     `calibration`: batches of inputs. Raises as `convert`.
     """
@@ -43,13 +49,16 @@ def fit_to_dtype(content: bytes, runtime: Any, target: Target, calibration: Sequ
     return convert(content, target.dtype, batches, symmetric=getattr(runtime, "symmetric", False))
 
 
-def convert(content: bytes, dtype: str, calibration: Sequence[Sequence[Array]], *, symmetric: bool = False) -> bytes:
-    """The fp32 ONNX file in fp16 or int8; its inputs and outputs stay as they are. fp32 gives `content` back.
+def convert(
+    content: bytes, dtype: str, calibration: Sequence[Sequence[Array]], *, symmetric: bool = False
+) -> bytes:
+    """The fp32 ONNX file in fp16 or int8; its inputs and outputs stay as they are. fp32 gives
+    `content` back.
 
-    int8 takes the range of every activation from the batches of `calibration`: of one batch its extremes (a tenth of a
-    second on a small net, enough to measure latency), of several the mean of the batches' extremes, which no single
-    outlier sets.
-    Raises InputError for another dtype, or int8 without a batch; ModelError for a graph that cannot be converted.
+    int8 takes the range of every activation from the batches of `calibration`: of one batch its
+    extremes (a tenth of a second on a small net, enough to measure latency), of several the mean of
+    the batches' extremes, which no single outlier sets. Raises InputError for another dtype, or
+    int8 without a batch; ModelError for a graph that cannot be converted.
     """
     if dtype == "fp32":
         return content
@@ -59,8 +68,13 @@ def convert(content: bytes, dtype: str, calibration: Sequence[Sequence[Array]], 
         raise InputError("int8 needs at least one batch of inputs to calibrate with; got none")
     try:
         with _quiet(), scratch.folder() as folder:
-            return _half(content) if dtype == "fp16" else _quantise(content, calibration, symmetric, Path(folder))
-    except Exception as error:  # onnx, protobuf and onnxruntime raise kinds of their own, without end
+            return (
+                _half(content)
+                if dtype == "fp16"
+                else _quantise(content, calibration, symmetric, Path(folder))
+            )
+    except Exception as error:
+        # onnx, protobuf and onnxruntime raise kinds of their own, without end
         raise ModelError(
             f"the ONNX graph cannot be converted to {dtype}: {type(error).__name__}: "
             f"{' '.join(str(error).split())[:600]}"
@@ -68,12 +82,15 @@ def convert(content: bytes, dtype: str, calibration: Sequence[Sequence[Array]], 
 
 
 def outputs_for(runtime: Any, target: Target) -> Any:
-    """The runtime's `outputs`. Raises InputError where a runtime of the user's has none, which the dtype needs."""
+    """The runtime's `outputs`. Raises InputError where a runtime of the user's has none, which the
+    dtype needs."""
     found = getattr(runtime, "outputs", None)
     if found is None:
         raise InputError(
-            f"runtime {target.runtime!r} has no method outputs(artefact, inputs, target), which a target of dtype "
-            f"{target.dtype} needs: the metric is that of the outputs in that precision. Give dtype fp32, or the method"
+            f"runtime {target.runtime!r} has no method outputs(artefact, inputs, target), which a "
+            "target of dtype "
+            f"{target.dtype} needs: the metric is that of the outputs in that precision. Give "
+            "dtype fp32, or the method"
         )
     return found
 
@@ -87,7 +104,9 @@ def _half(content: bytes) -> bytes:
     return result
 
 
-def _quantise(content: bytes, batches: Sequence[Sequence[Array]], symmetric: bool, folder: Path) -> bytes:
+def _quantise(
+    content: bytes, batches: Sequence[Sequence[Array]], symmetric: bool, folder: Path
+) -> bytes:
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
     model, names = _fold_constants(content, folder)
@@ -108,7 +127,8 @@ def _quantise(content: bytes, batches: Sequence[Sequence[Array]], symmetric: boo
 
 
 def _fold_constants(content: bytes, folder: Path) -> tuple[Any, list[str]]:
-    """The graph with batch norms and constants folded, in standard operators, and the names of its inputs."""
+    """The graph with batch norms and constants folded, in standard operators, and the names of its
+    inputs."""
     import onnx
     import onnxruntime
 
@@ -131,7 +151,8 @@ class _Reader:
 
 
 def _saturates() -> bool:
-    """Whether the CPU is x86 without VNNI: there sums of unsigned times signed overflow 16 bits, and weights get 7."""
+    """Whether the CPU is x86 without VNNI: there sums of unsigned times signed overflow 16 bits,
+    and weights get 7."""
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return False
     try:

@@ -1,14 +1,16 @@
-"""What a call needs beside time: peak memory and energy, in a fresh process; and what a file compresses to.
+"""What a call needs beside time: peak memory and energy, in a fresh process; and what a file
+compresses to.
 
-Memory on a CPU: a process imports the runtime and the model's code, notes its resident memory, then loads the model
-and calls it a few times; the figure is the peak from there on, less what was noted. So it holds weights, activations
-and whatever the runtime allocates for them and for itself, some of which no pruning makes smaller. One process is
-enough: the figure repeats within 1 %. Linux alone tells the peak. On CUDA it is the peak of torch's allocator,
-`torch.cuda.max_memory_allocated`.
+Memory on a CPU: a process imports the runtime and the model's code, notes its resident memory, then
+loads the model and calls it a few times; the figure is the peak from there on, less what was noted.
+So it holds weights, activations and whatever the runtime allocates for them and for itself, some of
+which no pruning makes smaller. One process is
+enough: the figure repeats within 1 %. Linux alone tells the peak. On CUDA it is the peak of torch's
+allocator, `torch.cuda.max_memory_allocated`.
 
-Energy: the machine's own counter (RAPL for a CPU, NVML for a GPU, both read by the package zeus) over a second of
-calls, divided by them. It counts the whole package or board, idle power and other programs' work as well. Without a
-counter there is no figure: nothing is estimated.
+Energy: the machine's own counter (RAPL for a CPU, NVML for a GPU, both read by the package zeus)
+over a second of calls, divided by them. It counts the whole package or board, idle power and other
+programs' work as well. Without a counter there is no figure: nothing is estimated.
 """
 
 from __future__ import annotations
@@ -50,9 +52,11 @@ def compressed_bytes(content: bytes) -> int:
 
 
 def stored_file(artefact: bytes | nn.Module, model: nn.Module | None = None) -> bytes:
-    """The file of an artefact: safetensors of a module, or ONNX, where `model`'s tensors take the place of its own.
+    """The file of an artefact: safetensors of a module, or ONNX, where `model`'s tensors take the
+    place of its own.
 
-    A graph that was cut out of the dense one has the dense model's values, and compresses as those do.
+    A graph that was cut out of the dense one has the dense model's values, and compresses as those
+    do.
     """
     from autoprune.formats.safetensors import Safetensors
 
@@ -63,7 +67,9 @@ def stored_file(artefact: bytes | nn.Module, model: nn.Module | None = None) -> 
     import onnx
 
     proto = onnx.load_from_string(artefact)
-    tensors = dict(model.named_buffers(remove_duplicate=False)) | dict(model.named_parameters(remove_duplicate=False))
+    tensors = dict(model.named_buffers(remove_duplicate=False)) | dict(
+        model.named_parameters(remove_duplicate=False)
+    )
     for each in proto.graph.initializer:
         own = tensors.get(each.name)
         if own is not None and list(own.shape) == list(each.dims) and each.HasField("raw_data"):
@@ -74,7 +80,8 @@ def stored_file(artefact: bytes | nn.Module, model: nn.Module | None = None) -> 
 
 
 def unavailable(quantity: str, target: Target) -> str | None:
-    """Why memory or energy cannot be measured for a target on this machine, or None; no model is needed to tell."""
+    """Why memory or energy cannot be measured for a target on this machine, or None; no model is
+    needed to tell."""
     if quantity == "energy":
         return energy.unavailable(target)
     if quantity != "memory":
@@ -82,19 +89,27 @@ def unavailable(quantity: str, target: Target) -> str | None:
     if target.device.startswith("cuda"):
         runtime = plugins.load("runtime", target.runtime)()
         takes_module = runtime.artefact == "module"
-        return None if takes_module else f"runtime {target.runtime} does not tell what it allocates on {target.device}"
+        return (
+            None
+            if takes_module
+            else f"runtime {target.runtime} does not tell what it allocates on {target.device}"
+        )
     if not _PEAK.exists() or "VmHWM" not in _PEAK.read_text() or not os.access(_RESET, os.W_OK):
-        return "this system does not tell the peak memory of a process (Linux does, in /proc/self/status)"
+        return (
+            "this system does not tell the peak memory of a process (Linux does, in "
+            "/proc/self/status)"
+        )
     return None
 
 
 def measure_resources(
     artefact: bytes | nn.Module, inputs: Inputs, target: Target, wanted: Collection[str]
 ) -> dict[str, Any]:
-    """`memory_bytes` and `energy_mj` of an artefact (see `measure.artefact`), as far as they are `wanted`.
+    """`memory_bytes` and `energy_mj` of an artefact (see `measure.artefact`), as far as they are
+    `wanted`.
 
-    Raises ModelError with the reason for what cannot be measured: no counter, a module that cannot be pickled, a
-    process that fails.
+    Raises ModelError with the reason for what cannot be measured: no counter, a module that cannot
+    be pickled, a process that fails.
     """
     asked = [quantity for quantity in _FIGURES if quantity in wanted]
     for quantity in asked:
@@ -115,18 +130,24 @@ def _write_job(folder: Path, artefact: Any, batch: Inputs, target: Target) -> No
     if isinstance(artefact, bytes):
         (folder / "model").write_bytes(artefact)
     if runtime.artefact == "onnx":
-        np.savez(folder / "inputs.npz", *[tensor.detach().cpu().numpy() for tensor in batch.tensors()])
+        np.savez(
+            folder / "inputs.npz", *[tensor.detach().cpu().numpy() for tensor in batch.tensors()]
+        )
     else:
         import torch
 
         job["modules"] = sorted({type(module).__module__ for module in artefact.modules()})
         try:
             if "__main__" in job["modules"]:
-                raise pickle.PicklingError("it is defined in __main__, which a fresh process does not have")
+                raise pickle.PicklingError(
+                    "it is defined in __main__, which a fresh process does not have"
+                )
             torch.save(artefact, folder / "model")
             torch.save(batch, folder / "inputs")
         except (pickle.PicklingError, AttributeError, TypeError) as error:
-            raise ModelError(f"the model cannot be handed to a fresh process, which measures it: {error}") from error
+            raise ModelError(
+                f"the model cannot be handed to a fresh process, which measures it: {error}"
+            ) from error
     (folder / "job.json").write_text(json.dumps(job))
 
 
@@ -148,7 +169,9 @@ def _main(folder: Path, wanted: Collection[str]) -> None:
     inputs = _arrays(folder / "inputs.npz") if onnx else _unpickle(folder / "inputs")
     gc.collect()
     peak = _peak(target)
-    call = runtime.prepare(folder / "model" if onnx else _handed_over(folder / "model"), inputs, target)
+    call = runtime.prepare(
+        folder / "model" if onnx else _handed_over(folder / "model"), inputs, target
+    )
     for _ in range(_CALLS):
         call()
     answer: dict[str, Any] = {"memory": peak()} if "memory" in wanted else {}
@@ -182,14 +205,16 @@ def _arrays(path: Path) -> list[Any]:
 
 
 def _handed_over(path: Path) -> Any:
-    """The module, which a runtime's deep copy gives back as it is: a copy beside it would count twice."""
+    """The module, which a runtime's deep copy gives back as it is: a copy beside it would count
+    twice."""
     model = _unpickle(path)
     model.__deepcopy__ = lambda memo: model
     return model
 
 
 def _unpickle(path: Path) -> Any:
-    """What the parent process pickled into its private folder a moment ago; nothing else is ever unpickled."""
+    """What the parent process pickled into its private folder a moment ago; nothing else is ever
+    unpickled."""
     import torch
 
     return torch.load(path, weights_only=False)

@@ -1,4 +1,5 @@
-"""A model as the target runs it, as a module: so that it is judged in the precision that it ships in."""
+"""A model as the target runs it, as a module: so that it is judged in the precision that it ships
+in."""
 
 from __future__ import annotations
 
@@ -23,16 +24,20 @@ Artefact = bytes | Path | nn.Module
 
 
 class Deployed(nn.Module):
-    """Gives the outputs of the target's runtime, nested as `model` nests them; it has no parameters.
+    """Gives the outputs of the target's runtime, nested as `model` nests them; it has no
+    parameters.
 
-    `artefact` is what the runtime takes. The runtime is prepared for the largest batch seen; a smaller one is filled up
-    with its own rows, which are dropped again: outputs must have a row for each input. Tensors come back on the CPU.
+    `artefact` is what the runtime takes. The runtime is prepared for the largest batch seen; a
+    smaller one is filled up with its own rows, which are dropped again: outputs must have a row for
+    each input. Tensors come back on the CPU.
     """
 
     def __init__(self, artefact: Artefact, model: nn.Module, target: Target) -> None:
         super().__init__()
         runtime = plugins.load("runtime", target.runtime)()
-        self._make: Callable[[Artefact, Inputs, Target], Any] = quantization.outputs_for(runtime, target)
+        self._make: Callable[[Artefact, Inputs, Target], Any] = quantization.outputs_for(
+            runtime, target
+        )
         # In a list: no submodule
         self._target, self._artefact, self._model = target, artefact, [model]
         self._run: Callable[[Inputs], list[Array]] | None = None
@@ -40,7 +45,8 @@ class Deployed(nn.Module):
         self._nesting: tuple[list[Any], TreeSpec] | None = None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """As the model's own forward. Raises ModelError where the runtime's outputs do not fit the model's."""
+        """As the model's own forward. Raises ModelError where the runtime's outputs do not fit the
+        model's."""
         given = Inputs(args, kwargs).to("cpu")
         size = given.batch_size
         if self._run is None or size > self._size:
@@ -50,8 +56,10 @@ class Deployed(nn.Module):
         if size < self._size:
             if any(not tensor.dim() or tensor.shape[0] != self._size for tensor in tensors):
                 raise ModelError(
-                    f"the outputs have no row for each input, so a batch of {size} cannot be judged after one of "
-                    f"{self._size} on runtime {self._target.runtime}; give data whose batches are of one size"
+                    f"the outputs have no row for each input, so a batch of {size} cannot be "
+                    "judged after one of "
+                    f"{self._size} on runtime {self._target.runtime}; give data whose batches are "
+                    "of one size"
                 )
             tensors = [tensor[:size] for tensor in tensors]
         return self._nest_outputs(tensors, given)
@@ -64,4 +72,6 @@ class Deployed(nn.Module):
         if sum(isinstance(leaf, Tensor) for leaf in leaves) != len(tensors):
             raise ModelError(f"the runtime gives {len(tensors)} tensors, the model {len(leaves)}")
         fresh = iter(tensors)
-        return tree_unflatten([next(fresh) if isinstance(leaf, Tensor) else leaf for leaf in leaves], structure)
+        return tree_unflatten(
+            [next(fresh) if isinstance(leaf, Tensor) else leaf for leaf in leaves], structure
+        )

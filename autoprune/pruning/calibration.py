@@ -1,4 +1,5 @@
-"""What criteria see of a model on data: gradients, their squares, input features; gathered once, when first needed."""
+"""What criteria see of a model on data: gradients, their squares, input features; gathered once,
+when first needed."""
 
 from __future__ import annotations
 
@@ -27,9 +28,11 @@ _TRANSPOSED = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 
 
 class Evidence:
-    """One model on data: for each need a tensor shaped like each parameter that has it, by the parameter's name.
+    """One model on data: for each need a tensor shaped like each parameter that has it, by the
+    parameter's name.
 
-    `batches()` starts anew each time. Raises InputError where the data or the loss that a need takes was not given.
+    `batches()` starts anew each time. Raises InputError where the data or the loss that a need
+    takes was not given.
     """
 
     def __init__(
@@ -54,7 +57,9 @@ class Evidence:
         if need == "activations":
             return activations(self._model, self._batches())
         assert self._loss is not None
-        return gradients(self._model, self._batches(), self._loss, squared=need == "squared gradients")
+        return gradients(
+            self._model, self._batches(), self._loss, squared=need == "squared gradients"
+        )
 
 
 def gradients(
@@ -65,7 +70,8 @@ def gradients(
     *,
     squared: bool = False,
 ) -> dict[str, Tensor]:
-    """Mean d loss / d parameter over the first `count` batches, in eval mode, by parameter; `model` is left as it was.
+    """Mean d loss / d parameter over the first `count` batches, in eval mode, by parameter; `model`
+    is left as it was.
 
     `squared`: the mean of each batch's squares. Raises InputError where there is no batch.
     """
@@ -87,15 +93,20 @@ def gradients(
     return {name: tensor.detach() / seen for name, tensor in total.items()}
 
 
-def activations(model: nn.Module, batches: Iterable[Batch], count: int = _COUNT) -> dict[str, Tensor]:
-    """L2 norm of the input feature that each weight multiplies, over all samples and positions of `count` batches.
+def activations(
+    model: nn.Module, batches: Iterable[Batch], count: int = _COUNT
+) -> dict[str, Tensor]:
+    """L2 norm of the input feature that each weight multiplies, over all samples and positions of
+    `count` batches.
 
-    By parameter, shaped like it; only weights of linear layers, attention projections and convolutions that the
-    forward reads have any. Raises InputError where there is no batch.
+    By parameter, shaped like it; only weights of linear layers, attention projections and
+    convolutions that the forward reads have any. Raises InputError where there is no batch.
     """
     # Shared; a forward may write into buffers
     parameters = dict(model.named_parameters())
-    copy = replace_tensors(model, lambda name, tensor: tensor if name in parameters else tensor.clone())
+    copy = replace_tensors(
+        model, lambda name, tensor: tensor if name in parameters else tensor.clone()
+    )
     Attention.take_over_all(copy)
     device = next(model.parameters()).device
     features, seen = _InputFeatures(copy), 0
@@ -109,7 +120,8 @@ def activations(model: nn.Module, batches: Iterable[Batch], count: int = _COUNT)
 
 
 def join_batches(batches: Iterable[Batch], count: int) -> Inputs:
-    """The first `count` inputs as one batch; tensors without the batch's dimension are the first batch's.
+    """The first `count` inputs as one batch; tensors without the batch's dimension are the first
+    batch's.
 
     Batches of other shapes than the first are left out. Raises InputError where there is no batch.
     """
@@ -127,7 +139,10 @@ def join_batches(batches: Iterable[Batch], count: int) -> Inputs:
         raise InputError("a repair needs at least one batch; the data gave none")
     batched = parts[0].batch_size
     columns = zip(*(part.tensors() for part in parts), strict=True)
-    joined = [torch.cat(column) if column[0].dim() and len(column[0]) == batched else column[0] for column in columns]
+    joined = [
+        torch.cat(column) if column[0].dim() and len(column[0]) == batched else column[0]
+        for column in columns
+    ]
     return parts[0].with_tensors(joined).rows(min(held, count))
 
 
@@ -173,16 +188,22 @@ class _InputFeatures(TorchFunctionMode):
         else:
             groups = squares.view(-1, weight.shape[1])  # the inputs of each group
             each = groups.repeat_interleave(len(weight) // len(groups), 0)
-        held = self._squares.setdefault(name, torch.zeros(whole.shape[:2], dtype=torch.float64, device=whole.device))
+        held = self._squares.setdefault(
+            name, torch.zeros(whole.shape[:2], dtype=torch.float64, device=whole.device)
+        )
         first = (weight.storage_offset() - whole.storage_offset()) // max(1, whole.stride(0))
         held[first : first + len(weight)] += each
 
 
 @contextlib.contextmanager
 def _differentiable(model: nn.Module) -> Iterator[None]:
-    """Eval mode, every floating-point parameter with a gradient of its own; everything as before afterwards."""
+    """Eval mode, every floating-point parameter with a gradient of its own; everything as before
+    afterwards."""
     training = {module: module.training for module in model.modules()}
-    held = {name: (parameter.grad, parameter.requires_grad) for name, parameter in model.named_parameters()}
+    held = {
+        name: (parameter.grad, parameter.requires_grad)
+        for name, parameter in model.named_parameters()
+    }
     model.eval()
     try:
         for parameter in model.parameters():

@@ -1,4 +1,5 @@
-"""Importance: scores of any criterion, summed over all members of a unit, on a scale that compares across groups."""
+"""Importance: scores of any criterion, summed over all members of a unit, on a scale that compares
+across groups."""
 
 from __future__ import annotations
 
@@ -38,9 +39,14 @@ class Importance:
     """
 
     def __init__(
-        self, model: nn.Module, coupling: Coupling, evidence: Callable[[Need], Mapping[str, Tensor]] | None = None
+        self,
+        model: nn.Module,
+        coupling: Coupling,
+        evidence: Callable[[Need], Mapping[str, Tensor]] | None = None,
     ) -> None:
-        self._parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+        self._parameters = {
+            name: parameter.detach() for name, parameter in model.named_parameters()
+        }
         self._model, self._coupling, self._evidence = model, coupling, evidence or Evidence(model)
         self._places = [place for place in _places(coupling) if place.tensor in self._parameters]
         self._scales = _batch_norm_scales(model)
@@ -53,12 +59,15 @@ class Importance:
         self._refusals: dict[tuple[str, str], str | None] = {}
 
     def refuses(self, criterion: str, group: Group) -> str | None:
-        """Why `criterion` cannot score all of `group`, or None. Raises InputError where its data was not given."""
+        """Why `criterion` cannot score all of `group`, or None. Raises InputError where its data
+        was not given."""
         key = (criterion, group.key)
         if key not in self._refusals:
             plugin: Criterion = plugins.create("criterion", criterion)
             reason = unscored_reason(criterion, group)
-            self._refusals[key] = reason if reason or group.refusal else self._lacking(criterion, plugin, group)
+            self._refusals[key] = (
+                reason if reason or group.refusal else self._lacking(criterion, plugin, group)
+            )
         return self._refusals[key]
 
     def _lacking(self, name: str, criterion: Criterion, group: Group) -> str | None:
@@ -68,8 +77,16 @@ class Importance:
             return f"{name} finds no {what} for the weight of {group.name}" if lacks else None
         if group.level == "blocks":
             if name not in self._inside:
-                seen = (part for part in self._parameters if self.statistics_for(criterion, part) is not None)
-                self._inside[name] = {module for part in seen for module in accumulate(part.split("."), "{}.{}".format)}
+                seen = (
+                    part
+                    for part in self._parameters
+                    if self.statistics_for(criterion, part) is not None
+                )
+                self._inside[name] = {
+                    module
+                    for part in seen
+                    for module in accumulate(part.split("."), "{}.{}".format)
+                }
             inside = group.name in self._inside[name]
             return None if inside else f"{name} finds no {what} in {group.name}"
         if name not in self._scored:
@@ -79,18 +96,25 @@ class Importance:
         bare = int((~self._scored[name][self._coupling.members[group.key]]).sum())
         part = {"scales": "a batch norm", "filters": "a filter"}.get(criterion.scores, "a weight")
         part += f" with {what}" if what else ""
-        return f"{name} needs {part} in every unit; {bare} of {group.size} units have none" if bare else None
+        return (
+            f"{name} needs {part} in every unit; {bare} of {group.size} units have none"
+            if bare
+            else None
+        )
 
     def statistics_for(self, criterion: Criterion, tensor: str) -> tuple[Tensor, ...] | None:
-        """What a criterion needs to see for a parameter, each shaped like it; None where it does not have all."""
+        """What a criterion needs to see for a parameter, each shaped like it; None where it does
+        not have all."""
         found = tuple(self._evidence(need).get(tensor) for need in criterion.needs)
         return None if any(tensor is None for tensor in found) else found  # type: ignore[return-value]
 
     def units(self, group: Group, criterion: str) -> Tensor:
-        """Importance of each unit of a group, (cells, units per cell), summed over all that it is made of.
+        """Importance of each unit of a group, (cells, units per cell), summed over all that it is
+        made of.
 
-        Groups compare: a criterion that estimates the loss is left as it is; by any other, an importance of 1 is the
-        average unit of the group. Raises InputError where the criterion does not fit the group.
+        Groups compare: a criterion that estimates the loss is left as it is; by any other, an
+        importance of 1 is the average unit of the group. Raises InputError where the criterion does
+        not fit the group.
         """
         plugin = self._fitting(criterion, group)
         if criterion not in self._units:
@@ -99,7 +123,8 @@ class Importance:
         return found if plugin.comparable or not bool(found.any()) else found / found.mean()
 
     def weights(self, group: Group, criterion: str) -> Tensor:
-        """Importance of each weight of a weights group, shaped like the weight. Raises InputError as `units` does."""
+        """Importance of each weight of a weights group, shaped like the weight. Raises InputError
+        as `units` does."""
         return self._elements(self._fitting(criterion, group), tensor_of(self._model, group.name))
 
     def _fitting(self, criterion: str, group: Group) -> Criterion:
@@ -116,7 +141,9 @@ class Importance:
             plugin, (block,) = self._fitting(criterion, group), group.layers
             inside = (name for name in self._parameters if name.startswith(f"{block}."))
             seen = (name for name in inside if self.statistics_for(plugin, name) is not None)
-            self._blocks[key] = torch.stack([self._elements(plugin, name).double().sum().cpu() for name in seen]).sum(0)
+            self._blocks[key] = torch.stack(
+                [self._elements(plugin, name).double().sum().cpu() for name in seen]
+            ).sum(0)
         return self._blocks[key].view(1)
 
     def _places_for(self, criterion: Criterion) -> Iterator[_Place]:
@@ -150,12 +177,15 @@ class Importance:
 
     def _elements(self, criterion: Criterion, tensor: str) -> Tensor:
         return torch.as_tensor(
-            criterion.score(self._parameters[tensor], *(self.statistics_for(criterion, tensor) or ()))
+            criterion.score(
+                self._parameters[tensor], *(self.statistics_for(criterion, tensor) or ())
+            )
         )
 
 
 def _places(coupling: Coupling) -> list[_Place]:
-    """Every place once; several uses of one, which read other parts of it or unite its units, are joined."""
+    """Every place once; several uses of one, which read other parts of it or unite its units, are
+    joined."""
     found: dict[tuple[str, int, int], _Place] = {}
     for slot in coupling.slots:
         key = (slot.tensor, slot.dim, slot.groups)
@@ -170,15 +200,18 @@ def _places(coupling: Coupling) -> list[_Place]:
 
 def _batch_norm_scales(model: nn.Module) -> set[str]:
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    norms = (module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
+    norms = (
+        module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)
+    )
     return {names[id(norm.weight)] for norm in norms if id(norm.weight) in names}
 
 
 def _filters(criterion: Criterion, weight: Tensor, place: _Place) -> tuple[Tensor, Tensor]:
-    """Units and scores of the filters of a layer; a filter is all of the layer's weight that makes one unit.
+    """Units and scores of the filters of a layer; a filter is all of the layer's weight that makes
+    one unit.
 
-    Rows that belong to no unit are filters too, without a score of theirs. Layers compare as groups do: by a criterion
-    that is not comparable, the layer's average filter has a score of 1.
+    Rows that belong to no unit are filters too, without a score of theirs. Layers compare as groups
+    do: by a criterion that is not comparable, the layer's average filter has a score of 1.
     """
     owners = torch.where(place.units >= 0, place.units, -1 - torch.arange(len(place.units)))
     units, index = torch.unique(owners, return_inverse=True)
@@ -196,7 +229,8 @@ def _filters(criterion: Criterion, weight: Tensor, place: _Place) -> tuple[Tenso
 
 
 def _per_entry(elements: Tensor, dim: int, groups: int) -> Tensor:
-    """Sum over everything but `dim`; with `groups`, one entry for each input channel of a grouped convolution."""
+    """Sum over everything but `dim`; with `groups`, one entry for each input channel of a grouped
+    convolution."""
     if groups > 1:
         return torch.cat([_per_entry(part, dim, 1) for part in elements.chunk(groups)])
     return elements.movedim(dim, 0).flatten(1).sum(1) if elements.dim() > 1 else elements

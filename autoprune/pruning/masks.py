@@ -1,4 +1,5 @@
-"""Hold weight masks on a model while it trains: set after each optimiser step, where gradual by a schedule."""
+"""Hold weight masks on a model while it trains: set after each optimiser step, where gradual by a
+schedule."""
 
 from __future__ import annotations
 
@@ -24,10 +25,11 @@ class Gradual(Protocol):
 
 @dataclass
 class Mask:
-    """The mask of one parameter. `keep(weight, share)` gives the pattern at a share in [0, 1] of the final ratio.
+    """The mask of one parameter. `keep(weight, share)` gives the pattern at a share in [0, 1] of
+    the final ratio.
 
-    A `gradual` mask is empty at first and chosen anew from the current weights whenever its share changes, as
-    Zhu & Gupta 2017 (arXiv:1710.01878) do; any other is chosen once, at the start.
+    A `gradual` mask is empty at first and chosen anew from the current weights whenever its share
+    changes, as Zhu & Gupta 2017 (arXiv:1710.01878) do; any other is chosen once, at the start.
     """
 
     tensor: str
@@ -54,13 +56,21 @@ class Masks:
 
     def step(self, progress: float) -> None:
         """Zero what is masked at `progress` in training; call it after each optimiser step."""
-        self._set({mask.tensor: mask.gradual.share(progress) if mask.gradual else 1.0 for mask in self.masks})
+        self._set(
+            {
+                mask.tensor: mask.gradual.share(progress) if mask.gradual else 1.0
+                for mask in self.masks
+            }
+        )
 
     def fill(self, part: float, progress: float) -> bool:
-        """Zero what goes after a `part` of the way to what is masked at `progress`; whether any mask is another now."""
+        """Zero what goes after a `part` of the way to what is masked at `progress`; whether any
+        mask is another now."""
         return self._set(
             {
-                mask.tensor: min(mask.gradual.filled(part), mask.gradual.share(progress)) if mask.gradual else 1.0
+                mask.tensor: min(mask.gradual.filled(part), mask.gradual.share(progress))
+                if mask.gradual
+                else 1.0
                 for mask in self.masks
             }
         )
@@ -77,11 +87,15 @@ class Masks:
         return changed
 
     def finish(self) -> None:
-        """Set every mask to its final ratio and let go of them: from here an exact zero is the mask."""
+        """Set every mask to its final ratio and let go of them: from here an exact zero is the
+        mask."""
         self.step(1.0)
         self.masks = []
 
     def final(self) -> dict[str, Tensor]:
-        """Which weights each parameter will keep, chosen from the weights as they are now; True keeps."""
+        """Which weights each parameter will keep, chosen from the weights as they are now; True
+        keeps."""
         parameters = dict(self.model.named_parameters())
-        return {mask.tensor: mask.keep(parameters[mask.tensor].detach(), 1.0) for mask in self.masks}
+        return {
+            mask.tensor: mask.keep(parameters[mask.tensor].detach(), 1.0) for mask in self.masks
+        }

@@ -14,7 +14,8 @@ def removed_count(size: int, ratio: float) -> int:
 
 
 def keep_most_important(importance: Tensor, ratio: float) -> Tensor:
-    """Boolean, shaped like `importance`; ties go to the earlier element, so that a higher ratio keeps a subset."""
+    """Boolean, shaped like `importance`; ties go to the earlier element, so that a higher ratio
+    keeps a subset."""
     order = importance.flatten().argsort(stable=True)
     keep = torch.ones(importance.numel(), dtype=torch.bool, device=importance.device)
     keep[order[: removed_count(importance.numel(), ratio)]] = False

@@ -14,10 +14,11 @@ __all__ = ["units_left", "widths_of"]
 
 
 def units_left(group: Group, choice: Choice | None) -> int:
-    """Units of a group that stay under a choice, every cell losing the same count; a block counts 1, or 0 when gone.
+    """Units of a group that stay under a choice, every cell losing the same count; a block counts
+    1, or 0 when gone.
 
-    Of weights all: a mask makes no layer narrower. A part of the group of which the choice would leave nothing keeps a
-    unit more than this, where another layer's channels lie beside it.
+    Of weights all: a mask makes no layer narrower. A part of the group of which the choice would
+    leave nothing keeps a unit more than this, where another layer's channels lie beside it.
     """
     if choice is None or group.level == "weights":
         return group.size

@@ -1,4 +1,5 @@
-"""Which targets run on this machine, and why the others do not; torch is imported only to look for a CUDA device."""
+"""Which targets run on this machine, and why the others do not; torch is imported only to look for
+a CUDA device."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ class Setting:
 
 @dataclass(frozen=True)
 class Found:
-    """A target, its file, every setting, and why it does not run here (None: it does, as far as can be told at once).
+    """A target, its file, every setting, and why it does not run here (None: it does, as far as can
+    be told at once).
 
     Package, device and the runtime's access to it are looked at; no model is run.
     """
@@ -44,7 +46,11 @@ class Found:
     def to_json(self) -> dict[str, Any]:
         """A JSON object; `settings` by key."""
         settings = {
-            setting.key: {"value": setting.value, "default": setting.default, "needed": setting.needed}
+            setting.key: {
+                "value": setting.value,
+                "default": setting.default,
+                "needed": setting.needed,
+            }
             for setting in self.settings
         }
         here = {"path": str(self.path), "runs_here": self.reason is None, "reason": self.reason}
@@ -66,7 +72,10 @@ def find(name: str) -> Found:
         raise complaint(error, document, TargetSchema) from error
     target = Target(**values)
     fields = TargetSchema.model_fields
-    settings = tuple(Setting(key, value, fields[key].default, _allowed_values(key)) for key, value in values.items())
+    settings = tuple(
+        Setting(key, value, fields[key].default, _allowed_values(key))
+        for key, value in values.items()
+    )
     return Found(target, locate(name, "target", folder), settings, _reason(target, folder))
 
 
@@ -81,13 +90,19 @@ def _reason(target: Target, folder: Path) -> str | None:
         import onnxruntime
 
         there = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
-        return None if there else "this onnxruntime has no CUDA provider: pip install onnxruntime-gpu"
+        return (
+            None if there else "this onnxruntime has no CUDA provider: pip install onnxruntime-gpu"
+        )
     import torch
 
     index = int(target.device.partition(":")[2] or 0)
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     return (
-        None if index < count else f"no CUDA device {target.device!r} that torch can use" if count else "no CUDA device"
+        None
+        if index < count
+        else f"no CUDA device {target.device!r} that torch can use"
+        if count
+        else "no CUDA device"
     )
 
 

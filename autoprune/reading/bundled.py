@@ -22,7 +22,8 @@ def bundled_paths(kind: Literal["study", "target"] = "study") -> dict[str, Path]
 
 
 def locate(given: str, kind: Literal["study", "target"], folder: Path) -> Path:
-    """The file of a bundled name, or of a path relative to `folder` or to the current one. Raises StudyError."""
+    """The file of a bundled name, or of a path relative to `folder` or to the current one. Raises
+    StudyError."""
     known = bundled_paths(kind)
     if given in known:
         return known[given]
@@ -34,15 +35,19 @@ def locate(given: str, kind: Literal["study", "target"], folder: Path) -> Path:
     if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
         beside = [each.name for each in path.parent.glob("*.y*ml")]
         raise StudyError(
-            f"there is no such {kind} file{nearest(path.name, beside)}; bundled: {', '.join(known)}", file=given
+            f"there is no such {kind} file{nearest(path.name, beside)}; bundled: "
+            f"{', '.join(known)}",
+            file=given,
         )
     raise StudyError(
-        f"unknown {kind} {given!r}{nearest(given, known)}; needed: a YAML file's path, or one of {', '.join(known)}"
+        f"unknown {kind} {given!r}{nearest(given, known)}; needed: a YAML file's path, or one of "
+        f"{', '.join(known)}"
     )
 
 
 def read_target(name: str, folder: Path) -> Document:
-    """The document of a target by name or path; named as its file where it has no name. Raises StudyError."""
+    """The document of a target by name or path; named as its file where it has no name. Raises
+    StudyError."""
     path = locate(name, "target", folder)
     document = yaml_lines.read(path)
     return Document({"name": path.stem, **document.values}, document.places)

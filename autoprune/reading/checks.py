@@ -1,4 +1,5 @@
-"""Checks of a study that fits the schema: what it names is there, its parts make sense together. No torch."""
+"""Checks of a study that fits the schema: what it names is there, its parts make sense together. No
+torch."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ __all__ = ["check"]
 
 
 def check(values: StudySchema, document: Document, folders: Sequence[Path]) -> None:
-    """Check limits, plug-ins, modules, files and packages; `folders` are where the study's own are looked for.
+    """Check limits, plug-ins, modules, files and packages; `folders` are where the study's own are
+    looked for.
 
     Raises StudyError with file, key and line; MissingPackage.
     """
@@ -44,23 +46,27 @@ def _check_budget(values: StudySchema, document: Document) -> None:
     shown = ", ".join(values.search.objectives)
     if not costs and not objectives - {"metric", "loss"}:
         raise document.error(
-            f"with {shown} the only objective and no limit on any cost, the dense model is the answer; give a budget, "
+            f"with {shown} the only objective and no limit on any cost, the dense model is the "
+            "answer; give a budget, "
             "as in budget: {latency: 50%}, or a cost among the objectives",
             ("search", "objectives"),
         )
     if not objectives & {"metric", "loss"} and "metric_drop" not in values.budget:
         raise document.error(
-            f"with {shown} alone nothing keeps the quality; add metric to the objectives, or metric_drop to the budget",
+            f"with {shown} alone nothing keeps the quality; add metric to the objectives, or "
+            "metric_drop to the budget",
             ("search", "objectives"),
         )
 
 
 def _check_recovery(values: StudySchema, document: Document) -> None:
-    """Each cut but the last is trained for epochs // (iterations + 1): none of them may be left without."""
+    """Each cut but the last is trained for epochs // (iterations + 1): none of them may be left
+    without."""
     epochs, iterations = values.recovery.epochs, values.recovery.iterations
     if 1 < iterations > epochs - 1:
         raise document.error(
-            f"{iterations} iterations of cutting and training need at least {iterations + 1} epochs, "
+            f"{iterations} iterations of cutting and training need at least {iterations + 1} "
+            "epochs, "
             f"recovery.epochs is {epochs}; raise that, or write iterations: 1",
             ("recovery", "iterations"),
         )
@@ -77,9 +83,12 @@ def _check_space(values: StudySchema, document: Document, folders: Sequence[Path
         for name in options.criteria or ():
             with document.placing((*path, "criteria")):
                 check_plugin("criterion", name, folders)
-    if space.default.techniques == [] and not any(options.techniques for options in space.layers.values()):
+    if space.default.techniques == [] and not any(
+        options.techniques for options in space.layers.values()
+    ):
         raise document.error(
-            "no technique is allowed anywhere, so nothing could be pruned", ("space", "default", "techniques")
+            "no technique is allowed anywhere, so nothing could be pruned",
+            ("space", "default", "techniques"),
         )
 
 
@@ -100,7 +109,9 @@ def _check_task(task: TaskSchema, document: Document, folders: Sequence[Path]) -
                 check_reference(reference, folders)
     if task.weights is not None and not _exists(task.weights, folders, directory=False):
         places = ", ".join(str(folder) for folder in folders)
-        raise document.error(f"there is no weights file {task.weights!r}; looked in {places}", ("task", "weights"))
+        raise document.error(
+            f"there is no weights file {task.weights!r}; looked in {places}", ("task", "weights")
+        )
 
 
 def _exists(name: str, folders: Sequence[Path], *, directory: bool) -> bool:

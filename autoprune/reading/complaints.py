@@ -35,13 +35,19 @@ _BOUNDS = {
 
 
 def complaint(error: ValidationError, document: Document, schema: type[BaseModel]) -> StudyError:
-    """The first problem as a StudyError, unknown keys before others: a mistyped key is why another is missing."""
-    problems = sorted(error.errors(include_url=False), key=lambda value: value["type"] != "extra_forbidden")
+    """The first problem as a StudyError, unknown keys before others: a mistyped key is why another
+    is missing."""
+    problems = sorted(
+        error.errors(include_url=False), key=lambda value: value["type"] != "extra_forbidden"
+    )
     first, others = problems[0], problems[1:]
     path = _path(first["loc"], document, missing=first["type"] == "missing")
     message = _message(first, schema)
     keys = list(
-        dict.fromkeys(".".join(_path(other["loc"], document, missing=other["type"] == "missing")) for other in others)
+        dict.fromkeys(
+            ".".join(_path(other["loc"], document, missing=other["type"] == "missing"))
+            for other in others
+        )
     )
     if keys:
         message += f" (also wrong: {', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''})"
@@ -49,7 +55,8 @@ def complaint(error: ValidationError, document: Document, schema: type[BaseModel
 
 
 def _path(location: Sequence[str | int], document: Document, missing: bool) -> KeyPath:
-    """The key as it was written: without places in lists; `task.model` where that is short for `task.model.name`."""
+    """The key as it was written: without places in lists; `task.model` where that is short for
+    `task.model.name`."""
     path = tuple(str(part) for part in location if isinstance(part, str))
     while not missing and path and path not in document.places:
         path = path[:-1]
@@ -100,5 +107,9 @@ def _fields(schema: type[BaseModel], location: Sequence[str | int]) -> list[str]
 
 def _section(annotation: Any) -> Any:
     """The model in `Model | None` or `dict[str, Model]`, else the annotation itself."""
-    inner = [arg for arg in typing.get_args(annotation) if isinstance(arg, type) and issubclass(arg, BaseModel)]
+    inner = [
+        arg
+        for arg in typing.get_args(annotation)
+        if isinstance(arg, type) and issubclass(arg, BaseModel)
+    ]
     return inner[0] if inner else annotation

@@ -1,4 +1,5 @@
-"""What the command line changes in a study; in errors, `--set search.trials=10` stands where file and line would."""
+"""What the command line changes in a study; in errors, `--set search.trials=10` stands where file
+and line would."""
 
 from __future__ import annotations
 
@@ -27,10 +28,12 @@ def apply(
     options: Mapping[str, tuple[KeyPath, Any]],
     target: ReadTarget,
 ) -> Document:
-    """The document with `--set key.path=value`, then `--budget quantity=limit`, then other options written over it.
+    """The document with `--set key.path=value`, then `--budget quantity=limit`, then other options
+    written over it.
 
-    `options` maps an option's name to the key path and the value it stands for. A target that is a name is replaced by
-    what `target` reads for it, and a missing one by cpu_onnxruntime. Raises StudyError that names the argument.
+    `options` maps an option's name to the key path and the value it stands for. A target that is a
+    name is replaced by what `target` reads for it, and a missing one by cpu_onnxruntime. Raises
+    StudyError that names the argument.
     """
     editor = _Editor(document, target)
     for text in sets:
@@ -38,9 +41,14 @@ def apply(
         editor.put(_path(key, f"--set {text}"), value, f"--set {text}")
     limited: set[str] = set()
     for text in budget:
-        key, value = _split(text, "--budget", "a quantity and its limit, as in --budget latency=50%")
+        key, value = _split(
+            text, "--budget", "a quantity and its limit, as in --budget latency=50%"
+        )
         if key in limited:
-            said = f"{key} is limited twice; `autoprune search` takes several limits of one quantity, for a family"
+            said = (
+                f"{key} is limited twice; `autoprune search` takes several limits of one "
+                "quantity, for a family"
+            )
             raise StudyError(said, file=f"--budget {text}")
         limited.add(key)
         editor.put(("budget", key), value, f"--budget {text}")
@@ -69,7 +77,9 @@ class _Editor:
                 inner = {"name": inner}
             if inner is not None and not isinstance(inner, dict):
                 raise StudyError(
-                    f"{'.'.join(path[:depth])} is {inner!r} and no mapping, so nothing can be set in it", file=source
+                    f"{'.'.join(path[:depth])} is {inner!r} and no mapping, so nothing can be set "
+                    "in it",
+                    file=source,
                 )
             here[part] = {} if inner is None else inner
             here = here[part]
@@ -104,7 +114,8 @@ def _path(key: str, source: str) -> KeyPath:
     """`space.layers."stage1.conv*".ratio` as a path: a part in quotation marks may hold dots."""
     if not re.fullmatch(r'("[^"]+"|[^."]+)(\.("[^"]+"|[^."]+))*', key):
         raise StudyError(
-            'needs keys joined by dots; put a key that holds dots in quotation marks, as in space.layers."a.b".ratio',
+            "needs keys joined by dots; put a key that holds dots in quotation marks, as in "
+            'space.layers."a.b".ratio',
             file=source,
         )
     return tuple(part.strip('"') for part in re.findall(r'"[^"]+"|[^."]+', key))

@@ -14,7 +14,8 @@ _BYTES = 8 * 1024 * 1024  # a thousand choices take a tenth of one MiB
 
 
 def read_plan(path: Path) -> Plan:
-    """The plan in a file, such as an artefact's or a trial's plan.json. Raises PlanError that names the file."""
+    """The plan in a file, such as an artefact's or a trial's plan.json. Raises PlanError that names
+    the file."""
     try:
         return Plan.from_json(files.json_of(files.text_of(path, _BYTES)))
     except FileNotFoundError as error:

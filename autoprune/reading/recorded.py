@@ -1,4 +1,5 @@
-"""The target `{runtime: recorded, from: RUN}`: that of RUN, whose figures are the answer to every measurement."""
+"""The target `{runtime: recorded, from: RUN}`: that of RUN, whose figures are the answer to every
+measurement."""
 
 from __future__ import annotations
 
@@ -18,8 +19,11 @@ RECORDED = "recorded"  # as a runtime
 _NESTED = 8  # runs that are repeated from one another
 
 
-def target_of(source: str, given: dict[str, Any], folders: Sequence[Path], nested: int = 0) -> Target:
-    """The target of the run in `source`, relative to one of `folders`; what else is `given` has to be its own.
+def target_of(
+    source: str, given: dict[str, Any], folders: Sequence[Path], nested: int = 0
+) -> Target:
+    """The target of the run in `source`, relative to one of `folders`; what else is `given` has to
+    be its own.
 
     Raises StudyError, with the key, where there is no such run, or where it has another target.
     """
@@ -33,15 +37,24 @@ def target_of(source: str, given: dict[str, Any], folders: Sequence[Path], neste
         fields = {key: value for key, value in kept.items() if key != "from"}
         if fields["runtime"] == RECORDED:
             if nested == _NESTED:
-                raise StudyError(f"{folder} was repeated from {_NESTED} other runs, or from itself", key="target.from")
+                raise StudyError(
+                    f"{folder} was repeated from {_NESTED} other runs, or from itself",
+                    key="target.from",
+                )
             base = target_of(kept["from"], {}, (folder,), nested + 1)
         else:
             base = Target(**fields)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        said = f"{study} does not say what was measured there ({type(error).__name__}); give the folder of a search"
+        said = (
+            f"{study} does not say what was measured there ({type(error).__name__}); give the "
+            "folder of a search"
+        )
         raise StudyError(said, key="target.from") from error
     for key, value in given.items():
         if value != getattr(base, key):
-            said = f"{key} is {value!r}, and {folder} was measured with {getattr(base, key)!r}; leave it out"
+            said = (
+                f"{key} is {value!r}, and {folder} was measured with {getattr(base, key)!r}; "
+                "leave it out"
+            )
             raise StudyError(said, key=f"target.{key}")
     return replace(base, recorded=str(folder.resolve()))

@@ -1,4 +1,5 @@
-"""`package.module:name` and plug-in names, checked without importing anything, before torch is loaded."""
+"""`package.module:name` and plug-in names, checked without importing anything, before torch is
+loaded."""
 
 from __future__ import annotations
 
@@ -21,9 +22,11 @@ _PREFIXES = ("zoo", "torchvision")
 
 
 def check_plugin(kind: plugins.Kind, name: str, folders: Sequence[Path] = ()) -> None:
-    """Check that plug-in `name`, or the reference `package.module:Name`, is there, and the packages it imports are.
+    """Check that plug-in `name`, or the reference `package.module:Name`, is there, and the packages
+    it imports are.
 
-    Settings of a bundled one, as in `name(key=value)`, are checked as well. Raises InputError, MissingPackage.
+    Settings of a bundled one, as in `name(key=value)`, are checked as well. Raises InputError,
+    MissingPackage.
     """
     given = name
     name, settings = plugins.parse(given)
@@ -33,7 +36,8 @@ def check_plugin(kind: plugins.Kind, name: str, folders: Sequence[Path] = ()) ->
     known = plugins.names(kind)
     if name not in known:
         raise InputError(
-            f"unknown {kind} {name!r}{nearest(name, known)}; known: {', '.join(known) or 'none'}; or my_module:Name"
+            f"unknown {kind} {name!r}{nearest(name, known)}; known: {', '.join(known) or 'none'}; "
+            "or my_module:Name"
         )
     packages, fields = _bundled_members(plugins.path(kind, name))
     _check_packages(f"{kind} {name!r}", packages, ())
@@ -48,11 +52,15 @@ def _bundled_members(path: Path) -> tuple[set[str], dict[str, str]]:
     return _import_names(ast.walk(tree)), _fields(tree)
 
 
-def check_reference(reference: str, folders: Sequence[Path] = (), kind: plugins.Kind | None = None) -> None:
-    """Check `package.module:name`, and for a kind that the zoo has, `zoo:name` and `torchvision:name`.
+def check_reference(
+    reference: str, folders: Sequence[Path] = (), kind: plugins.Kind | None = None
+) -> None:
+    """Check `package.module:name`, and for a kind that the zoo has, `zoo:name` and
+    `torchvision:name`.
 
-    The module is looked for in `folders`, then as usual; nothing is imported. Raises InputError where the module, or
-    the name in it, does not exist or the module is no valid Python; MissingPackage where it needs one that is missing.
+    The module is looked for in `folders`, then as usual; nothing is imported. Raises InputError
+    where the module, or the name in it, does not exist or the module is no valid Python;
+    MissingPackage where it needs one that is missing.
     """
     prefix, _, name = reference.partition(":")
     if kind is not None and prefix in _PREFIXES and name:
@@ -62,7 +70,8 @@ def check_reference(reference: str, folders: Sequence[Path] = (), kind: plugins.
         known = [f"zoo:{name}" for name in plugins.names(kind)]
         if reference not in known:
             raise InputError(
-                f"unknown {kind} {reference!r}{nearest(reference, known)}; known: {', '.join(known) or 'none'}"
+                f"unknown {kind} {reference!r}{nearest(reference, known)}; known: "
+                f"{', '.join(known) or 'none'}"
             )
         check_plugin(kind, name)
         return
@@ -70,7 +79,9 @@ def check_reference(reference: str, folders: Sequence[Path] = (), kind: plugins.
         bundled = [f"zoo:{name}" for name in plugins.names(kind)] if kind is not None else []
         others = f"{', '.join(bundled)}, torchvision:name or " if bundled else ""
         hint = nearest(f"zoo:{reference}", bundled)
-        raise InputError(f"{reference!r} is no reference{hint}; needed: {others}my_package.my_module:name")
+        raise InputError(
+            f"{reference!r} is no reference{hint}; needed: {others}my_package.my_module:name"
+        )
     _check_module(reference, prefix, name.partition(".")[0], folders)
 
 
@@ -78,7 +89,9 @@ def find(module: str, folders: Sequence[Path] = ()) -> ModuleSpec | None:
     """Where `module` would be imported from, `folders` first; no package is imported on the way."""
     importlib.invalidate_caches()
     parts = module.split(".")
-    spec = PathFinder.find_spec(parts[0], [*(str(Path(folder).resolve()) for folder in folders), *sys.path])
+    spec = PathFinder.find_spec(
+        parts[0], [*(str(Path(folder).resolve()) for folder in folders), *sys.path]
+    )
     if spec is None:
         try:
             # Built-in modules, and packages installed in place
@@ -96,24 +109,33 @@ def _check_module(reference: str, module: str, name: str, folders: Sequence[Path
     spec = find(module, folders)
     if spec is None:
         places = ", ".join(dict.fromkeys(str(Path(folder).resolve()) for folder in folders))
-        neighbours = {file.stem for folder in folders for file in Path(folder).glob("*.py")} | set(_PREFIXES)
+        neighbours = {file.stem for folder in folders for file in Path(folder).glob("*.py")} | set(
+            _PREFIXES
+        )
         hint = nearest(module, neighbours)
         raise InputError(
-            f"no module {module!r} for {reference!r}{hint}; looked in {places} and among the installed packages"
+            f"no module {module!r} for {reference!r}{hint}; looked in {places} and among the "
+            "installed packages"
         )
     if spec.origin is None or not spec.origin.endswith(".py"):
         return
     try:
         tree = ast.parse(Path(spec.origin).read_bytes())
     except SyntaxError as error:
-        raise InputError(f"{spec.origin}, line {error.lineno}, is no valid Python: {error.msg}") from error
-    except (ValueError, RecursionError, MemoryError, OSError) as error:  # a NUL; nested without end; not to be read
-        raise InputError(f"{spec.origin} cannot be read as Python: {error or type(error).__name__}") from error
+        raise InputError(
+            f"{spec.origin}, line {error.lineno}, is no valid Python: {error.msg}"
+        ) from error
+    except (ValueError, RecursionError, MemoryError, OSError) as error:
+        # a NUL; nested without end; not to be read
+        raise InputError(
+            f"{spec.origin} cannot be read as Python: {error or type(error).__name__}"
+        ) from error
     known = _defined_names(tree)
     if known is not None and name not in known:
         public = sorted(name for name in known if not name.startswith("_"))
         raise InputError(
-            f"{spec.origin} has no {name!r}{nearest(name, public)}; it has: {', '.join(public) or 'nothing'}"
+            f"{spec.origin} has no {name!r}{nearest(name, public)}; it has: "
+            f"{', '.join(public) or 'nothing'}"
         )
     own = (*folders, *_above(Path(spec.origin), module))
     if any(_missing(package, own) for package in _import_names(tree.body)):
@@ -130,7 +152,10 @@ def _above(file: Path, module: str) -> list[Path]:
 def _check_packages(what: str, packages: set[str], folders: Sequence[Path]) -> None:
     for package in sorted(packages):
         if _missing(package, folders):
-            raise MissingPackage(f"{what} needs the package {package!r}, which is not installed: pip install {package}")
+            raise MissingPackage(
+                f"{what} needs the package {package!r}, which is not installed: pip install "
+                f"{package}"
+            )
 
 
 def _missing(package: str, folders: Sequence[Path]) -> bool:
@@ -150,7 +175,11 @@ def _import_names(nodes: Iterator[ast.AST] | Sequence[ast.AST]) -> set[str]:
 
 def _fields(tree: ast.Module) -> dict[str, str]:
     """The fields of the dataclass in a plug-in's file, names with their types in words."""
-    found = [node for node in tree.body if isinstance(node, ast.ClassDef) and not node.name.startswith("_")]
+    found = [
+        node
+        for node in tree.body
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+    ]
     return {
         node.target.id: ast.unparse(node.annotation)
         for node in (found[0].body if found else ())
@@ -159,7 +188,8 @@ def _fields(tree: ast.Module) -> dict[str, str]:
 
 
 def _defined_names(tree: ast.Module) -> set[str] | None:
-    """Names that a module defines when it is imported; None where that cannot be read off its source."""
+    """Names that a module defines when it is imported; None where that cannot be read off its
+    source."""
     found: set[str] = set()
     queue: list[ast.AST] = list(tree.body)
     while queue:

@@ -1,4 +1,5 @@
-"""Starting a run, or going on with one: what of its study may have changed since, and what may not."""
+"""Starting a run, or going on with one: what of its study may have changed since, and what may
+not."""
 
 from __future__ import annotations
 
@@ -32,20 +33,24 @@ _NOTHING = object()
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """What differs between two resolved studies, a line each as `search.seed: 0 -> 1`.
 
-    Left out is what may change when a run is continued: budget, trials, finalists, timeout, export, and where the study
-    lies.
+    Left out is what may change when a run is continued: budget, trials, finalists, timeout, export,
+    and where the study lies.
     """
     return list(_differing(old, new, ()))
 
 
 def refuse_changed(resolved: Mapping[str, Any], folder: Path) -> None:
-    """Raise InputError where the run in `folder` has results of another study, or `folder` holds something else."""
+    """Raise InputError where the run in `folder` has results of another study, or `folder` holds
+    something else."""
     run = Run(folder)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; give another folder with --out")
     if not run.study.exists():
         if folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
-            raise InputError(f"{folder} is not empty and holds no run of autoprune; give another folder with --out")
+            raise InputError(
+                f"{folder} is not empty and holds no run of autoprune; give another folder with "
+                "--out"
+            )
         return
     if not _has_begun(run):
         return
@@ -53,8 +58,10 @@ def refuse_changed(resolved: Mapping[str, Any], folder: Path) -> None:
     changed = differences(old, resolved)
     if changed:
         raise InputError(
-            f"{folder} holds a run of another study, and only budget, trials, finalists, timeout and export may "
-            f"change; what differs: {'; '.join(changed)}. Start anew with --fresh, which keeps the old folder as "
+            f"{folder} holds a run of another study, and only budget, trials, finalists, timeout "
+            "and export may "
+            f"change; what differs: {'; '.join(changed)}. Start anew with --fresh, which keeps "
+            "the old folder as "
             f"{folder.name}.1, or give another folder with --out"
         )
 
@@ -62,9 +69,10 @@ def refuse_changed(resolved: Mapping[str, Any], folder: Path) -> None:
 def open_run(resolved: Mapping[str, Any], folder: Path, *, fresh: bool = False) -> Run:
     """The run in `folder`; a `fresh` one moves an earlier run away first.
 
-    A run that has found nothing out yet gets the study written to it. Any other is left as it is: results under another
-    budget than its own go to a folder in it that is named after that budget, and the search writes the study there once
-    it is known that it goes on. Raises InputError as `refuse_changed`, and where another search is running there.
+    A run that has found nothing out yet gets the study written to it. Any other is left as it is:
+    results under another budget than its own go to a folder in it that is named after that budget,
+    and the search writes the study there once it is known that it goes on. Raises InputError as
+    `refuse_changed`, and where another search is running there.
     """
     run = Run(folder)
     if fresh and run.study.exists():
@@ -75,7 +83,9 @@ def open_run(resolved: Mapping[str, Any], folder: Path, *, fresh: bool = False) 
         if not _has_begun(run):
             Run.write_yaml(run.study, dict(resolved))
             return run
-        own, budget = (Budget.parse(study.get("budget") or {}) for study in (_recorded_study(run), resolved))
+        own, budget = (
+            Budget.parse(study.get("budget") or {}) for study in (_recorded_study(run), resolved)
+        )
     return run if set(own.limits) == set(budget.limits) else Run(folder, budget.folder_name)
 
 
@@ -89,9 +99,13 @@ def _recorded_study(run: Run) -> dict[str, Any]:
     try:
         old = read_mapping(run.study)
     except ValueError as error:
-        raise InputError(f"{run.folder}: {error}; --fresh starts anew and keeps the old folder as NAME.1") from error
+        raise InputError(
+            f"{run.folder}: {error}; --fresh starts anew and keeps the old folder as NAME.1"
+        ) from error
     if not isinstance(old.get("budget") or {}, dict):
-        raise InputError(f"{run.study} has no budget; --fresh starts anew and keeps the old folder as NAME.1")
+        raise InputError(
+            f"{run.study} has no budget; --fresh starts anew and keeps the old folder as NAME.1"
+        )
     search = old.get("search")
     # Runs before this had the password in it
     if isinstance(search, dict) and isinstance(search.get("storage"), str):
@@ -101,7 +115,10 @@ def _recorded_study(run: Run) -> dict[str, Any]:
 
 def _before(path: KeyPath) -> Any:
     """What was so before a key of a recipe was there, its default; nothing of any other."""
-    sections: dict[KeyPath, BaseModel] = {("task", "training"): Training(), ("recovery",): Recovery()}
+    sections: dict[KeyPath, BaseModel] = {
+        ("task", "training"): Training(),
+        ("recovery",): Recovery(),
+    }
     return getattr(sections.get(path[:-1]), str(path[-1]), _NOTHING) if path else _NOTHING
 
 

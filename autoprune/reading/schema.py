@@ -60,16 +60,20 @@ class MetricSchema(_Section):
         if self.function is None:
             one_of("metric", tuple(METRICS), self.name)
             if self.goal not in (None, METRICS[self.name]):
-                raise ValueError(f"the goal of {self.name} is to {METRICS[self.name]}; got {self.goal}")
+                raise ValueError(
+                    f"the goal of {self.name} is to {METRICS[self.name]}; got {self.goal}"
+                )
         elif self.goal is None:
             raise ValueError(
-                f"the metric {self.name!r} has a function of its own and so needs its goal: maximize or minimize"
+                f"the metric {self.name!r} has a function of its own and so needs its goal: "
+                "maximize or minimize"
             )
         return self
 
 
 class Training(_Section):
-    """Whether and how the dense model is trained: `auto` where it guesses and no weights are named."""
+    """Whether and how the dense model is trained: `auto` where it guesses and no weights are
+    named."""
 
     baseline: Baseline = "auto"
     epochs: int = Field(default=20, ge=0)
@@ -155,9 +159,14 @@ class TargetSchema(_Section):
     @model_validator(mode="after")
     def _whole(self) -> TargetSchema:
         if self.runtime == "recorded" and self.source is None:
-            raise ValueError("the runtime recorded needs the run that it answers from: {runtime: recorded, from: RUN}")
+            raise ValueError(
+                "the runtime recorded needs the run that it answers from: {runtime: recorded, "
+                "from: RUN}"
+            )
         if self.runtime != "recorded" and self.source is not None:
-            raise ValueError(f"from is of the runtime recorded alone; the runtime is {self.runtime}")
+            raise ValueError(
+                f"from is of the runtime recorded alone; the runtime is {self.runtime}"
+            )
         return self
 
 
@@ -200,6 +209,7 @@ class StudySchema(_Section):
     def _plain(cls, name: str) -> str:
         if not re.fullmatch(r"[\w][\w.\- ]*", name):
             raise ValueError(
-                f"names the run's folder, so it needs letters, digits and . _ - only, no slash; got {name!r}"
+                "names the run's folder, so it needs letters, digits and . _ - only, no slash; "
+                f"got {name!r}"
             )
         return name

@@ -1,4 +1,5 @@
-"""The kinds of single values in a study: closed sets, ratios, times, devices; what is wrong raises ValueError."""
+"""The kinds of single values in a study: closed sets, ratios, times, devices; what is wrong raises
+ValueError."""
 
 from __future__ import annotations
 
@@ -83,7 +84,9 @@ def duration(given: object) -> float:
     # The pattern's time grows with the cube of it
     plain = isinstance(given, str) and len(given) <= _LONGEST
     parts = re.findall(r"([0-9]*\.?[0-9]+)\s*(ms|[smhd])", str(given)) if plain else []
-    if not parts or re.sub(r"\s", "", str(given)) != "".join(number + unit for number, unit in parts):
+    if not parts or re.sub(r"\s", "", str(given)) != "".join(
+        number + unit for number, unit in parts
+    ):
         raise ValueError(f"needs a time with its unit, as in 90s, 10m or 1h30m; got {given!r}")
     seconds = sum(float(number) * _SECONDS[unit] for number, unit in parts)
     if not 0 < seconds < _SECONDS["d"] * 36_500:
@@ -94,21 +97,27 @@ def duration(given: object) -> float:
 def one_of(kind: str, known: tuple[str, ...], value: str) -> str:
     """`value`, which must be among `known`."""
     if value not in known:
-        raise ValueError(f"unknown {kind} {value!r}{nearest(value, known)}; known: {', '.join(known)}")
+        raise ValueError(
+            f"unknown {kind} {value!r}{nearest(value, known)}; known: {', '.join(known)}"
+        )
     return value
 
 
 def _reference_or(kind: str, known: tuple[str, ...], value: str) -> str:
     if ":" not in value and value not in known:
         raise ValueError(
-            f"unknown {kind} {value!r}{nearest(value, known)}; known: {', '.join(known)}; or my_module:function"
+            f"unknown {kind} {value!r}{nearest(value, known)}; known: {', '.join(known)}; or "
+            "my_module:function"
         )
     return value
 
 
 def _device(known: tuple[str, ...], value: str) -> str:
     if value not in known and not re.fullmatch(r"cuda:\d+", value):
-        raise ValueError(f"unknown device {value!r}{nearest(value, known)}; known: {', '.join(known)}, cuda:1, ...")
+        raise ValueError(
+            f"unknown device {value!r}{nearest(value, known)}; known: {', '.join(known)}, cuda:1, "
+            "..."
+        )
     return value
 
 
@@ -125,9 +134,13 @@ def _range(value: list[float]) -> list[float]:
     low, high = value
     for number in value:
         if not 0 <= number < 1:
-            raise ValueError(f"a ratio is the share removed, at least 0 and less than 1; got {number:g}")
+            raise ValueError(
+                f"a ratio is the share removed, at least 0 and less than 1; got {number:g}"
+            )
     if low > high:
-        raise ValueError(f"the lowest ratio {low:g} is over the highest {high:g}; write [{high:g}, {low:g}]")
+        raise ValueError(
+            f"the lowest ratio {low:g} is over the highest {high:g}; write [{high:g}, {low:g}]"
+        )
     return value
 
 
@@ -150,7 +163,9 @@ def _url(value: str | None) -> str | None:
 
 def _finalists(value: object) -> object:
     if value != "all" and (type(value) is not int or value < 1):
-        raise ValueError(f"needs how many of the best plans are trained, at least 1, or all; got {value!r}")
+        raise ValueError(
+            f"needs how many of the best plans are trained, at least 1, or all; got {value!r}"
+        )
     return value
 
 
@@ -161,7 +176,9 @@ Names = Annotated[list[str], AfterValidator(_once)]
 Some = Annotated[list[str], Field(min_length=1), AfterValidator(_once)]
 Device = Annotated[str, AfterValidator(partial(_device, ("auto", "cpu", "cuda", "mps")))]
 Precision = Annotated[str, AfterValidator(partial(one_of, "precision", ("fp32", "bf16", "fp16")))]
-Schedule = Annotated[str, AfterValidator(partial(one_of, "schedule", ("cosine", "linear", "constant")))]
+Schedule = Annotated[
+    str, AfterValidator(partial(one_of, "schedule", ("cosine", "linear", "constant")))
+]
 Baseline = Annotated[str, AfterValidator(partial(one_of, "baseline", ("auto", "always", "never")))]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 Optimizer = Annotated[str, AfterValidator(partial(one_of, "optimizer", ("adamw", "adam", "sgd")))]

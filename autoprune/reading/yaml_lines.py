@@ -1,4 +1,5 @@
-"""YAML that remembers its lines: every key path with the place it came from; a repeated key is refused.
+"""YAML that remembers its lines: every key path with the place it came from; a repeated key is
+refused.
 
 Plain values are read as YAML 1.2 reads them, so that `1e-3` is a number and `no` is a word.
 """
@@ -66,18 +67,22 @@ class Document:
             raise self.error(str(error), path) from error
 
     def locate_error(self, error: StudyError) -> StudyError:
-        """`error` with file and line, where its key was written in this document and it does not name them yet."""
+        """`error` with file and line, where its key was written in this document and it does not
+        name them yet."""
         if error.key is None or error.file is not None:
             return error
         known = {".".join(path): place for path, place in self.places.items() if path}
         parts = error.key.split(".")
         candidates = [".".join(parts[:length]) for length in range(len(parts), 0, -1)]
-        place = next((known[key] for key in candidates if key in known), Place(self.place(()).source))
+        place = next(
+            (known[key] for key in candidates if key in known), Place(self.place(()).source)
+        )
         return StudyError(error.message, file=place.source, key=error.key, line=place.line)
 
 
 def read(path: Path, shown: str | None = None) -> Document:
-    """The document in a file, called `shown` in errors. Raises StudyError where it is not to be read."""
+    """The document in a file, called `shown` in errors. Raises StudyError where it is not to be
+    read."""
     name = shown or str(path)
     if os.path.isdir(path):
         inner = path / "study.yaml"
@@ -98,7 +103,9 @@ def parse(text: str, source: str | None = None) -> Document:
     values = reader.read(text)
     if not isinstance(values, dict):
         what = "it is empty" if values is None else f"it holds {values!r:.60}"
-        raise StudyError(f"needs a mapping with version, name, task, ...; {what}", file=source, line=1)
+        raise StudyError(
+            f"needs a mapping with version, name, task, ...; {what}", file=source, line=1
+        )
     return Document(values, reader.places)
 
 
@@ -112,7 +119,9 @@ def key_paths(value: Any, path: KeyPath = ()) -> list[KeyPath]:
     if not isinstance(value, Mapping):
         return []
     return [
-        found for key, inner in value.items() for found in ((*path, str(key)), *key_paths(inner, (*path, str(key))))
+        found
+        for key, inner in value.items()
+        for found in ((*path, str(key)), *key_paths(inner, (*path, str(key))))
     ]
 
 
@@ -135,7 +144,9 @@ _PLAIN = {
     "merge": (r"<<", ["<"]),
 }
 for _kind, (_pattern, _first) in _PLAIN.items():
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"(?:{_pattern})$"), _first)
+    _Loader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_kind}", re.compile(f"(?:{_pattern})$"), _first
+    )
 
 
 class _Reader:
@@ -150,7 +161,9 @@ class _Reader:
     def read(self, text: str) -> Any:
         """The value in `text`."""
         if sum(text.count(mark) for mark in "[{,:") > _MARKS:
-            raise StudyError(f"this YAML has more than {_MARKS:,} brackets, commas and colons", file=self.source)
+            raise StudyError(
+                f"this YAML has more than {_MARKS:,} brackets, commas and colons", file=self.source
+            )
         steps = (1 if mark in "[{" else -1 for mark in re.findall(r"[\[\]{}]", text))
         # PyYAML's time grows with its square
         if max(itertools.accumulate(steps), default=0) > 2 * _DEPTH:
@@ -162,10 +175,14 @@ class _Reader:
             mark = error.problem_mark or error.context_mark
             problem = " ".join(part for part in (error.context, error.problem) if part)
             raise StudyError(
-                f"this is no valid YAML: {problem}", file=self.source, line=mark.line + 1 if mark else None
+                f"this is no valid YAML: {problem}",
+                file=self.source,
+                line=mark.line + 1 if mark else None,
             ) from error
         except yaml.YAMLError as error:
-            raise StudyError(f"this is no valid YAML: {' '.join(str(error).split())}", file=self.source) from error
+            raise StudyError(
+                f"this is no valid YAML: {' '.join(str(error).split())}", file=self.source
+            ) from error
         except RecursionError as error:
             raise StudyError("this YAML is nested too deeply", file=self.source) from error
 
@@ -201,7 +218,9 @@ class _Reader:
             if not isinstance(key_node, yaml.ScalarNode):
                 raise self.error("a key must be a single word", path, line)
             if key_node.tag == "tag:yaml.org,2002:merge":
-                for node in value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]:
+                for node in (
+                    value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]
+                ):
                     given = self.value(node, path)
                     if not isinstance(given, dict):
                         raise self.error("<< needs a mapping", path, line)
@@ -209,7 +228,10 @@ class _Reader:
                 continue
             key = str(key_node.value)
             if key in lines:
-                message = f"the key {key!r} is given twice, on line {lines[key]} and on line {line}; remove one"
+                message = (
+                    f"the key {key!r} is given twice, on line {lines[key]} and on line "
+                    f"{line}; remove one"
+                )
                 raise self.error(message, (*path, key), line)
             lines[key] = line
             self.places[(*path, key)] = Place(self.source, line)
@@ -235,8 +257,12 @@ class _Reader:
                     else float(text.replace(".", "", 1) if "inf" in text.lower() else text)
                 )
         except (ValueError, KeyError) as error:
-            raise self.error(f"{_short(text)} is no {kind}", path, node.start_mark.line + 1) from error
-        raise self.error(f"the tag {node.tag!r} cannot be used here", path, node.start_mark.line + 1)
+            raise self.error(
+                f"{_short(text)} is no {kind}", path, node.start_mark.line + 1
+            ) from error
+        raise self.error(
+            f"the tag {node.tag!r} cannot be used here", path, node.start_mark.line + 1
+        )
 
     def error(self, message: str, path: KeyPath, line: int) -> StudyError:
         return StudyError(message, file=self.source, key=".".join(path) or None, line=line)

@@ -23,9 +23,11 @@ _own: TextIO | None = None  # stdout, where everybody else's goes to stderr
 
 @contextlib.contextmanager
 def reserve_stdout() -> Iterator[None]:
-    """Keep stdout for the one JSON object: what anybody else prints meanwhile, child processes too, goes to stderr.
+    """Keep stdout for the one JSON object: what anybody else prints meanwhile, child processes too,
+    goes to stderr.
 
-    A model, a data set, a library in C write to the file descriptor, which processes inherit; so that is what is moved.
+    A model, a data set, a library in C write to the file descriptor, which processes inherit; so
+    that is what is moved.
     """
     global _own
     before, kept = sys.stdout, None
@@ -35,7 +37,10 @@ def reserve_stdout() -> Iterator[None]:
         if before.fileno() == 1:
             kept = os.dup(1)
             os.dup2(2, 1)
-    _own, sys.stdout = before if kept is None else os.fdopen(kept, "w", encoding=before.encoding), sys.stderr
+    _own, sys.stdout = (
+        before if kept is None else os.fdopen(kept, "w", encoding=before.encoding),
+        sys.stderr,
+    )
     try:
         yield
     finally:
@@ -56,7 +61,8 @@ class Output:
     quiet: bool = False
 
     def show(self, record: Any, *tables: Any) -> None:
-        """Print `record` where JSON is asked for, else the tables and lines of text unless it is to be quiet."""
+        """Print `record` where JSON is asked for, else the tables and lines of text unless it is to
+        be quiet."""
         if self.as_json:
             print(json.dumps(record, indent=2), file=_own or sys.stdout, flush=True)
         elif not self.quiet:

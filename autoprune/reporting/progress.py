@@ -1,4 +1,5 @@
-"""Progress of a search, fed with its events: a bar on a terminal, lines elsewhere, nothing where that is asked."""
+"""Progress of a search, fed with its events: a bar on a terminal, lines elsewhere, nothing where
+that is asked."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ _REFRESH_S = 0.2
 
 @dataclass
 class Clock:
-    """Time left: the plan's before the first trial has ended, afterwards by the trials' own pace, and the closing."""
+    """Time left: the plan's before the first trial has ended, afterwards by the trials' own pace,
+    and the closing."""
 
     now: Callable[[], float] = time.monotonic
     trials: int = 0
@@ -50,7 +52,11 @@ class Clock:
         """Seconds left, or None where nothing is known yet."""
         if self._first is not None and self.position - self._first[1] >= 1:
             since, begun = self._first
-            trials = (self.now() - since) / (self.position - begun) * max(0.0, self.trials - self.position)
+            trials = (
+                (self.now() - since)
+                / (self.position - begun)
+                * max(0.0, self.trials - self.position)
+            )
             return trials + CLOSING_S
         if self.planned_s is None:
             return None
@@ -66,7 +72,10 @@ class Silent(AbstractContextManager["Silent"]):
     """A listener that shows nothing."""
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         """Nothing to put away."""
 
@@ -100,7 +109,8 @@ class Lines(Silent):
         self._write(estimate(seconds, trials))
 
     def on_step(self, trial: int, what: str) -> None:
-        """Write what is not a step of one of the many trials: the dense model, the final ones, the export."""
+        """Write what is not a step of one of the many trials: the dense model, the final ones, the
+        export."""
         self.clock.move(trial)
         if trial == 0 or trial < self._done:
             self._write(what)
@@ -127,7 +137,8 @@ class Lines(Silent):
 class Bar(Silent):
     """A listener that draws a bar: trial, what is running, best so far, time left.
 
-    It is drawn anew by events alone: a thread that redraws it would disturb the latencies measured meanwhile.
+    It is drawn anew by events alone: a thread that redraws it would disturb the latencies measured
+    meanwhile.
     """
 
     def __init__(self, console: Console, clock: Clock | None = None) -> None:
@@ -153,7 +164,10 @@ class Bar(Silent):
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         """Take the bar away."""
         self.bar.stop()
@@ -193,14 +207,20 @@ class Bar(Silent):
         total, done = (trials, min(self.clock.position, trials)) if trials else (None, 0)
         left = self.clock.text() if many or self.done == 0 else ""
         self.bar.update(
-            self.task, description=escape(name + self.what), total=total, completed=done, best=self.best, left=left
+            self.task,
+            description=escape(name + self.what),
+            total=total,
+            completed=done,
+            best=self.best,
+            left=left,
         )
         self.bar.refresh()
         self._drawn = self.clock.now()
 
 
 def shown(console: Console, *, quiet: bool = False) -> Silent:
-    """The listener for a console: a bar on a terminal, lines elsewhere, nothing where it is to be quiet."""
+    """The listener for a console: a bar on a terminal, lines elsewhere, nothing where it is to be
+    quiet."""
     if quiet:
         return Silent()
     return Bar(console) if console.is_terminal else Lines(console)
@@ -211,7 +231,10 @@ def estimate(seconds: float | None, trials: int) -> str:
     if seconds is None:
         return f"{trials} trials"
     crowd = words.busy()
-    return f"{trials} trials, about {words.expected_time(seconds)} in all{f'; {crowd}' if crowd else ''}"
+    return (
+        f"{trials} trials, about {words.expected_time(seconds)} in "
+        f"all{f'; {crowd}' if crowd else ''}"
+    )
 
 
 def _of(number: int, trials: int) -> str:

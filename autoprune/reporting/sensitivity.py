@@ -80,18 +80,25 @@ def record(found: Map) -> dict[str, Any]:
 
 
 def table(found: Map) -> Table:
-    """A row for each decision and technique: metric, loss added and predicted latency at every ratio."""
+    """A row for each decision and technique: metric, loss added and predicted latency at every
+    ratio."""
     ratios = sorted({row.ratio for row in found.rows})
     made = plain(
-        f"{found.metric}, loss added and latency where one decision alone is taken; untrained, repaired",
-        f"dense: {words.metric(found.dense.metric)}, loss {found.dense.loss:.4g}; latency: predicted, of dense",
+        f"{found.metric}, loss added and latency where one decision alone is taken; untrained, "
+        "repaired",
+        f"dense: {words.metric(found.dense.metric)}, loss {found.dense.loss:.4g}; latency: "
+        "predicted, of dense",
     )
     made.add_column("decision")
     made.add_column("technique")
     for ratio in ratios:
         made.add_column(f"-{ratio:.0%}", justify="right")
     for variable, technique in dict.fromkeys((row.variable, row.technique) for row in found.rows):
-        here = {row.ratio: row for row in found.rows if (row.variable, row.technique) == (variable, technique)}
+        here = {
+            row.ratio: row
+            for row in found.rows
+            if (row.variable, row.technique) == (variable, technique)
+        }
         cells = [
             f"{words.metric(row.metric)} {row.loss - found.dense.loss:+.4f}"
             + ("" if row.latency is None else f" {row.latency:.0%}")
@@ -113,7 +120,8 @@ def plotly() -> Any:
 
 
 def plot(found: Map, path: Path) -> None:
-    """A page with a curve for each decision: the loss added against the latency saved (or the ratio).
+    """A page with a curve for each decision: the loss added against the latency saved (or the
+    ratio).
 
     Raises MissingPackage without plotly.
     """
@@ -122,12 +130,16 @@ def plot(found: Map, path: Path) -> None:
     figure = graph_objects.Figure()
     for variable, technique in dict.fromkeys((row.variable, row.technique) for row in found.rows):
         rows = [row for row in found.rows if (row.variable, row.technique) == (variable, technique)]
-        here = sorted((row for row in rows if row.latency is not None or not timed), key=lambda row: row.ratio)
+        here = sorted(
+            (row for row in rows if row.latency is not None or not timed), key=lambda row: row.ratio
+        )
         saved = [0.0, *(100 * (1 - (row.latency or 1.0) if timed else row.ratio) for row in here)]
         added = [0.0, *(row.loss - found.dense.loss for row in here)]
         texts = ["dense", *(f"-{row.ratio:.0%}: {found.metric} {row.metric:.4f}" for row in here)]
         name = f"{variable}, {technique}"
-        figure.add_scatter(x=saved, y=added, mode="lines+markers", name=name, text=texts, hoverinfo="name+text+y")
+        figure.add_scatter(
+            x=saved, y=added, mode="lines+markers", name=name, text=texts, hoverinfo="name+text+y"
+        )
     figure.update_layout(
         title="What each decision costs when it alone is taken (untrained, repaired)",
         xaxis_title="latency saved, % of dense (predicted)" if timed else "share removed, %",

@@ -1,4 +1,5 @@
-"""Tables for the terminal: the front of a search, what was done to each layer, groups, costs, checks."""
+"""Tables for the terminal: the front of a search, what was done to each layer, groups, costs,
+checks."""
 
 from __future__ import annotations
 
@@ -16,7 +17,17 @@ from autoprune.score import Candidate, Score
 from autoprune.searching.selecting.answers import Answer
 from autoprune.space import Variable
 
-__all__ = ["answers", "checks", "closing", "costs", "family", "front", "groups", "plain", "treatment"]
+__all__ = [
+    "answers",
+    "checks",
+    "closing",
+    "costs",
+    "family",
+    "front",
+    "groups",
+    "plain",
+    "treatment",
+]
 
 _COLUMNS = 4  # of candidates side by side
 # Of the front, where the study asks for them
@@ -35,8 +46,16 @@ _ROWS: Sequence[tuple[str, str, Callable[[Score], str]]] = (
     ("size_compressed", "compressed (zlib)", lambda score: words.size(score.size_compressed_bytes)),
     ("memory", "peak memory", lambda score: words.size(score.memory_bytes)),
     ("latency", "latency, median", words.latency),
-    ("latency_ms_p90", "latency, 90 % of calls", lambda score: words.milliseconds(score.latency_ms_p90)),
-    ("latency_ms_p99", "latency, 99 % of calls", lambda score: words.milliseconds(score.latency_ms_p99)),
+    (
+        "latency_ms_p90",
+        "latency, 90 % of calls",
+        lambda score: words.milliseconds(score.latency_ms_p90),
+    ),
+    (
+        "latency_ms_p99",
+        "latency, 99 % of calls",
+        lambda score: words.milliseconds(score.latency_ms_p99),
+    ),
     ("latency_ratio", "latency, of dense", words.ratio),
     ("throughput", "inputs per second", lambda score: words.count(score.throughput)),
     ("energy", "energy of a call", lambda score: words.energy(score.energy_mj)),
@@ -45,7 +64,8 @@ _FIGURES = {name: figure for name, (_, figure) in _EXTRAS.items()} | {"size": wo
 
 
 def closing(result: Result, metric: str, asked: Collection[str] = ()) -> list[Table]:
-    """The tables that a search ends with: the best and the front with their scores, and what was done to each layer.
+    """The tables that a search ends with: the best and the front with their scores, and what was
+    done to each layer.
 
     `asked` are the quantities that the study limits or optimises.
     """
@@ -53,7 +73,9 @@ def closing(result: Result, metric: str, asked: Collection[str] = ()) -> list[Ta
     best = None if result.best is None else result.best.number
     candidates = list(
         {
-            candidate.number: candidate for candidate in shown if candidate.stage != "dense" or candidate.number == best
+            candidate.number: candidate
+            for candidate in shown
+            if candidate.stage != "dense" or candidate.number == best
         }.values()
     )
     shown_front = front(result.dense, candidates, result.best, metric=metric, asked=asked)
@@ -68,10 +90,16 @@ def front(
     metric: str = "metric",
     asked: Collection[str] = (),
 ) -> Table:
-    """Dense, best, and the front: a row each with the figures of its score, and those that were `asked` for."""
-    said = "latency: median and its 95 % interval; FLOPs: of a call of the target's batch, a multiply-add counts 1"
+    """Dense, best, and the front: a row each with the figures of its score, and those that were
+    `asked` for."""
+    said = (
+        "latency: median and its 95 % interval; FLOPs: of a call of the target's batch, a "
+        "multiply-add counts 1"
+    )
     table = plain("The front", said)
-    masked = any(candidate.score.nonzero_params != candidate.score.params for candidate in candidates)
+    masked = any(
+        candidate.score.nonzero_params != candidate.score.params for candidate in candidates
+    )
     names = [
         "trial",
         metric,
@@ -98,21 +126,29 @@ def front(
         chosen = best is not None and row.number == best.number
         name = f"{row.number}{' best' if chosen else '' if row.feasible else ' over budget'}"
         table.add_row(
-            name, *_figures(row.score, masked, extras), style="bold" if chosen else None if row.feasible else "dim"
+            name,
+            *_figures(row.score, masked, extras),
+            style="bold" if chosen else None if row.feasible else "dim",
         )
     return table
 
 
 def treatment(groups: Sequence[Group], candidates: Sequence[Candidate]) -> list[Table]:
     """Per layer what each candidate does to it; several tables where there are many candidates."""
-    touched = [group for group in groups if any(group.key in candidate.plan.choices for candidate in candidates)]
+    touched = [
+        group
+        for group in groups
+        if any(group.key in candidate.plan.choices for candidate in candidates)
+    ]
     layers = {layer for group in touched for layer in group.layers}
     listed = (layer for group in groups if group.level != "blocks" for layer in group.layers)
     whole = list(dict.fromkeys(layer for layer in listed if layer not in layers))
     tables = []
     for start in range(0, len(candidates), _COLUMNS):
         part = candidates[start : start + _COLUMNS]
-        table = plain("What was done to each layer", f"left whole: {', '.join(whole)}" if whole else None)
+        table = plain(
+            "What was done to each layer", f"left whole: {', '.join(whole)}" if whole else None
+        )
         table.add_column("layers", overflow="fold")
         table.add_column("acts on", overflow="fold")
         for each in part:
@@ -128,12 +164,20 @@ def treatment(groups: Sequence[Group], candidates: Sequence[Candidate]) -> list[
 
 
 def groups(found: Sequence[Group], variables: Sequence[Variable]) -> Table:
-    """Groups, their sizes, what may be chosen for them, or why nothing may, and which are decided together, if any."""
+    """Groups, their sizes, what may be chosen for them, or why nothing may, and which are decided
+    together, if any."""
     options = {group.key: variable.options for variable in variables for group in variable.groups}
     decisions = {group.key: variable.name for variable in variables for group in variable.groups}
     shared = any(len(variable.groups) > 1 for variable in variables)
     table = plain("Groups")
-    for name in ("group", "layers", "acts on", "techniques", "share removed", *(["decided as"] if shared else [])):
+    for name in (
+        "group",
+        "layers",
+        "acts on",
+        "techniques",
+        "share removed",
+        *(["decided as"] if shared else []),
+    ):
         table.add_column(name, overflow="fold")
     for group in found:
         if group.key in options:
@@ -141,14 +185,18 @@ def groups(found: Sequence[Group], variables: Sequence[Variable]) -> Table:
             share = "all or nothing" if group.level == "blocks" else f"{low:g} to {high:g}"
             cells = (", ".join(options[group.key].techniques), share)
         else:
-            cells = (f"refused: {group.refusal}" if group.refusal else "left whole by the space", "")
+            cells = (
+                f"refused: {group.refusal}" if group.refusal else "left whole by the space",
+                "",
+            )
         together = [decisions.get(group.key, "").rpartition(":")[0]] if shared else []
         table.add_row(group.name, ", ".join(group.layers), _unit(group), *cells, *together)
     return table
 
 
 def costs(scores: Mapping[str, Score]) -> list[Table]:
-    """Cost figures, a column for each named score, several tables where there are many; what is missing says why."""
+    """Cost figures, a column for each named score, several tables where there are many; what is
+    missing says why."""
     tables, names = [], list(scores)
     for start in range(0, len(names), _COLUMNS):
         part = {name: scores[name] for name in names[start : start + _COLUMNS]}
@@ -170,14 +218,25 @@ def _cell(score: Score, quantity: str, shown: Callable[[Score], str]) -> str:
 
 
 def answers(known: Sequence[Answer], metric: str) -> Table:
-    """The budgets that a run can answer, a row each: by a trained model, or by a plan that --train trains."""
-    table = plain("Budgets that this run can answer", "untrained: judged after a repair; --train trains that plan")
+    """The budgets that a run can answer, a row each: by a trained model, or by a plan that --train
+    trains."""
+    table = plain(
+        "Budgets that this run can answer",
+        "untrained: judged after a repair; --train trains that plan",
+    )
     for name in ("--budget", "trial", "", metric):
-        table.add_column(name, justify="left" if name in ("--budget", "") else "right", overflow="fold")
+        table.add_column(
+            name, justify="left" if name in ("--budget", "") else "right", overflow="fold"
+        )
     for candidate in known:
         how = "trained" if candidate.trained else "untrained, needs --train"
         quality = words.metric(candidate.candidate.score.metric)
-        table.add_row(" --budget ".join(candidate.budget.split(",")), f"{candidate.candidate.number}", how, quality)
+        table.add_row(
+            " --budget ".join(candidate.budget.split(",")),
+            f"{candidate.candidate.number}",
+            how,
+            quality,
+        )
     return table
 
 
@@ -185,10 +244,17 @@ def family(members: Sequence[tuple[str, Result | None]], metric: str) -> Table:
     """A row for each budget of a family: its best, and where that is."""
     table = plain("The family", "of dense: the latency's median and its 95 % interval")
     for name in ("budget", "trial", metric, "test", "of dense", "FLOPs", "params", "results"):
-        table.add_column(name, justify="left" if name in ("budget", "results") else "right", overflow="fold")
+        table.add_column(
+            name, justify="left" if name in ("budget", "results") else "right", overflow="fold"
+        )
     for budget, result in members:
         if result is None or result.best is None:
-            table.add_row(budget, "none", *[words.MISSING] * 5, "" if result is None else str(result.run.results))
+            table.add_row(
+                budget,
+                "none",
+                *[words.MISSING] * 5,
+                "" if result is None else str(result.run.results),
+            )
             continue
         score = result.best.score
         cells = (words.metric(score.metric), words.metric(score.test_metric), words.ratio(score))
@@ -212,14 +278,23 @@ def checks(verification: Mapping[str, Any]) -> Table:
 
 def _figures(score: Score, masked: bool, extras: Sequence[str]) -> tuple[str, ...]:
     counts = (score.flops, score.params, *((score.nonzero_params,) if masked else ()))
-    latency = tuple(cell.replace(" [", "\n[") for cell in (words.latency(score), words.ratio(score)))
+    latency = tuple(
+        cell.replace(" [", "\n[") for cell in (words.latency(score), words.ratio(score))
+    )
     quality = (words.quality(score).replace(" ", "\n"), words.metric(score.test_metric))
     more = [_extra(score, name) for name in extras]
-    return (*quality, *latency, *(words.count(value) for value in counts), words.size(score.size_bytes), *more)
+    return (
+        *quality,
+        *latency,
+        *(words.count(value) for value in counts),
+        words.size(score.size_bytes),
+        *more,
+    )
 
 
 def _extra(score: Score, name: str) -> str:
-    """The figure of a quantity, or of one on a further target, as `latency on cpu_eager`: there as share of dense."""
+    """The figure of a quantity, or of one on a further target, as `latency on cpu_eager`: there as
+    share of dense."""
     quantity, _, target = name.partition(" on ")
     if quantity == "latency":
         return words.ratio(score.on(target)).replace(" [", "\n[")
@@ -228,18 +303,34 @@ def _extra(score: Score, name: str) -> str:
 
 def plain(title: str, caption: str | None = None) -> Table:
     """A table without vertical lines: figures need the room."""
-    # as Text: rich reads titles as markup, and drops the brackets of `pip install 'autoprune[energy]'`
-    head, foot = Text(title, style="table.title"), Text(caption, style="table.caption") if caption else None
+    # as Text: rich reads titles as markup, and drops the brackets of `pip install
+    # 'autoprune[energy]'`
+    head, foot = (
+        Text(title, style="table.title"),
+        Text(caption, style="table.caption") if caption else None,
+    )
     return Table(title=head, caption=foot, box=box.SIMPLE, padding=(0, 1, 0, 0))
 
 
 def _unit(group: Group) -> str:
     if group.level == "units":
         return f"{group.size} units" + (f" in {group.cells} cells" if group.cells > 1 else "")
-    return "a block" if group.level == "blocks" else f"{'x'.join(str(length) for length in group.shape)} weights"
+    return (
+        "a block"
+        if group.level == "blocks"
+        else f"{'x'.join(str(length) for length in group.shape)} weights"
+    )
 
 
 def _caption(scores: Mapping[str, Score]) -> str | None:
     names = sorted({name for score in scores.values() for name in score.uncounted})
     lines = [f"FLOPs leave out what cannot be counted: {', '.join(names)}"] if names else []
-    return "\n".join((*lines, *dict.fromkeys(text for score in scores.values() for text in score.unavailable))) or None
+    return (
+        "\n".join(
+            (
+                *lines,
+                *dict.fromkeys(text for score in scores.values() for text in score.unavailable),
+            )
+        )
+        or None
+    )

@@ -20,7 +20,9 @@ def listing(found: Sequence[Found]) -> Table:
     """A row for each target: what it is, and whether it runs here."""
     table = plain("Targets", "autoprune targets NAME shows one with its settings")
     for name in ("target", "device", "runtime", "threads", "batch", "dtype", "runs here"):
-        table.add_column(name, justify="right" if name in ("threads", "batch") else "left", overflow="fold")
+        table.add_column(
+            name, justify="right" if name in ("threads", "batch") else "left", overflow="fold"
+        )
     for target in found:
         where = target.target
         here = "yes" if target.reason is None else f"no: {target.reason}"

@@ -84,7 +84,9 @@ def latency(score: Score) -> str:
 
 def ratio(score: Score) -> str:
     """`48.1 % [47.9, 48.3]` of the dense model's latency."""
-    return _interval(score.latency_ratio, score.latency_ratio_low, score.latency_ratio_high, 100.0, " %")
+    return _interval(
+        score.latency_ratio, score.latency_ratio_low, score.latency_ratio_high, 100.0, " %"
+    )
 
 
 def span(seconds: float) -> str:
@@ -98,7 +100,8 @@ def span(seconds: float) -> str:
 
 
 def expected_time(seconds: float) -> str:
-    """An estimate as `1 min 0 s to 3 min 0 s`: what a search takes depends on what else the machine does."""
+    """An estimate as `1 min 0 s to 3 min 0 s`: what a search takes depends on what else the machine
+    does."""
     return f"{span(seconds)} to {span(seconds * _UNSURE)}"
 
 
@@ -111,17 +114,24 @@ def busy() -> str | None:
         return None
     if load < cores + _OTHERS:
         return None
-    return f"this machine is busy (load {load:.0f} on {cores} cores): expect the longer time, or more"
+    return (
+        f"this machine is busy (load {load:.0f} on {cores} cores): expect the longer time, or more"
+    )
 
 
 def recipe(key: str, given: Recipe) -> str:
-    """One line of every key of a recipe, as a study writes them: `recovery: epochs 5, batch_size 64, ...`."""
-    values = ((name, f"{value:g}" if isinstance(value, float) else value) for name, value in asdict(given).items())
+    """One line of every key of a recipe, as a study writes them: `recovery: epochs 5, batch_size
+    64, ...`."""
+    values = (
+        (name, f"{value:g}" if isinstance(value, float) else value)
+        for name, value in asdict(given).items()
+    )
     return f"{key}: {', '.join(f'{name} {value}' for name, value in values)}"
 
 
 def choice(given: Choice | None, group: Group) -> str:
-    """`structured 128 → 56 (l1)`; of single weights `weight -45 % (l1)`; of a block that goes whole `depth: gone`."""
+    """`structured 128 → 56 (l1)`; of single weights `weight -45 % (l1)`; of a block that goes whole
+    `depth: gone`."""
     if given is None:
         return MISSING
     if given.ratio == 1:
@@ -135,7 +145,9 @@ def outcome(candidate: Candidate) -> str:
     """One candidate in a few words: its quality and latency, or why it stopped."""
     score = candidate.score
     screened = candidate.stage == "screened"
-    kind = {"screened": "untrained ", "cost": "as cut, ", "latency": "as cut, "}.get(candidate.stage, "")
+    kind = {"screened": "untrained ", "cost": "as cut, ", "latency": "as cut, "}.get(
+        candidate.stage, ""
+    )
     parts = [] if score.metric is None else [f"{kind}metric {quality(score)}"]
     if score.weights not in (None, "trained"):
         parts.append(f"weights as {score.weights}")
@@ -148,10 +160,14 @@ def outcome(candidate: Candidate) -> str:
     return ", ".join(parts) or candidate.stage
 
 
-def _interval(value: float | None, low: float | None, high: float | None, factor: float, unit: str) -> str:
+def _interval(
+    value: float | None, low: float | None, high: float | None, factor: float, unit: str
+) -> str:
     if value is None:
         return MISSING
     if low is None or high is None:
         return f"{value * factor:.3g}{unit}"
     digits = 1 if factor > 1 or value >= 10 else 2 if value >= 1 else 3 if value >= 0.1 else 4
-    return f"{value * factor:.{digits}f}{unit} [{low * factor:.{digits}f}, {high * factor:.{digits}f}]"
+    return (
+        f"{value * factor:.{digits}f}{unit} [{low * factor:.{digits}f}, {high * factor:.{digits}f}]"
+    )

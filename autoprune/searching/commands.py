@@ -35,12 +35,22 @@ from autoprune.task import Recipe
 from autoprune.training.judging import judge
 from autoprune.training.loop import Quality
 
-__all__ = ["Checked", "Map", "answerable", "apply_plan", "check", "export_from", "export_trained", "sensitivity"]
+__all__ = [
+    "Checked",
+    "Map",
+    "answerable",
+    "apply_plan",
+    "check",
+    "export_from",
+    "export_trained",
+    "sensitivity",
+]
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What a dry run tells: groups, decisions, dense and lowest cost, estimated time, and what is wrong."""
+    """What a dry run tells: groups, decisions, dense and lowest cost, estimated time, and what is
+    wrong."""
 
     groups: tuple[Group, ...]
     variables: list[Variable]
@@ -57,15 +67,19 @@ class Checked:
 
 @dataclass(frozen=True)
 class Map:
-    """What each decision costs when it alone is taken; `dense` is the dense model on the same inputs."""
+    """What each decision costs when it alone is taken; `dense` is the dense model on the same
+    inputs."""
 
     dense: Quality
     metric: str
     rows: list[Sensitivity]
 
 
-def sensitivity(study: Study, run: Run, ratios: Sequence[float] = RATIOS, listener: Listener | None = None) -> Map:
-    """Every technique of every decision at some ratios, judged untrained; what `run` has is not judged again."""
+def sensitivity(
+    study: Study, run: Run, ratios: Sequence[float] = RATIOS, listener: Listener | None = None
+) -> Map:
+    """Every technique of every decision at some ratios, judged untrained; what `run` has is not
+    judged again."""
     with watch(study, listener) as listener, run.lock():
         prepared = prepare(study, run, listener)
         dense = baseline.establish(study, prepared, run, listener)
@@ -104,15 +118,17 @@ def check(study: Study) -> Checked:
         unreachable,
         needless(study, prepared.dense),
         prepared.origin,
-        ({} if prepared.trained else {"training": study.task.training}) | {"recovery": study.recovery},
+        ({} if prepared.trained else {"training": study.task.training})
+        | {"recovery": study.recovery},
     )
 
 
 def apply_plan(study: Study, plan: Plan, out: Path, listener: Listener | None = None) -> Result:
-    """Prune by `plan`, train, export to `out` and verify; no search. The dense model is kept beside it, in `.NAME.run`.
+    """Prune by `plan`, train, export to `out` and verify; no search. The dense model is kept beside
+    it, in `.NAME.run`.
 
-    A plan outside the study's budget is exported all the same, the listener told. Raises PlanError for one that does
-    not fit, TrainingError where its training breaks down.
+    A plan outside the study's budget is exported all the same, the listener told. Raises PlanError
+    for one that does not fit, TrainingError where its training breaks down.
     """
     # An unknown one is refused before anything is trained
     for choice in {choice for _, choice in plan}:
@@ -140,7 +156,9 @@ def apply_plan(study: Study, plan: Plan, out: Path, listener: Listener | None = 
         if broken:
             listener.note(f"this plan is outside the study's budget: {'; '.join(broken)}")
         budget = study.budget if not broken else loose.budget
-        score = export(study, Finished(plan, done.model, prepared.model, score, dense), out, budget=budget)
+        score = export(
+            study, Finished(plan, done.model, prepared.model, score, dense), out, budget=budget
+        )
         verify_in_fresh_process(out, study.task)
     candidate = replace(candidate, score=score, feasible=not broken)
     return Result(Run(out), dense, [candidate], candidate, prepared.coupling.groups)
@@ -154,9 +172,11 @@ def answerable(study: Study, run: Run) -> list[Answer]:
 
 
 def export_trained(study: Study, run: Run, out: Path, listener: Listener | None = None) -> Result:
-    """Train the best judged plan for `study.budget`, as a trial of `run`, and put the best that keeps it to `out` too.
+    """Train the best judged plan for `study.budget`, as a trial of `run`, and put the best that
+    keeps it to `out` too.
 
-    Raises what `train_best` raises, and InputError where `out` holds something else than an artefact.
+    Raises what `train_best` raises, and InputError where `out` holds something else than an
+    artefact.
     """
     refuse_foreign(out)
     result = train_best(study, run, listener)
@@ -167,9 +187,11 @@ def export_trained(study: Study, run: Run, out: Path, listener: Listener | None 
 def export_from(
     study: Study, run: Run, out: Path, trial: int | None = None, listener: Listener | None = None
 ) -> Result:
-    """Export a trial of a finished run, or the best under `study.budget`, which need not be the run's; verified.
+    """Export a trial of a finished run, or the best under `study.budget`, which need not be the
+    run's; verified.
 
-    Raises InputError for a trial without a model, BudgetError that says what is reachable where the front has none.
+    Raises InputError for a trial without a model, BudgetError that says what is reachable where the
+    front has none.
     """
     with watch(study, listener) as listener, run.lock():
         prepared = prepare(study, run, listener)
@@ -181,14 +203,19 @@ def export_from(
             found, judged = settle(study, prepared, dense, run, kept, listener)
             if found is None:
                 known = {candidate.number: candidate for candidate in judged}
-                seen = [known.get(candidate.number, candidate) for candidate in records.answering(run, candidates)]
+                seen = [
+                    known.get(candidate.number, candidate)
+                    for candidate in records.answering(run, candidates)
+                ]
                 raise BudgetError(nearest_miss(study, dense, seen, run.folder))
             best = found
         else:
             best = _asked_for(study, prepared, run, kept, trial)
         model = records.kept_model(run, best.number, prepared.model)
         done = Finished(best.plan, model, prepared.model, best.score, dense, best.number)
-        kept_budget = trial is None or not study.budget.broken(best.score, dense, study.task.metric.goal)
+        kept_budget = trial is None or not study.budget.broken(
+            best.score, dense, study.task.metric.goal
+        )
         budget = study.budget if kept_budget else type(study.budget)()
         listener.on_step(0, "exporting")
         score = export(study, done, out, budget=budget)
@@ -197,15 +224,20 @@ def export_from(
     return Result(Run(out), dense, front, replace(best, score=score), prepared.coupling.groups)
 
 
-def _asked_for(study: Study, prepared: Prepared, run: Run, kept: list[Candidate], number: int) -> Candidate:
+def _asked_for(
+    study: Study, prepared: Prepared, run: Run, kept: list[Candidate], number: int
+) -> Candidate:
     found = next((candidate for candidate in kept if candidate.number == number), None)
     if found is None:
         raise InputError(
-            f"trial {number} has no model in {run.folder}; kept are the trials that came onto the front: "
+            f"trial {number} has no model in {run.folder}; kept are the trials that came onto the "
+            "front: "
             f"{', '.join(str(candidate.number) for candidate in kept)}"
         )
     model = records.kept_model(run, number, prepared.model)
-    score = prepared.costs.of_finished(model, prepared.cut_by_magnitude(found.plan), found.score, PROCESSES)
+    score = prepared.costs.of_finished(
+        model, prepared.cut_by_magnitude(found.plan), found.score, PROCESSES
+    )
     if study.task.data.test is not None:
         tested = judge(model, study.task, study.target, "test", study.recovery.device)
         score = score.evolve(test_metric=tested.metric)

@@ -1,4 +1,5 @@
-"""Ctrl-C or SIGTERM, in two steps: the first lets the search finish in order, the second ends the process at once."""
+"""Ctrl-C or SIGTERM, in two steps: the first lets the search finish in order, the second ends the
+process at once."""
 
 from __future__ import annotations
 
@@ -15,10 +16,11 @@ STATUS = 130  # of a process that was interrupted
 
 
 class Interrupt:
-    """A context in which the first SIGINT or SIGTERM raises KeyboardInterrupt in the main thread, once.
+    """A context in which the first SIGINT or SIGTERM raises KeyboardInterrupt in the main thread,
+    once.
 
-    `requested` tells of it. A second one ends the process with status 130, whatever it is doing. Outside the main
-    thread, and of a signal that is ignored, nothing changes.
+    `requested` tells of it. A second one ends the process with status 130, whatever it is doing.
+    Outside the main thread, and of a signal that is ignored, nothing changes.
     """
 
     def __init__(self) -> None:
@@ -35,7 +37,10 @@ class Interrupt:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         """Give the signals back."""
         for number, before in self._before.items():

@@ -1,4 +1,5 @@
-"""The log of a run, kept in its folder: whatever its listener hears, a line each with a time stamp."""
+"""The log of a run, kept in its folder: whatever its listener hears, a line each with a time
+stamp."""
 
 from __future__ import annotations
 
@@ -20,20 +21,24 @@ class Logbook:
     """A listener that passes everything on, and appends to a file what happened when."""
 
     def __init__(self, listener: Listener, path: Path, begins: str) -> None:
-        """Append to `path`, from `open` on, first what `begins`. Where that fails the listener is told, once."""
+        """Append to `path`, from `open` on, first what `begins`. Where that fails the listener is
+        told, once."""
         self._listener, self._path, self._written = listener, path, True
         self._held: list[str] | None = []
         self._write(f"autoprune {__version__}: {begins}")
 
     def open(self) -> None:
-        """Write what was heard so far, and from now on all at once: what is refused before leaves nothing."""
+        """Write what was heard so far, and from now on all at once: what is refused before leaves
+        nothing."""
         held, self._held = self._held or [], None
         self._append("".join(held))
 
     def on_plan(self, seconds: float | None, trials: int) -> None:
         """Before the first trial: how long the whole may take."""
         self._listener.on_plan(seconds, trials)
-        self._write(f"{trials} trials in all" + ("" if seconds is None else f", about {seconds:.0f} s"))
+        self._write(
+            f"{trials} trials in all" + ("" if seconds is None else f", about {seconds:.0f} s")
+        )
 
     def on_step(self, trial: int, what: str) -> None:
         """A piece of work begins."""
@@ -48,7 +53,11 @@ class Logbook:
         """A trial ended; the best inside the budget so far."""
         self._listener.on_trial(candidate, best)
         score = candidate.score
-        figures = {"metric": score.metric, "loss": score.loss, "latency of dense": score.latency_ratio}
+        figures = {
+            "metric": score.metric,
+            "loss": score.loss,
+            "latency of dense": score.latency_ratio,
+        }
         parts = [f"{name} {value:.4g}" for name, value in figures.items() if value is not None]
         parts += [candidate.reason] if candidate.reason else []
         parts += [f"best so far is trial {best.number}"] if best is not None else []
@@ -60,7 +69,9 @@ class Logbook:
         self._write(text)
 
     def _write(self, text: str) -> None:
-        shown = "".join(value if value.isprintable() else repr(value)[1:-1] for value in text[:_LONGEST])
+        shown = "".join(
+            value if value.isprintable() else repr(value)[1:-1] for value in text[:_LONGEST]
+        )
         line = f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {shown}\n"
         if self._held is None:
             self._append(line)

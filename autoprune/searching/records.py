@@ -1,4 +1,5 @@
-"""What a run keeps beside its journal: a folder for each trial on the front, front.json and trials.csv."""
+"""What a run keeps beside its journal: a folder for each trial on the front, front.json and
+trials.csv."""
 
 from __future__ import annotations
 
@@ -63,28 +64,43 @@ _COLUMNS = [
 
 
 def worth_keeping(candidate: Candidate, before: Sequence[Candidate], goal: str) -> bool:
-    """Whether no earlier trial is as good in quality and in every cost: only then can a budget want this one."""
+    """Whether no earlier trial is as good in quality and in every cost: only then can a budget want
+    this one."""
     measured = [name for name in MEASURED_APART if candidate.score.figure(name) is not None]
-    alike = [candidate for candidate in before if all(candidate.score.figure(name) is not None for name in measured)]
+    alike = [
+        candidate
+        for candidate in before
+        if all(candidate.score.figure(name) is not None for name in measured)
+    ]
     # It may decide
     judged = ["loss"] if all(each.score.loss is not None for each in (*alike, candidate)) else []
     quantities = (*_QUANTITIES, *judged, *measured)
-    return any(each.number == candidate.number for each in pareto_front([*alike, candidate], quantities, goal))
+    return any(
+        each.number == candidate.number
+        for each in pareto_front([*alike, candidate], quantities, goal)
+    )
 
 
 def exported_best(run: Run, study: Study, candidates: Sequence[Candidate]) -> Candidate | None:
-    """The best, as a finished search of the same trials, budget and formats exported and verified it; or None."""
+    """The best, as a finished search of the same trials, budget and formats exported and verified
+    it; or None."""
     try:
         front, record = read_mapping(run.front), read_mapping(run.best / artefact.SCORE)
         verified = read_mapping(run.best / artefact.VERIFICATION)
-        formats = {*study.formats, "safetensors", artefact.runs(study.target.runtime, (study.folder,))}
+        formats = {
+            *study.formats,
+            "safetensors",
+            artefact.runs(study.target.runtime, (study.folder,)),
+        }
         same = (
             front["best"] == record["trial"]
             and front["budget"] == record["budget"] == study.budget.to_json()
             and verified["passed"]
             and not verified["open"]
             and set(record["formats"]) == formats
-            and all(artefact.digest(run.best / name) == known for name, known in record["files"].items())
+            and all(
+                artefact.digest(run.best / name) == known for name, known in record["files"].items()
+            )
         )
         score = Score.from_json(record)
     except (ValueError, KeyError, TypeError, OSError):
@@ -94,9 +110,12 @@ def exported_best(run: Run, study: Study, candidates: Sequence[Candidate]) -> Ca
 
 
 def keep_model(run: Run, candidate: Candidate, model: nn.Module, dense: nn.Module) -> None:
-    """Write plan.json, model.safetensors and score.json of a trial; score.json last: a folder with one is whole."""
+    """Write plan.json, model.safetensors and score.json of a trial; score.json last: a folder with
+    one is whole."""
     folder = run.trial(candidate.number)
-    run.write_json(folder / "plan.json", candidate.plan.to_json() | Outline.of(dense, model).to_json())
+    run.write_json(
+        folder / "plan.json", candidate.plan.to_json() | Outline.of(dense, model).to_json()
+    )
     save_weights(model, folder / "model.safetensors")
     run.write_json(folder / "score.json", candidate.score.to_json() | {"files": digests(folder)})
 
@@ -116,19 +135,26 @@ def damaged_models(run: Run, candidates: Iterable[Candidate]) -> list[int]:
 
 
 def answering(run: Run, candidates: Iterable[Candidate]) -> list[Candidate]:
-    """Those that a budget can be answered by: judged untrained, or trained with a model that the run has kept."""
+    """Those that a budget can be answered by: judged untrained, or trained with a model that the
+    run has kept."""
     kept = list(candidates)
     models = {model.number for model in with_models(run, kept)}
-    return [candidate for candidate in kept if candidate.stage == "screened" or candidate.number in models]
+    return [
+        candidate
+        for candidate in kept
+        if candidate.stage == "screened" or candidate.number in models
+    ]
 
 
 def kept_model(run: Run, number: int, dense: nn.Module) -> nn.Module:
-    """The model of a trial on the front. Raises InputError where the run has none of that number."""
+    """The model of a trial on the front. Raises InputError where the run has none of that
+    number."""
     folder = run.trial(number)
     if not intact(folder):
         kept = sorted(int(path.parent.name) for path in run.trial(0).parent.glob("*/score.json"))
         raise InputError(
-            f"trial {number} has no model in {run.folder}: only trials that came onto the front are kept: {kept}, and "
+            f"trial {number} has no model in {run.folder}: only trials that came onto the front "
+            f"are kept: {kept}, and "
             "those whose files were damaged since are left out"
         )
     model = Outline.from_json(json.loads((folder / "plan.json").read_text())).build(dense)
@@ -142,7 +168,8 @@ def keep_result(run: Run, key: str, candidate: Candidate) -> None:
 
 
 def kept_result(run: Run, key: str, number: int) -> Score | None:
-    """The remembered result of a plan for trial `number`; its model's folder, where there is one, is copied along."""
+    """The remembered result of a plan for trial `number`; its model's folder, where there is one,
+    is copied along."""
     kept = run.recall("trained", key)
     if kept is None:
         return None
@@ -152,7 +179,9 @@ def kept_result(run: Run, key: str, number: int) -> Score | None:
     return Score.from_json(kept["score"])
 
 
-def front_record(study: Study, dense: Score, front: Sequence[Candidate], best: Candidate | None) -> dict[str, Any]:
+def front_record(
+    study: Study, dense: Score, front: Sequence[Candidate], best: Candidate | None
+) -> dict[str, Any]:
     """The content of front.json."""
     metric = study.task.metric
     return {
@@ -173,13 +202,18 @@ def front_record(study: Study, dense: Score, front: Sequence[Candidate], best: C
     }
 
 
-def write_front(run: Run, study: Study, dense: Score, front: Sequence[Candidate], best: Candidate | None) -> None:
+def write_front(
+    run: Run, study: Study, dense: Score, front: Sequence[Candidate], best: Candidate | None
+) -> None:
     """Rewrite front.json whole."""
     run.write_json(run.front, front_record(study, dense, front, best))
 
 
-def write_table(run: Run, candidates: Sequence[Candidate], trials: Sequence[Any], groups: Sequence[Group]) -> None:
-    """Rewrite trials.csv whole: a row for each trial, with every figure of its score, its widths and its plan."""
+def write_table(
+    run: Run, candidates: Sequence[Candidate], trials: Sequence[Any], groups: Sequence[Group]
+) -> None:
+    """Rewrite trials.csv whole: a row for each trial, with every figure of its score, its widths
+    and its plan."""
     by_number = {candidate.number: candidate for candidate in candidates}
 
     def write(path: Path) -> None:
@@ -194,16 +228,25 @@ def write_table(run: Run, candidates: Sequence[Candidate], trials: Sequence[Any]
 
 def _row(trial: Any, candidate: Candidate | None, groups: Sequence[Group]) -> dict[str, Any]:
     attrs = trial.user_attrs
-    row: dict[str, Any] = {"trial": trial.number, "state": trial.state.name, "seconds": attrs.get("seconds")}
+    row: dict[str, Any] = {
+        "trial": trial.number,
+        "state": trial.state.name,
+        "seconds": attrs.get("seconds"),
+    }
     if attrs.get("stage") == "probe" and {"plan", "score", "reason"} <= set(attrs):
         plan, score = Plan.from_json(attrs["plan"]), Score.from_json(attrs["score"])
         candidate = Candidate(trial.number, plan, score, False, "probe", attrs["reason"])
         # Optuna's FAIL keeps it from the samplers; it was measured to its end
         row["state"] = TrialState.COMPLETE.name
     elif candidate is None and attrs.get("held_back"):
-        row |= {"state": "WAITING", "reason": "held back while the best were trained; judged when the search goes on"}
+        row |= {
+            "state": "WAITING",
+            "reason": "held back while the best were trained; judged when the search goes on",
+        }
     elif candidate is None and trial.state.is_finished():
-        row["reason"] = attrs.get("again", "interrupted") + ": its plan is tried again as another trial"
+        row["reason"] = (
+            attrs.get("again", "interrupted") + ": its plan is tried again as another trial"
+        )
     if candidate is not None:
         figures = candidate.score.to_json()
         techniques = sorted({choice.technique for _, choice in candidate.plan})
@@ -223,13 +266,17 @@ def _row(trial: Any, candidate: Candidate | None, groups: Sequence[Group]) -> di
 
 
 def _widths(groups: Sequence[Group], plan: Plan) -> str:
-    """`conv1:units 64 → 32; layer1.0:blocks gone`: what is left of the units and blocks that a plan names."""
+    """`conv1:units 64 → 32; layer1.0:blocks gone`: what is left of the units and blocks that a plan
+    names."""
     left = widths_of(groups, plan).items()
-    return "; ".join(f"{key} {f'{before} → {after}' if after else 'gone'}" for key, (before, after) in left)
+    return "; ".join(
+        f"{key} {f'{before} → {after}' if after else 'gone'}" for key, (before, after) in left
+    )
 
 
 def _feasible(candidate: Candidate) -> bool | None:
-    """None, where only training or fresh processes can tell: what was judged untrained keeps all that is known."""
+    """None, where only training or fresh processes can tell: what was judged untrained keeps all
+    that is known."""
     if candidate.stage == "probe" or (candidate.stage == "screened" and not candidate.reason):
         return None
     return candidate.feasible

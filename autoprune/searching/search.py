@@ -1,4 +1,5 @@
-"""The search: a Run asks a Space for Plans, and keeps those whose Score on the Target fits the Budget."""
+"""The search: a Run asks a Space for Plans, and keeps those whose Score on the Target fits the
+Budget."""
 
 from __future__ import annotations
 
@@ -15,7 +16,12 @@ from autoprune.searching import records
 from autoprune.searching.callback import Listener
 from autoprune.searching.evaluating import baseline
 from autoprune.searching.evaluating.evaluator import Evaluator
-from autoprune.searching.evaluating.preparation import Prepared, importance, prepare, require_reachable
+from autoprune.searching.evaluating.preparation import (
+    Prepared,
+    importance,
+    prepare,
+    require_reachable,
+)
 from autoprune.searching.evaluating.probes import Probe, useful
 from autoprune.searching.failures import Failures
 from autoprune.searching.logbook import Logbook
@@ -38,7 +44,8 @@ _MORE = 10  # plans are judged beyond the trials asked for, while none keeps the
 _ROUNDS = 3
 # Plans, at most, in which a finalist gets back what it leaves of the budget
 _REFILLS = 3
-# Times the finalists that are promoted in one start, at most: of some latency or training is too bad
+# Times the finalists that are promoted in one start, at most: of some latency or training is too
+# bad
 _TRIED = 10
 
 
@@ -56,11 +63,13 @@ class Result:
 
 
 def search(study: Study, run: Run, listener: Listener | None = None) -> Result:
-    """Search, or go on with the search in `run`; export and verify the best plan inside the budget to `run.best`.
+    """Search, or go on with the search in `run`; export and verify the best plan inside the budget
+    to `run.best`.
 
-    The first KeyboardInterrupt ends the trials, not the run: front and best so far are still written.
-    Raises BudgetError where no plan meets the budget, VerificationError where the artefact is not what was recorded,
-    InputError, before anything of the run is changed, where the dense model keeps the budget already.
+    The first KeyboardInterrupt ends the trials, not the run: front and best so far are still
+    written. Raises BudgetError where no plan meets the budget, VerificationError where the artefact
+    is not what was recorded, InputError, before anything of the run is changed, where the dense
+    model keeps the budget already.
     """
     with watch(study, listener) as listener, run.lock():
         run.sweep()
@@ -69,25 +78,32 @@ def search(study: Study, run: Run, listener: Listener | None = None) -> Result:
         except BudgetError as error:
             if not run.best.exists():
                 raise
-            raise BudgetError(f"{error}. {run.best} still holds the artefact of an earlier search") from error
+            raise BudgetError(
+                f"{error}. {run.best} still holds the artefact of an earlier search"
+            ) from error
 
 
 def train_best(study: Study, run: Run, listener: Listener | None = None) -> Result:
-    """Train the best of the plans that `run` has judged, under whichever budget, for `study.budget`; judge none anew.
+    """Train the best of the plans that `run` has judged, under whichever budget, for
+    `study.budget`; judge none anew.
 
-    What it comes to is a trial of the run; the best that keeps the budget is exported and verified to `run.best`.
-    Raises BudgetError, with what the run can answer, where no judged plan keeps it; InputError where dense does.
+    What it comes to is a trial of the run; the best that keeps the budget is exported and verified
+    to `run.best`. Raises BudgetError, with what the run can answer, where no judged plan keeps it;
+    InputError where dense does.
     """
     with watch(study, listener) as listener, run.lock():
         run.sweep()
         limit = TimeLimit(study.search.timeout_s)
-        log = listener = Logbook(listener, run.folder / "log.txt", f"train the best judged for {study.budget}")
+        log = listener = Logbook(
+            listener, run.folder / "log.txt", f"train the best judged for {study.budget}"
+        )
         prepared = _prepare_and_check(study, run, listener)
         dense = baseline.establish(study, prepared, run, listener)
         candidates = Journal.read(study, run, dense)
         if not best(study, dense, candidates):
             judged = in_words(
-                [answer for answer in answers(study, dense, candidates) if not answer.trained], run.folder
+                [answer for answer in answers(study, dense, candidates) if not answer.trained],
+                run.folder,
             )
             raise BudgetError(
                 f"no plan that was judged in {run.folder} keeps the budget ({study.budget}). "
@@ -104,7 +120,8 @@ def train_best(study: Study, run: Run, listener: Listener | None = None) -> Resu
 
 
 def _prepare_and_check(study: Study, run: Run, listener: Listener) -> Prepared:
-    """What is known before anything is trained; refuses a budget that no plan can keep, or that dense keeps."""
+    """What is known before anything is trained; refuses a budget that no plan can keep, or that
+    dense keeps."""
     prepared = prepare(study, run, listener)
     require_reachable(study, prepared, study.budget)
     if (reason := needless(study, prepared.dense)) is not None:
@@ -115,7 +132,9 @@ def _prepare_and_check(study: Study, run: Run, listener: Listener) -> Prepared:
 def _run_search(study: Study, run: Run, listener: Listener) -> Result:
     """The straight line: prepare, baseline, trials, finalists, export."""
     limit = TimeLimit(study.search.timeout_s)
-    log = listener = Logbook(listener, run.folder / "log.txt", f"search {study.name}, {study.budget}")
+    log = listener = Logbook(
+        listener, run.folder / "log.txt", f"search {study.name}, {study.budget}"
+    )
     prepared = _prepare_and_check(study, run, listener)
     Run.write_yaml(run.study, dict(study.resolved))
     log.open()
@@ -133,7 +152,10 @@ def _run_search(study: Study, run: Run, listener: Listener) -> Result:
         interrupted = True
         if search.dense is None:
             raise
-        listener.note("interrupted: writing the front and exporting the best that is trained; once more stops at once")
+        listener.note(
+            "interrupted: writing the front and exporting the best that is trained; once more "
+            "stops at once"
+        )
     try:
         return search.close(interrupted)
     except KeyboardInterrupt:
@@ -153,7 +175,10 @@ def warnings_of(study: Study, prepared: Prepared) -> list[str]:
             f"`space: {{share: stage}}` makes one decision for all layers of a stage"
         )
     if prepared.dense.uncounted:
-        notes.append(f"FLOPs leave out operators that cannot be counted: {', '.join(prepared.dense.uncounted)}")
+        notes.append(
+            "FLOPs leave out operators that cannot be counted: "
+            f"{', '.join(prepared.dense.uncounted)}"
+        )
     return notes
 
 
@@ -169,7 +194,13 @@ class _Search:
         listener: Listener,
         probes: Sequence[Probe] = (),
     ) -> None:
-        self.study, self.run, self.prepared, self.time, self.listener = study, run, prepared, limit, listener
+        self.study, self.run, self.prepared, self.time, self.listener = (
+            study,
+            run,
+            prepared,
+            limit,
+            listener,
+        )
         self.probes = probes
         self.journal = Journal(study, run, prepared.variables)
         if self.journal.damage is not None:
@@ -181,20 +212,35 @@ class _Search:
         """The dense baseline, and the first plans in the queue where any are to be judged."""
         trials, done = self.study.search.trials, self.journal.count_ended()
         trained = baseline.has_baseline(self.study, self.run)
-        left = max(0, trials - (done if self.study.search.finalists is None else self.journal.count_finished()))
+        left = max(
+            0,
+            trials
+            - (done if self.study.search.finalists is None else self.journal.count_finished()),
+        )
         left = left if judging else 0
-        probes, finalists = len(self.journal.missing_probes(self.probes)), self.study.search.finalists or 0
+        probes, finalists = (
+            len(self.journal.missing_probes(self.probes)),
+            self.study.search.finalists or 0,
+        )
         whole = self.journal.count_numbered() + probes + left + finalists
         self.time.prepared()
         training = self.prepared.training_s(self.study)
-        if (shortfall := self.time.shortfall(self.prepared.baseline_s(self.study, trained), training)) is not None:
+        if (
+            shortfall := self.time.shortfall(
+                self.prepared.baseline_s(self.study, trained), training
+            )
+        ) is not None:
             self.listener.note(shortfall)
         if left and finalists:
             beside = f"; {probes} techniques were measured alone" if probes else ""
-            self.listener.note(f"{left} plans are judged untrained, the best {finalists} are trained{beside}")
+            self.listener.note(
+                f"{left} plans are judged untrained, the best {finalists} are trained{beside}"
+            )
         self.listener.on_plan(self.prepared.seconds(self.study, left, trained), whole)
         if done:
-            self.listener.note(f"going on with {self.run.folder}: {done} trials are done{self._replacement_note()}")
+            self.listener.note(
+                f"going on with {self.run.folder}: {done} trials are done{self._replacement_note()}"
+            )
         dense = baseline.establish(self.study, self.prepared, self.run, self.listener)
         task = self.study.task.digest()
         scores = importance(self.study, self.prepared.model, self.prepared.coupling)
@@ -202,7 +248,9 @@ class _Search:
         self.dense, self.trials = dense, Trials(evaluate, self.journal, self.run, task)
         if lost := records.damaged_models(self.run, self.trials.candidates()):
             listed = ", ".join(map(str, lost))
-            self.listener.note(f"damaged since they were kept, and left out: the models of the trials {listed}")
+            self.listener.note(
+                f"damaged since they were kept, and left out: the models of the trials {listed}"
+            )
         mark = f"{task}-{self.study.search.seed}"
         others = self.trials.of_other_budgets
         self.screening = Screening(evaluate, self.run, mark, self._late_to_judge, others)
@@ -211,11 +259,18 @@ class _Search:
     def _replacement_note(self) -> str:
         """What of an earlier search this one may replace, and where its own results go."""
         if self.run.part:
-            return f"; what this budget comes to goes to {self.run.results}, the rest stays as it is"
-        return f"; {self.run.best} is replaced where a better plan is found" if self.run.best.exists() else ""
+            return (
+                f"; what this budget comes to goes to {self.run.results}, the rest stays as it is"
+            )
+        return (
+            f"; {self.run.best} is replaced where a better plan is found"
+            if self.run.best.exists()
+            else ""
+        )
 
     def loops(self) -> None:
-        """Judge plans until trials or time are used up: trained; or untrained, and then the best are trained."""
+        """Judge plans until trials or time are used up: trained; or untrained, and then the best
+        are trained."""
         count = self.study.search.finalists
         if count is None:
             self._train_all()
@@ -231,17 +286,23 @@ class _Search:
             self.trials.run_one(*self.journal.ask(), self.trials.trained)
 
     def _screen(self) -> None:
-        """Plans that wait, neighbours of the best ones and the sampler's, scaled to the budget; untrained."""
+        """Plans that wait, neighbours of the best ones and the sampler's, scaled to the budget;
+        untrained."""
         trials = self.study.search.trials
         while (done := self.journal.count_finished()) < trials + _MORE:
             candidates = self.trials.candidates()
             if done >= trials and self.screening.fitting(candidates):
                 return
             if self._late_to_judge() and self.screening.has_begun(candidates):
-                self.listener.note(f"{done} plans are judged: what is left of the time limit is for training")
+                self.listener.note(
+                    f"{done} plans are judged: what is left of the time limit is for training"
+                )
                 return
             if self.screening.enough(candidates, done):
-                self.listener.note(f"no better plan was found for long: {done} are judged, now the best are trained")
+                self.listener.note(
+                    f"no better plan was found for long: {done} are judged, now the best are "
+                    "trained"
+                )
                 return
             if self.journal.waits():
                 trial, plan = self.journal.ask()
@@ -255,7 +316,8 @@ class _Search:
     def promote(self, count: int) -> None:
         """Train the best `count` of those judged untrained; more, while none keeps the budget.
 
-        At most three times the finalists are trained. With the time over, none beyond the finalists is tried.
+        At most three times the finalists are trained. With the time over, none beyond the finalists
+        is tried.
         """
         finalists = self.study.search.finalists
         assert self.dense is not None and finalists is not None
@@ -263,7 +325,12 @@ class _Search:
         while True:
             candidates = self.trials.candidates()
             chosen = next_promotion(
-                self.study, self.dense, candidates, self.journal.promotions(), count, self.journal.refills()
+                self.study,
+                self.dense,
+                candidates,
+                self.journal.promotions(),
+                count,
+                self.journal.refills(),
             )
             if chosen is None:
                 if rank_finalists(self.study, candidates) or count >= most:
@@ -272,7 +339,9 @@ class _Search:
                 continue
             trained = any(candidate.stage == "trained" for candidate in candidates)
             if self.time.over() and (trained or self.tried >= finalists):
-                self.listener.note("the time limit is reached before all of the best plans were trained")
+                self.listener.note(
+                    "the time limit is reached before all of the best plans were trained"
+                )
                 return
             if self.tried >= finalists * _TRIED:
                 self.listener.note(f"{self.tried} of the best plans were tried; no more are")
@@ -283,13 +352,18 @@ class _Search:
             self.trials.run_one(self.journal.promote(chosen), chosen.plan, self.trials.trained)
 
     def _refill(self, finalist: Candidate) -> bool:
-        """Whether a finalist was judged again with what it leaves of the budget, in fresh processes, given back.
+        """Whether a finalist was judged again with what it leaves of the budget, in fresh
+        processes, given back.
 
         A few times: what is given back differs, and which of it is worth most is seen only then.
         """
         refills = self.journal.refills()
         tried = len(refills.get(finalist.number, ()))
-        if self.time.over() or tried == _REFILLS or any(finalist.number in fuller for fuller in refills.values()):
+        if (
+            self.time.over()
+            or tried == _REFILLS
+            or any(finalist.number in fuller for fuller in refills.values())
+        ):
             return False
         given = self.journal.parameters(finalist.number)
         # It has what is no longer searched
@@ -305,10 +379,13 @@ class _Search:
 
     def _late_to_judge(self) -> bool:
         """Whether what is left of the time limit is for training."""
-        return self.time.over_for_judging(self.prepared.training_s(self.study), self.study.search.finalists or 0)
+        return self.time.over_for_judging(
+            self.prepared.training_s(self.study), self.study.search.finalists or 0
+        )
 
     def close(self, interrupted: bool) -> Result:
-        """Measure the finalists again, export and verify the best, unless an earlier start has done it."""
+        """Measure the finalists again, export and verify the best, unless an earlier start has done
+        it."""
         assert self.dense is not None
         candidates = self.trials.candidates()
         best = None if self.trials.told else records.exported_best(self.run, self.study, candidates)
@@ -317,10 +394,13 @@ class _Search:
         front = self.trials.write(best, final=True)
         kept = records.answering(self.run, self.trials.candidates())
         known = tuple(answers(self.study, self.dense, kept))
-        return Result(self.run, self.dense, front, best, self.prepared.coupling.groups, interrupted, known)
+        return Result(
+            self.run, self.dense, front, best, self.prepared.coupling.groups, interrupted, known
+        )
 
     def _choose_and_export(self, interrupted: bool) -> Candidate | None:
-        """The best, exported; where that fails the next takes its place, and with none left the error is raised."""
+        """The best, exported; where that fails the next takes its place, and with none left the
+        error is raised."""
         assert self.dense is not None
         out: set[int] = set()  # of the choice
         failures = Failures(self.run)
@@ -336,18 +416,26 @@ class _Search:
                 reason = failures.add(error, self.run.trial(best.number))
                 failed = error if isinstance(error, AutopruneError) else ModelError(reason)
             self.listener.note(f"trial {best.number} cannot be exported: {reason}")
-            out |= {best.number, *(candidate.number for candidate in judged if not candidate.feasible)}
+            out |= {
+                best.number,
+                *(candidate.number for candidate in judged if not candidate.feasible),
+            }
             failures.check()
         if failed is not None:
             raise failed
         if not interrupted:
             seen = _with(self.trials.candidates(), judged)
             raise BudgetError(nearest_miss(self.study, self.dense, seen, self.run.folder))
-        self.listener.note("no plan that keeps the budget is trained yet: nothing to export; go on to get one")
+        self.listener.note(
+            "no plan that keeps the budget is trained yet: nothing to export; go on to get one"
+        )
         return None
 
-    def _settle_best(self, interrupted: bool, out: Set[int]) -> tuple[Candidate | None, list[Candidate]]:
-        """The best that keeps the budget when measured again; where none does, others are trained in their place.
+    def _settle_best(
+        self, interrupted: bool, out: Set[int]
+    ) -> tuple[Candidate | None, list[Candidate]]:
+        """The best that keeps the budget when measured again; where none does, others are trained
+        in their place.
 
         `out` are the numbers of those that are not to be chosen.
         """
@@ -357,7 +445,9 @@ class _Search:
             seen, told = {*out, *(candidate.number for candidate in judged)}, self.trials.told
             kept = records.with_models(self.run, self.trials.candidates())
             fresh = [candidate for candidate in kept if candidate.number not in seen]
-            best, found = settle(self.study, self.prepared, self.dense, self.run, fresh, self.listener)
+            best, found = settle(
+                self.study, self.prepared, self.dense, self.run, fresh, self.listener
+            )
             judged += found
             if best is not None or interrupted or count is None or extra == _ROUNDS:
                 return best, judged
@@ -368,7 +458,9 @@ class _Search:
 
     def _export(self, best: Candidate) -> Candidate:
         assert self.dense is not None
-        self.listener.on_step(0, "exporting and verifying the best, which takes about half a minute")
+        self.listener.on_step(
+            0, "exporting and verifying the best, which takes about half a minute"
+        )
         model = records.kept_model(self.run, best.number, self.prepared.model)
         done = Finished(best.plan, model, self.prepared.model, best.score, self.dense, best.number)
         score = export(self.study, done, self.run.best)

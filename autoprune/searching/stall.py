@@ -1,7 +1,9 @@
-"""A step in which nothing moves ends: code of the user's that hangs would else hold a search for ever.
+"""A step in which nothing moves ends: code of the user's that hangs would else hold a search for
+ever.
 
-Python code in the main thread alone can be ended so. What hangs inside of one call into C (a lock, a driver) is ended
-as soon as it returns to Python, if it does; processes that measure have a limit of their own (`measuring.hosts`).
+Python code in the main thread alone can be ended so. What hangs inside of one call into C (a lock,
+a driver) is ended as soon as it returns to Python, if it does; processes that measure have a limit
+of their own (`measuring.hosts`).
 """
 
 from __future__ import annotations
@@ -29,8 +31,9 @@ _LEAST_S = 300.0
 def watch(study: Study, listener: Listener | None) -> Iterator[Listener]:
     """The listener, told of every step; a CodeError where it hears nothing for `search.stall`.
 
-    Without that key, but with a `search.timeout`, for as long as that, and five minutes at least. Without either there
-    is no such limit. Whoever swallows the error gets it again after the same time.
+    Without that key, but with a `search.timeout`, for as long as that, and five minutes at least.
+    Without either there is no such limit. Whoever swallows the error gets it again after the same
+    time.
     """
     listener, settings = listener or Quiet(), study.search
     seconds = settings.stall_s
@@ -41,7 +44,9 @@ def watch(study: Study, listener: Listener | None) -> Iterator[Listener]:
         return
     if threading.current_thread() is not threading.main_thread():
         if settings.stall_s is not None:
-            listener.note("search.stall is not kept: only in the main thread can a step that hangs be ended")
+            listener.note(
+                "search.stall is not kept: only in the main thread can a step that hangs be ended"
+            )
         yield listener
         return
     heard = _Watched(listener, seconds)
@@ -59,7 +64,8 @@ def watch(study: Study, listener: Listener | None) -> Iterator[Listener]:
 def _end(seconds: float, frame: FrameType | None) -> None:
     where = users_line(frame)
     raise CodeError(
-        f"nothing moved for {seconds:g} s{f', in {where}' if where else ''}: this step is ended. Where it needs "
+        f"nothing moved for {seconds:g} s{f', in {where}' if where else ''}: this step is ended. "
+        "Where it needs "
         "longer, give it a longer time, as in search: {stall: 30m}"
     )
 

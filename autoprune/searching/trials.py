@@ -55,7 +55,8 @@ class Trials:
         self.failures.check()
 
     def trained(self, plan: Plan, number: int) -> Evaluated:
-        """A plan trained, unless it breaks the budget before or was trained already; the empty one is dense."""
+        """A plan trained, unless it breaks the budget before or was trained already; the empty one
+        is dense."""
         if not len(plan):
             first = self.evaluate.baseline()
             return Evaluated(replace(first.candidate, number=number), first.model)
@@ -75,13 +76,18 @@ class Trials:
         return by_quality(records.with_models(self.run, other), self.study.task.metric.goal)
 
     def _shallower(self, plan: Plan) -> Pruned | None:
-        """Of the models trained for other budgets that lost nothing which the plan keeps, the one with least left."""
+        """Of the models trained for other budgets that lost nothing which the plan keeps, the one
+        with least left."""
         ready, scores = self.evaluate.prepared, self.evaluate.importance
         wanted = apply(ready.model, ready.coupling, plan, scores)
-        for candidate in sorted(self.of_other_budgets(), key=lambda candidate: candidate.score.nonzero_params or 0):
+        for candidate in sorted(
+            self.of_other_budgets(), key=lambda candidate: candidate.score.nonzero_params or 0
+        ):
             pruned = apply(ready.model, ready.coupling, candidate.plan, scores)
             if follows(wanted, pruned):
-                return replace(pruned, model=records.kept_model(self.run, candidate.number, ready.model))
+                return replace(
+                    pruned, model=records.kept_model(self.run, candidate.number, ready.model)
+                )
         return None
 
     def screen(self, plan: Plan, number: int) -> Evaluated:
@@ -89,16 +95,26 @@ class Trials:
         if not len(plan):
             return self.trained(plan, number)
         before = [
-            candidate for candidate in self.candidates() if candidate.stage == "screened" and candidate.plan == plan
+            candidate
+            for candidate in self.candidates()
+            if candidate.stage == "screened" and candidate.plan == plan
         ]
-        return Evaluated(replace(before[0], number=number)) if before else self.evaluate.screen(plan, number)
+        return (
+            Evaluated(replace(before[0], number=number))
+            if before
+            else self.evaluate.screen(plan, number)
+        )
 
     def write(self, best: Candidate | None = None, final: bool = False) -> list[Candidate]:
-        """Write what is derived from the journal; gives the front. Before the end the best is the first in rank."""
+        """Write what is derived from the journal; gives the front. Before the end the best is the
+        first in rank."""
         candidates = self.candidates()
         front = pareto_front(candidates, self.study.search.objectives, self.study.task.metric.goal)
         chosen = best if final else next(iter(rank_finalists(self.study, candidates)), None)
-        front = [best if best is not None and candidate.number == best.number else candidate for candidate in front]
+        front = [
+            best if best is not None and candidate.number == best.number else candidate
+            for candidate in front
+        ]
         records.write_front(self.run, self.study, self.dense, front, chosen)
         groups = self.evaluate.prepared.coupling.groups
         records.write_table(self.run, candidates, self.journal.trials(), groups)
@@ -127,10 +143,14 @@ class Trials:
         self.told += 1
         if candidate.stage != "screened" or self.told % _WRITTEN == 0:
             self.write()
-        self.evaluate.listener.on_trial(candidate, next(iter(rank_finalists(self.study, self.candidates())), None))
+        self.evaluate.listener.on_trial(
+            candidate, next(iter(rank_finalists(self.study, self.candidates())), None)
+        )
 
     def _key(self, plan: Plan) -> str:
         recipe = asdict(self.study.recovery) | {"seed": self.study.search.seed}
-        targets: list[object] = [target.to_json() for target in (self.study.target, *self.study.further)]
+        targets: list[object] = [
+            target.to_json() for target in (self.study.target, *self.study.further)
+        ]
         text = json.dumps([plan.digest, self.task, recipe, *targets], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]

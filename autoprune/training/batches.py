@@ -28,7 +28,8 @@ def move_to(values: Any, where: torch.device | str) -> Any:
 
 
 def whole(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """Leave out batches of a single sample after larger ones: batch norm cannot take statistics from one sample."""
+    """Leave out batches of a single sample after larger ones: batch norm cannot take statistics
+    from one sample."""
     largest = 0
     for args, kwargs, target in batches:
         size = Inputs(args, kwargs).batch_size
@@ -38,12 +39,14 @@ def whole(batches: Iterator[Batch]) -> Iterator[Batch]:
 
 
 def concatenate(parts: Sequence[Any]) -> Any:
-    """Values of several batches as one, along the first dimension; lists where they are no tensors or do not fit."""
+    """Values of several batches as one, along the first dimension; lists where they are no tensors
+    or do not fit."""
     flat = [tree_flatten(part) for part in parts]
     if any(structure != flat[0][1] for _, structure in flat):
         return list(parts)
     return tree_unflatten(
-        [_join_leaves(leaves) for leaves in zip(*(leaves for leaves, _ in flat), strict=True)], flat[0][1]
+        [_join_leaves(leaves) for leaves in zip(*(leaves for leaves, _ in flat), strict=True)],
+        flat[0][1],
     )
 
 
@@ -58,9 +61,11 @@ def _join_leaves(leaves: tuple[Any, ...]) -> Any:
 
 
 def standard_error(metric: Callable[[Any, Any], float], outputs: Any, targets: Any) -> float | None:
-    """The standard error of a metric over samples: from what it gives on up to 20 parts of them, every 20th sample.
+    """The standard error of a metric over samples: from what it gives on up to 20 parts of them,
+    every 20th sample.
 
-    None where outputs and targets are not tensors with an entry for each sample, or the metric fails on a part.
+    None where outputs and targets are not tensors with an entry for each sample, or the metric
+    fails on a part.
     """
     leaves = [leaf for leaf in tree_leaves((outputs, targets)) if leaf is not None]
     if not leaves or not all(isinstance(leaf, Tensor) and leaf.dim() for leaf in leaves):
@@ -82,17 +87,24 @@ def standard_error(metric: Callable[[Any, Any], float], outputs: Any, targets: A
 
 
 def sample(data: Any, count: int) -> Any:
-    """At most `count` samples of a data set, drawn once and for all; of anything else the batches that hold the first.
+    """At most `count` samples of a data set, drawn once and for all; of anything else the batches
+    that hold the first.
 
     What is no larger than that is given back as it is.
     """
     if isinstance(data, IterableDataset):
         return _FirstSamples(data, count)
-    if isinstance(data, DataLoader) or not hasattr(data, "__getitem__") or not hasattr(data, "__len__"):
+    if (
+        isinstance(data, DataLoader)
+        or not hasattr(data, "__getitem__")
+        or not hasattr(data, "__len__")
+    ):
         return _First(data, count)
     if len(data) <= count:
         return data
-    chosen = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:count].sort().values
+    chosen = (
+        torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:count].sort().values
+    )
     if type(data) is TensorDataset:
         return TensorDataset(*(tensor[chosen] for tensor in data.tensors))
     return Subset(data, chosen.tolist())
@@ -122,5 +134,7 @@ class _First:
                 return
             yield batch
             held = dict(batch) if isinstance(batch, Mapping) else batch
-            tensors = [leaf for leaf in tree_leaves(held) if isinstance(leaf, Tensor) and leaf.dim()]
+            tensors = [
+                leaf for leaf in tree_leaves(held) if isinstance(leaf, Tensor) and leaf.dim()
+            ]
             seen += len(tensors[0]) if tensors else 1

@@ -1,4 +1,5 @@
-"""Whether a model knows its task, or guesses: that decides whether a dense baseline has to be trained."""
+"""Whether a model knows its task, or guesses: that decides whether a dense baseline has to be
+trained."""
 
 from __future__ import annotations
 
@@ -29,18 +30,21 @@ _BETTER = 0.9  # of a loss that cannot be dealt anew
 
 
 def guesses(model: nn.Module, task: Task) -> bool:
-    """Whether `model` does no better on the validation data of `task` than copies of it with their weights shuffled.
+    """Whether `model` does no better on the validation data of `task` than copies of it with their
+    weights shuffled.
 
-    What counts is the share of its loss that comes with targets dealt to other inputs and goes with the right ones: so
-    neither the scale of the loss nor how often a class occurs matters, and any task has it. A net as it is drawn has as
-    much of it as its shuffled copies, by chance; one that has learnt stands clear of them. Where the targets cannot be
-    dealt (a loss that a model computes itself), the losses are compared. `model` is left as it was.
+    What counts is the share of its loss that comes with targets dealt to other inputs and goes with
+    the right ones: so neither the scale of the loss nor how often a class occurs matters, and any
+    task has it. A net as it is drawn has as much of it as its shuffled copies, by chance; one that
+    has learnt stands clear of them. Where the targets cannot be dealt (a loss that a model computes
+    itself), the losses are compared. `model` is left as it was.
     """
     copies = [_shuffle_parameters(model, seed) for seed in range(_COPIES)]
     try:
         with faults.code("the loss, over all of the validation data,"):
             own, *others = (_skill(value, task) for value in (model, *copies))
-    except Exception:  # the user's own loss need not take several batches as one; a real fault shows again below
+    except Exception:
+        # the user's own loss need not take several batches as one; a real fault shows again below
         own, others = None, []
     if own is None or None in others:
         return not _loss(model, task) < _BETTER * min(_loss(copy_, task) for copy_ in copies)
@@ -49,7 +53,8 @@ def guesses(model: nn.Module, task: Task) -> bool:
 
 
 def _skill(model: nn.Module, task: Task) -> float | None:
-    """The share of the loss that the right targets save; None where these make no difference, 0 where that is noise."""
+    """The share of the loss that the right targets save; None where these make no difference, 0
+    where that is noise."""
     where = placement.device(task.training.device)
     outputs: list[Any] = []
     targets: list[Any] = []
@@ -82,7 +87,8 @@ def _dealt(target: Any, seed: int) -> Any:
 
 
 def _shuffle_parameters(model: nn.Module, seed: int) -> nn.Module:
-    """A copy with the entries of every parameter in another order: of the same scale, and nothing learnt."""
+    """A copy with the entries of every parameter in another order: of the same scale, and nothing
+    learnt."""
     made, generator = copy.deepcopy(model), torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in made.parameters():

@@ -1,4 +1,5 @@
-"""How good a model is as it ships: in the target's precision, on the target's runtime, where that is not fp32."""
+"""How good a model is as it ships: in the target's precision, on the target's runtime, where that
+is not fp32."""
 
 from __future__ import annotations
 
@@ -28,10 +29,12 @@ def judge(
     device: str = "auto",
     artefact: bytes | Path | nn.Module | None = None,
 ) -> Quality:
-    """Metric, its standard error and the loss of a finished model over a split, in the precision it ships in.
+    """Metric, its standard error and the loss of a finished model over a split, in the precision it
+    ships in.
 
-    fp32 is judged by torch on `device`; any other dtype by the target's runtime on what it runs: `artefact` where it is
-    there already (see `as_shipped`). Raises as `training.loop.evaluate` and as the runtime does.
+    fp32 is judged by torch on `device`; any other dtype by the target's runtime on what it runs:
+    `artefact` where it is there already (see `as_shipped`). Raises as `training.loop.evaluate` and
+    as the runtime does.
     """
     if target.dtype == "fp32":
         return evaluate(model, task, split, device, error=True)
@@ -40,12 +43,14 @@ def judge(
 
 
 def as_shipped(model: nn.Module, task: Task, target: Target) -> bytes | nn.Module:
-    """What the target runs of a finished model, calibrated on training data: ONNX bytes, or the module itself."""
+    """What the target runs of a finished model, calibrated on training data: ONNX bytes, or the
+    module itself."""
     return measure.artefact(model, task.calibration(2), target, calibration=calibration(task))
 
 
 def calibration(task: Task) -> list[Inputs]:
-    """The first rows of a few shuffled training batches, the same ones each time: 8 of at most 64 inputs."""
+    """The first rows of a few shuffled training batches, the same ones each time: 8 of at most 64
+    inputs."""
     found: list[Inputs] = []
     with with_seed(0, torch.device("cpu")):
         for args, kwargs, _ in task.batches("train", seed=0):

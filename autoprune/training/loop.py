@@ -1,4 +1,5 @@
-"""The one loop that trains: the dense baseline, and the recovery of what was pruned; and how a model is judged."""
+"""The one loop that trains: the dense baseline, and the recovery of what was pruned; and how a
+model is judged."""
 
 from __future__ import annotations
 
@@ -35,9 +36,11 @@ class Tightens(Protocol):
 
 @dataclass(frozen=True)
 class Quality:
-    """How good a model is on a split: the task's metric over the whole, and the loss averaged over its samples.
+    """How good a model is on a split: the task's metric over the whole, and the loss averaged over
+    its samples.
 
-    `error` is the metric's standard error, from parts of the split; None where it cannot be taken in parts.
+    `error` is the metric's standard error, from parts of the split; None where it cannot be taken
+    in parts.
     """
 
     metric: float
@@ -57,17 +60,22 @@ def train(
 ) -> None:
     """Train `model` in place by `recipe`; it ends on the CPU, in eval mode.
 
-    The learning rate follows `recipe.schedule` after `recipe.warmup` of the steps. With a teacher and `recipe.distill`
-    = d the loss is (1 - d) loss + d distance to the teacher's outputs (`losses.distillation`). After each optimiser
-    step `masks.step(progress)` and `report(progress)` are called, progress in (0, 1].
+    The learning rate follows `recipe.schedule` after `recipe.warmup` of the steps. With a teacher
+    and `recipe.distill` = d the loss is (1 - d) loss + d distance to the teacher's outputs
+    (`losses.distillation`). After each optimiser step `masks.step(progress)` and `report(progress)`
+    are called, progress in (0, 1].
 
-    The same seed gives the same weights on a CPU; the global random states are left as they were. A data loader brought
-    by the user draws from the seeded global state, so it repeats too, unless it has a generator of its own.
-    Raises TrainingError, naming epoch and step, where the loss is not finite; ModelError where nothing can be trained.
+    The same seed gives the same weights on a CPU; the global random states are left as they were. A
+    data loader brought by the user draws from the seeded global state, so it repeats too, unless it
+    has a generator of its own. Raises TrainingError, naming epoch and step, where the loss is not
+    finite; ModelError where nothing can be trained.
     """
     where = device(recipe.device)
     teacher = teacher if recipe.distill > 0 else None
-    with with_seed(seed, where), on_device(teacher, where) if teacher is not None else nullcontext():
+    with (
+        with_seed(seed, where),
+        on_device(teacher, where) if teacher is not None else nullcontext(),
+    ):
         try:
             model.to(where).train()
             run = _Session(model, replace(task, training=recipe), recipe, where, teacher)
@@ -78,24 +86,35 @@ def train(
                     report(progress)
         finally:
             model.to("cpu").eval()
-    broken = [name for name, parameter in model.named_parameters() if not bool(parameter.isfinite().all())]
+    broken = [
+        name for name, parameter in model.named_parameters() if not bool(parameter.isfinite().all())
+    ]
     if broken:
         raise TrainingError(
-            f"training left weights that are not finite ({', '.join(broken[:3])}); lower the learning rate"
+            f"training left weights that are not finite ({', '.join(broken[:3])}); lower the "
+            "learning rate"
         )
 
 
 def evaluate(
-    model: nn.Module, task: Task, split: Split, device: str = "auto", *, tempered: bool = False, error: bool = False
+    model: nn.Module,
+    task: Task,
+    split: Split,
+    device: str = "auto",
+    *,
+    tempered: bool = False,
+    error: bool = False,
 ) -> Quality:
-    """Metric and loss of `model` over a whole split, in eval mode; the model's own mode and device are given back.
+    """Metric and loss of `model` over a whole split, in eval mode; the model's own mode and device
+    are given back.
 
-    With `error` the metric's standard error too, for which its function is called once more on each of some parts.
+    With `error` the metric's standard error too, for which its function is called once more on each
+    of some parts.
 
-    The loss of logits is, where it is asked for `tempered`, that at their best temperature. Outputs and targets of all
-    batches are concatenated (tensors, in any nesting; anything else, and tensors that do not fit together, are gathered
-    in lists) and the metric's function is called on them once.
-    Raises ModelError for an empty split, TrainingError where metric or loss is not finite.
+    The loss of logits is, where it is asked for `tempered`, that at their best temperature. Outputs
+    and targets of all batches are concatenated (tensors, in any nesting; anything else, and tensors
+    that do not fit together, are gathered in lists) and the metric's function is called on them
+    once. Raises ModelError for an empty split, TrainingError where metric or loss is not finite.
     """
     where = placement.device(device)
     outputs: list[Any] = []
@@ -110,7 +129,9 @@ def evaluate(
             with faults.code(f"the model's forward, on the {split} data,"):
                 output = model(*args, **kwargs)
             size = Inputs(args, kwargs).batch_size
-            found = (float(losses.of_split(criterion, output, target, split)) for criterion in criteria)
+            found = (
+                float(losses.of_split(criterion, output, target, split)) for criterion in criteria
+            )
             totals = [total + value * size for total, value in zip(totals, found, strict=True)]
             count += size
             outputs.append(move_to(output, "cpu"))
@@ -125,16 +146,23 @@ def evaluate(
     loss = min(totals) / count
     for name, value in ((task.metric.name, metric), ("loss", loss)):
         if not math.isfinite(value):
-            raise TrainingError(f"{name} on the {split} data is {value}: the model's outputs have broken down")
+            raise TrainingError(
+                f"{name} on the {split} data is {value}: the model's outputs have broken down"
+            )
     return Quality(metric, loss, spread)
 
 
 def recalibrate(model: nn.Module, task: Task, batches: int = 32, device: str = "auto") -> None:
-    """Take the running statistics of every batch norm anew, as the plain average over some shuffled training batches.
+    """Take the running statistics of every batch norm anew, as the plain average over some shuffled
+    training batches.
 
     Weights, modes and everything else stay as they are; a model without batch norm is left alone.
     """
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.running_mean is not None]
+    norms = [
+        module
+        for module in model.modules()
+        if isinstance(module, _BatchNorm) and module.running_mean is not None
+    ]
     if not norms:
         return
     where = placement.device(device)
@@ -187,7 +215,8 @@ class _Session:
                 loss = self._loss(*move_to(batch, self.device))
                 if not math.isfinite(value := float(loss.detach())):
                     raise TrainingError(
-                        f"the loss is {value} in epoch {epoch + 1}, step {step + 1}; lower the learning rate"
+                        f"the loss is {value} in epoch {epoch + 1}, step {step + 1}; lower the "
+                        "learning rate"
                     )
                 self._update(loss)
                 done = min(done + 1, total)
@@ -199,13 +228,16 @@ class _Session:
         loss: Any = losses.of_split(self.task.loss, output, target, "train")
         if not isinstance(loss, Tensor):
             raise ModelError(
-                f"the loss must be a tensor of one element, to be trained by; it is a {type(loss).__name__}"
+                "the loss must be a tensor of one element, to be trained by; it is a "
+                f"{type(loss).__name__}"
             )
         if self.teacher is None:
             return loss
         with torch.no_grad():
             wanted = self._forward(self.teacher, args, kwargs)
-        return (1 - self.recipe.distill) * loss + self.recipe.distill * self.distance(output, wanted)
+        return (1 - self.recipe.distill) * loss + self.recipe.distill * self.distance(
+            output, wanted
+        )
 
     def _update(self, loss: Tensor) -> None:
         self.optimizer.zero_grad(set_to_none=True)
@@ -221,7 +253,9 @@ class _Session:
                 return model(*args, **kwargs)
             with torch.autocast(self.device.type, self.half):
                 output = model(*args, **kwargs)
-        return tree_map_only(Tensor, lambda tensor: tensor.float() if tensor.is_floating_point() else tensor, output)
+        return tree_map_only(
+            Tensor, lambda tensor: tensor.float() if tensor.is_floating_point() else tensor, output
+        )
 
     def _learning_rate(self, progress: float) -> None:
         factor = schedule.learning_rate(progress, self.recipe.schedule, self.recipe.warmup)
@@ -233,16 +267,28 @@ def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """Weight decay acts on weights alone: not on biases, nor on the scales of normalisations."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trained:
-        raise ModelError("the model has no parameter that can be trained (requires_grad is False on all of them)")
-    scales = {id(p) for module in model.modules() if isinstance(module, _NORMS) for p in module.parameters()}
+        raise ModelError(
+            "the model has no parameter that can be trained (requires_grad is False on all of them)"
+        )
+    scales = {
+        id(p)
+        for module in model.modules()
+        if isinstance(module, _NORMS)
+        for p in module.parameters()
+    }
     decayed = [p for p in trained if p.dim() > 1 and id(p) not in scales]
     others = [p for p in trained if p.dim() <= 1 or id(p) in scales]
     groups = [
-        {"params": params, "weight_decay": decay} for params, decay in ((decayed, recipe.weight_decay), (others, 0.0))
+        {"params": params, "weight_decay": decay}
+        for params, decay in ((decayed, recipe.weight_decay), (others, 0.0))
     ]
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(groups, recipe.learning_rate, momentum=recipe.momentum, nesterov=recipe.momentum > 0)
-    kind: type[torch.optim.Adam] = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[recipe.optimizer]
+        return torch.optim.SGD(
+            groups, recipe.learning_rate, momentum=recipe.momentum, nesterov=recipe.momentum > 0
+        )
+    kind: type[torch.optim.Adam] = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[
+        recipe.optimizer
+    ]
     fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in trained)
     return kind(groups, recipe.learning_rate, betas=(recipe.momentum, 0.999), fused=fused)
 
@@ -251,4 +297,6 @@ def _number(value: Any, name: str) -> float:
     try:
         return float(value)
     except (TypeError, ValueError) as error:
-        raise ModelError(f"the metric {name!r} must return one number, it returned a {type(value).__name__}") from error
+        raise ModelError(
+            f"the metric {name!r} must return one number, it returned a {type(value).__name__}"
+        ) from error

@@ -1,4 +1,5 @@
-"""Losses by name or reference, and the distance to the dense model's outputs that distillation adds to them."""
+"""Losses by name or reference, and the distance to the dense model's outputs that distillation adds
+to them."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ _TEMPERATURES = tuple(2 ** (step / 4) for step in range(-12, 13))
 
 @dataclass(frozen=True)
 class BuiltinLoss:
-    """A function of torch.nn.functional, given the model's main output (`task.main_output`) and the target."""
+    """A function of torch.nn.functional, given the model's main output (`task.main_output`) and the
+    target."""
 
     function: Callable[..., Tensor]
 
@@ -36,31 +38,43 @@ class BuiltinLoss:
 
 
 def resolve(given: str | Loss, folders: Sequence[Path] = ()) -> Loss:
-    """A loss from a name in torch.nn.functional, `package.module:function`, or a callable `(output, target) -> scalar`.
+    """A loss from a name in torch.nn.functional, `package.module:function`, or a callable `(output,
+    target) -> scalar`.
 
-    torch's own functions and modules read the model's main output; anything else is called with the raw output.
-    Raises InputError for a name that is not a loss.
+    torch's own functions and modules read the model's main output; anything else is called with the
+    raw output. Raises InputError for a name that is not a loss.
     """
     if isinstance(given, str):
         if ":" in given:
             loss: Loss = plugins.import_reference(given, folders)
             if not callable(loss):
-                raise InputError(f"needs a function (output, target) -> loss, {given!r} is a {type(loss).__name__}")
+                raise InputError(
+                    f"needs a function (output, target) -> loss, {given!r} is a "
+                    f"{type(loss).__name__}"
+                )
             return loss
         endings = ("_loss", "cross_entropy", "kl_div", "_with_logits")
-        known = [name for name in dir(functional) if name.endswith(endings) and not name.startswith("_")]
+        known = [
+            name for name in dir(functional) if name.endswith(endings) and not name.startswith("_")
+        ]
         if given not in known:
             raise InputError(
-                f"unknown loss {given!r}{nearest(given, known)}; needed: a loss of torch.nn.functional "
+                f"unknown loss {given!r}{nearest(given, known)}; needed: a loss of "
+                "torch.nn.functional "
                 f"({', '.join(known)}), or my_module:function taking (output, target)"
             )
         return BuiltinLoss(getattr(functional, given))
     module = getattr(_bare(given), "__module__", "")
-    return BuiltinLoss(given) if module.startswith("torch.nn") and not isinstance(given, BuiltinLoss) else given
+    return (
+        BuiltinLoss(given)
+        if module.startswith("torch.nn") and not isinstance(given, BuiltinLoss)
+        else given
+    )
 
 
 def of_split(loss: Loss, output: Any, target: Any, split: str) -> Any:
-    """The loss on a batch of a split; what it raises is told with the split, a label without a class as just that."""
+    """The loss on a batch of a split; what it raises is told with the split, a label without a
+    class as just that."""
     with faults.code(f"the loss on the {split} data"):
         try:
             value = loss(output, target)
@@ -70,12 +84,17 @@ def of_split(loss: Loss, output: Any, target: Any, split: str) -> Any:
             raise ModelError(f"the {split} data has {wrong}") from error
     if (isinstance(value, Tensor) and value.numel() == 1) or isinstance(value, (int, float)):
         return value
-    came = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+    came = (
+        f"a tensor of shape {tuple(value.shape)}"
+        if isinstance(value, Tensor)
+        else f"a {type(value).__name__}"
+    )
     raise ModelError(f"the loss must be one number, a tensor of one element; it is {came}")
 
 
 def _wrong_label(output: Any, target: Any) -> str | None:
-    """`the label 10, but ...` where a label names no class of the model's output (N, classes, ...)."""
+    """`the label 10, but ...` where a label names no class of the model's output (N, classes,
+    ...)."""
     if not isinstance(target, Tensor) or target.is_floating_point() or not target.numel():
         return None
     scores = main_output(output)
@@ -85,7 +104,10 @@ def _wrong_label(output: Any, target: Any) -> str | None:
     outside = target[(target >= classes) | ((target < 0) & (target != _IGNORED))]
     if not outside.numel():
         return None
-    return f"the label {int(outside[0])}, but the model's output has {classes} classes: labels are 0 to {classes - 1}"
+    return (
+        f"the label {int(outside[0])}, but the model's output has {classes} classes: labels "
+        f"are 0 to {classes - 1}"
+    )
 
 
 def place_loss(loss: Loss, where: torch.device) -> None:
@@ -98,9 +120,10 @@ def place_loss(loss: Loss, where: torch.device) -> None:
 def distillation(loss: Loss, temperature: float) -> Callable[[Any, Any], Tensor]:
     """The distance between outputs of the model and of its teacher, a scalar.
 
-    Where `loss` is cross entropy, the outputs are logits (N, classes, ...): the Kullback-Leibler divergence from the
-    teacher's softened classes to the model's, times the temperature squared (Hinton et al. 2015, arXiv:1503.02531).
-    Elsewhere the outputs may be anything: their mean squared error.
+    Where `loss` is cross entropy, the outputs are logits (N, classes, ...): the Kullback-Leibler
+    divergence from the teacher's softened classes to the model's, times the temperature squared
+    (Hinton et al. 2015, arXiv:1503.02531). Elsewhere the outputs may be anything: their mean
+    squared error.
     """
 
     def divergence(output: Any, teacher: Any) -> Tensor:
@@ -113,14 +136,19 @@ def distillation(loss: Loss, temperature: float) -> Callable[[Any, Any], Tensor]
         return functional.mse_loss(main_output(output), main_output(teacher))
 
     bare = _bare(loss)
-    return divergence if bare is functional.cross_entropy or isinstance(bare, nn.CrossEntropyLoss) else squared
+    return (
+        divergence
+        if bare is functional.cross_entropy or isinstance(bare, nn.CrossEntropyLoss)
+        else squared
+    )
 
 
 def at_temperatures(loss: Loss) -> list[Loss]:
-    """Where `loss` is a cross entropy of logits, the same at temperatures from 1/8 to 8; elsewhere itself alone.
+    """Where `loss` is a cross entropy of logits, the same at temperatures from 1/8 to 8; elsewhere
+    itself alone.
 
-    The least of them says how well the classes are told apart, whatever the confidence (Guo et al. 2017,
-    arXiv:1706.04599), which training puts right at once.
+    The least of them says how well the classes are told apart, whatever the confidence (Guo et al.
+    2017, arXiv:1706.04599), which training puts right at once.
     """
     bare = _bare(loss)
     known = bare in (functional.cross_entropy, functional.binary_cross_entropy_with_logits)

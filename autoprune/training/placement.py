@@ -16,7 +16,8 @@ __all__ = ["device", "on_device", "with_seed"]
 
 
 def device(name: str) -> torch.device:
-    """The device of that name; `auto` is the first CUDA device, or else the CPU. Raises InputError if there is none."""
+    """The device of that name; `auto` is the first CUDA device, or else the CPU. Raises InputError
+    if there is none."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -15,4 +15,8 @@ def learning_rate(progress: float, schedule: str = "cosine", warmup: float = 0.0
     if progress < warmup:
         return progress / warmup
     rest = min((progress - warmup) / (1.0 - warmup), 1.0)
-    return {"cosine": 0.5 * (1.0 + math.cos(math.pi * rest)), "linear": 1.0 - rest, "constant": 1.0}[schedule]
+    return {
+        "cosine": 0.5 * (1.0 + math.cos(math.pi * rest)),
+        "linear": 1.0 - rest,
+        "constant": 1.0,
+    }[schedule]

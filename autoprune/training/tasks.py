@@ -1,4 +1,5 @@
-"""The task's section of a study -> Task: every reference resolved, every failure a StudyError that names its key."""
+"""The task's section of a study -> Task: every reference resolved, every failure a StudyError that
+names its key."""
 
 from __future__ import annotations
 
@@ -21,16 +22,18 @@ __all__ = ["build", "load_weights", "metric", "model", "recipe"]
 
 
 def recipe(training: Mapping[str, Any]) -> Recipe:
-    """How a study's `task.training` says that the dense model is trained; whether it is stands in the task."""
+    """How a study's `task.training` says that the dense model is trained; whether it is stands in
+    the task."""
     return Recipe(**{key: value for key, value in training.items() if key != "baseline"})
 
 
 def build(section: Mapping[str, Any], folders: Sequence[Path], recipe: Recipe) -> Task:
-    """The task that a study's `task:` mapping describes; relative paths and users' modules are looked for in `folders`.
+    """The task that a study's `task:` mapping describes; relative paths and users' modules are
+    looked for in `folders`.
 
-    `section` has model and data (a reference, or `{name: reference, args: {...}}`), and optionally weights, loss,
-    metric and adapter. The data is loaded and its first batch adapted; the model is built when `Task.build` is called.
-    Raises StudyError, and MissingPackage.
+    `section` has model and data (a reference, or `{name: reference, args: {...}}`), and optionally
+    weights, loss, metric and adapter. The data is loaded and its first batch adapted; the model is
+    built when `Task.build` is called. Raises StudyError, and MissingPackage.
     """
     loss = _loss(section.get("loss") or "cross_entropy", folders)
     given_metric = section.get("metric") or "accuracy"
@@ -48,12 +51,19 @@ def build(section: Mapping[str, Any], folders: Sequence[Path], recipe: Recipe) -
     _try_batch(task)
     function = given_metric.get("function") if isinstance(given_metric, Mapping) else None
     used = [split(section[key], f"task.{key}")[0] for key in ("model", "data")]
-    used += [name for name in (section.get("loss"), section.get("adapter"), function) if isinstance(name, str)]
+    used += [
+        name
+        for name in (section.get("loss"), section.get("adapter"), function)
+        if isinstance(name, str)
+    ]
     return replace(task, sources=sources(used, folders))
 
 
-def metric(given: str | Mapping[str, Any], loss: losses.Loss, folders: Sequence[Path] = ()) -> Metric:
-    """A built-in metric by name, or `{name, goal, function}`; function: (outputs, targets) -> float, or a reference.
+def metric(
+    given: str | Mapping[str, Any], loss: losses.Loss, folders: Sequence[Path] = ()
+) -> Metric:
+    """A built-in metric by name, or `{name, goal, function}`; function: (outputs, targets) ->
+    float, or a reference.
 
     `loss` is what the metric named `loss` computes. Raises StudyError.
     """
@@ -67,25 +77,33 @@ def metric(given: str | Mapping[str, Any], loss: losses.Loss, folders: Sequence[
             function = resolve(None, function, folders, "task.metric.function")
         if not callable(function):
             raise StudyError(
-                f"needs a function (outputs, targets) -> number, got {function!r}", key="task.metric.function"
+                f"needs a function (outputs, targets) -> number, got {function!r}",
+                key="task.metric.function",
             )
         if goal is None:
             raise StudyError(
-                f"a metric of your own needs its goal: maximize or minimize; metric {name!r} has none",
+                f"a metric of your own needs its goal: maximize or minimize; metric {name!r} has "
+                "none",
                 key="task.metric.goal",
             )
         return Metric(str(name or getattr(function, "__name__", "metric")), function, goal)
     if name not in goals:
         raise StudyError(
-            f"unknown metric {name!r}{nearest(str(name), goals)}; known: {', '.join(goals)}; or give "
+            f"unknown metric {name!r}{nearest(str(name), goals)}; known: {', '.join(goals)}; or "
+            "give "
             '{name: ..., function: "my_module:function", goal: maximize or minimize}',
             key="task.metric.name",
         )
     if goal not in (None, goals[name]):
         raise StudyError(
-            f"{name} is better the {_DIRECTION[goals[name]]}: its goal is {goals[name]}", key="task.metric.goal"
+            f"{name} is better the {_DIRECTION[goals[name]]}: its goal is {goals[name]}",
+            key="task.metric.goal",
         )
-    known = _LossMetric(loss) if name == "loss" else plugins.import_reference(f"autoprune.zoo.metrics:{name}")
+    known = (
+        _LossMetric(loss)
+        if name == "loss"
+        else plugins.import_reference(f"autoprune.zoo.metrics:{name}")
+    )
     return Metric(str(name), known, goals[name])
 
 
@@ -104,7 +122,8 @@ class _LossMetric:
 
 
 def model(given: object, folders: Sequence[Path]) -> Callable[[], nn.Module]:
-    """A function that builds the module; the reference is resolved now, so that a wrong one fails early."""
+    """A function that builds the module; the reference is resolved now, so that a wrong one fails
+    early."""
     key = "task.model"
     reference, args = split(given, key)
     prefix, _, name = reference.partition(":")
@@ -112,7 +131,11 @@ def model(given: object, folders: Sequence[Path]) -> Callable[[], nn.Module]:
         factory = _torchvision_model(name)
         # without them, detection and segmentation models fetch a trained backbone
         own = inspect.signature(factory).parameters
-        args = {"weights": None} | ({"weights_backbone": None} if "weights_backbone" in own else {}) | args
+        args = (
+            {"weights": None}
+            | ({"weights_backbone": None} if "weights_backbone" in own else {})
+            | args
+        )
     else:
         factory = resolve("model", reference, folders, key)
 
@@ -120,7 +143,8 @@ def model(given: object, folders: Sequence[Path]) -> Callable[[], nn.Module]:
         made = call_factory(factory, args, reference, key)
         if not isinstance(made, nn.Module):
             raise StudyError(
-                f"{reference!r} must return a torch.nn.Module, it returned a {type(made).__name__}", key=key
+                f"{reference!r} must return a torch.nn.Module, it returned a {type(made).__name__}",
+                key=key,
             )
         return made
 
@@ -132,7 +156,9 @@ def _torchvision_model(name: str) -> Any:
 
     known = models.list_models()
     if name not in known:
-        raise StudyError(f"torchvision has no model {name!r}{nearest(name, known)}", key="task.model")
+        raise StudyError(
+            f"torchvision has no model {name!r}{nearest(name, known)}", key="task.model"
+        )
     return models.get_model_builder(name)
 
 
@@ -147,7 +173,8 @@ def _adapter(given: str | None, folders: Sequence[Path]) -> Callable[[Any], Batc
     adapter: Callable[[Any], Batch] = resolve(None, given, folders, "task.adapter")
     if not callable(adapter):
         raise StudyError(
-            f"needs a function (batch) -> (args, kwargs, target), {given!r} is a {type(adapter).__name__}",
+            f"needs a function (batch) -> (args, kwargs, target), {given!r} is a "
+            f"{type(adapter).__name__}",
             key="task.adapter",
         )
     return adapter
@@ -163,16 +190,24 @@ def _weights(given: str | None, folders: Sequence[Path]) -> Path | None:
 
 
 def _try_batch(task: Task) -> None:
-    """Load and adapt one batch, so that data of a wrong shape is refused before anything is trained."""
+    """Load and adapt one batch, so that data of a wrong shape is refused before anything is
+    trained."""
     key = "task.data" if task.adapter is default_adapter else "task.adapter"
-    small = replace(task, training=replace(task.training, workers=0, batch_size=min(2, task.training.batch_size)))
+    small = replace(
+        task,
+        training=replace(task.training, workers=0, batch_size=min(2, task.training.batch_size)),
+    )
     with name_errors(key, "the first training batch"):
         batch = next(small.batches("train"), None)
     if batch is None:
         raise StudyError("the train data is empty", key="task.data")
     if not (
-        isinstance(batch, tuple) and len(batch) == 3 and isinstance(batch[0], tuple) and isinstance(batch[1], dict)
+        isinstance(batch, tuple)
+        and len(batch) == 3
+        and isinstance(batch[0], tuple)
+        and isinstance(batch[1], dict)
     ):
         raise StudyError(
-            "the adapter must return (tuple of arguments, dictionary of keyword arguments, target)", key=key
+            "the adapter must return (tuple of arguments, dictionary of keyword arguments, target)",
+            key=key,
         )

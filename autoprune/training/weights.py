@@ -22,14 +22,19 @@ _SHOWN = 10
 def load_weights(model: nn.Module, path: Path | str) -> None:
     """Load a .safetensors file, or a state dict that torch.save wrote, into `model` in place.
 
-    A state dict may lie under "state_dict" or "model", and its names may start with "module.", as DataParallel writes.
-    Raises ModelError that lists every key that is missing, not expected, or of another shape; nothing is loaded then.
+    A state dict may lie under "state_dict" or "model", and its names may start with "module.", as
+    DataParallel writes. Raises ModelError that lists every key that is missing, not expected, or of
+    another shape; nothing is loaded then.
     """
     state = _read(Path(path))
     wanted = model.state_dict()
     problems = {
         # torch itself fills in the counter that old checkpoints lack; it has no part in the outputs
-        "missing": [name for name in wanted if name not in state and not name.endswith("num_batches_tracked")],
+        "missing": [
+            name
+            for name in wanted
+            if name not in state and not name.endswith("num_batches_tracked")
+        ],
         "not expected": [name for name in state if name not in wanted],
         "of another shape": [
             f"{name} (file {tuple(tensor.shape)}, model {tuple(wanted[name].shape)})"
@@ -37,12 +42,19 @@ def load_weights(model: nn.Module, path: Path | str) -> None:
             if name in wanted and tensor.shape != wanted[name].shape
         ],
         "not finite": [
-            name for name, tensor in state.items() if tensor.is_floating_point() and not bool(tensor.isfinite().all())
+            name
+            for name, tensor in state.items()
+            if tensor.is_floating_point() and not bool(tensor.isfinite().all())
         ],
     }
     if any(problems.values()):
-        told = "; ".join(f"{what}: {_list_names(names)}" for what, names in problems.items() if names)
-        raise ModelError(f"the weights in {path} do not fit the model; {told}; give the weights of this very model")
+        told = "; ".join(
+            f"{what}: {_list_names(names)}" for what, names in problems.items() if names
+        )
+        raise ModelError(
+            f"the weights in {path} do not fit the model; {told}; give the weights of this very "
+            "model"
+        )
     model.load_state_dict(state | {name: wanted[name] for name in wanted if name not in state})
 
 
@@ -53,19 +65,33 @@ def _read(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
         found: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except (
+        SafetensorError,
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        KeyError,
+    ) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
-            f"{path} holds no weights that can be read safely ({reason}); needed: a .safetensors file, or what "
+            f"{path} holds no weights that can be read safely ({reason}); needed: a .safetensors "
+            "file, or what "
             "torch.save(model.state_dict(), path) writes"
         ) from error
     for name in ("state_dict", "model"):
         if isinstance(found, Mapping) and isinstance(found.get(name), Mapping):
             found = found[name]
-    if not isinstance(found, Mapping) or not found or not all(isinstance(tensor, Tensor) for tensor in found.values()):
+    if (
+        not isinstance(found, Mapping)
+        or not found
+        or not all(isinstance(tensor, Tensor) for tensor in found.values())
+    ):
         raise ModelError(f"{path} holds no state dict (names -> tensors); save model.state_dict()")
     strip = all(name.startswith("module.") for name in found)
-    return {name.removeprefix("module.") if strip else name: tensor for name, tensor in found.items()}
+    return {
+        name.removeprefix("module.") if strip else name: tensor for name, tensor in found.items()
+    }
 
 
 def _list_names(names: list[str]) -> str:

@@ -1,1 +1,2 @@
-"""What is bundled to try things on: models, data sets and metrics; imported by nobody, loaded by name."""
+"""What is bundled to try things on: models, data sets and metrics; imported by nobody, loaded by
+name."""

@@ -1,4 +1,5 @@
-"""Built-in metrics: `name(outputs, targets) -> float` over a whole split; `GOALS` says which way each one is better."""
+"""Built-in metrics: `name(outputs, targets) -> float` over a whole split; `GOALS` says which way
+each one is better."""
 
 from __future__ import annotations
 
@@ -24,20 +25,23 @@ GOALS: dict[str, Literal["maximize", "minimize"]] = {
 
 
 def accuracy(outputs: Any, targets: Any) -> float:
-    """Share of targets (N, ...) that is the class of the largest logit (N, classes, ...); one logit goes by sign."""
+    """Share of targets (N, ...) that is the class of the largest logit (N, classes, ...); one logit
+    goes by sign."""
     logits, labels = _logits(outputs, targets, "accuracy")
     return float((_predict_classes(logits, labels) == labels).double().mean())
 
 
 def top5_accuracy(outputs: Any, targets: Any) -> float:
-    """Share of targets (N, ...) among the five largest logits (N, classes, ...); of fewer classes, all count."""
+    """Share of targets (N, ...) among the five largest logits (N, classes, ...); of fewer classes,
+    all count."""
     logits, labels = _logits(outputs, targets, "top5_accuracy")
     best = logits.topk(min(5, logits.shape[1]), dim=1).indices
     return float((best == labels.unsqueeze(1)).any(dim=1).double().mean())
 
 
 def f1(outputs: Any, targets: Any) -> float:
-    """The F1 score of each class that occurs in targets or predictions, averaged over classes (macro)."""
+    """The F1 score of each class that occurs in targets or predictions, averaged over classes
+    (macro)."""
     logits, labels = _logits(outputs, targets, "f1")
     predicted = _predict_classes(logits, labels)
     scores = []
@@ -60,16 +64,23 @@ def mae(outputs: Any, targets: Any) -> float:
 
 
 def _logits(outputs: Any, targets: Any, name: str) -> tuple[Tensor, Tensor]:
-    """Logits (N, classes, ...) and class indices (N, ...); targets given as probabilities become their largest."""
+    """Logits (N, classes, ...) and class indices (N, ...); targets given as probabilities become
+    their largest."""
     logits, labels = main_output(outputs), main_output(targets)
-    if labels.is_floating_point() and labels.shape == logits.shape and logits.dim() > 1 and logits.shape[1] > 1:
+    if (
+        labels.is_floating_point()
+        and labels.shape == logits.shape
+        and logits.dim() > 1
+        and logits.shape[1] > 1
+    ):
         labels = labels.argmax(dim=1)
     # One logit for each target, as binary cross entropy takes them
     if logits.dim() == labels.dim():
         logits = logits.unsqueeze(1)
     if logits.shape[:1] + logits.shape[2:] != labels.shape:
         raise ModelError(
-            f"{name} needs outputs (N, classes, ...) and targets (N, ...); got {tuple(main_output(outputs).shape)} and "
+            f"{name} needs outputs (N, classes, ...) and targets (N, ...); got "
+            f"{tuple(main_output(outputs).shape)} and "
             f"{tuple(labels.shape)}; give a metric function of your own, or an adapter"
         )
     return logits, labels
@@ -84,7 +95,8 @@ def _values(outputs: Any, targets: Any, name: str) -> tuple[Tensor, Tensor]:
     output, target = main_output(outputs).double(), main_output(targets).double()
     if output.shape != target.shape:
         raise ModelError(
-            f"{name} needs outputs and targets of one shape; got {tuple(output.shape)} and {tuple(target.shape)}; "
+            f"{name} needs outputs and targets of one shape; got {tuple(output.shape)} and "
+            f"{tuple(target.shape)}; "
             "give a metric function of your own, or an adapter"
         )
     return output, target

@@ -1,7 +1,9 @@
-"""What `autoprune check` takes on a deep net, stage by stage: a chain of residual blocks, two convolutions each.
+"""What `autoprune check` takes on a deep net, stage by stage: a chain of residual blocks, two
+convolutions each.
 
 Run: .venv/bin/python -m scripts.benchmarks.check [--blocks 100] [--channels 16] [--size 16]
-CPU seconds count this process alone; of measuring, most is spent in fresh ones. Imports come before.
+CPU seconds count this process alone; of measuring, most is spent in fresh ones. Imports come
+before.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ class Block(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.first, self.second = (nn.Conv2d(channels, channels, 3, padding=1, bias=False) for _ in range(2))
+        self.first, self.second = (
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False) for _ in range(2)
+        )
         self.norm1, self.norm2 = nn.BatchNorm2d(channels), nn.BatchNorm2d(channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -52,7 +56,8 @@ def chain(blocks: int, channels: int) -> nn.Module:
 def task(model: nn.Module, size: int) -> Task:
     """Ten classes of noise."""
     train, validation = (
-        TensorDataset(torch.randn(count, 3, size, size), torch.randint(0, 10, (count,))) for count in (256, 64)
+        TensorDataset(torch.randn(count, 3, size, size), torch.randint(0, 10, (count,)))
+        for count in (256, 64)
     )
     return Task(
         build=lambda: model,
@@ -64,7 +69,9 @@ def task(model: nn.Module, size: int) -> Task:
     )
 
 
-def timed(function: Callable[..., Any], told: str, rows: list[tuple[str, float, float]]) -> Callable[..., Any]:
+def timed(
+    function: Callable[..., Any], told: str, rows: list[tuple[str, float, float]]
+) -> Callable[..., Any]:
     """The function, its seconds written into `rows`."""
 
     def run(*args: Any, **options: Any) -> Any:
@@ -77,7 +84,9 @@ def timed(function: Callable[..., Any], told: str, rows: list[tuple[str, float, 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--blocks", type=int, default=100)
     parser.add_argument("--channels", type=int, default=16)
     parser.add_argument("--size", type=int, default=16, help="height and width of the images")

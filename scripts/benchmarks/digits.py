@@ -1,8 +1,10 @@
-"""The quickstart's study over several seeds: how much quality is kept inside half of the latency, as Markdown.
+"""The quickstart's study over several seeds: how much quality is kept inside half of the latency,
+as Markdown.
 
-Run: .venv/bin/python -m scripts.benchmarks.digits [--seeds 0 1 2] [--budget latency=50%] [--out runs/benchmark_digits]
-A seed that is already there is continued, not repeated. Latencies are those of verification.json. The slack is what is
-left of the budget, by the middle of the latency's interval and by its upper end, which is what has to keep the limit.
+Run: .venv/bin/python -m scripts.benchmarks.digits [--seeds 0 1 2] [--budget latency=50%] [--out
+runs/benchmark_digits] A seed that is already there is continued, not repeated. Latencies are those
+of verification.json. The slack is what is left of the budget, by the middle of the latency's
+interval and by its upper end, which is what has to keep the limit.
 """
 
 from __future__ import annotations
@@ -64,8 +66,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark_digits"))
     given = parser.parse_args()
     rows = {seed: one(seed, given.budget, given.out / f"seed{seed}") for seed in given.seeds}
-    print(f"`autoprune search digits --budget {given.budget}`, {platform.machine()}, {os.cpu_count()} cores\n")
-    print("| seed | dense, test | best, test | latency, of dense | left of the budget | FLOPs | parameters | seconds |")
+    print(
+        f"`autoprune search digits --budget {given.budget}`, {platform.machine()}, "
+        f"{os.cpu_count()} cores\n"
+    )
+    print(
+        "| seed | dense, test | best, test | latency, of dense | left of the budget | FLOPs | "
+        "parameters | seconds |"
+    )
     print("|---|---:|---:|---:|---:|---:|---:|---:|")
     for seed, row in rows.items():
         print(
@@ -74,9 +82,13 @@ def main() -> None:
             f"| {row['slack']:.1%} (upper end: {row['slack_high']:.1%}) "
             f"| {row['flops']:.1%} | {row['params']:.1%} | {row['seconds']:.0f} |"
         )
-    dense, best = (statistics.mean(row[name] for row in rows.values()) for name in ("dense", "best"))
+    dense, best = (
+        statistics.mean(row[name] for row in rows.values()) for name in ("dense", "best")
+    )
     ratio = statistics.mean(row["ratio"] for row in rows.values())
-    slack, high = (statistics.median(row[name] for row in rows.values()) for name in ("slack", "slack_high"))
+    slack, high = (
+        statistics.median(row[name] for row in rows.values()) for name in ("slack", "slack_high")
+    )
     left = f"median {slack:.1%} (upper end: {high:.1%})"
     print(f"| mean | {dense:.2%} | {best:.2%} | {ratio:.1%} | {left} | | | |")
 

@@ -1,10 +1,14 @@
-"""What zeros are worth on torch's eager CPU kernels: each layer dense against sparse, and what lowering makes of it.
+"""What zeros are worth on torch's eager CPU kernels: each layer dense against sparse, and what
+lowering makes of it.
 
-Run: .venv/bin/python -m scripts.benchmarks.lowering [--out lowering.jsonl] [--threads 1] [--quick] [--table]
+Run: .venv/bin/python -m scripts.benchmarks.lowering [--out lowering.jsonl] [--threads 1] [--quick]
+[--table]
                                                     [--figure FILE]
-A line of JSON is written for each layer, sparsity and pattern of zeros; the same command again goes on with what is
-missing, `--table` only prints. Speeds are medians over dense, interleaved. What lowering chose is measured once more
-afterwards: `again` must not be over 1.02. Break-even is where CSR is as fast as dense, between two sparsities.
+A line of JSON is written for each layer, sparsity and pattern of zeros; the same command again goes
+on with what is missing, `--table` only prints. Speeds are medians over dense, interleaved. What
+lowering chose is measured once more
+afterwards: `again` must not be over 1.02. Break-even is where CSR is as fast as dense, between two
+sparsities.
 """
 
 from __future__ import annotations
@@ -40,12 +44,16 @@ class Block(nn.Module):
         super().__init__()
         self.heads, self.norm1, self.norm2 = heads, nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv, self.projection = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         n, tokens, width = x.shape
         q, k, v = self.qkv(self.norm1(x)).view(n, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        x = x + self.projection(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, tokens, width))
+        x = x + self.projection(
+            F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, tokens, width)
+        )
         return x + self.mlp(self.norm2(x))
 
 
@@ -63,7 +71,8 @@ class Case:
         return f"{self.name} {'x'.join(map(str, self.shape))} {self.sparsity:g} tiles {self.side}"
 
     def build(self) -> nn.Module:
-        """The model in eval mode, with zeros in the weight of every linear layer and convolution."""
+        """The model in eval mode, with zeros in the weight of every linear layer and
+        convolution."""
         kind, *sizes = self.name.split()
         model: nn.Module
         if kind == "block":
@@ -95,7 +104,8 @@ def zero(weight: Tensor, sparsity: float, side: int) -> None:
 
 
 def cases(quick: bool) -> Iterator[Case]:
-    """Whole models first, then layers with scattered zeros, then linear layers with zeros in tiles."""
+    """Whole models first, then layers with scattered zeros, then linear layers with zeros in
+    tiles."""
     for name in ("mlp", "block"):
         for tokens in TOKENS:
             yield Case(name, (1, tokens, 768), 0.9)
@@ -113,7 +123,8 @@ def cases(quick: bool) -> Iterator[Case]:
 
 
 def run(case: Case, target: Target) -> dict[str, Any]:
-    """The record of one case: what each kernel took, what was chosen, and the chosen measured again."""
+    """The record of one case: what each kernel took, what was chosen, and the chosen measured
+    again."""
     torch.manual_seed(0)
     model, inputs = case.build(), Inputs.of(torch.randn(case.shape))
     begin = time.perf_counter()
@@ -121,20 +132,28 @@ def run(case: Case, target: Target) -> dict[str, Any]:
     seconds = time.perf_counter() - begin
     with torch.inference_mode():
         expected, found = inputs.call(model), inputs.call(result.model)
-    again = measure.time_artefact(result.model, model, inputs, target, budget_s=0.6) if result.used else None
+    again = (
+        measure.time_artefact(result.model, model, inputs, target, budget_s=0.6)
+        if result.used
+        else None
+    )
     return {
         "key": case.key,
         "case": f"{case.name}, {case.shape[1]} tokens" if len(case.shape) == 3 else case.name,
         "sparsity": case.sparsity,
         "side": case.side,
-        "layers": [[each.layer, each.dense_ms, dict(each.tried or {}), each.kernel] for each in result.records],
+        "layers": [
+            [each.layer, each.dense_ms, dict(each.tried or {}), each.kernel]
+            for each in result.records
+        ],
         "used": result.used,
         "ratio": result.ratio,
         "again": None if again is None else [again.ratio, again.ratio_low, again.ratio_high],
         "dense_ms": None if again is None or again.ratio is None else again.ms / again.ratio,
         "error": float((found - expected).abs().max() / expected.abs().max()),
         "seconds": seconds,
-        "machine": f"torch {torch.__version__}, {target.threads} thread(s), {torch.backends.cpu.get_cpu_capability()}",
+        "machine": f"torch {torch.__version__}, {target.threads} thread(s), "
+        f"{torch.backends.cpu.get_cpu_capability()}",
     }
 
 
@@ -145,7 +164,8 @@ def speeds(record: dict[str, Any]) -> dict[str, float]:
 
 
 def break_even(records: list[dict[str, Any]]) -> str:
-    """The sparsity at which CSR is as fast as dense, on a straight line through the logarithms of its neighbours."""
+    """The sparsity at which CSR is as fast as dense, on a straight line through the logarithms of
+    its neighbours."""
     points = sorted((record["sparsity"], math.log(speeds(record)["csr"])) for record in records)
     if points[0][1] >= 0:
         return f"under {points[0][0]:.0%}"
@@ -165,7 +185,9 @@ def table(records: list[dict[str, Any]]) -> Iterator[str]:
     for case in dict.fromkeys(each["case"] for each in scattered):
         mine = {each["sparsity"]: each for each in scattered if each["case"] == case}
         cells = [
-            f"{speeds(mine[share])['csr']:.2f}{'*' if mine[share]['used'] else ''}" if share in mine else ""
+            f"{speeds(mine[share])['csr']:.2f}{'*' if mine[share]['used'] else ''}"
+            if share in mine
+            else ""
             for share in shares
         ]
         yield f"| {case} | " + " | ".join(cells) + f" | {break_even(list(mine.values()))} |"
@@ -175,14 +197,22 @@ def table(records: list[dict[str, Any]]) -> Iterator[str]:
         kernels = ", ".join(f"{kernel} {speed:.2f}" for kernel, speed in speeds(each).items())
         chosen = each["layers"][0][3] if each["used"] else "dense"
         yield f"| {each['case']} | {each['side']}x{each['side']} | {kernels} | {chosen} |"
-    yield "\nWhole models, 90% scattered zeros in every linear layer, measured again after lowering\n"
-    yield "| model | dense ms | speed over dense | 95 % interval | lowered layers |\n|---|---:|---:|---|---|"
+    yield (
+        "\nWhole models, 90% scattered zeros in every linear layer, measured again after lowering\n"
+    )
+    yield (
+        "| model | dense ms | speed over dense | 95 % interval | lowered layers "
+        "|\n|---|---:|---:|---|---|"
+    )
     for each in (each for each in records if len(each["layers"]) > 1):
         count = sum(kernel != "dense" for *_, kernel in each["layers"])
         ratio, low, high = each["again"] or (1.0, 1.0, 1.0)
         dense_ms = "" if each["dense_ms"] is None else f"{each['dense_ms']:.2f}"
         lowered = f"{count if each['used'] else 0} of {len(each['layers'])}"
-        yield f"| {each['case']} | {dense_ms} | {1 / ratio:.2f} | {1 / high:.2f} to {1 / low:.2f} | {lowered} |"
+        yield (
+            f"| {each['case']} | {dense_ms} | {1 / ratio:.2f} | {1 / high:.2f} to "
+            f"{1 / low:.2f} | {lowered} |"
+        )
     yield from verdict(records)
 
 
@@ -190,8 +220,13 @@ def verdict(records: list[dict[str, Any]]) -> Iterator[str]:
     """Which of what must hold does not."""
     again = {each["key"]: each["again"][0] for each in records if each["again"]}
     slow = {key: ratio for key, ratio in again.items() if ratio > SLOWEST}
-    yield f"\n{len(again)} of {len(records)} cases were lowered; measured again the slowest takes " + (
-        f"{max(again.values()):.3f} of dense; over {SLOWEST}: {slow or 'none'}" if again else "nothing"
+    yield (
+        f"\n{len(again)} of {len(records)} cases were lowered; measured again the slowest takes "
+        + (
+            f"{max(again.values()):.3f} of dense; over {SLOWEST}: {slow or 'none'}"
+            if again
+            else "nothing"
+        )
     )
     yield f"largest error of a lowered model: {max(each['error'] for each in records):.1e}"
     whole = [each for each in records if len(each["layers"]) > 1]
@@ -209,7 +244,9 @@ def figure(records: list[dict[str, Any]], path: Path) -> None:
     drawing, axes = pyplot.subplots(figsize=(9, 6))
     scattered = [each for each in records if len(each["layers"]) == 1 and each["side"] == 1]
     for case in dict.fromkeys(each["case"] for each in scattered):
-        points = sorted((each["sparsity"], speeds(each)["csr"]) for each in scattered if each["case"] == case)
+        points = sorted(
+            (each["sparsity"], speeds(each)["csr"]) for each in scattered if each["case"] == case
+        )
         axes.plot(*zip(*points, strict=True), marker="o", label=case)
     axes.axhline(1, color="black")
     axes.set(xlabel="share of zeros", ylabel="speed over dense", yscale="log")
@@ -221,7 +258,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--out", type=Path, default=Path("lowering.jsonl"))
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--quick", action="store_true", help="whole models, and layers at 90 %% zeros alone")
+    parser.add_argument(
+        "--quick", action="store_true", help="whole models, and layers at 90 %% zeros alone"
+    )
     parser.add_argument("--table", action="store_true", help="print what there is, measure nothing")
     parser.add_argument("--figure", type=Path)
     given = parser.parse_args()

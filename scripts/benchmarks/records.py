@@ -1,8 +1,10 @@
-"""What the records of a long run cost: a run of 1,000 trials is faked, ranked, and another budget exported from it.
+"""What the records of a long run cost: a run of 1,000 trials is faked, ranked, and another budget
+exported from it.
 
 Run: .venv/bin/python -m scripts.benchmarks.records [--trials 1000] [--out DIR]
-The quickstart's study is searched with a few trials and one epoch, its plans are then repeated with other figures.
-Prints seconds of `promotion.best`, and seconds and peak memory of `autoprune export RUN --budget`.
+The quickstart's study is searched with a few trials and one epoch, its plans are then repeated with
+other figures. Prints seconds of `promotion.best`, and seconds and peak memory of `autoprune export
+RUN --budget`.
 """
 
 from __future__ import annotations
@@ -33,14 +35,31 @@ BUDGET, OTHER = "latency=60%", "latency=90%"
 
 def short_run(folder: Path) -> None:
     """The quickstart's study with few trials, one of them trained for an epoch."""
-    settings = ["search.finalists=1", "task.training.epochs=1", "recovery.epochs=1", "export.formats=[safetensors]"]
+    settings = [
+        "search.finalists=1",
+        "task.training.epochs=1",
+        "recovery.epochs=1",
+        "export.formats=[safetensors]",
+    ]
     sets = [text for each in settings for text in ("--set", each)]
-    command = [sys.executable, "-m", "autoprune", "search", "digits", "--trials", "10", "--budget", BUDGET, *sets]
+    command = [
+        sys.executable,
+        "-m",
+        "autoprune",
+        "search",
+        "digits",
+        "--trials",
+        "10",
+        "--budget",
+        BUDGET,
+        *sets,
+    ]
     subprocess.run([*command, "--out", str(folder), "--quiet"], check=True)
 
 
 def lengthen(folder: Path, trials: int) -> None:
-    """Add judged plans to a run's journal until it has so many trials: those there are, with figures of their own."""
+    """Add judged plans to a run's journal until it has so many trials: those there are, with
+    figures of their own."""
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
     file = optuna.storages.journal.JournalFileBackend(str(folder / "study.journal"))
     storage, draw = optuna.storages.JournalStorage(file), random.Random(0)
@@ -48,9 +67,16 @@ def lengthen(folder: Path, trials: int) -> None:
     study = optuna.load_study(study_name=name, storage=storage)
     judged = [each for each in study.get_trials() if each.user_attrs.get("stage") == "screened"]
     for number in range(len(study.get_trials()), trials):
-        each, ratio, loss = judged[number % len(judged)], draw.uniform(0.3, 0.65), draw.uniform(0.01, 0.5)
+        each, ratio, loss = (
+            judged[number % len(judged)],
+            draw.uniform(0.3, 0.65),
+            draw.uniform(0.01, 0.5),
+        )
         score: dict[str, Any] = {**each.user_attrs["score"], "loss": loss, "latency_ratio": ratio}
-        params = {key: draw.uniform(0, 0.9) if key.endswith("ratio") else value for key, value in each.params.items()}
+        params = {
+            key: draw.uniform(0, 0.9) if key.endswith("ratio") else value
+            for key, value in each.params.items()
+        }
         made = optuna.trial.create_trial(
             values=[score["metric"], ratio],
             params=params,
@@ -67,7 +93,8 @@ def built(folder: Path, budget: str) -> Study:
 
 
 def ranked(folder: Path, budget: str) -> tuple[float, list[Candidate]]:
-    """Seconds that ranking all plans takes, and the plans in the order in which they should be trained."""
+    """Seconds that ranking all plans takes, and the plans in the order in which they should be
+    trained."""
     study = built(folder, budget)
     dense = Score.from_json(json.loads((folder / "dense" / "score.json").read_text()))
     with Run(folder).lock():
@@ -80,7 +107,9 @@ def ranked(folder: Path, budget: str) -> tuple[float, list[Candidate]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=1000)
-    parser.add_argument("--out", type=Path, help="where the run is made, or was made before; a temporary folder")
+    parser.add_argument(
+        "--out", type=Path, help="where the run is made, or was made before; a temporary folder"
+    )
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         folder = (given.out or Path(place)) / "run"
@@ -90,12 +119,27 @@ def main() -> None:
         print("| what | seconds | peak memory |\n|---|---:|---:|")
         for budget in (BUDGET, "metric_drop=0.5"):
             seconds, plans = ranked(folder, budget)
-            print(f"| `promotion.best` of {given.trials} trials, {budget}: {len(plans)} plans | {seconds:.3f} | |")
+            print(
+                f"| `promotion.best` of {given.trials} trials, {budget}: {len(plans)} plans | "
+                f"{seconds:.3f} | |"
+            )
         began = time.monotonic()
-        command = [sys.executable, "-m", "autoprune", "export", str(folder), "--budget", OTHER, "--quiet"]
+        command = [
+            sys.executable,
+            "-m",
+            "autoprune",
+            "export",
+            str(folder),
+            "--budget",
+            OTHER,
+            "--quiet",
+        ]
         subprocess.run([*command, "--out", str(Path(place) / "best")], check=True)
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-        print(f"| `autoprune export RUN --budget {OTHER}` | {time.monotonic() - began:.1f} | {peak:.0f} MB |")
+        print(
+            f"| `autoprune export RUN --budget {OTHER}` | {time.monotonic() - began:.1f} | "
+            f"{peak:.0f} MB |"
+        )
 
 
 if __name__ == "__main__":

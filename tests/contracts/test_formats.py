@@ -14,7 +14,11 @@ NAMES = plugins.names("format")
 class Plain(nn.Module):
     def __init__(self):
         super().__init__()
-        self.conv, self.bn, self.fc = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Linear(4 * 16, 5)
+        self.conv, self.bn, self.fc = (
+            nn.Conv2d(3, 4, 3, padding=1),
+            nn.BatchNorm2d(4),
+            nn.Linear(4 * 16, 5),
+        )
 
     def forward(self, x):
         return self.fc(torch.relu(self.bn(self.conv(x))).flatten(1))
@@ -36,7 +40,10 @@ class Rich(nn.Module):
 
 MODELS = {
     "plain": (Plain, Inputs.of(torch.randn(3, 3, 4, 4))),
-    "rich": (Rich, Inputs((torch.randint(0, 20, (3, 6)),), {"mask": torch.ones(3, 6), "extra": None})),
+    "rich": (
+        Rich,
+        Inputs((torch.randint(0, 20, (3, 6)),), {"mask": torch.ones(3, 6), "extra": None}),
+    ),
 }
 
 
@@ -92,13 +99,17 @@ def test_a_fixed_batch_is_refused_when_saved(name, tmp_path):
             return x.view(3, -1) * 2
 
     with pytest.raises(ModelError, match="dynamic batch"):
-        plugins.load("format", name)().save(Fixed().eval(), Inputs.of(torch.randn(3, 4)), tmp_path / "file")
+        plugins.load("format", name)().save(
+            Fixed().eval(), Inputs.of(torch.randn(3, 4)), tmp_path / "file"
+        )
 
 
 def test_safetensors_names_what_does_not_fit(tmp_path):
     form, path = plugins.load("format", "safetensors")(), tmp_path / "model.safetensors"
     form.save(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), None, path)
-    with pytest.raises(ModelError, match=r"missing 2.weight.*unknown 1.weight.*0.weight has shape \(4, 3\)"):
+    with pytest.raises(
+        ModelError, match=r"missing 2.weight.*unknown 1.weight.*0.weight has shape \(4, 3\)"
+    ):
         form.load(path, lambda: nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2)))
 
 

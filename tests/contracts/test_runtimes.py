@@ -56,7 +56,9 @@ ABSENT = [name for name, runtime in RUNTIMES.items() if runtime is None]
 
 
 def target_of(name, **settings):
-    return Target(name="mine", runtime=name, device="cuda" if name == "tensorrt" else "cpu", **settings)
+    return Target(
+        name="mine", runtime=name, device="cuda" if name == "tensorrt" else "cpu", **settings
+    )
 
 
 @pytest.fixture(params=[name for name, runtime in RUNTIMES.items() if runtime is not None])
@@ -68,7 +70,10 @@ def name(request):
 
 def test_a_runtime_whose_package_is_absent_says_what_to_install():
     for name in ABSENT:
-        with pytest.raises(MissingPackage, match=rf"runtime '{name}' needs the package '{name}.*': pip install {name}"):
+        with pytest.raises(
+            MissingPackage,
+            match=rf"runtime '{name}' needs the package '{name}.*': pip install {name}",
+        ):
             plugins.load("runtime", name)
     assert {"onnxruntime", "eager", "compiled"} <= set(RUNTIMES) - set(ABSENT)
 
@@ -100,8 +105,12 @@ def test_outputs_are_the_models_within_the_precision_or_the_dtype_is_refused(nam
         run = runtime.outputs(content, IMAGES, target)
         runtime.prepare(content, IMAGES, target)()
     except InputError as error:
-        assert dtype != "fp32" and f"asks for {dtype}" in str(error) and "give" in str(error).lower()
-        assert dtype not in runtime.dtypes or (dtype in ("bf16", "fp16") and runtime.artefact == "onnx")
+        assert (
+            dtype != "fp32" and f"asks for {dtype}" in str(error) and "give" in str(error).lower()
+        )
+        assert dtype not in runtime.dtypes or (
+            dtype in ("bf16", "fp16") and runtime.artefact == "onnx"
+        )
         return
     assert dtype in runtime.dtypes
     for inputs in (IMAGES, IMAGES.map(lambda x: -0.9 * x), IMAGES):
@@ -109,9 +118,11 @@ def test_outputs_are_the_models_within_the_precision_or_the_dtype_is_refused(nam
         with torch.no_grad():
             expected = inputs.call(model).numpy()
         assert (
-            found.dtype == np.float32 and np.abs(found - expected).max() <= TOLERANCES[dtype] * np.abs(expected).max()
+            found.dtype == np.float32
+            and np.abs(found - expected).max() <= TOLERANCES[dtype] * np.abs(expected).max()
         )
-    assert dtype == "fp32" or np.abs(found - expected).max() > 1e-6 * np.abs(expected).max()  # it is another precision
+    # it is another precision
+    assert dtype == "fp32" or np.abs(found - expected).max() > 1e-6 * np.abs(expected).max()
 
 
 def test_an_unknown_dtype_is_refused(name):
@@ -123,7 +134,10 @@ def test_an_unknown_dtype_is_refused(name):
 def test_models_do_not_get_mixed_up(name):
     """Two of one class, prepared in one process; what a runtime caches must not be the other's."""
     first, second, target = Small().eval(), Small().eval(), target_of(name, batch=4)
-    runs = [RUNTIMES[name].outputs(artefact(model, IMAGES, target), IMAGES, target) for model in (first, second)]
+    runs = [
+        RUNTIMES[name].outputs(artefact(model, IMAGES, target), IMAGES, target)
+        for model in (first, second)
+    ]
     for model, run in zip((first, second), runs, strict=True):
         with torch.no_grad():
             assert np.allclose(run(IMAGES)[0], IMAGES.call(model).numpy(), atol=1e-5)
@@ -131,12 +145,16 @@ def test_models_do_not_get_mixed_up(name):
 
 def test_eager_computes_the_model_in_eval_mode():
     model = Scaled()
-    found = plugins.load("runtime", "eager")().prepare(model, INPUTS, Target(threads=torch.get_num_threads()))()
+    found = plugins.load("runtime", "eager")().prepare(
+        model, INPUTS, Target(threads=torch.get_num_threads())
+    )()
     with torch.no_grad():
         assert torch.equal(found, INPUTS.call(model.eval()))
 
 
-@pytest.mark.parametrize("onnx_runtime", [name for name in ("onnxruntime", "openvino") if name not in ABSENT])
+@pytest.mark.parametrize(
+    "onnx_runtime", [name for name in ("onnxruntime", "openvino") if name not in ABSENT]
+)
 def test_onnx_runtimes_take_arrays_in_the_order_of_the_graph(onnx_runtime):
     content, runtime = export(Scaled(), INPUTS), RUNTIMES[onnx_runtime]
     runtime.prepare(content, [t.numpy() for t in INPUTS.tensors()], Target())()
@@ -144,7 +162,9 @@ def test_onnx_runtimes_take_arrays_in_the_order_of_the_graph(onnx_runtime):
         runtime.prepare(content, [INPUTS.tensors()[0].numpy()], Target())
 
 
-@pytest.mark.parametrize("onnx_runtime", [name for name in ("onnxruntime", "openvino") if name not in ABSENT])
+@pytest.mark.parametrize(
+    "onnx_runtime", [name for name in ("onnxruntime", "openvino") if name not in ABSENT]
+)
 def test_a_graph_that_is_not_quantised_is_not_taken_for_int8(onnx_runtime):
     content, target = export(Small().eval(), IMAGES), Target(dtype="int8")
     with pytest.raises(ModelError, match=r"int8.*not quantised"):
@@ -190,7 +210,9 @@ def test_compiled_takes_a_model_whose_widths_are_bound_anew():
             self.first, self.second = nn.Conv2d(3, 16, 3, padding=1), nn.Linear(16 * 4, 5)
 
         def forward(self, x):
-            return self.second(nn.functional.adaptive_avg_pool2d(self.first(x), 2).view(x.shape[0], 16 * 4))
+            return self.second(
+                nn.functional.adaptive_avg_pool2d(self.first(x), 2).view(x.shape[0], 16 * 4)
+            )
 
     smaller = autoprune.prune(Literal().eval(), IMAGES.args[0], 0.5)
     assert smaller.first.out_channels == 8

@@ -38,10 +38,14 @@ def fitting(found: plugins.Technique, kind: str, shape: tuple[int, ...]) -> bool
 def draws(name: str) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
     found = technique(name)
-    shapes = [shape for shape in SHAPES[found.level] if any(fitting(found, kind, shape) for kind in KINDS)]
+    shapes = [
+        shape for shape in SHAPES[found.level] if any(fitting(found, kind, shape) for kind in KINDS)
+    ]
     assert len(shapes) >= 2
     plain = [torch.rand(shape, generator=generator) for shape in shapes]
-    ties = [torch.zeros_like(tensor) for tensor in plain] + [(tensor * 3).round() for tensor in plain]
+    ties = [torch.zeros_like(tensor) for tensor in plain] + [
+        (tensor * 3).round() for tensor in plain
+    ]
     return plain + ties
 
 
@@ -67,7 +71,9 @@ def test_ratio_zero_keeps_all(name: str) -> None:
 
 @every_technique
 @pytest.mark.parametrize("ratio", RATIOS)
-def test_removed_share_is_the_ratio_within_one_element_and_one_stays(name: str, ratio: float) -> None:
+def test_removed_share_is_the_ratio_within_one_element_and_one_stays(
+    name: str, ratio: float
+) -> None:
     found = technique(name)
     for importance in draws(name):
         keep = found.keep(importance, ratio)
@@ -99,7 +105,9 @@ def test_higher_ratios_keep_subsets(name: str) -> None:
 @pytest.mark.parametrize("scale", [2.0**-20, 0.5, 1024.0])
 def test_scale_changes_nothing(name: str, scale: float) -> None:
     for importance in draws(name):
-        assert torch.equal(technique(name).keep(importance, 0.4), technique(name).keep(importance * scale, 0.4))
+        assert torch.equal(
+            technique(name).keep(importance, 0.4), technique(name).keep(importance * scale, 0.4)
+        )
 
 
 @every_technique
@@ -138,7 +146,9 @@ def test_any_ratio_of_any_size(name: str, ratio: float, size: int, seed: int) ->
     ("name", "shape"), [("n_of_m", (3, 8, 3, 3)), ("n_of_m(m=2)", (5, 6)), ("n_of_m(m=8)", (4, 24))]
 )
 @pytest.mark.parametrize("kept", [1, 2, 3])
-def test_n_of_m_keeps_the_n_largest_of_every_m_inputs(name: str, shape: tuple[int, ...], kept: int) -> None:
+def test_n_of_m_keeps_the_n_largest_of_every_m_inputs(
+    name: str, shape: tuple[int, ...], kept: int
+) -> None:
     found = technique(name)
     m = found.m  # type: ignore[attr-defined]
     importance = torch.rand(shape, generator=torch.Generator().manual_seed(1))
@@ -146,7 +156,9 @@ def test_n_of_m_keeps_the_n_largest_of_every_m_inputs(name: str, shape: tuple[in
     for place in range(0, shape[1], m):
         part, scores = keep[:, place : place + m], importance[:, place : place + m]
         assert bool((part.sum(1) == min(kept, m)).all())
-        assert torch.equal(part, scores >= scores.topk(min(kept, m), dim=1).values.amin(1, keepdim=True))
+        assert torch.equal(
+            part, scores >= scores.topk(min(kept, m), dim=1).values.amin(1, keepdim=True)
+        )
 
 
 def test_of_a_rest_shorter_than_m_no_more_than_n_stay() -> None:
@@ -154,7 +166,8 @@ def test_of_a_rest_shorter_than_m_no_more_than_n_stay() -> None:
     two, one = technique("n_of_m").keep(importance, 0.5), technique("n_of_m").keep(importance, 0.75)
     assert two[0].int().tolist() == [1, 1, 0, 0, 1, 1, 0, 0, 1, 1, 0]
     assert one[0].int().tolist() == [1, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0]
-    short = technique("n_of_m").keep(importance[:, :2], 0.5)  # two of a rest of two: 2:4 holds as it is
+    # two of a rest of two: 2:4 holds as it is
+    short = technique("n_of_m").keep(importance[:, :2], 0.5)
     assert bool(short.all())
 
 

@@ -11,7 +11,10 @@ from autoprune.errors import ModelError
 from autoprune.task import Data
 
 METRICS = plugins.import_reference("autoprune.zoo.metrics:GOALS")
-SMALL = {"synthetic": {"shape": [2, 16, 16], "classes": 3, "size": 30}, "digits_cnn": {"width": 8, "hidden": 16}}
+SMALL = {
+    "synthetic": {"shape": [2, 16, 16], "classes": 3, "size": 30},
+    "digits_cnn": {"width": 8, "hidden": 16},
+}
 SHAPES = {"digits_cnn": (1, 8, 8)}
 
 
@@ -85,8 +88,16 @@ def test_the_synthetic_images_can_be_told_apart_by_their_class_mean():
 
 def test_the_digits_network_is_residual_and_staged():
     model = plugins.load("model", "digits_cnn")()
-    assert [name for name, _ in model.named_children()] == ["stem", "stage1", "stage2", "pool", "head", "fc"]
-    for conv in (model.stage1.conv2, model.stage2.conv2):  # with no branch left, the path alone carries the input
+    assert [name for name, _ in model.named_children()] == [
+        "stem",
+        "stage1",
+        "stage2",
+        "pool",
+        "head",
+        "fc",
+    ]
+    # with no branch left, the path alone carries the input
+    for conv in (model.stage1.conv2, model.stage2.conv2):
         nn.init.zeros_(conv.weight)
     model.eval()
     x = torch.randn(2, 64, 8, 8).relu()

@@ -57,7 +57,10 @@ def lively(model: nn.Module) -> nn.Module:
 
 
 def loss_of(outputs: list[Tensor]) -> Tensor:
-    return sum((output.square().mean() for output in outputs if output.is_floating_point()), torch.zeros(()))
+    return sum(
+        (output.square().mean() for output in outputs if output.is_floating_point()),
+        torch.zeros(()),
+    )
 
 
 @every_member
@@ -74,13 +77,24 @@ def test_groups_are_proved_or_refused_by_name(row: Member) -> None:
 @every_member
 def test_every_layer_with_units_stands_in_a_group(row: Member) -> None:
     model, inputs = row.make()
-    named = {layer for group in discover(model, inputs).groups if group.level == "units" for layer in group.layers}
+    named = {
+        layer
+        for group in discover(model, inputs).groups
+        if group.level == "units"
+        for layer in group.layers
+    }
     first = {id(parameter): name for name, parameter in model.named_parameters()}
     for name, module in model.named_modules():
         depthwise = getattr(module, "groups", 1) > 1 and getattr(module, "groups", 1) == getattr(
             module, "in_channels", 0
         )
-        kinds = (nn.modules.conv._ConvNd, nn.Linear, nn.Embedding, nn.RNNBase, nn.MultiheadAttention)
+        kinds = (
+            nn.modules.conv._ConvNd,
+            nn.Linear,
+            nn.Embedding,
+            nn.RNNBase,
+            nn.MultiheadAttention,
+        )
         if isinstance(module, kinds) and not depthwise and "out_proj" not in name:
             weight = first.get(id(getattr(module, "weight", None)), "")
             assert name in named or weight.removesuffix(".weight") in named, name
@@ -98,7 +112,9 @@ def test_cut_equals_masked(row: Member, share: float) -> None:
     for count in (1, 5):
         rows = inputs.rows(count)
         outputs, masked = outputs_of(smaller, rows), masked_outputs(model, rows, coupling, keep)
-        assert [tensor.shape for tensor in outputs] == [tensor.shape for tensor in outputs_of(model, rows)]
+        assert [tensor.shape for tensor in outputs] == [
+            tensor.shape for tensor in outputs_of(model, rows)
+        ]
         assert relative_error(outputs, masked) <= TOLERANCE
 
 
@@ -109,7 +125,9 @@ def test_a_cut_in_two_steps_is_the_cut_at_once_of_what_was_trained_between(row: 
     coupling = discover(model, inputs)
     importance = Importance(model, coupling)
     fitting = {
-        group.key: next(name for name in ("structured", "neuron", "heads") if fits(name, group) is None)
+        group.key: next(
+            name for name in ("structured", "neuron", "heads") if fits(name, group) is None
+        )
         for group in units(coupling)
     }
     plan = Plan({key: Choice(name, 0.7) for key, name in fitting.items()})
@@ -122,8 +140,12 @@ def test_a_cut_in_two_steps_is_the_cut_at_once_of_what_was_trained_between(row: 
     twice = apply(model, coupling, plan, importance, after=half)
     once = apply(dense, coupling, plan, importance)
     assert twice.cuts and [cut.tensor for cut in twice.cuts] == [cut.tensor for cut in once.cuts]
-    assert relative_error(outputs_of(twice.model, inputs), outputs_of(once.model, inputs)) <= TOLERANCE
-    assert sum(p.numel() for p in half.model.parameters()) > sum(p.numel() for p in twice.model.parameters())
+    assert (
+        relative_error(outputs_of(twice.model, inputs), outputs_of(once.model, inputs)) <= TOLERANCE
+    )
+    assert sum(p.numel() for p in half.model.parameters()) > sum(
+        p.numel() for p in twice.model.parameters()
+    )
 
 
 def test_a_cut_that_keeps_a_unit_for_want_of_another_follows_no_earlier_one() -> None:
@@ -138,7 +160,8 @@ def test_a_cut_that_keeps_a_unit_for_want_of_another_follows_no_earlier_one() ->
 
     model, inputs = Part().eval(), Inputs.of(torch.randn(3, 6))
     with torch.no_grad():
-        order = torch.tensor([9.0, 10.0, 1.0, 2.0, 3.0, 4.0, 5.0, *range(11, 20)])  # the part that is read goes first
+        # the part that is read goes first
+        order = torch.tensor([9.0, 10.0, 1.0, 2.0, 3.0, 4.0, 5.0, *range(11, 20)])
         model.first.weight.copy_(order[:, None].expand(16, 6))
         model.first.bias.zero_()
         model.part.weight.fill_(0.01)
@@ -162,7 +185,9 @@ def test_each_group_alone_equals_masked(row: Member) -> None:
     for key, kept in draw(coupling, 0.5, seed=3).items():
         smaller = coupling.apply(model, {key: kept})
         assert (
-            relative_error(outputs_of(smaller, inputs), masked_outputs(model, inputs, coupling, {key: kept}))
+            relative_error(
+                outputs_of(smaller, inputs), masked_outputs(model, inputs, coupling, {key: kept})
+            )
             <= TOLERANCE
         )
 
@@ -171,7 +196,10 @@ def test_each_group_alone_equals_masked(row: Member) -> None:
 def test_model_is_untouched(row: Member) -> None:
     model, inputs = row.make()
     model.train()
-    before, state = copy.deepcopy(model.state_dict()), {name: id(tensor) for name, tensor in named_tensors(model)}
+    before, state = (
+        copy.deepcopy(model.state_dict()),
+        {name: id(tensor) for name, tensor in named_tensors(model)},
+    )
     given = [tensor.clone() for tensor in inputs.tensors()]
     random = torch.get_rng_state()
     coupling = discover(model, inputs)
@@ -190,7 +218,8 @@ def test_discovery_repeats(row: Member) -> None:
     first, second = discover(model, inputs), discover(model, inputs)
     assert first.groups == second.groups
     assert all(
-        torch.equal(a.units, b.units) and a.tensor == b.tensor for a, b in zip(first.slots, second.slots, strict=True)
+        torch.equal(a.units, b.units) and a.tensor == b.tensor
+        for a, b in zip(first.slots, second.slots, strict=True)
     )
 
 
@@ -205,7 +234,11 @@ def test_one_step_after_the_cut_moves_every_parameter(row: Member) -> None:
         if parameter.grad is not None and parameter.grad.abs().max() > 1e-6
     }
     before = {name: parameter.detach().clone() for name, parameter in smaller.named_parameters()}
-    moved = {name for name, parameter in stepped(smaller, inputs) if not torch.equal(parameter, before[name])}
+    moved = {
+        name
+        for name, parameter in stepped(smaller, inputs)
+        if not torch.equal(parameter, before[name])
+    }
     assert moving and moving <= moved
 
 
@@ -248,9 +281,14 @@ def test_half_of_the_units_is_about_half_to_three_quarters_of_the_parameters(
 ) -> None:
     model, inputs = member(name).make()
     coupling = discover(model, inputs)
-    choices = {group.key: Choice("structured" if "conv" in group.kinds else "neuron", 0.5) for group in units(coupling)}
+    choices = {
+        group.key: Choice("structured" if "conv" in group.kinds else "neuron", 0.5)
+        for group in units(coupling)
+    }
     pruned = apply(model, coupling, Plan(choices), Importance(model, coupling))
-    share = 1 - sum(p.numel() for p in pruned.model.parameters()) / sum(p.numel() for p in model.parameters())
+    share = 1 - sum(p.numel() for p in pruned.model.parameters()) / sum(
+        p.numel() for p in model.parameters()
+    )
     assert least <= share <= most
 
 
@@ -264,7 +302,9 @@ def test_tied_parameters_stay_tied(name: str) -> None:
     assert len({id(p) for p in dense_names.values()}) == len({id(p) for p in small_names.values()})
     for first in dense_names:
         for second in dense_names:
-            assert (dense_names[first] is dense_names[second]) == (small_names[first] is small_names[second])
+            assert (dense_names[first] is dense_names[second]) == (
+                small_names[first] is small_names[second]
+            )
 
 
 def test_shuffle_needs_the_same_places_of_each_half() -> None:
@@ -273,26 +313,34 @@ def test_shuffle_needs_the_same_places_of_each_half() -> None:
     keep = torch.tensor([True, False, False, True, False, True, True, False])
     cut_first = F.channel_shuffle(x[:, keep], 2).flatten()
     shuffled = F.channel_shuffle(x, 2).flatten()
-    assert not torch.equal(cut_first, shuffled[F.channel_shuffle(keep.float().view(1, 8, 1, 1), 2).flatten().bool()])
+    assert not torch.equal(
+        cut_first, shuffled[F.channel_shuffle(keep.float().view(1, 8, 1, 1), 2).flatten().bool()]
+    )
 
 
 def test_attributes_follow_the_cut() -> None:
     model, inputs = member("InvertedResidual").make()
     coupling = discover(model, inputs)
     smaller = coupling.apply(model, draw(coupling, 0.5, seed=1))
-    assert (smaller.expand.out_channels, smaller.depthwise.groups, smaller.depthwise.in_channels) == (9, 9, 9)
-    assert (smaller.wide.groups, smaller.wide.out_channels, smaller.last.in_channels, smaller.head.in_features) == (
-        6,
-        12,
-        12,
-        6,
-    )
+    assert (
+        smaller.expand.out_channels,
+        smaller.depthwise.groups,
+        smaller.depthwise.in_channels,
+    ) == (9, 9, 9)
+    assert (
+        smaller.wide.groups,
+        smaller.wide.out_channels,
+        smaller.last.in_channels,
+        smaller.head.in_features,
+    ) == (6, 12, 12, 6)
     assert (model.expand.out_channels, model.depthwise.groups) == (18, 18)
 
 
 def test_recurrent_and_attention_weights_stay_prunable() -> None:
     model, inputs = member("LSTM").make()
-    weights = {group.name for group in discover(model, inputs).prunable() if group.level == "weights"}
+    weights = {
+        group.name for group in discover(model, inputs).prunable() if group.level == "weights"
+    }
     assert {"rnn.weight_ih_l0", "rnn.weight_hh_l0", "hidden", "head"} <= weights
 
 

@@ -35,7 +35,10 @@ CONSUMERS = {
         (8, [("rnn.weight_hh_l0", 1), ("hidden.weight", 1)]),
         (10, [("head.weight", 1)]),
     ],
-    "Transformer": [(20, [("encoder.layers.0.linear2.weight", 1)]), (20, [("encoder.layers.1.linear2.weight", 1)])],
+    "Transformer": [
+        (20, [("encoder.layers.0.linear2.weight", 1)]),
+        (20, [("encoder.layers.1.linear2.weight", 1)]),
+    ],
 }
 
 # norms over the stream see a channel that goes, dead or not: there only these layers are pruned
@@ -54,9 +57,17 @@ def test_removing_the_dead_units_changes_nothing(name: str, criterion: str) -> N
                 parameters[tensor].index_fill_(dim, dead, 0.0)
     dense = outputs_of(model, inputs)
     batches = [(inputs.args, torch.randint(0, 3, (len(dense[0]),)))] * 2
-    plan = {pattern: {"technique": "neuron", "ratio": 0.5} for pattern in ONLY[name]} if name in ONLY else 0.5
-    pruned = autoprune.prune(model, inputs, plan, criterion=criterion, batches=batches, loss=F.cross_entropy)
-    assert sum(p.numel() for p in pruned.parameters()) < 0.8 * sum(p.numel() for p in model.parameters())
+    plan = (
+        {pattern: {"technique": "neuron", "ratio": 0.5} for pattern in ONLY[name]}
+        if name in ONLY
+        else 0.5
+    )
+    pruned = autoprune.prune(
+        model, inputs, plan, criterion=criterion, batches=batches, loss=F.cross_entropy
+    )
+    assert sum(p.numel() for p in pruned.parameters()) < 0.8 * sum(
+        p.numel() for p in model.parameters()
+    )
     error = relative_error(outputs_of(pruned, inputs), dense)
     if criterion == "taylor":
         assert error <= 1e-5

@@ -53,42 +53,62 @@ def _fused(block: Block, x: Tensor) -> Tensor:
     """Attention of three heads with query, key and value in one projection, its widths written down."""
     q, k, v = block.a(_tokens(x)).reshape(x.shape[0], -1, 3, 3, 4).permute(2, 0, 3, 1, 4)
     out = (q @ k.transpose(-2, -1) * 0.5).softmax(-1) @ v
-    return x + block.b(out.transpose(1, 2).reshape(x.shape[0], -1, 12)).transpose(1, 2).reshape(x.shape)
+    return x + block.b(out.transpose(1, 2).reshape(x.shape[0], -1, 12)).transpose(1, 2).reshape(
+        x.shape
+    )
 
 
 def _attention(block: Block, x: Tensor) -> Tensor:
     tokens = block.n(_tokens(x))
-    return x + block.a(tokens, tokens, tokens, need_weights=False)[0].transpose(1, 2).reshape(x.shape)
+    return x + block.a(tokens, tokens, tokens, need_weights=False)[0].transpose(1, 2).reshape(
+        x.shape
+    )
 
 
 BLOCKS: dict[str, Callable[[], nn.Module]] = {
     "plain": lambda: nn.Sequential(conv(WIDTH, WIDTH), nn.BatchNorm2d(WIDTH), nn.ReLU()),
-    "residual": lambda: Block(lambda m, x: F.relu(x + m.b(F.silu(m.a(x)))), a=conv(WIDTH, 8), b=conv(8, WIDTH)),
-    "concatenate": lambda: Block(lambda m, x: m.b(torch.cat([m.a(x), x], 1)), a=conv(WIDTH, 6), b=conv(18, WIDTH)),
-    "chunk": lambda: Block(lambda m, x: torch.cat([x.chunk(2, 1)[1], m.a(x.chunk(2, 1)[0])], 1), a=conv(6, 6)),
+    "residual": lambda: Block(
+        lambda m, x: F.relu(x + m.b(F.silu(m.a(x)))), a=conv(WIDTH, 8), b=conv(8, WIDTH)
+    ),
+    "concatenate": lambda: Block(
+        lambda m, x: m.b(torch.cat([m.a(x), x], 1)), a=conv(WIDTH, 6), b=conv(18, WIDTH)
+    ),
+    "chunk": lambda: Block(
+        lambda m, x: torch.cat([x.chunk(2, 1)[1], m.a(x.chunk(2, 1)[0])], 1), a=conv(6, 6)
+    ),
     "gate": lambda: Block(lambda m, x: m.a(torch.mul(*x.chunk(2, 1)).sigmoid()), a=conv(6, WIDTH)),
     "literal": lambda: Block(lambda m, x: torch.cat([x[:, 4:], m.a(x[:, :4])], 1), a=conv(4, 4)),
     "literal_half": lambda: Block(lambda m, x: torch.cat([torch.relu(x[:, :6]), x[:, 6:]], 1)),
     "swapped": lambda: Block(lambda m, x: torch.cat(x.split(6, 1)[::-1], 1)),
     "shuffle2": lambda: Block(lambda m, x: _shuffle(x, 2)),
     "shuffle3": lambda: nn.ChannelShuffle(3),
-    "depthwise": lambda: nn.Sequential(conv(WIDTH, WIDTH, WIDTH), nn.BatchNorm2d(WIDTH), nn.Hardswish()),
+    "depthwise": lambda: nn.Sequential(
+        conv(WIDTH, WIDTH, WIDTH), nn.BatchNorm2d(WIDTH), nn.Hardswish()
+    ),
     "grouped": lambda: nn.Sequential(conv(WIDTH, WIDTH, 3), nn.GELU()),
     "grouped2": lambda: conv(WIDTH, WIDTH, 2),
     "group_norm": lambda: nn.GroupNorm(3, WIDTH),
-    "layer_norm": lambda: Block(lambda m, x: m.a(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), a=nn.LayerNorm(WIDTH)),
+    "layer_norm": lambda: Block(
+        lambda m, x: m.a(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), a=nn.LayerNorm(WIDTH)
+    ),
     "squeeze": lambda: Block(
         lambda m, x: x * torch.sigmoid(m.b(F.relu(m.a(x.mean((2, 3))))))[..., None, None],
         a=nn.Linear(WIDTH, 5),
         b=nn.Linear(5, WIDTH),
     ),
     "recurrent": lambda: Block(_scanned, a=nn.GRU(WIDTH, WIDTH, 2, batch_first=True)),
-    "both_ways": lambda: Block(_scanned, a=nn.LSTM(WIDTH, WIDTH // 2, bidirectional=True, batch_first=True)),
+    "both_ways": lambda: Block(
+        _scanned, a=nn.LSTM(WIDTH, WIDTH // 2, bidirectional=True, batch_first=True)
+    ),
     "fused": lambda: Block(_fused, a=nn.Linear(WIDTH, 36), b=nn.Linear(12, WIDTH)),
-    "attention": lambda: Block(_attention, a=nn.MultiheadAttention(WIDTH, 4, batch_first=True), n=nn.LayerNorm(WIDTH)),
+    "attention": lambda: Block(
+        _attention, a=nn.MultiheadAttention(WIDTH, 4, batch_first=True), n=nn.LayerNorm(WIDTH)
+    ),
     "spatial": lambda: Block(lambda m, x: x * torch.sigmoid(m.a(x)), a=conv(WIDTH, 1)),
     "padded": lambda: Block(
-        lambda m, x: m.b(F.pad(m.a(x), (0, 0, 0, 0, 2, 1)) + x), a=conv(WIDTH, 9), b=conv(WIDTH, WIDTH)
+        lambda m, x: m.b(F.pad(m.a(x), (0, 0, 0, 0, 2, 1)) + x),
+        a=conv(WIDTH, 9),
+        b=conv(WIDTH, WIDTH),
     ),
     "softmax": lambda: Block(lambda m, x: x.softmax(1)),
     "rolled": lambda: Block(lambda m, x: x.roll(1, 1)),
@@ -106,7 +126,13 @@ class Chain(nn.Module):
         return self.head(self.blocks(self.stem(x)).mean((2, 3)))
 
 
-@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow], database=None)
+@settings(
+    max_examples=40,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow],
+    database=None,
+)
 @given(
     st.lists(st.sampled_from(sorted(BLOCKS)), min_size=1, max_size=5),
     st.sampled_from([0.2, 0.5, 0.8]),
@@ -125,9 +151,16 @@ def test_cut_equals_masked_or_is_refused(names: list[str], share: float, seed: i
     coupling = discover(model, inputs)
     groups = [group for group in coupling.groups if group.level == "units"]
     assert all(layer.refusal or layer.size >= 2 for layer in groups)
-    keep = {group.key: random_keep(coupling, group.key, share, seed) for group in groups if group.refusal is None}
+    keep = {
+        group.key: random_keep(coupling, group.key, share, seed)
+        for group in groups
+        if group.refusal is None
+    }
     smaller = coupling.apply(model, keep)
-    assert relative_error(outputs_of(smaller, inputs), masked_outputs(model, inputs, coupling, keep)) <= TOLERANCE
+    assert (
+        relative_error(outputs_of(smaller, inputs), masked_outputs(model, inputs, coupling, keep))
+        <= TOLERANCE
+    )
 
 
 def test_each_block_alone_is_cut_or_refused_as_it_should() -> None:

@@ -24,13 +24,20 @@ def halved(coupling: Coupling, share: float = 0.5) -> dict[str, Tensor]:
     return {group.key: random_keep(coupling, group.key, share) for group in groups}
 
 
-@pytest.mark.parametrize(("name", "cells"), [("LSTM", 1), ("deep", 6), ("laid_out_states", 1), ("packed_states", 2)])
+@pytest.mark.parametrize(
+    ("name", "cells"), [("LSTM", 1), ("deep", 6), ("laid_out_states", 1), ("packed_states", 2)]
+)
 def test_layers_and_directions_lose_the_same_count(name: str, cells: int) -> None:
     """Where states of all layers are added up, their units are the same; elsewhere each layer chooses its own."""
     model, inputs = member(name).make()
     coupling = discover(model, inputs)
     group = coupling.group("rnn:units")
-    assert (group.layers, group.kinds, group.size, group.cells) == (("rnn",), ("recurrent",), 8 * cells, cells)
+    assert (group.layers, group.kinds, group.size, group.cells) == (
+        ("rnn",),
+        ("recurrent",),
+        8 * cells,
+        cells,
+    )
     smaller = coupling.apply(model, halved(coupling, 0.25)).rnn
     assert (smaller.hidden_size, smaller.input_size) == (6, 4)
     assert {len(tensor) for tensor in smaller.parameters()} == {len(model.rnn.bias_ih_l0) * 6 // 8}
@@ -41,7 +48,10 @@ def test_hidden_units_stay_more_than_those_of_the_projection() -> None:
     """torch takes a state as wide as the hidden units for one without a projection."""
     model, inputs = member("projected").make()
     coupling = discover(model, inputs)
-    assert (coupling.group("rnn:units").shape, coupling.group("rnn.weight_hr_l0:units").shape) == ((16,), (12,))
+    assert (coupling.group("rnn:units").shape, coupling.group("rnn.weight_hr_l0:units").shape) == (
+        (16,),
+        (12,),
+    )
     smaller = coupling.apply(model, halved(coupling, 0.99)).rnn
     assert (smaller.hidden_size, smaller.proj_size) == (5, 1)
     alone = coupling.apply(model, {"rnn:units": halved(coupling, 0.99)["rnn:units"]}).rnn
@@ -53,7 +63,9 @@ def test_cells_follow_the_cut() -> None:
     coupling = discover(model, inputs)
     smaller = coupling.apply(model, halved(coupling))
     sizes = {
-        name: (cell.input_size, cell.hidden_size) for name, cell in smaller.named_children() if hasattr(cell, "bias_ih")
+        name: (cell.input_size, cell.hidden_size)
+        for name, cell in smaller.named_children()
+        if hasattr(cell, "bias_ih")
     }
     assert sizes == {"lstm": (3, 4), "gru": (4, 5), "rnn": (3, 3)}
     assert coupling.group("start:units").layers == ("start", "rnn")
@@ -74,7 +86,9 @@ def test_zeros_of_a_written_width_are_refused_with_what_torch_says() -> None:
 
 @pytest.mark.parametrize("name", slow_but(["cells"], ["last_states", "laid_out_states", "cells"]))
 @pytest.mark.parametrize("format", ["onnx", "program"])
-def test_a_cut_net_runs_from_its_file_at_two_batch_sizes(name: str, format: str, tmp_path: Path) -> None:
+def test_a_cut_net_runs_from_its_file_at_two_batch_sizes(
+    name: str, format: str, tmp_path: Path
+) -> None:
     model, inputs = member(name).make()
     coupling = discover(model, inputs)
     smaller = coupling.apply(model, halved(coupling))

@@ -12,7 +12,9 @@ from torch.utils.data import TensorDataset
 class Net(nn.Module):
     def __init__(self, width: int = 16, classes: int = 4) -> None:
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
+        )
         self.res1 = nn.Conv2d(width, width, 3, padding=1)
         self.res2 = nn.Conv2d(width, width, 3, padding=1)
         self.left = nn.Conv2d(width, width, 1)
@@ -33,7 +35,11 @@ class Net(nn.Module):
 
 class Named(Net):
     def forward(self, image: Tensor, scale: Tensor | None = None) -> dict[str, Tensor]:  # type: ignore[override]
-        return {"logits": super().forward(image if scale is None else image * scale[:, None, None, None])}
+        return {
+            "logits": super().forward(
+                image if scale is None else image * scale[:, None, None, None]
+            )
+        }
 
 
 def build(width: int = 16) -> nn.Module:
@@ -63,7 +69,10 @@ def data() -> dict[str, Any]:
 def named_data() -> dict[str, Any]:
     def batches(count: int, seed: int) -> list[dict[str, Tensor]]:
         pixels, labels = images(count, seed)
-        return [{"image": pixels[i], "scale": torch.tensor(1.0), "labels": labels[i]} for i in range(count)]
+        return [
+            {"image": pixels[i], "scale": torch.tensor(1.0), "labels": labels[i]}
+            for i in range(count)
+        ]
 
     return {"train": batches(200, 0), "validation": batches(100, 1)}
 

@@ -1,4 +1,5 @@
-"""The ONNX graphs that plans are cut out of, proved once for a model; what cannot be cut out is exported anew."""
+"""The ONNX graphs that plans are cut out of, proved once for a model; what cannot be cut out is
+exported anew."""
 
 from __future__ import annotations
 
@@ -19,13 +20,16 @@ __all__ = ["Graphs"]
 
 
 class Graphs:
-    """The graph of a dense model, and beside it that of its attention as it is once some of it is cut.
+    """The graph of a dense model, and beside it that of its attention as it is once some of it is
+    cut.
 
-    `note` says why no plan is cut out of them, or is None; `leaves_out`: whether plans without some blocks are.
+    `note` says why no plan is cut out of them, or is None; `leaves_out`: whether plans without some
+    blocks are.
     """
 
     def __init__(self, model: nn.Module, coupling: Coupling, inputs: Inputs, batch: int) -> None:
-        """Export what plans are cut out of, for `batch` inputs, and prove it on `inputs`, two at least.
+        """Export what plans are cut out of, for `batch` inputs, and prove it on `inputs`, two at
+        least.
 
         On random weights: zeros, and branches with a tiny scale, would hide an error.
         """
@@ -66,12 +70,17 @@ class Graphs:
         return self._slicers[0 if Attention.plain(cut) else -1]
 
     def _why_not(self, model: nn.Module, coupling: Coupling) -> str | None:
-        """Prove slicing once, on random units of all groups: the sliced graph must compute what the cut model does.
+        """Prove slicing once, on random units of all groups: the sliced graph must compute what the
+        cut model does.
 
         Where some groups leave attention as it is, of these alone as well.
         """
-        attention = {id(parameter) for module in Attention.plain(model) for parameter in module.parameters()}
-        inside = {name for name, parameter in model.named_parameters() if id(parameter) in attention}
+        attention = {
+            id(parameter) for module in Attention.plain(model) for parameter in module.parameters()
+        }
+        inside = {
+            name for name, parameter in model.named_parameters() if id(parameter) in attention
+        }
         units = [group.key for group in coupling.prunable() if group.level == "units"]
         keep = {key: telling_keep(coupling, key) for key in units}
         apart = {
@@ -79,10 +88,18 @@ class Graphs:
             for key, kept in keep.items()
             if inside and inside.isdisjoint(cut.tensor for cut in coupling.cuts({key: kept}))
         }
-        reason = self._mismatch(model, coupling, keep) or (self._mismatch(model, coupling, apart) if apart else None)
-        return f"every candidate is exported anew, which takes seconds each: {reason}" if reason else None
+        reason = self._mismatch(model, coupling, keep) or (
+            self._mismatch(model, coupling, apart) if apart else None
+        )
+        return (
+            f"every candidate is exported anew, which takes seconds each: {reason}"
+            if reason
+            else None
+        )
 
-    def _mismatch(self, model: nn.Module, coupling: Coupling, keep: Mapping[str, Tensor]) -> str | None:
+    def _mismatch(
+        self, model: nn.Module, coupling: Coupling, keep: Mapping[str, Tensor]
+    ) -> str | None:
         """Why this cut is not to be made in the graph, or None."""
         cuts, smaller = coupling.cuts(keep), coupling.apply(model, keep)
         slicer = self._slicer(smaller)
@@ -100,6 +117,8 @@ class Graphs:
             blocks = [group.key for group in groups if slicer.refuses([], group.layers) is None]
             keep = {key: torch.zeros(1, dtype=torch.bool) for key in blocks[::2]}
             removed = coupling.removed_blocks(keep)
-            return bool(removed) and slicer.verifies(coupling.apply(model, keep), [], removed=removed)
+            return bool(removed) and slicer.verifies(
+                coupling.apply(model, keep), [], removed=removed
+            )
 
         return all(proved(slicer) for slicer in self._slicers)

@@ -1,8 +1,9 @@
 """Recurrent cells in an exported ONNX graph, freed of the hidden size that is written into it.
 
-The exporter slices the gates out of each of torch's parameters to put them into ONNX's order, and makes the first
-state of zeros: bounds, shape and attribute hold the hidden size as a number. Here even slices become a split, and the
-rest is noted together with the parameter that shows the size, to be written anew for each cut.
+The exporter slices the gates out of each of torch's parameters to put them into ONNX's order, and
+makes the first state of zeros: bounds, shape and attribute hold the hidden size as a number. Here
+even slices become a split, and the rest is noted together with the parameter that shows the size,
+to be written anew for each cut.
 """
 
 from __future__ import annotations
@@ -22,9 +23,12 @@ Array = np.ndarray[Any, Any]
 
 
 class Cells:
-    """The recurrent cells of `proto`, whose initializers are `values`, those of the model's `parameters` among them."""
+    """The recurrent cells of `proto`, whose initializers are `values`, those of the model's
+    `parameters` among them."""
 
-    def __init__(self, proto: Any, values: Mapping[str, Array], parameters: Collection[str]) -> None:
+    def __init__(
+        self, proto: Any, values: Mapping[str, Array], parameters: Collection[str]
+    ) -> None:
         """Change `proto` so that `resize` is all that a cut needs."""
         self._values, self._parameters = values, parameters
         _split_gates(proto, values, parameters)
@@ -42,7 +46,8 @@ class Cells:
             _replace(proto, nodes)
 
     def resize(self, proto: Any) -> None:
-        """Write the hidden sizes of the parameters that `proto`, a copy of the graph after a cut, has."""
+        """Write the hidden sizes of the parameters that `proto`, a copy of the graph after a cut,
+        has."""
         from onnx import numpy_helper
 
         if not self._hidden:
@@ -59,7 +64,8 @@ class Cells:
                     attribute.i = size
 
     def _parameter(self, name: str) -> str | None:
-        """The parameter from which a cell's input is put together, the first of them; None where another node is."""
+        """The parameter from which a cell's input is put together, the first of them; None where
+        another node is."""
         while name not in self._parameters:
             node = self._made.get(name)
             if node is None or node.op_type not in ("Unsqueeze", "Concat", "Split", "Slice"):
@@ -68,10 +74,11 @@ class Cells:
         return name
 
     def _own_states(self, proto: Any, cell: Any, recurrence: str) -> list[Any]:
-        """Give a cell first states of its own, where they are made with its hidden size; the nodes that make them.
+        """Give a cell first states of its own, where they are made with its hidden size; the nodes
+        that make them.
 
-        In the exported graph cells of one hidden size share them. Runtimes drop what is left over, and find again what
-        is equal.
+        In the exported graph cells of one hidden size share them. Runtimes drop what is left over,
+        and find again what is equal.
         """
         from onnx import numpy_helper
 
@@ -81,7 +88,9 @@ class Cells:
             for node in (node for node in chain if node.output[0] not in copies):
                 copy = type(node).FromString(node.SerializeToString())
                 copy.name, copy.output[0] = "", f"{node.output[0]}.{_output(cell)}"
-                copy.input[:] = [copies[name].output[0] if name in copies else name for name in node.input]
+                copy.input[:] = [
+                    copies[name].output[0] if name in copies else name for name in node.input
+                ]
                 if node.op_type == "Concat":
                     copy.input[-1] = f"{copy.output[0]}.hidden"
                     stored = numpy_helper.from_array(self._values[node.input[-1]], copy.input[-1])
@@ -93,20 +102,26 @@ class Cells:
         return list(copies.values())
 
     def _chain(self, name: str) -> list[Any]:
-        """The nodes that make a first state of a constant, its shape ends in a number: Concat, Expand, Slices."""
+        """The nodes that make a first state of a constant, its shape ends in a number: Concat,
+        Expand, Slices."""
         nodes = []
         while name in self._made and self._made[name].op_type == "Slice":
             nodes.append(self._made[name])
             name = self._made[name].input[0]
         expand = self._made.get(name)
-        shape = self._made.get(expand.input[1]) if expand is not None and expand.op_type == "Expand" else None
+        shape = (
+            self._made.get(expand.input[1])
+            if expand is not None and expand.op_type == "Expand"
+            else None
+        )
         if shape is None or shape.op_type != "Concat" or shape.input[-1] not in self._values:
             return []
         return [shape, expand, *reversed(nodes)]
 
 
 def _split_gates(proto: Any, values: Mapping[str, Array], parameters: Collection[str]) -> None:
-    """Slices that together are all of a parameter, in even parts along its first dimension, become a split of it."""
+    """Slices that together are all of a parameter, in even parts along its first dimension, become
+    a split of it."""
     from onnx import helper
 
     slices: dict[str, list[Any]] = {}
@@ -144,8 +159,13 @@ def _replace(proto: Any, nodes: Iterable[Any]) -> None:
 
 
 def _bounds(node: Any, values: Mapping[str, Array]) -> tuple[int, int] | None:
-    """First row and the one after the last of a slice of the first dimension in steps of one; None for any other."""
-    given = [int(values[name].item()) for name in node.input[1:] if name in values and values[name].size == 1]
+    """First row and the one after the last of a slice of the first dimension in steps of one; None
+    for any other."""
+    given = [
+        int(values[name].item())
+        for name in node.input[1:]
+        if name in values and values[name].size == 1
+    ]
     if len(given) != len(node.input) - 1 or given[2:] not in ([0], [0, 1]):
         return None
     return given[0], min(given[1], values[node.input[0]].shape[0])

@@ -1,4 +1,5 @@
-"""Widths that the exporter wrote into an ONNX graph, replaced by what the tensors say, so that the graph can be cut."""
+"""Widths that the exporter wrote into an ONNX graph, replaced by what the tensors say, so that the
+graph can be cut."""
 
 from __future__ import annotations
 
@@ -14,13 +15,17 @@ __all__ = ["BATCH", "loose_shape", "loosen", "tighten"]
 BATCH = 1000003
 
 Array = np.ndarray[Any, Any]
-# Operators that read a parameter of a width: that is their output's second dimension, or where the parameter's stands.
+# Operators that read a parameter of a width: that is their output's second dimension, or where the
+# parameter's stands.
 _CHANNELS = ("Conv", "ConvTranspose", "BatchNormalization", "InstanceNormalization")
 _ELEMENTWISE = ("Add", "Sub", "Mul", "Div", "PRelu")
 
 
-def loosen(proto: Any, values: Mapping[str, Array], parameters: Collection[str]) -> dict[str, list[int]]:
-    """Free the widths of reshapes, even splits and zero biases in `proto`, whose initializers are `values`.
+def loosen(
+    proto: Any, values: Mapping[str, Array], parameters: Collection[str]
+) -> dict[str, list[int]]:
+    """Free the widths of reshapes, even splits and zero biases in `proto`, whose initializers are
+    `values`.
 
     Returns the shapes that were freed, by name of their initializers; see `tighten`.
     """
@@ -34,11 +39,19 @@ def loosen(proto: Any, values: Mapping[str, Array], parameters: Collection[str])
         if node.op_type == "Reshape" and second is not None and shapes.get(node.input[0]):
             before = shapes[node.input[0]]
             zero_is_zero = "allowzero" in given and given["allowzero"].i
-            width = _width(made, node.input[0], {name: values[name].shape for name in parameters}, len(before))
-            loose = None if zero_is_zero and 0 in second else loose_shape(before, second.tolist(), width)
+            width = _width(
+                made, node.input[0], {name: values[name].shape for name in parameters}, len(before)
+            )
+            loose = (
+                None
+                if zero_is_zero and 0 in second
+                else loose_shape(before, second.tolist(), width)
+            )
             if loose is not None:
                 node.input[1] = f"{node.input[1]}.{index}"
-                proto.graph.initializer.append(numpy_helper.from_array(np.array(loose, np.int64), node.input[1]))
+                proto.graph.initializer.append(
+                    numpy_helper.from_array(np.array(loose, np.int64), node.input[1])
+                )
                 del node.attribute[:]  # `allowzero` is the only one
                 loosened[node.input[1]] = loose
         elif node.op_type in ("Conv", "ConvTranspose") and len(node.input) > 2:
@@ -51,10 +64,11 @@ def loosen(proto: Any, values: Mapping[str, Array], parameters: Collection[str])
 
 
 def tighten(proto: Any, loosened: Mapping[str, Sequence[int]], batch: int) -> None:
-    """Write numbers into freed shapes of a cut graph, as the exporter would: runtimes make more of these.
+    """Write numbers into freed shapes of a cut graph, as the exporter would: runtimes make more of
+    these.
 
-    The parameters' lengths are those after the cut; their values are not read. Where a shape does not follow from them,
-    it stays free, and the batch in it, where it has one, is `batch`.
+    The parameters' lengths are those after the cut; their values are not read. Where a shape does
+    not follow from them, it stays free, and the batch in it, where it has one, is `batch`.
     """
     from onnx import numpy_helper, shape_inference
 
@@ -78,21 +92,31 @@ def tighten(proto: Any, loosened: Mapping[str, Sequence[int]], batch: int) -> No
         if node.op_type == "Reshape" and node.input[1] in loosened:
             shape = shapes.get(node.output[0], [0])
             if 0 in shape or sum(map(_multiple, shape)) > 1:
-                shape = [value // BATCH * batch if _multiple(value) else value for value in loosened[node.input[1]]]
+                shape = [
+                    value // BATCH * batch if _multiple(value) else value
+                    for value in loosened[node.input[1]]
+                ]
             numbers = [-1 if _multiple(value) else value for value in shape]
-            tensors[node.input[1]].CopyFrom(numpy_helper.from_array(np.array(numbers, np.int64), node.input[1]))
+            tensors[node.input[1]].CopyFrom(
+                numpy_helper.from_array(np.array(numbers, np.int64), node.input[1])
+            )
 
 
-def loose_shape(before: Sequence[int], shape: Sequence[int], width: int | None = None) -> list[int] | None:
-    """The shape of a Reshape, freed of widths: 0 copies a dimension, -1 takes what is left; None where it is no view.
+def loose_shape(
+    before: Sequence[int], shape: Sequence[int], width: int | None = None
+) -> list[int] | None:
+    """The shape of a Reshape, freed of widths: 0 copies a dimension, -1 takes what is left; None
+    where it is no view.
 
-    `before` is the dense input's shape with `BATCH` in place of the batch, `width` the dimension of it that a layer
-    before made, where that is known. Dimensions that stay in their place are copied. Of those that move, are split or
-    merged, one is freed: that with `width`, else the first, else what a batch is split into. Of a dimension that is
-    split it is the last part, (C, H, W) -> (g, C/g, H, W); of the last dimension of three or more it is that which
-    counts heads, (N, T, C) -> (N, T, heads, C/heads) or (N, T, 3C) -> (N, T, 3, heads, C/heads), while up to three
-    parts are queries, keys and values or gates, (N, T, 3C) -> (N, T, 3, C). Where batch and width both are open, the
-    batch remains, in multiples of `BATCH`. A wrong guess shows in `Slicer.proved`.
+    `before` is the dense input's shape with `BATCH` in place of the batch, `width` the dimension of
+    it that a layer before made, where that is known. Dimensions that stay in their place are
+    copied. Of those that move, are split or merged, one is freed: that with `width`, else the
+    first, else what a batch is split into. Of a dimension that is split it is the last part, (C, H,
+    W) -> (g, C/g, H, W); of the last dimension of three or more it is that which counts heads, (N,
+    T, C) -> (N, T, heads, C/heads) or (N, T, 3C) -> (N, T, 3, heads, C/heads), while up to three
+    parts are queries, keys and values or gates, (N, T, 3C) -> (N, T, 3, C). Where batch and width
+    both are open, the batch remains, in multiples of `BATCH`. A wrong guess shows in
+    `Slicer.proved`.
     """
     after = [before[place] if length == 0 else length for place, length in enumerate(shape)]
     if -1 in after:
@@ -110,7 +134,9 @@ def loose_shape(before: Sequence[int], shape: Sequence[int], width: int | None =
             free += [(2, out) for out in outs if len(ins) == 1 and out not in mixed]
         elif width in ins or len(ins) > 1 or len(outs) > 1:
             heads = (
-                len(ins) == 1 < len(outs) and ins[0] == len(before) - 1 >= 2 and (len(outs) > 2 or after[outs[0]] > 3)
+                len(ins) == 1 < len(outs)
+                and ins[0] == len(before) - 1 >= 2
+                and (len(outs) > 2 or after[outs[0]] > 3)
             )
             place = outs[-2] if heads else outs[-1] if len(ins) == 1 else outs[0]
             free.append((0 if width in ins else 1, place))
@@ -126,15 +152,19 @@ def _multiple(length: int) -> bool:
     return length > 0 and length % BATCH == 0
 
 
-def _width(made: Mapping[str, Any], name: str, parameters: Mapping[str, Sequence[int]], rank: int) -> int | None:
-    """The dimension of a value that a parameter decides, where the node that made it reads one, as it is or transposed.
+def _width(
+    made: Mapping[str, Any], name: str, parameters: Mapping[str, Sequence[int]], rank: int
+) -> int | None:
+    """The dimension of a value that a parameter decides, where the node that made it reads one, as
+    it is or transposed.
 
     `made`: the node that made each value; `parameters`: their shapes.
     """
     node = made.get(name)
     inputs = node.input if node is not None else ()
     read = [
-        made[source].input[0] if source in made and made[source].op_type == "Transpose" else source for source in inputs
+        made[source].input[0] if source in made and made[source].op_type == "Transpose" else source
+        for source in inputs
     ]
     known = [value for value in read if value in parameters]
     if node is None or not known:
@@ -148,7 +178,8 @@ def _width(made: Mapping[str, Any], name: str, parameters: Mapping[str, Sequence
 
 
 def _blocks(before: Sequence[int], after: Sequence[int]) -> Iterator[tuple[list[int], list[int]]]:
-    """Places of `before` and of `after` that hold the same elements, in the finest partition, as a view pairs them."""
+    """Places of `before` and of `after` that hold the same elements, in the finest partition, as a
+    view pairs them."""
     i = j = 0
     while i < len(before) and j < len(after):
         ins, outs, left, right = [i], [j], before[i], after[j]
@@ -164,15 +195,20 @@ def _blocks(before: Sequence[int], after: Sequence[int]) -> Iterator[tuple[list[
 
 
 def _shapes(proto: Any) -> dict[str, list[int]]:
-    """Shapes of the graph's values, as far as they are numbers and multiples of the batch (`BATCH`)."""
+    """Shapes of the graph's values, as far as they are numbers and multiples of the batch
+    (`BATCH`)."""
     dims = {
         value.name: value.type.tensor_type.shape.dim
         for value in (*proto.graph.input, *proto.graph.value_info, *proto.graph.output)
     }
-    symbols = [dim.dim_param for value in proto.graph.input for dim in dims[value.name] if dim.dim_param]
+    symbols = [
+        dim.dim_param for value in proto.graph.input for dim in dims[value.name] if dim.dim_param
+    ]
     found = {}
     for name, shape in dims.items():
-        known = [_length(dim.dim_param, symbols) if dim.dim_param else dim.dim_value for dim in shape]
+        known = [
+            _length(dim.dim_param, symbols) if dim.dim_param else dim.dim_value for dim in shape
+        ]
         if known and all(known):
             found[name] = known
     return found
@@ -180,5 +216,8 @@ def _shapes(proto: Any) -> dict[str, list[int]]:
 
 def _length(term: str, symbols: Collection[str]) -> int:
     """`s77` -> BATCH, `16*s77` -> 16 * BATCH; 0 for what is neither."""
-    factors = [BATCH if value in symbols else int(value) if value.isdecimal() else 0 for value in term.split("*")]
+    factors = [
+        BATCH if value in symbols else int(value) if value.isdecimal() else 0
+        for value in term.split("*")
+    ]
     return math.prod(factors) if factors.count(BATCH) == 1 else 0

@@ -1,9 +1,11 @@
-"""A plan's ONNX graph, cut out of the dense one in milliseconds, without building and exporting the model.
+"""A plan's ONNX graph, cut out of the dense one in milliseconds, without building and exporting the
+model.
 
-The dense model is exported once, every parameter an initializer of its own. A cut then compresses initializers, adapts
-the few places where a width is written down (`group` of a depthwise convolution, shapes of Reshape in `reshapes.py`,
-recurrent cells in `recurrent.py`), and nothing else; blocks that go are left out (`skip_blocks.py`).
-What a graph writes down beyond that (Slice bounds, uneven Split sizes, unrolled cells) is refused or shows in `proved`.
+The dense model is exported once, every parameter an initializer of its own. A cut then compresses
+initializers, adapts the few places where a width is written down (`group` of a depthwise
+convolution, shapes of Reshape in `reshapes.py`, recurrent cells in `recurrent.py`), and nothing
+else; blocks that go are left out (`skip_blocks.py`). What a graph writes down beyond that (Slice
+bounds, uneven Split sizes, unrolled cells) is refused or shows in `proved`.
 """
 
 from __future__ import annotations
@@ -27,11 +29,12 @@ from autoprune.task import Inputs
 __all__ = ["Slicer", "export"]
 
 Array = np.ndarray[Any, Any]
-# Operators that may read a parameter whose width changes, because they take widths from their inputs.
+# Operators that may read a parameter whose width changes, because they take widths from their
+# inputs.
 _FREE_NAMES = """
-    Conv ConvTranspose Gemm MatMul Transpose BatchNormalization LayerNormalization RMSNormalization
-    InstanceNormalization Mul Add Sub Div Gather PRelu Unsqueeze Cast CastLike Identity Concat Sqrt Reciprocal Neg
-    Abs Exp Softplus Sigmoid Tanh
+    Conv ConvTranspose Gemm MatMul Transpose BatchNormalization LayerNormalization
+    RMSNormalization InstanceNormalization Mul Add Sub Div Gather PRelu Unsqueeze Cast CastLike
+    Identity Concat Sqrt Reciprocal Neg Abs Exp Softplus Sigmoid Tanh
 """
 _FREE = frozenset((*_FREE_NAMES.split(), *RECURRENT))
 
@@ -48,14 +51,16 @@ def export(model: nn.Module, inputs: Inputs) -> bytes:
 class Slicer:
     """The dense model's ONNX graph, and cuts of it.
 
-    `reason` says why this model cannot be sliced, or is None; `refuses` the same for given cuts and removed blocks.
-    `dense` is the same work as `export`'s, whose file has `apart` bytes more, as recurrent cells are written otherwise.
-    A graph that splits batch and width in one Reshape runs with `batch` inputs, others with any number. Raises
-    ModelError where the dense model cannot be exported.
+    `reason` says why this model cannot be sliced, or is None; `refuses` the same for given cuts and
+    removed blocks. `dense` is the same work as `export`'s, whose file has `apart` bytes more, as
+    recurrent cells are written otherwise. A graph that splits batch and width in one Reshape runs
+    with `batch` inputs, others with any number. Raises ModelError where the dense model cannot be
+    exported.
     """
 
     def __init__(self, model: nn.Module, inputs: Inputs, batch: int = 1) -> None:
-        """Export `model`, on the CPU; 1-5 s. `inputs` are at least two, so that their number is not written down."""
+        """Export `model`, on the CPU; 1-5 s. `inputs` are at least two, so that their number is not
+        written down."""
         from onnx import numpy_helper
 
         proto = onnx_model(model, inputs, shapes=True)
@@ -65,8 +70,15 @@ class Slicer:
         self._names = {aliases[name]: name for name in values if name in aliases}
         self._values = {name: values[name] for name in self._names.values()}
         self._inputs, self._batch = inputs, batch
-        shapes = {name: tuple(tensor.shape) for name, tensor in (*model.named_parameters(), *model.named_buffers())}
-        other = [name for name, stored in self._names.items() if self._values[stored].shape != shapes[name]]
+        shapes = {
+            name: tuple(tensor.shape)
+            for name, tensor in (*model.named_parameters(), *model.named_buffers())
+        }
+        other = [
+            name
+            for name, stored in self._names.items()
+            if self._values[stored].shape != shapes[name]
+        ]
         if other:
             self.reason = f"the exporter changed the shapes of {', '.join(other[:5])}"
             self._exported: bytes = strip(proto).SerializeToString()
@@ -87,7 +99,8 @@ class Slicer:
         return self._exported if self.reason else self.cut([])
 
     def fill(self, model: nn.Module) -> None:
-        """Take the values of another model of the same shapes: random ones prove more than zeros do."""
+        """Take the values of another model of the same shapes: random ones prove more than zeros
+        do."""
         if self.reason:
             return
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
@@ -109,7 +122,10 @@ class Slicer:
             touched = cut_names.intersection(node.input)
             even = node.op_type == "Split" and len(node.input) == 1
             if touched and not even and node.op_type not in _FREE:
-                return f"{min(touched)} is read by {node.op_type}, whose widths are written into the graph"
+                return (
+                    f"{min(touched)} is read by {node.op_type}, whose widths are written into "
+                    "the graph"
+                )
         return None
 
     def cut(
@@ -119,18 +135,26 @@ class Slicer:
         removed: Sequence[str] = (),
         batch: int | None = None,
     ) -> bytes:
-        """The ONNX file of the model with `cuts` applied, then `zeros` multiplied in (True keeps; in the cut shapes).
+        """The ONNX file of the model with `cuts` applied, then `zeros` multiplied in (True keeps;
+        in the cut shapes).
 
-        Without the blocks that are `removed`; for another `batch` than the slicer's, where given. Parameters that the
-        graph does not read are passed over. Raises ModelError where `refuses(cuts, removed)`.
+        Without the blocks that are `removed`; for another `batch` than the slicer's, where given.
+        Parameters that the graph does not read are passed over. Raises ModelError where
+        `refuses(cuts, removed)`.
         """
         if (refusal := self.refuses(cuts, removed)) is not None:
-            raise ModelError(f"this plan's graph cannot be sliced: {refusal}; export the model instead")
+            raise ModelError(
+                f"this plan's graph cannot be sliced: {refusal}; export the model instead"
+            )
         by_name: dict[str, list[Cut]] = {}
         for cut in cuts:
             if cut.tensor in self._names:
                 by_name.setdefault(self._names[cut.tensor], []).append(cut)
-        keeps = {self._names[name]: keep.numpy() for name, keep in (zeros or {}).items() if name in self._names}
+        keeps = {
+            self._names[name]: keep.numpy()
+            for name, keep in (zeros or {}).items()
+            if name in self._names
+        }
         proto = copy.deepcopy(self._skeleton)
         if removed:
             self._spans.bypass(proto, removed)
@@ -162,9 +186,11 @@ class Slicer:
         zeros: Mapping[str, Tensor] | None = None,
         removed: Sequence[str] = (),
     ) -> bool:
-        """Whether the sliced graph gives the outputs of the cut torch `model`: max|a-b| / max|a| at most 1e-4.
+        """Whether the sliced graph gives the outputs of the cut torch `model`: max|a-b| / max|a| at
+        most 1e-4.
 
-        The batch differs from the one exported, so that a batch written into the graph shows as well.
+        The batch differs from the one exported, so that a batch written into the graph shows as
+        well.
         """
         if self.refuses(cuts, removed) is not None:
             return False
@@ -175,10 +201,13 @@ class Slicer:
                 expected = [tensor.numpy() for tensor in outputs_of(inputs.call(model))]
         except Exception:  # the runtime's own kinds, the model's; what does not run is not proved
             return False
-        return len(found) == len(expected) and all(_close(a, b) for a, b in zip(expected, found, strict=True))
+        return len(found) == len(expected) and all(
+            _close(a, b) for a, b in zip(expected, found, strict=True)
+        )
 
     def _follow_groups(self, proto: Any) -> None:
-        """Depthwise convolutions have as many groups as input channels; other convolutions keep theirs."""
+        """Depthwise convolutions have as many groups as input channels; other convolutions keep
+        theirs."""
         shapes = {tensor.name: tuple(tensor.dims) for tensor in proto.graph.initializer}
         for node in proto.graph.node:
             if node.op_type not in ("Conv", "ConvTranspose") or node.input[1] not in self._values:
@@ -186,7 +215,9 @@ class Slicer:
             before, after = self._values[node.input[1]].shape, shapes[node.input[1]]
             for attribute in node.attribute:
                 if attribute.name == "group" and attribute.i > 1:
-                    depthwise = before[1] == 1 if node.op_type == "Conv" else before[0] == attribute.i
+                    depthwise = (
+                        before[1] == 1 if node.op_type == "Conv" else before[0] == attribute.i
+                    )
                     attribute.i = attribute.i * after[0] // before[0] if depthwise else attribute.i
 
 
@@ -196,7 +227,9 @@ def _compress(value: Array, cut: Cut) -> Array:
     if cut.groups == 1:
         return np.compress(keep, value, axis=cut.dim)
     rows, keeps = np.split(value, cut.groups, axis=0), np.split(keep, cut.groups)
-    return np.concatenate([np.compress(part, row, axis=cut.dim) for row, part in zip(rows, keeps, strict=True)])
+    return np.concatenate(
+        [np.compress(part, row, axis=cut.dim) for row, part in zip(rows, keeps, strict=True)]
+    )
 
 
 def _run(content: bytes, inputs: Inputs) -> list[Array]:

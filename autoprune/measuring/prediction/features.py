@@ -1,4 +1,5 @@
-"""What a plan leaves of each layer of a model, as numbers that explain latency: work, data moved, staircases."""
+"""What a plan leaves of each layer of a model, as numbers that explain latency: work, data moved,
+staircases."""
 
 from __future__ import annotations
 
@@ -21,15 +22,21 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 
 STEPS = (4, 8, 16, 32)  # lengths of the vectors and blocks that kernels are made for
 SMOOTH_TERMS = ("call", "work", "rows", "columns", "root", "written", "read")
-STEP_TERMS = tuple(f"{term} {step}" for step in STEPS for term in ("blocks", "rows off", "columns off", "unaligned"))
+STEP_TERMS = tuple(
+    f"{term} {step}"
+    for step in STEPS
+    for term in ("blocks", "rows off", "columns off", "unaligned")
+)
 TERMS = SMOOTH_TERMS + STEP_TERMS
 
 
 @dataclass(frozen=True)
 class Operation:
-    """One weight tensor at work: (rows, columns, ...), applied at `positions` places; `work` is multiply-adds.
+    """One weight tensor at work: (rows, columns, ...), applied at `positions` places; `work` is
+    multiply-adds.
 
-    Each width is `fixed + sum(share[group] * width of the group)`; `kind` names operations that run in the same way.
+    Each width is `fixed + sum(share[group] * width of the group)`; `kind` names operations that run
+    in the same way.
     """
 
     tensor: str
@@ -56,9 +63,17 @@ def operations(coupling: Coupling, model: nn.Module, inputs: Inputs) -> list[Ope
         slots[place] = slot.groups, torch.where(before >= 0, before, slot.units)
     found = []
     for name, tensor in model.named_parameters():
-        owner = name.partition(".parametrizations.")[0] if ".parametrizations." in name else name.rpartition(".")[0]
+        owner = (
+            name.partition(".parametrizations.")[0]
+            if ".parametrizations." in name
+            else name.rpartition(".")[0]
+        )
         module = model.get_submodule(owner)
-        if tensor.dim() < 2 or isinstance(module, (nn.Embedding, nn.EmbeddingBag)) or owner not in places:
+        if (
+            tensor.dim() < 2
+            or isinstance(module, (nn.Embedding, nn.EmbeddingBag))
+            or owner not in places
+        ):
             continue
         rows, columns, positions = tensor.shape[0], tensor.shape[1], places[owner]
         found.append(
@@ -79,7 +94,8 @@ def operations(coupling: Coupling, model: nn.Module, inputs: Inputs) -> list[Ope
 
 
 class Features:
-    """What widths come to, as numbers that explain latency; what all plans have in common is worked out once.
+    """What widths come to, as numbers that explain latency; what all plans have in common is worked
+    out once.
 
     `groups` are the dense widths by group, in the order of the columns of `widths` below.
     """
@@ -87,44 +103,73 @@ class Features:
     def __init__(self, operations: Sequence[Operation], groups: Mapping[str, int]) -> None:
         self._sizes = np.array(list(groups.values()), float)
         self._dense = [
-            np.array([getattr(operation, side) for operation in operations], float) for side in ("rows", "columns")
+            np.array([getattr(operation, side) for operation in operations], float)
+            for side in ("rows", "columns")
         ]
         self._lost = [
-            np.array([[shares.get(key, 0.0) for shares in value] for key in groups]).reshape(len(groups), len(value))
-            for value in ([it.row_shares for it in operations], [it.column_shares for it in operations])
+            np.array([[shares.get(key, 0.0) for shares in value] for key in groups]).reshape(
+                len(groups), len(value)
+            )
+            for value in (
+                [it.row_shares for it in operations],
+                [it.column_shares for it in operations],
+            )
         ]
         self._work, self._written, self._read = (
-            _normal([getattr(operation, name) for operation in operations]) for name in ("work", "written", "read")
+            _normal([getattr(operation, name) for operation in operations])
+            for name in ("work", "written", "read")
         )
-        self._depthwise = np.array([operation.kind.startswith("depthwise") for operation in operations])
+        self._depthwise = np.array(
+            [operation.kind.startswith("depthwise") for operation in operations]
+        )
         self._blocks = [operation.block for operation in operations]
 
     def widths(self, widths: Array) -> tuple[Array, Array]:
-        """(plans, groups) -> rows and columns of each operation, both (plans, operations), at least 1."""
+        """(plans, groups) -> rows and columns of each operation, both (plans, operations), at least
+        1."""
         lost = self._sizes - widths
         rows, columns = (
-            np.maximum(np.round(dense - lost @ each), 1.0) for dense, each in zip(self._dense, self._lost, strict=True)
+            np.maximum(np.round(dense - lost @ each), 1.0)
+            for dense, each in zip(self._dense, self._lost, strict=True)
         )
         return rows, columns
 
     def __call__(self, widths: Array, gone: Sequence[Sequence[str]]) -> Array:
-        """(plans, groups) widths, and the blocks that each plan removes -> (plans, terms, operations).
+        """(plans, groups) widths, and the blocks that each plan removes -> (plans, terms,
+        operations).
 
-        A term of the dense model adds up to 1 over the operations wherever it is not about widths that are off a step.
+        A term of the dense model adds up to 1 over the operations wherever it is not about widths
+        that are off a step.
         """
         (rows, columns), dense = self.widths(widths), self._dense
         work, written, read = self._work, self._written, self._read
         a, b = rows / dense[0], columns / dense[1]
-        terms = [np.ones_like(a) / len(work), work * a * b, work * a, work * b, work * np.sqrt(a * b)]
+        terms = [
+            np.ones_like(a) / len(work),
+            work * a * b,
+            work * a,
+            work * b,
+            work * np.sqrt(a * b),
+        ]
         terms += [written * a, read * np.where(self._depthwise, a, b)]
         for step in STEPS:
-            off_rows, off_columns = rows % step != 0, np.where(self._depthwise, False, columns % step != 0)
-            up = _steps(rows, step) / _steps(dense[0], step) * _steps(columns, step) / _steps(dense[1], step)
+            off_rows, off_columns = (
+                rows % step != 0,
+                np.where(self._depthwise, False, columns % step != 0),
+            )
+            up = (
+                _steps(rows, step)
+                / _steps(dense[0], step)
+                * _steps(columns, step)
+                / _steps(dense[1], step)
+            )
             terms += [work * up, work * a * b * off_rows, work * a * b * off_columns]
             terms += [(written * a + read * b) / 2 * (off_rows | off_columns)]
         found = np.stack(terms, 1)
         if any(gone):
-            stays = np.array([[block not in blocks for block in self._blocks] for blocks in gone], float)
+            stays = np.array(
+                [[block not in blocks for block in self._blocks] for blocks in gone], float
+            )
             found = found * stays[:, None, :]
         return np.asarray(found)
 
@@ -153,7 +198,13 @@ def _kind(module: nn.Module, tensor: Tensor) -> str:
     if not isinstance(module, nn.modules.conv._ConvNd):
         return name
     area, stride = math.prod(tensor.shape[2:]), max(module.stride)
-    grouped = "" if module.groups == 1 else "depthwise " if module.groups == module.in_channels else "grouped "
+    grouped = (
+        ""
+        if module.groups == 1
+        else "depthwise "
+        if module.groups == module.in_channels
+        else "grouped "
+    )
     return f"{grouped}{name} {'1' if area == 1 else 'k'} stride {stride}"
 
 
@@ -162,7 +213,9 @@ def _places(model: nn.Module, inputs: Inputs) -> dict[str, int]:
     found: dict[str, int] = {}
     handles = []
     for name, module in model.named_modules():
-        if any(True for _ in module.parameters(recurse=False)) or isinstance(module, nn.MultiheadAttention):
+        if any(True for _ in module.parameters(recurse=False)) or isinstance(
+            module, nn.MultiheadAttention
+        ):
             handles.append(module.register_forward_hook(_counter(name, found)))
     try:
         with plain_forward(model):
@@ -174,10 +227,15 @@ def _places(model: nn.Module, inputs: Inputs) -> dict[str, int]:
 
 
 def _inner(model: nn.Module, found: Mapping[str, int]) -> Iterator[tuple[str, int]]:
-    """Modules whose weights the module around them uses without calling them, as attention its output's."""
+    """Modules whose weights the module around them uses without calling them, as attention its
+    output's."""
     for name, module in model.named_modules():
         outer = name.rpartition(".")[0]
-        if name not in found and outer in found and any(True for _ in module.parameters(recurse=False)):
+        if (
+            name not in found
+            and outer in found
+            and any(True for _ in module.parameters(recurse=False))
+        ):
             yield name, found[outer]
 
 

@@ -1,9 +1,11 @@
-"""Bayesian regression of latency on the features of operations: a Gaussian process with a kernel for each term.
+"""Bayesian regression of latency on the features of operations: a Gaussian process with a kernel
+for each term.
 
-What a term costs is the same for all operations, but for what differs by kind and by single operation: three levels,
-each with a variance, as has each term; the likelihood of the measurements chooses them (Rasmussen & Williams 2006, ch.
-2 and 5). A term that explains nothing ends with a variance near zero: so those steps are found that the device has.
-What the terms leave over is alike in plans of like widths. All errors are relative to the latency.
+What a term costs is the same for all operations, but for what differs by kind and by single
+operation: three levels, each with a variance, as has each term; the likelihood of the measurements
+chooses them (Rasmussen & Williams 2006, ch. 2 and 5). A term that explains nothing ends with a
+variance near zero: so those steps are found that the device has. What the terms leave over is alike
+in plans of like widths. All errors are relative to the latency.
 """
 
 from __future__ import annotations
@@ -32,8 +34,8 @@ _FLOOR = 1e-3  # of dense: no latency is below
 
 @dataclass(frozen=True)
 class Measured:
-    """Plans and their latency: features (plans, terms, operations), share left of each group (plans, groups), ratios to
-    dense (plans,), and the relative standard errors of these.
+    """Plans and their latency: features (plans, terms, operations), share left of each group
+    (plans, groups), ratios to dense (plans,), and the relative standard errors of these.
     """
 
     features: Array
@@ -48,11 +50,14 @@ class Measured:
 
     def only(self, rows: Array | slice) -> Measured:
         """Some of the plans."""
-        return Measured(self.features[rows], self.shares[rows], self.ratios[rows], self.errors[rows])
+        return Measured(
+            self.features[rows], self.shares[rows], self.ratios[rows], self.errors[rows]
+        )
 
 
 def prior(terms: int, smooth: int) -> Array:
-    """Logarithms of standard deviations before anything is measured: (terms + 3 levels + remainder, its length, noise).
+    """Logarithms of standard deviations before anything is measured: (terms + 3 levels + remainder,
+    its length, noise).
 
     The first `smooth` terms are work and traffic; the others, steps in the width, start smaller.
     """
@@ -74,19 +79,23 @@ def fit(measured: Measured, kinds: Sequence[int], start: Array) -> Array:
 
     def cost(logs: Array) -> tuple[float, Array]:
         value, slope = _unlikely(logs, grams, apart, measured.ratios / rough, measured.errors)
-        return value + 0.5 * float((((logs - start) / sure) ** 2).sum()), slope + (logs - start) / sure**2
+        return value + 0.5 * float((((logs - start) / sure) ** 2).sum()), slope + (
+            logs - start
+        ) / sure**2
 
     bounds = np.stack([start - 4 * sure, np.minimum(start + 4 * sure, _MOST)], 1)
     bounds[-1, 0] = np.log(_QUIET)
-    found = minimize(cost, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": _ITERATIONS})
+    found = minimize(
+        cost, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": _ITERATIONS}
+    )
     return np.asarray(found.x, float)
 
 
 def spread(measured: Measured, kinds: Sequence[int], start: Array) -> float:
     """How much wider intervals must be than the model itself says: at least 1.25.
 
-    Everything is fitted anew to four fifths of the plans, five times; the factor covers 95 % of what was left out. The
-    first plan, which is the dense model, is never left out.
+    Everything is fitted anew to four fifths of the plans, five times; the factor covers 95 % of
+    what was left out. The first plan, which is the dense model, is never left out.
     """
     count = len(measured.ratios)
     if count <= 2 * _FOLDS:
@@ -95,7 +104,10 @@ def spread(measured: Measured, kinds: Sequence[int], start: Array) -> float:
     for fold in range(_FOLDS):
         out = np.array([row > 0 and row % _FOLDS == fold for row in range(count)])
         seen, left = measured.only(~out), measured.only(out)
-        posterior, asked = Posterior(seen, kinds, fit(seen, kinds, start)), (left.features, left.shares)
+        posterior, asked = (
+            Posterior(seen, kinds, fit(seen, kinds, start)),
+            (left.features, left.shares),
+        )
         off.append(np.abs(left.ratios - posterior.mean(*asked)) / posterior.deviation(*asked))
     return max(_LEAST, float(np.quantile(np.concatenate(off), 0.95)) / 1.96)
 
@@ -112,8 +124,12 @@ class Posterior:
         found = measured.ratios / measured.rough
         self._known = self._scale_features(measured.features) / measured.rough[:, None]
         covariance = self._known @ self._known.T + self._alike(measured.shares)
-        covariance[np.diag_indices_from(covariance)] += np.exp(2 * logs[-1]) + (measured.errors * found) ** 2
-        self._inverse = np.asarray(cho_solve(cho_factor(covariance, lower=True), np.eye(len(covariance))))
+        covariance[np.diag_indices_from(covariance)] += (
+            np.exp(2 * logs[-1]) + (measured.errors * found) ** 2
+        )
+        self._inverse = np.asarray(
+            cho_solve(cho_factor(covariance, lower=True), np.eye(len(covariance)))
+        )
         self._weights = self._inverse @ found
 
     def mean(self, features: Array, shares: Array) -> Array:
@@ -121,28 +137,37 @@ class Posterior:
         return np.maximum(self._cross(features, shares) @ self._weights, _FLOOR)
 
     def deviation(self, features: Array, shares: Array) -> Array:
-        """(plans, terms, operations), (plans, groups) -> standard deviation of a measurement of the ratio."""
+        """(plans, terms, operations), (plans, groups) -> standard deviation of a measurement of the
+        ratio."""
         cross, rough = self._cross(features, shares), _rough(features)
         own = (self._scale_features(features) ** 2).sum(1) + rough**2 * np.exp(2 * self._logs[-3])
-        left = np.maximum(own - np.einsum("pn,nm,pm->p", cross, self._inverse, cross, optimize=True), 0.0)
+        left = np.maximum(
+            own - np.einsum("pn,nm,pm->p", cross, self._inverse, cross, optimize=True), 0.0
+        )
         return np.asarray(np.sqrt(left + np.exp(2 * self._logs[-1]) * rough**2))
 
     def _cross(self, features: Array, shares: Array) -> Array:
         return np.asarray(
-            self._scale_features(features) @ self._known.T + _rough(features)[:, None] * self._alike(shares)
+            self._scale_features(features) @ self._known.T
+            + _rough(features)[:, None] * self._alike(shares)
         )
 
     def _scale_features(self, features: Array) -> Array:
         levels = zip(_levels(features, self._kinds), self._scales, strict=True)
-        return np.concatenate([(level * scale).reshape(len(features), -1) for level, scale in levels], 1)
+        return np.concatenate(
+            [(level * scale).reshape(len(features), -1) for level, scale in levels], 1
+        )
 
     def _alike(self, shares: Array) -> Array:
         amount, length = np.exp(2 * self._logs[-3]), np.exp(-2 * self._logs[-2])
         return np.asarray(amount * np.exp(-0.5 * length * _apart(shares, self._shares)))
 
 
-def _unlikely(logs: Array, grams: Array, apart: Array, found: Array, errors: Array) -> tuple[float, Array]:
-    """Negative log likelihood of what was `found` (n,), and its gradient; `grams` (levels, terms, n, n)."""
+def _unlikely(
+    logs: Array, grams: Array, apart: Array, found: Array, errors: Array
+) -> tuple[float, Array]:
+    """Negative log likelihood of what was `found` (n,), and its gradient; `grams` (levels, terms,
+    n, n)."""
     from scipy.linalg import cho_factor, cho_solve
 
     terms, slope = grams.shape[1], np.empty_like(logs)
@@ -150,7 +175,9 @@ def _unlikely(logs: Array, grams: Array, apart: Array, found: Array, errors: Arr
     amount, length, noise = np.exp(2 * logs[-3]), np.exp(-2 * logs[-2]), np.exp(2 * logs[-1])
     by_term = np.tensordot(level, grams, (0, 0))
     alike = amount * np.exp(-0.5 * length * apart)
-    covariance = np.tensordot(term, by_term, (0, 0)) + alike + np.diag(noise + (errors * found) ** 2)
+    covariance = (
+        np.tensordot(term, by_term, (0, 0)) + alike + np.diag(noise + (errors * found) ** 2)
+    )
     factor = cho_factor(covariance, lower=True)
     inverse = cho_solve(factor, np.eye(len(errors)))
     weights = inverse @ found
@@ -169,7 +196,8 @@ def _rough(features: Array) -> Array:
 
 
 def _levels(features: Array, kinds: Sequence[int]) -> list[Array]:
-    """(plans, terms, operations) -> summed over all operations, over those of each kind, and each alone."""
+    """(plans, terms, operations) -> summed over all operations, over those of each kind, and each
+    alone."""
     member = np.eye(max(kinds, default=0) + 1)[list(kinds)]
     return [features.sum(2, keepdims=True), features @ member, features]
 

@@ -1,4 +1,5 @@
-"""Latency of any plan without measuring it: learned from a bounded profile on the target, corrected by every candidate.
+"""Latency of any plan without measuring it: learned from a bounded profile on the target, corrected
+by every candidate.
 
 predictor = Predictor.profile(coupling, model, inputs, measure, budget_s=60)
 predictor.predict(keep)  # Prediction(ratio=0.43, low=0.41, high=0.45, ms=3.1)
@@ -36,7 +37,8 @@ _VERSION = 1
 
 @dataclass(frozen=True)
 class Prediction:
-    """Ratio to the dense latency, its 95 % interval as a measurement would have it, and milliseconds."""
+    """Ratio to the dense latency, its 95 % interval as a measurement would have it, and
+    milliseconds."""
 
     ratio: float
     low: float
@@ -78,12 +80,17 @@ class Predictor:
     ) -> Predictor:
         """Measure random plans for `budget_s` seconds, or `plans` of them; at least 6.
 
-        `measure(keep)` gives the latency of a plan with its ratio to dense; `inputs` are those of one call. Which plans
-        are measured depends on `seed` alone, how many on the time as well: many rough figures teach more than few exact
-        ones. Without `blocks` these stay, as where a plan without them takes an export; their work is known even so.
-        Raises ModelError where no units can be cut.
+        `measure(keep)` gives the latency of a plan with its ratio to dense; `inputs` are those of
+        one call. Which plans are measured depends on `seed` alone, how many on the time as well:
+        many rough figures teach more than few exact ones. Without `blocks` these stay, as where a
+        plan without them takes an export; their work is known even so. Raises ModelError where no
+        units can be cut.
         """
-        layout, random, begin = Layout.of(coupling, model, inputs), np.random.default_rng(seed), time.perf_counter()
+        layout, random, begin = (
+            Layout.of(coupling, model, inputs),
+            np.random.default_rng(seed),
+            time.perf_counter(),
+        )
         seen: list[_Observation] = []
         while len(seen) < _FEWEST or (len(seen) < plans and time.perf_counter() - begin < budget_s):
             row = layout.random_row(random, blocks)
@@ -101,7 +108,8 @@ class Predictor:
         return len(self._observations)
 
     def predict(self, plan: Plan) -> Prediction:
-        """Latency of a plan: for each group that is cut what is kept, booleans (units,), or its width.
+        """Latency of a plan: for each group that is cut what is kept, booleans (units,), or its
+        width.
 
         Raises InputError for an unknown group or a width that it cannot have.
         """
@@ -117,11 +125,13 @@ class Predictor:
         ]
 
     def ratio(self, plan: Plan) -> float:
-        """That of `predict` alone: how sure it is takes five more fits to know, after all that is learnt."""
+        """That of `predict` alone: how sure it is takes five more fits to know, after all that is
+        learnt."""
         return float(self._ratios([self.layout.row(plan)])[0])
 
     def observe(self, plan: Plan, latency: Latency) -> None:
-        """Learn from a measured plan. Raises InputError as `predict`, or for a latency that is no positive number."""
+        """Learn from a measured plan. Raises InputError as `predict`, or for a latency that is no
+        positive number."""
         self._observations.append(_observation(self.layout.row(plan), latency, self._observations))
         if len(self._observations) >= _AGAIN * self._fitted:
             self._fit()
@@ -129,14 +139,17 @@ class Predictor:
             self._posterior = Posterior(self._all_measurements(), self.layout.kinds, self._logs)
 
     def step_widths(self, key: str) -> list[int]:
-        """The widths of a group that the target likes, all else dense: the last ones before a step of the staircase.
+        """The widths of a group that the target likes, all else dense: the last ones before a step
+        of the staircase.
 
-        None wider costs hardly more: each unit beyond costs at least half of what a unit costs on average.
-        Raises InputError for an unknown group.
+        None wider costs hardly more: each unit beyond costs at least half of what a unit costs on
+        average. Raises InputError for an unknown group.
         """
         if key not in self.layout.groups:
             known = self.layout.groups
-            raise InputError(f"unknown group {key!r}{nearest(key, known)}; groups: {', '.join(known)}")
+            raise InputError(
+                f"unknown group {key!r}{nearest(key, known)}; groups: {', '.join(known)}"
+            )
         size, cells = self.layout.groups[key], self.layout.cells[key]
         widths = np.arange(cells, size + 1, cells)
         ratios = self._ratios([self.layout.row({key: int(width)}) for width in widths])
@@ -145,7 +158,11 @@ class Predictor:
         slope = max(0.0, float(ratios[-1] - ratios[0])) / float(widths[-1] - widths[0])
         level = ratios - 0.5 * slope * widths
         wider = np.minimum.accumulate(level[::-1])[::-1][1:]
-        return [int(width) for width, good in zip(widths, [*(level[:-1] < wider), True], strict=True) if good]
+        return [
+            int(width)
+            for width, good in zip(widths, [*(level[:-1] < wider), True], strict=True)
+            if good
+        ]
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object with the layout and every measurement."""
@@ -163,10 +180,12 @@ class Predictor:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Predictor:
-        """The predictor that `to_json` wrote, fitted anew. Raises InputError for another version."""
+        """The predictor that `to_json` wrote, fitted anew. Raises InputError for another
+        version."""
         if data.get("version") != _VERSION:
             raise InputError(
-                f"this record of a predictor has version {data.get('version')!r}; needed: {_VERSION}; "
+                f"this record of a predictor has version {data.get('version')!r}; needed: "
+                f"{_VERSION}; "
                 "profile the target again"
             )
         seen = [
@@ -188,7 +207,10 @@ class Predictor:
         )
         ratios = np.array([1.0, *(observation.ratio for observation in self._observations)])
         return Measured(
-            features, shares, ratios, np.array([1e-3, *(observation.error for observation in self._observations)])
+            features,
+            shares,
+            ratios,
+            np.array([1e-3, *(observation.error for observation in self._observations)]),
         )
 
     def _ratios(self, rows: Sequence[Row]) -> Array:
@@ -208,8 +230,11 @@ def _observation(row: Row, latency: Latency, before: Sequence[_Observation]) -> 
     ratio = latency.ratio if latency.ratio is not None or dense is None else latency.ms / dense
     if ratio is None or not (0 < ratio < float("inf")):
         raise InputError(
-            f"a latency with its ratio to dense is needed, got ratio {ratio}: measure the plan beside the dense model"
+            f"a latency with its ratio to dense is needed, got ratio {ratio}: measure the plan "
+            "beside the dense model"
         )
-    low, high = (latency.ratio_low, latency.ratio_high) if latency.ratio is not None else (None, None)
+    low, high = (
+        (latency.ratio_low, latency.ratio_high) if latency.ratio is not None else (None, None)
+    )
     error = (high - low) / 3.92 / ratio if low is not None and high is not None else 0.02
     return _Observation(row, ratio, error, latency.ms / ratio)

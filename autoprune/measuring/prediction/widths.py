@@ -26,7 +26,8 @@ _STEPS = (1, 2, 4, 8, 16, 32)  # what widths of a drawn plan are multiples of
 
 @dataclass(frozen=True)
 class Layout:
-    """The operations of a model, its groups of units with their dense widths and cells, its removable blocks."""
+    """The operations of a model, its groups of units with their dense widths and cells, its
+    removable blocks."""
 
     operations: tuple[Operation, ...]
     groups: Mapping[str, int]
@@ -36,14 +37,18 @@ class Layout:
 
     @classmethod
     def of(cls, coupling: Coupling, model: nn.Module, inputs: Inputs) -> Layout:
-        """The layout of `model` on one call with `inputs`. Raises ModelError where no units can be cut."""
+        """The layout of `model` on one call with `inputs`. Raises ModelError where no units can be
+        cut."""
         units = [group for group in coupling.prunable() if group.level == "units"]
         found = tuple(operations(coupling, model, inputs))
         if not units or not found:
             raise ModelError(
-                "latency cannot be predicted: the model has no group of units that can be cut; measure plans instead"
+                "latency cannot be predicted: the model has no group of units that can be cut; "
+                "measure plans instead"
             )
-        blocks = {group.key: group.layers for group in coupling.prunable() if group.level == "blocks"}
+        blocks = {
+            group.key: group.layers for group in coupling.prunable() if group.level == "blocks"
+        }
         counted = tuple(group.key for group in units if "attention" in group.kinds)
         cells = {group.key: group.cells for group in units}
         return cls(found, {group.key: group.size for group in units}, cells, counted, blocks)
@@ -73,7 +78,10 @@ class Layout:
             elif key in self.groups:
                 widths[key] = self._width(key, kept)
             elif not key.endswith(":weights"):
-                raise InputError(f"unknown group {key!r}{nearest(key, self.groups)}; groups: {', '.join(self.groups)}")
+                raise InputError(
+                    f"unknown group {key!r}{nearest(key, self.groups)}; groups: "
+                    f"{', '.join(self.groups)}"
+                )
         return tuple(widths.values()), tuple(gone)
 
     def features(self, rows: Sequence[Row]) -> tuple[Array, Array]:
@@ -87,7 +95,8 @@ class Layout:
         return Features(self.operations, self.groups)
 
     def keep(self, row: Row) -> dict[str, Tensor]:
-        """What is kept of each group, booleans (units,): the first ones of each cell; blocks only where some go."""
+        """What is kept of each group, booleans (units,): the first ones of each cell; blocks only
+        where some go."""
         widths, gone = row
         kept: dict[str, Tensor] = {}
         for (key, size), width in zip(self.groups.items(), widths, strict=True):
@@ -100,7 +109,8 @@ class Layout:
         return kept
 
     def random_row(self, random: np.random.Generator, blocks: bool = False) -> Row:
-        """A plan whose groups lose random shares; widths are multiples of one step, of several or none.
+        """A plan whose groups lose random shares; widths are multiples of one step, of several or
+        none.
 
         With `blocks` every other plan loses a random share of these as well.
         """
@@ -114,7 +124,8 @@ class Layout:
         return tuple(widths), tuple(name for name in names if random.uniform() < share)
 
     def width(self, key: str, ratio: float, step: int = 1) -> int:
-        """What is left of a group that loses `ratio`: the same of each cell, a multiple of `step` where it is wide."""
+        """What is left of a group that loses `ratio`: the same of each cell, a multiple of `step`
+        where it is wide."""
         cells, size = self.cells[key], self.groups[key]
         step = max(1, step // cells)
         kept = size // cells * (1 - ratio)
@@ -136,14 +147,21 @@ class Layout:
     def _width(self, key: str, kept: Tensor | int) -> int:
         size = self.groups[key]
         if isinstance(kept, Tensor) and kept.numel() != size:
-            raise InputError(f"group {key!r} has {size} units; what is kept was given for {kept.numel()}")
+            raise InputError(
+                f"group {key!r} has {size} units; what is kept was given for {kept.numel()}"
+            )
         width = int(kept.sum()) if isinstance(kept, Tensor) else kept
         if not 1 <= width <= size:
-            raise InputError(f"group {key!r} has {size} units; needed: a width from 1 to {size}, got {width}")
+            raise InputError(
+                f"group {key!r} has {size} units; needed: a width from 1 to {size}, got {width}"
+            )
         return width
 
     def _gone(self, key: str, kept: Tensor | int) -> list[str]:
         names = self.blocks[key]
         if not isinstance(kept, Tensor) or kept.numel() != len(names):
-            raise InputError(f"{key!r} needs one boolean for each of its blocks, {', '.join(names)}; got {kept!r}")
+            raise InputError(
+                f"{key!r} needs one boolean for each of its blocks, {', '.join(names)}; got "
+                f"{kept!r}"
+            )
         return [name for name, stays in zip(names, kept.tolist(), strict=True) if not stays]

@@ -1,4 +1,5 @@
-"""Which module an operator of a runtime's graph came from: the exporter notes it, and fusions keep enough names."""
+"""Which module an operator of a runtime's graph came from: the exporter notes it, and fusions keep
+enough names."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ _REACH = 64  # nodes that are looked at on the way up
 
 
 class Scopes:
-    """Modules by the names of nodes and values of a model's ONNX graph; exports the model once more, 1-5 s."""
+    """Modules by the names of nodes and values of a model's ONNX graph; exports the model once
+    more, 1-5 s."""
 
     def __init__(self, model: nn.Module, inputs: Inputs) -> None:
         # With what the exporter noted
@@ -32,7 +34,8 @@ class Scopes:
     def of(self, names: Iterable[str], kind: str) -> str | None:
         """The module's name ("" is the model itself) of an operator of type `kind`, or None.
 
-        `names` are all that is known of it, the best first: its own, those fused into it, its outputs, its inputs.
+        `names` are all that is known of it, the best first: its own, those fused into it, its
+        outputs, its inputs.
         """
         found = [node for node in map(self._origin, names) if node is not None]
         works = any(word in kind.lower() for word in _WORDS)
@@ -43,8 +46,14 @@ class Scopes:
         return self._module(found[0]) if found else None
 
     def _origin(self, name: str) -> Any:
-        """The exported node of a name: `node`, `fused node`, `node/Fusion`, `value_nchwc`, or a value that it makes."""
-        plain = name.removeprefix("fused ").partition("/")[0].removesuffix("_nchwc").removesuffix("_quant")
+        """The exported node of a name: `node`, `fused node`, `node/Fusion`, `value_nchwc`, or a
+        value that it makes."""
+        plain = (
+            name.removeprefix("fused ")
+            .partition("/")[0]
+            .removesuffix("_nchwc")
+            .removesuffix("_quant")
+        )
         return self._nodes.get(name) or self._nodes.get(plain) or self._makers.get(plain)
 
     def _upwards(self, start: Any) -> Iterator[Any]:
@@ -59,7 +68,8 @@ class Scopes:
                     queue.append(maker)
 
     def _module(self, node: Any) -> str | None:
-        """The innermost module that a node was exported from; of one without a note, that of its nearest source."""
+        """The innermost module that a node was exported from; of one without a note, that of its
+        nearest source."""
         for upward in self._upwards(node):
             for prop in upward.metadata_props:
                 if prop.key == "pkg.torch.onnx.name_scopes":

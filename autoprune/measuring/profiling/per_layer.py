@@ -1,4 +1,5 @@
-"""A model's cost layer by layer: which share of the latency, how many FLOPs and parameters each module has itself."""
+"""A model's cost layer by layer: which share of the latency, how many FLOPs and parameters each
+module has itself."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ OTHER = "(no module)"  # work of the runtime that belongs to no module
 
 @dataclass(frozen=True)
 class Layer:
-    """What a module does itself, its children left out. `latency_ms` is of a profiled call, `share` of all of it."""
+    """What a module does itself, its children left out. `latency_ms` is of a profiled call, `share`
+    of all of it."""
 
     name: str
     kind: str
@@ -33,7 +35,8 @@ class Layer:
 
 @dataclass(frozen=True)
 class Breakdown:
-    """Every module that costs something, in the model's order; `note` says why there is no latency, where so."""
+    """Every module that costs something, in the model's order; `note` says why there is no latency,
+    where so."""
 
     layers: tuple[Layer, ...]
     note: str | None = None
@@ -44,9 +47,11 @@ class Breakdown:
 
 
 def breakdown(model: nn.Module, inputs: Inputs, target: Target) -> Breakdown:
-    """Cost by layer for one call of the target's batch; shares of the latency sum to 1. `model` is left as it was.
+    """Cost by layer for one call of the target's batch; shares of the latency sum to 1. `model` is
+    left as it was.
 
-    Raises ModelError for a model that cannot be traced or exported, InputError for a target that is not here.
+    Raises ModelError for a model that cannot be traced or exported, InputError for a target that is
+    not here.
     """
     batch, plain = inputs.rows(target.batch), densify(model)
     profiler, threads = PROFILERS.get(target.runtime), torch.get_num_threads()
@@ -82,11 +87,14 @@ def _layers(model: nn.Module, inputs: Inputs, times: Times | None) -> tuple[Laye
 
 
 def _own_parameters(modules: dict[str, nn.Module]) -> dict[str, int]:
-    """Elements of the parameters that each module holds itself; tied ones count where they come first."""
+    """Elements of the parameters that each module holds itself; tied ones count where they come
+    first."""
     seen: set[int] = set()
     found = {}
     for name, module in modules.items():
-        own = [parameter for parameter in module.parameters(recurse=False) if id(parameter) not in seen]
+        own = [
+            parameter for parameter in module.parameters(recurse=False) if id(parameter) not in seen
+        ]
         seen |= {id(value) for value in own}
         found[name] = sum(value.numel() for value in own)
     return found

@@ -1,9 +1,10 @@
 """Where a call's time goes, module by module, by the means that each runtime has for it.
 
-PyTorch eager: hooks around every module, so that a module's own time is its call's less its children's. ONNX Runtime
-and OpenVINO: their own profilers, whose operators are taken back to modules: the exporter notes the module of every
-node, a fused operator goes to the module of the convolution or product in it. Profiling slows a call down a little,
-small modules most; so take the shares, not the sum.
+PyTorch eager: hooks around every module, so that a module's own time is its call's less its
+children's. ONNX Runtime and OpenVINO: their own profilers, whose operators are taken back to
+modules: the exporter notes the module of every node, a fused operator goes to the module of the
+convolution or product in it. Profiling slows a call down a little, small modules most; so take the
+shares, not the sum.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ Times = dict[str | None, float]
 def _eager(model: nn.Module, artefact: Any, inputs: Inputs, target: Target) -> Times:
     runs: list[dict[str, float]] = []
     probe = copy.deepcopy(artefact)
-    _watch(probe, runs, torch.cuda.synchronize if target.device.startswith("cuda") else lambda: None)
+    _watch(
+        probe, runs, torch.cuda.synchronize if target.device.startswith("cuda") else lambda: None
+    )
     call = plugins.load("runtime", target.runtime)().prepare(probe, inputs, target)
     for _ in range(_WARM + _CALLS):
         call()
@@ -81,14 +84,19 @@ def _onnxruntime(model: nn.Module, artefact: bytes, inputs: Inputs, target: Targ
     options.intra_op_num_threads, options.inter_op_num_threads = target.threads, 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level, options.enable_profiling = 4, True
-    provider = "CUDAExecutionProvider" if target.device.startswith("cuda") else "CPUExecutionProvider"
+    provider = (
+        "CUDAExecutionProvider" if target.device.startswith("cuda") else "CPUExecutionProvider"
+    )
     with scratch.folder() as name:
         folder = Path(name)
         options.profile_file_prefix = str(folder / "profile")
         options.optimized_model_filepath = str(folder / "optimised.onnx")
         session = onnxruntime.InferenceSession(artefact, options, providers=[provider])
         names = [value.name for value in session.get_inputs()]
-        feed = {key: tensor.detach().cpu().numpy() for key, tensor in zip(names, inputs.tensors(), strict=True)}
+        feed = {
+            key: tensor.detach().cpu().numpy()
+            for key, tensor in zip(names, inputs.tensors(), strict=True)
+        }
         for _ in range(_WARM + _CALLS):
             session.run(None, feed)
         events = json.loads(Path(session.end_profiling()).read_text())
@@ -98,8 +106,12 @@ def _onnxruntime(model: nn.Module, artefact: bytes, inputs: Inputs, target: Targ
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
             spent[event["name"].removesuffix("_kernel_time")].append(event["dur"] / 1e3)
     scopes = Scopes(model, inputs)
-    owners = {node.name: scopes.of([node.name, *node.output, *node.input], node.op_type) for node in nodes}
-    return _sum_times((owners.get(key), statistics.median(times[-_CALLS:])) for key, times in spent.items())
+    owners = {
+        node.name: scopes.of([node.name, *node.output, *node.input], node.op_type) for node in nodes
+    }
+    return _sum_times(
+        (owners.get(key), statistics.median(times[-_CALLS:])) for key, times in spent.items()
+    )
 
 
 def _openvino(model: nn.Module, artefact: bytes, inputs: Inputs, target: Target) -> Times:
@@ -124,16 +136,26 @@ def _openvino(model: nn.Module, artefact: bytes, inputs: Inputs, target: Target)
     scopes, owners = Scopes(model, inputs), {}
     for node in compiled.get_runtime_model().get_ops():
         about = node.get_rt_info()
-        fused = str(about["originalLayersNames"].value).split(",") if "originalLayersNames" in about else []
-        owners[node.get_friendly_name()] = scopes.of([*fused, node.get_friendly_name()], str(about["layerType"].value))
+        fused = (
+            str(about["originalLayersNames"].value).split(",")
+            if "originalLayersNames" in about
+            else []
+        )
+        owners[node.get_friendly_name()] = scopes.of(
+            [*fused, node.get_friendly_name()], str(about["layerType"].value)
+        )
     return _sum_times((owners.get(key), each) for key, each in spent.items())
 
 
 def _node_times(request: Any, feed: dict[int, Any], seconds: float = 1.0) -> dict[str, float]:
-    """Milliseconds of a call by node. OpenVINO tells the mean since the start; what the first calls took goes off."""
+    """Milliseconds of a call by node. OpenVINO tells the mean since the start; what the first calls
+    took goes off."""
 
     def total(calls: int) -> dict[str, float]:
-        return {value.node_name: value.real_time.total_seconds() * 1e3 * calls for value in request.profiling_info}
+        return {
+            value.node_name: value.real_time.total_seconds() * 1e3 * calls
+            for value in request.profiling_info
+        }
 
     for _ in range(_WARM):
         request.infer(feed)
@@ -141,7 +163,9 @@ def _node_times(request: Any, feed: dict[int, Any], seconds: float = 1.0) -> dic
     while calls < _CALLS or (calls < 50 * _CALLS and time.perf_counter() - begin < seconds):
         request.infer(feed)
         calls += 1
-    return {name: max(spent - first[name], 0.0) / calls for name, spent in total(_WARM + calls).items()}
+    return {
+        name: max(spent - first[name], 0.0) / calls for name, spent in total(_WARM + calls).items()
+    }
 
 
 def _medians(runs: list[dict[str, float]]) -> Times:

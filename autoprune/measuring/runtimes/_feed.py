@@ -1,4 +1,5 @@
-"""What the runtimes share: is the precision one of theirs, and which array goes to which input. Imports no torch."""
+"""What the runtimes share: is the precision one of theirs, and which array goes to which input.
+Imports no torch."""
 
 from __future__ import annotations
 
@@ -17,12 +18,17 @@ __all__ = ["Array", "arrays", "as_float32", "feed_by_name", "require_dtype"]
 Array = np.ndarray[Any, Any]
 
 
-def require_dtype(runtime: str, target: Target, dtypes: Sequence[str], advice: Mapping[str, str]) -> None:
-    """Raise InputError where the target's dtype is not one of `dtypes`; `advice` says what to do for some."""
+def require_dtype(
+    runtime: str, target: Target, dtypes: Sequence[str], advice: Mapping[str, str]
+) -> None:
+    """Raise InputError where the target's dtype is not one of `dtypes`; `advice` says what to do
+    for some."""
     if target.dtype not in dtypes:
         raise InputError(
-            f"target {target.name!r} asks for {target.dtype}, and runtime {runtime} knows the dtypes "
-            f"{', '.join(dtypes)}; {advice.get(target.dtype, 'give one of these, or another runtime')}"
+            f"target {target.name!r} asks for {target.dtype}, and runtime {runtime} knows the "
+            "dtypes "
+            f"{', '.join(dtypes)}; "
+            f"{advice.get(target.dtype, 'give one of these, or another runtime')}"
         )
 
 
@@ -34,10 +40,13 @@ def arrays(inputs: Any) -> list[Array]:
 
 
 def feed_by_name(names: Sequence[str], inputs: Any) -> dict[str, Array]:
-    """Array by the name of the graph's input. Raises ModelError where there are more or fewer of them."""
+    """Array by the name of the graph's input. Raises ModelError where there are more or fewer of
+    them."""
     found = arrays(inputs)
     if len(found) != len(names):
-        raise ModelError(f"the graph takes {len(names)} tensors ({', '.join(names)}); got {len(found)}")
+        raise ModelError(
+            f"the graph takes {len(names)} tensors ({', '.join(names)}); got {len(found)}"
+        )
     return dict(zip(names, found, strict=True))
 
 

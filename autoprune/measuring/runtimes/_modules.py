@@ -1,4 +1,5 @@
-"""What the runtimes that take a module share: a copy of it on the target's device, in the target's precision."""
+"""What the runtimes that take a module share: a copy of it on the target's device, in the target's
+precision."""
 
 from __future__ import annotations
 
@@ -17,13 +18,23 @@ if TYPE_CHECKING:
     from autoprune.target import Target
     from autoprune.task import Inputs
 
-__all__ = ["DTYPES", "as_arrays", "cast", "device_of", "prepare_module", "set_threads", "timed_call"]
+__all__ = [
+    "DTYPES",
+    "as_arrays",
+    "cast",
+    "device_of",
+    "prepare_module",
+    "set_threads",
+    "timed_call",
+]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _ADVICE = {"int8": "for int8 give runtime onnxruntime, openvino or tensorrt, or another dtype"}
 
 
-def prepare_module(runtime: str, artefact: nn.Module, inputs: Inputs, target: Target) -> tuple[nn.Module, Inputs]:
+def prepare_module(
+    runtime: str, artefact: nn.Module, inputs: Inputs, target: Target
+) -> tuple[nn.Module, Inputs]:
     """A copy of the module, in eval mode, and the inputs, both on the target's device in its dtype.
 
     Raises InputError for a device or dtype that is not here.
@@ -39,11 +50,16 @@ def cast(inputs: Inputs, target: Target) -> Inputs:
     """The inputs on the target's device, the floats among them in its dtype."""
     dtype = DTYPES[target.dtype]
     moved = inputs.to(device_of(target))
-    return moved if target.dtype == "fp32" else moved.map(lambda t: t.to(dtype) if t.is_floating_point() else t)
+    return (
+        moved
+        if target.dtype == "fp32"
+        else moved.map(lambda t: t.to(dtype) if t.is_floating_point() else t)
+    )
 
 
 def timed_call(run: Callable[..., object], inputs: Inputs, target: Target) -> Callable[[], object]:
-    """One call of `run`, with the target's number of threads; on CUDA it waits for the device to finish."""
+    """One call of `run`, with the target's number of threads; on CUDA it waits for the device to
+    finish."""
     args, kwargs, threads, device = inputs.args, inputs.kwargs, target.threads, device_of(target)
 
     @torch.inference_mode()
@@ -59,7 +75,8 @@ def timed_call(run: Callable[..., object], inputs: Inputs, target: Target) -> Ca
 
 
 def as_arrays(output: Any) -> list[Array]:
-    """Every tensor of a model's output as an array of its own, in float32 where it is a shorter float."""
+    """Every tensor of a model's output as an array of its own, in float32 where it is a shorter
+    float."""
 
     def whole(tensor: Tensor) -> Tensor:
         return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor

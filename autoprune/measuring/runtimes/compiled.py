@@ -1,4 +1,5 @@
-"""torch.compile: the exported program of the module through Inductor, for the shapes of the inputs alone."""
+"""torch.compile: the exported program of the module through Inductor, for the shapes of the inputs
+alone."""
 
 from __future__ import annotations
 
@@ -24,10 +25,12 @@ __all__ = ["Compiled"]
 
 @dataclass(frozen=True)
 class Compiled:
-    """Compiles for the target's device, dtype and threads, once, when it is prepared; 5 s to minutes.
+    """Compiles for the target's device, dtype and threads, once, when it is prepared; 5 s to
+    minutes.
 
-    What is compiled is what torch.export sees, one graph without Python in it: forwards under new widths
-    (`pruning.rebinding`) are no break there. No guard is kept, so a call can neither compile again nor fall back.
+    What is compiled is what torch.export sees, one graph without Python in it: forwards under new
+    widths (`pruning.rebinding`) are no break there. No guard is kept, so a call can neither compile
+    again nor fall back.
     """
 
     artefact: Literal["module", "onnx"] = "module"
@@ -35,16 +38,20 @@ class Compiled:
     converts: tuple[str, ...] = ()
 
     def prepare(self, artefact: nn.Module, inputs: Inputs, target: Target) -> Callable[[], object]:
-        """One call is one inference; it sets torch's number of threads to the target's, as `eager` does.
+        """One call is one inference; it sets torch's number of threads to the target's, as `eager`
+        does.
 
-        Raises InputError for a device or dtype that is not here, or without a C++ compiler; ModelError for a module
-        that cannot be exported or compiled.
+        Raises InputError for a device or dtype that is not here, or without a C++ compiler;
+        ModelError for a module that cannot be exported or compiled.
         """
         run, moved = _compile(artefact, inputs, target)
         return _modules.timed_call(run, moved, target)
 
-    def outputs(self, artefact: nn.Module, inputs: Inputs, target: Target) -> Callable[[Inputs], list[Array]]:
-        """A function from inputs shaped like `inputs` to the module's output tensors; raises as `prepare`.
+    def outputs(
+        self, artefact: nn.Module, inputs: Inputs, target: Target
+    ) -> Callable[[Inputs], list[Array]]:
+        """A function from inputs shaped like `inputs` to the module's output tensors; raises as
+        `prepare`.
 
         torch's number of threads is the target's in a call, and what it was afterwards.
         """
@@ -65,15 +72,20 @@ class Compiled:
         return f"torch.compile {torch.__version__}"
 
 
-def _compile(artefact: nn.Module, inputs: Inputs, target: Target) -> tuple[Callable[..., Any], Inputs]:
-    """The compiled program, called once, and the inputs as it takes them. Sets torch's number of threads."""
+def _compile(
+    artefact: nn.Module, inputs: Inputs, target: Target
+) -> tuple[Callable[..., Any], Inputs]:
+    """The compiled program, called once, and the inputs as it takes them. Sets torch's number of
+    threads."""
     model, moved = _modules.prepare_module("compiled", artefact, inputs, target)
     if target.device == "cpu":
         _require_compiler(target)
     _modules.set_threads(target.threads)  # Inductor writes the number into its loops
     with quiet(), torch.no_grad():
         try:
-            program = torch.export.export(model, moved.args, moved.kwargs, strict=False).module(check_guards=False)
+            program = torch.export.export(model, moved.args, moved.kwargs, strict=False).module(
+                check_guards=False
+            )
             run: Callable[..., Any] = torch.compile(
                 program,
                 dynamic=False,
@@ -82,18 +94,23 @@ def _compile(artefact: nn.Module, inputs: Inputs, target: Target) -> tuple[Calla
             )
             with torch.inference_mode():
                 run(*moved.args, **moved.kwargs)
-        except Exception as error:  # torch.export and Inductor raise whatever the traced code or the compiler does
+        except Exception as error:
+            # torch.export and Inductor raise whatever the traced code or the compiler does
             raise ModelError(
-                f"torch.compile cannot compile the model: {type(error).__name__}: {' '.join(str(error).split())[:600]}"
+                f"torch.compile cannot compile the model: {type(error).__name__}: "
+                f"{' '.join(str(error).split())[:600]}"
             ) from error
     return run, moved
 
 
 def _require_compiler(target: Target) -> None:
-    """Inductor writes C++ for a CPU. It takes the compiler that CXX names, or else g++ (clang++ on a Mac)."""
+    """Inductor writes C++ for a CPU. It takes the compiler that CXX names, or else g++ (clang++ on
+    a Mac)."""
     name = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
     if shutil.which(name) is None:
         raise InputError(
-            f"target {target.name!r} has runtime compiled, which needs a C++ compiler; there is no {name!r} here: "
-            "install one (apt install g++), name another in the environment variable CXX, or give runtime eager"
+            f"target {target.name!r} has runtime compiled, which needs a C++ compiler; there is "
+            f"no {name!r} here: "
+            "install one (apt install g++), name another in the environment variable CXX, or give "
+            "runtime eager"
         )

@@ -19,7 +19,8 @@ __all__ = ["Eager"]
 
 @dataclass(frozen=True)
 class Eager:
-    """Runs a copy of the module on the target's device, in eval mode; on CUDA a call waits for the device to finish.
+    """Runs a copy of the module on the target's device, in eval mode; on CUDA a call waits for the
+    device to finish.
 
     bf16 and fp16 cast the weights and the inputs.
     """
@@ -29,16 +30,20 @@ class Eager:
     converts: tuple[str, ...] = ()
 
     def prepare(self, artefact: nn.Module, inputs: Inputs, target: Target) -> Callable[[], object]:
-        """One call is one inference. A call sets torch's number of threads to the target's where it is another.
+        """One call is one inference. A call sets torch's number of threads to the target's where it
+        is another.
 
-        The number of threads is the process's own: whoever times the calls puts it back (`measure.time_artefact` does).
-        Raises InputError for a device or dtype that is not here.
+        The number of threads is the process's own: whoever times the calls puts it back
+        (`measure.time_artefact` does). Raises InputError for a device or dtype that is not here.
         """
         model, moved = _modules.prepare_module("eager", artefact, inputs, target)
         return _modules.timed_call(model, moved, target)
 
-    def outputs(self, artefact: nn.Module, inputs: Inputs, target: Target) -> Callable[[Inputs], list[Array]]:
-        """A function from inputs shaped like `inputs` to the module's output tensors; raises as `prepare`."""
+    def outputs(
+        self, artefact: nn.Module, inputs: Inputs, target: Target
+    ) -> Callable[[Inputs], list[Array]]:
+        """A function from inputs shaped like `inputs` to the module's output tensors; raises as
+        `prepare`."""
         model, _ = _modules.prepare_module("eager", artefact, inputs, target)
 
         @torch.inference_mode()

@@ -23,14 +23,19 @@ from autoprune.task import Inputs
 
 __all__ = ["ExecuTorch"]
 
-_ADVICE = {"int8": "for int8 on a CPU give runtime onnxruntime or openvino", "bf16": "give runtime eager or compiled"}
+_ADVICE = {
+    "int8": "for int8 on a CPU give runtime onnxruntime or openvino",
+    "bf16": "give runtime eager or compiled",
+}
 
 
 @dataclass(frozen=True)
 class ExecuTorch:
-    """Runs the program that a phone would run, on this machine's CPU; operators XNNPACK lacks run on portable kernels.
+    """Runs the program that a phone would run, on this machine's CPU; operators XNNPACK lacks run
+    on portable kernels.
 
-    The thread pool belongs to the process: candidate and dense model must be measured with the same `threads`.
+    The thread pool belongs to the process: candidate and dense model must be measured with the same
+    `threads`.
     """
 
     artefact: Literal["module", "onnx"] = "module"
@@ -38,9 +43,11 @@ class ExecuTorch:
     converts: tuple[str, ...] = ()
 
     def prepare(self, artefact: nn.Module, inputs: Inputs, target: Target) -> Callable[[], object]:
-        """One call is one inference, its inputs set beforehand where the program does not plan their memory.
+        """One call is one inference, its inputs set beforehand where the program does not plan
+        their memory.
 
-        Raises InputError for a device or dtype that is not here, ModelError for a module that cannot be lowered.
+        Raises InputError for a device or dtype that is not here, ModelError for a module that
+        cannot be lowered.
         """
         method, moved = _load_method(artefact, inputs, target)
         tensors = [tensor.contiguous() for tensor in moved.tensors()]
@@ -51,8 +58,11 @@ class ExecuTorch:
         _execute(call)
         return call
 
-    def outputs(self, artefact: nn.Module, inputs: Inputs, target: Target) -> Callable[[Inputs], list[Array]]:
-        """A function from inputs shaped like `inputs` to the module's output tensors; raises as `prepare`."""
+    def outputs(
+        self, artefact: nn.Module, inputs: Inputs, target: Target
+    ) -> Callable[[Inputs], list[Array]]:
+        """A function from inputs shaped like `inputs` to the module's output tensors; raises as
+        `prepare`."""
         method, _ = _load_method(artefact, inputs, target)
 
         def run(given: Inputs) -> list[Array]:
@@ -82,7 +92,8 @@ def _load_method(artefact: nn.Module, inputs: Inputs, target: Target) -> tuple[_
     require_dtype("executorch", target, ("fp32", "fp16"), _ADVICE)
     if target.device != "cpu":
         raise InputError(
-            f"target {target.name!r} has device {target.device!r}; runtime executorch runs on the CPU: give device cpu"
+            f"target {target.name!r} has device {target.device!r}; runtime executorch runs on the "
+            "CPU: give device cpu"
         )
     model, moved = _modules.prepare_module("executorch", artefact, inputs, target)
     if portable_lib._threadpool_get_thread_count() != target.threads:
@@ -90,12 +101,16 @@ def _load_method(artefact: nn.Module, inputs: Inputs, target: Target) -> tuple[_
     with quiet(), torch.no_grad():
         try:
             program = torch.export.export(model, moved.args, moved.kwargs, strict=False)
-            lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()]).to_executorch()
+            lowered = to_edge_transform_and_lower(
+                program, partitioner=[XnnpackPartitioner()]
+            ).to_executorch()
             loaded = _Runtime.get().load_program(lowered.buffer)
             return _Method(loaded, loaded.load_method("forward")), moved
-        except Exception as error:  # torch.export and the lowering raise kinds of their own, without end
+        except Exception as error:
+            # torch.export and the lowering raise kinds of their own, without end
             raise ModelError(
-                f"ExecuTorch cannot lower the model: {type(error).__name__}: {' '.join(str(error).split())[:600]}"
+                f"ExecuTorch cannot lower the model: {type(error).__name__}: "
+                f"{' '.join(str(error).split())[:600]}"
             ) from error
 
 
@@ -103,4 +118,6 @@ def _execute(execute: Callable[[], Any]) -> Any:
     try:
         return execute()
     except RuntimeError as error:
-        raise ModelError(f"ExecuTorch cannot run the program: {' '.join(str(error).split())[:600]}") from error
+        raise ModelError(
+            f"ExecuTorch cannot run the program: {' '.join(str(error).split())[:600]}"
+        ) from error

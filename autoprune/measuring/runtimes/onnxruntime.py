@@ -1,4 +1,5 @@
-"""ONNX Runtime: threads pinned to the target's number, no spinning, inputs and outputs bound beforehand."""
+"""ONNX Runtime: threads pinned to the target's number, no spinning, inputs and outputs bound
+beforehand."""
 
 from __future__ import annotations
 
@@ -25,35 +26,47 @@ _ADVICE = {"bf16": "give fp32 or int8, or runtime openvino, eager or compiled fo
 
 @dataclass(frozen=True)
 class OnnxRuntime:
-    """Runs ONNX bytes. Imports no torch, so that a fresh process is ready to measure in a fraction of a second.
+    """Runs ONNX bytes. Imports no torch, so that a fresh process is ready to measure in a fraction
+    of a second.
 
-    Spinning thread pools of two sessions fight for the cores: with them a ratio differs by 14 % between processes.
-    fp16 and int8 are properties of the file (`precision.convert`).
+    Spinning thread pools of two sessions fight for the cores: with them a ratio differs by 14 %
+    between processes. fp16 and int8 are properties of the file (`precision.convert`).
     """
 
     artefact: Literal["module", "onnx"] = "onnx"
     dtypes: tuple[str, ...] = ("fp32", "fp16", "int8")
     converts: tuple[str, ...] = ("fp16", "int8")
 
-    def prepare(self, artefact: bytes | Path, inputs: Inputs | Sequence[Array], target: Target) -> Callable[[], object]:
-        """One call is one inference. `inputs` may be a list of arrays in the order of the graph's inputs.
+    def prepare(
+        self, artefact: bytes | Path, inputs: Inputs | Sequence[Array], target: Target
+    ) -> Callable[[], object]:
+        """One call is one inference. `inputs` may be a list of arrays in the order of the graph's
+        inputs.
 
-        Raises InputError for a target that this runtime does not have, ModelError for a graph that it cannot run.
+        Raises InputError for a target that this runtime does not have, ModelError for a graph that
+        it cannot run.
         """
         require_dtype("onnxruntime", target, self.dtypes, _ADVICE)
         session = _session(artefact, target)
         feed = feed_by_name([value.name for value in session.get_inputs()], inputs)
         try:
-            return _bind_outputs(session, feed, "cuda" if target.device.startswith("cuda") else "cpu")
+            return _bind_outputs(
+                session, feed, "cuda" if target.device.startswith("cuda") else "cpu"
+            )
         except Exception as error:  # onnxruntime's own kinds come straight from Exception
             raise ModelError(f"ONNX Runtime cannot run the graph: {error}") from error
 
-    def outputs(self, artefact: bytes | Path, inputs: Any, target: Target) -> Callable[[Any], list[Array]]:
-        """A function from inputs shaped like `inputs` to the graph's outputs; raises as `prepare`."""
+    def outputs(
+        self, artefact: bytes | Path, inputs: Any, target: Target
+    ) -> Callable[[Any], list[Array]]:
+        """A function from inputs shaped like `inputs` to the graph's outputs; raises as
+        `prepare`."""
         require_dtype("onnxruntime", target, self.dtypes, _ADVICE)
         session = _session(artefact, target)
         names = [value.name for value in session.get_inputs()]
-        return lambda given: [as_float32(np.asarray(value)) for value in session.run(None, feed_by_name(names, given))]
+        return lambda given: [
+            as_float32(np.asarray(value)) for value in session.run(None, feed_by_name(names, given))
+        ]
 
     def version(self) -> str:
         """As `onnxruntime 1.32.0`."""
@@ -68,15 +81,21 @@ def _session(artefact: bytes | Path, target: Target) -> Any:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
     options.log_severity_level = 4
-    provider = "CUDAExecutionProvider" if target.device.startswith("cuda") else "CPUExecutionProvider"
+    provider = (
+        "CUDAExecutionProvider" if target.device.startswith("cuda") else "CPUExecutionProvider"
+    )
     if provider not in onnxruntime.get_available_providers():
         raise InputError(
-            f"target {target.name!r} has device {target.device!r}, which needs ONNX Runtime's {provider}; "
+            f"target {target.name!r} has device {target.device!r}, which needs ONNX Runtime's "
+            f"{provider}; "
             f"installed: {', '.join(onnxruntime.get_available_providers())}"
         )
     content = artefact.read_bytes() if isinstance(artefact, Path) else artefact
     if target.dtype == "int8" and b"QuantizeLinear" not in content:
-        raise ModelError("the target asks for int8 and the graph is not quantised; convert it with precision.convert")
+        raise ModelError(
+            "the target asks for int8 and the graph is not quantised; convert it with "
+            "precision.convert"
+        )
     with scratch.folder() as folder:
         optimised = Path(folder) / "optimised.onnx"
         if target.dtype == "fp16":
@@ -93,30 +112,39 @@ def _session(artefact: bytes | Path, target: Target) -> Any:
 def _require_half(path: Path, target: Target) -> None:
     """Raise InputError where the weights of the graph that really runs are none of them fp16.
 
-    Where a provider has no fp16 kernel, ONNX Runtime computes in fp32 between casts and does not say so.
+    Where a provider has no fp16 kernel, ONNX Runtime computes in fp32 between casts and does not
+    say so.
     """
     import onnx
 
-    kinds = {tensor.data_type for tensor in onnx.load(path).graph.initializer if len(tensor.dims) > 1}
+    kinds = {
+        tensor.data_type for tensor in onnx.load(path).graph.initializer if len(tensor.dims) > 1
+    }
     if onnx.TensorProto.FLOAT in kinds and onnx.TensorProto.FLOAT16 not in kinds:
         raise InputError(
-            f"target {target.name!r} asks for fp16, which ONNX Runtime on device {target.device!r} has no kernels for "
+            f"target {target.name!r} asks for fp16, which ONNX Runtime on device "
+            f"{target.device!r} has no kernels for "
             "here: it would compute in fp32 in silence. Give fp32 or int8, or another runtime"
         )
 
 
 def _bind_outputs(session: Any, feed: dict[str, Array], device: str) -> Callable[[], object]:
-    """A call without copies or allocations: the outputs' memory has the shapes of one run made beforehand."""
+    """A call without copies or allocations: the outputs' memory has the shapes of one run made
+    beforehand."""
     binding = session.io_binding()
     held = [onnxruntime.OrtValue.ortvalue_from_numpy(array, device, 0) for array in feed.values()]
     for name, value in zip(feed, held, strict=True):
         binding.bind_ortvalue_input(name, value)
     names = [value.name for value in session.get_outputs()]
     for name, array in zip(names, session.run(names, feed), strict=True):
-        held.append(onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), device, 0))
+        held.append(
+            onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), device, 0)
+        )
         binding.bind_ortvalue_output(name, held[-1])
 
-    def call(run: Callable[[Any], object] = session.run_with_iobinding, held: list[Any] = held) -> object:
+    def call(
+        run: Callable[[Any], object] = session.run_with_iobinding, held: list[Any] = held
+    ) -> object:
         return run(binding)  # `held` keeps the bound memory alive
 
     call()

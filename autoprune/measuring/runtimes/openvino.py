@@ -1,4 +1,5 @@
-"""OpenVINO: the CPU plug-in on the same ONNX bytes, one stream, the target's threads, a precision that is checked."""
+"""OpenVINO: the CPU plug-in on the same ONNX bytes, one stream, the target's threads, a precision
+that is checked."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["OpenVino"]
 
-# fp32 is asked for by name: by default OpenVINO takes bf16 where the CPU has it. The rest of an int8 graph is fp32.
+# fp32 is asked for by name: by default OpenVINO takes bf16 where the CPU has it. The rest of an
+# int8 graph is fp32.
 _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}
 _KERNELS = {"fp32": {"f32"}, "bf16": {"bf16"}, "fp16": {"f16"}, "int8": {"u8", "i8"}}
 _WEIGHTED = {"Convolution", "FullyConnected", "MatMul", "Deconvolution", "RNNSeq", "RNNCell"}
@@ -30,18 +32,22 @@ _WEIGHTED = {"Convolution", "FullyConnected", "MatMul", "Deconvolution", "RNNSeq
 class OpenVino:
     """Runs ONNX bytes with inputs in memory of its own, reshaped to them. Imports no torch.
 
-    bf16 and fp16 are how OpenVINO computes a fp32 file; int8 is a property of the file (`precision.convert`).
+    bf16 and fp16 are how OpenVINO computes a fp32 file; int8 is a property of the file
+    (`precision.convert`).
     """
 
     artefact: Literal["module", "onnx"] = "onnx"
     dtypes: tuple[str, ...] = ("fp32", "bf16", "fp16", "int8")
     converts: tuple[str, ...] = ("int8",)
 
-    def prepare(self, artefact: bytes | Path, inputs: Inputs | Sequence[Array], target: Target) -> Callable[[], object]:
-        """One call is one inference. `inputs` may be a list of arrays in the order of the graph's inputs.
+    def prepare(
+        self, artefact: bytes | Path, inputs: Inputs | Sequence[Array], target: Target
+    ) -> Callable[[], object]:
+        """One call is one inference. `inputs` may be a list of arrays in the order of the graph's
+        inputs.
 
-        Raises InputError for a target that this runtime does not have, or a precision that the CPU would silently
-        replace; ModelError for a graph that it cannot run.
+        Raises InputError for a target that this runtime does not have, or a precision that the CPU
+        would silently replace; ModelError for a graph that it cannot run.
         """
         compiled, feed = _compile(artefact, inputs, target, self.dtypes)
         request = compiled.create_infer_request()
@@ -51,13 +57,18 @@ class OpenVino:
         _infer(infer)
         return infer
 
-    def outputs(self, artefact: bytes | Path, inputs: Any, target: Target) -> Callable[[Any], list[Array]]:
-        """A function from inputs shaped like `inputs` to the graph's outputs; raises as `prepare`."""
+    def outputs(
+        self, artefact: bytes | Path, inputs: Any, target: Target
+    ) -> Callable[[Any], list[Array]]:
+        """A function from inputs shaped like `inputs` to the graph's outputs; raises as
+        `prepare`."""
         compiled, feed = _compile(artefact, inputs, target, self.dtypes)
         request, names = compiled.create_infer_request(), list(feed)
 
         def run(given: Any) -> list[Array]:
-            found = _infer(lambda: request.infer(dict(enumerate(feed_by_name(names, given).values()))))
+            found = _infer(
+                lambda: request.infer(dict(enumerate(feed_by_name(names, given).values())))
+            )
             return [as_float32(np.asarray(found[place])) for place in range(len(compiled.outputs))]
 
         return run
@@ -79,7 +90,8 @@ def _compile(
     require_dtype("openvino", target, dtypes, {})
     if target.device != "cpu":
         raise InputError(
-            f"target {target.name!r} has device {target.device!r}; runtime openvino runs on the CPU: give device cpu, "
+            f"target {target.name!r} has device {target.device!r}; runtime openvino runs on the "
+            "CPU: give device cpu, "
             "or runtime tensorrt for a CUDA device"
         )
     content = artefact.read_bytes() if isinstance(artefact, Path) else artefact
@@ -111,20 +123,27 @@ def _check(compiled: Any, target: Target) -> None:
     threads = compiled.get_property("INFERENCE_NUM_THREADS")
     if threads != target.threads:
         raise InputError(
-            f"target {target.name!r} asks for {target.threads} threads, OpenVINO takes {threads} on this machine; "
+            f"target {target.name!r} asks for {target.threads} threads, OpenVINO takes {threads} "
+            "on this machine; "
             f"give threads: {threads} or fewer"
         )
     hint = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
     nodes = [node.get_rt_info() for node in compiled.get_runtime_model().get_ops()]
-    kinds = {str(info["runtimePrecision"].value) for info in nodes if info["layerType"].value in _WEIGHTED}
+    kinds = {
+        str(info["runtimePrecision"].value)
+        for info in nodes
+        if info["layerType"].value in _WEIGHTED
+    }
     if target.dtype == "int8" and not kinds & _KERNELS["int8"]:
         raise ModelError(
-            f"the target asks for int8 and OpenVINO computes the graph in {', '.join(sorted(kinds)) or hint}: it is "
+            "the target asks for int8 and OpenVINO computes the graph in "
+            f"{', '.join(sorted(kinds)) or hint}: it is "
             "not quantised (precision.convert does that), or none of its layers can be"
         )
     if hint != _HINTS[target.dtype] or (kinds and not kinds & _KERNELS[target.dtype]):
         raise InputError(
-            f"target {target.name!r} asks for {target.dtype}, and on this CPU OpenVINO would compute in "
+            f"target {target.name!r} asks for {target.dtype}, and on this CPU OpenVINO would "
+            "compute in "
             f"{', '.join(sorted(kinds)) or hint} without saying so; give a dtype that the CPU has: "
             f"{', '.join(_core().get_property('CPU', 'OPTIMIZATION_CAPABILITIES'))}"
         )

@@ -1,4 +1,5 @@
-"""TensorRT: an engine built from the ONNX bytes for the shapes of the inputs, its precisions those of the file."""
+"""TensorRT: an engine built from the ONNX bytes for the shapes of the inputs, its precisions those
+of the file."""
 
 from __future__ import annotations
 
@@ -25,10 +26,11 @@ _LOGGER = tensorrt.Logger(tensorrt.Logger.ERROR)
 
 @dataclass(frozen=True)
 class TensorRT:
-    """Runs ONNX bytes on a CUDA device; a call waits for the device to finish. Building takes seconds to minutes.
+    """Runs ONNX bytes on a CUDA device; a call waits for the device to finish. Building takes
+    seconds to minutes.
 
-    Networks are strongly typed: fp16 and int8 are properties of the file (`precision.convert`), int8 symmetric, and
-    fp32 is fp32 (TF32 is off). `threads` says nothing here.
+    Networks are strongly typed: fp16 and int8 are properties of the file (`precision.convert`),
+    int8 symmetric, and fp32 is fp32 (TF32 is off). `threads` says nothing here.
     """
 
     artefact: Literal["module", "onnx"] = "onnx"
@@ -36,17 +38,24 @@ class TensorRT:
     converts: tuple[str, ...] = ("fp16", "int8")
     symmetric: bool = True
 
-    def prepare(self, artefact: bytes | Path, inputs: Inputs | Sequence[Array], target: Target) -> Callable[[], object]:
-        """One call is one inference. `inputs` may be a list of arrays in the order of the graph's inputs.
+    def prepare(
+        self, artefact: bytes | Path, inputs: Inputs | Sequence[Array], target: Target
+    ) -> Callable[[], object]:
+        """One call is one inference. `inputs` may be a list of arrays in the order of the graph's
+        inputs.
 
-        Raises InputError for a target that this runtime does not have, ModelError for a graph that it cannot build.
+        Raises InputError for a target that this runtime does not have, ModelError for a graph that
+        it cannot build.
         """
         engine = _Engine(artefact, inputs, target, self.dtypes)
         engine.run()
         return engine.run
 
-    def outputs(self, artefact: bytes | Path, inputs: Any, target: Target) -> Callable[[Any], list[Array]]:
-        """A function from inputs shaped like `inputs` to the graph's outputs; raises as `prepare`."""
+    def outputs(
+        self, artefact: bytes | Path, inputs: Any, target: Target
+    ) -> Callable[[Any], list[Array]]:
+        """A function from inputs shaped like `inputs` to the graph's outputs; raises as
+        `prepare`."""
         engine = _Engine(artefact, inputs, target, self.dtypes)
 
         def run(given: Any) -> list[Array]:
@@ -64,11 +73,14 @@ class TensorRT:
 class _Engine:
     """An engine with its context, and its inputs and outputs in device memory."""
 
-    def __init__(self, artefact: bytes | Path, inputs: Any, target: Target, dtypes: Sequence[str]) -> None:
+    def __init__(
+        self, artefact: bytes | Path, inputs: Any, target: Target, dtypes: Sequence[str]
+    ) -> None:
         require_dtype("tensorrt", target, dtypes, _ADVICE)
         if not target.device.startswith("cuda") or not torch.cuda.is_available():
             raise InputError(
-                f"target {target.name!r} has device {target.device!r}; runtime tensorrt needs device cuda and an "
+                f"target {target.name!r} has device {target.device!r}; runtime tensorrt needs "
+                "device cuda and an "
                 "NVIDIA GPU: give runtime openvino or onnxruntime for a CPU"
             )
         self.device = torch.device(target.device)
@@ -79,7 +91,9 @@ class _Engine:
             self.engine = self.runtime.deserialize_cuda_engine(plan)
             self.context = self.engine.create_execution_context()
             self.stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
-            self.inputs = {name: torch.from_numpy(array).to(self.device) for name, array in feed.items()}
+            self.inputs = {
+                name: torch.from_numpy(array).to(self.device) for name, array in feed.items()
+            }
             self.outputs = self._bind()
 
     def fill(self, given: Any) -> None:
@@ -102,7 +116,9 @@ class _Engine:
         for place in range(self.engine.num_io_tensors):
             name = self.engine.get_tensor_name(place)
             if self.engine.get_tensor_mode(name) == tensorrt.TensorIOMode.OUTPUT:
-                dtype = getattr(torch, str(tensorrt.nptype(self.engine.get_tensor_dtype(name)).__name__))
+                dtype = getattr(
+                    torch, str(tensorrt.nptype(self.engine.get_tensor_dtype(name)).__name__)
+                )
                 shape = tuple(self.context.get_tensor_shape(name))
                 outputs.append(torch.empty(shape, dtype=dtype, device=self.device))
                 self.context.set_tensor_address(name, outputs[-1].data_ptr())
@@ -117,7 +133,9 @@ def _build_engine(content: bytes, inputs: Any) -> tuple[Any, list[str], dict[str
     network = builder.create_network(0 if typed is None else 1 << int(typed))
     parser = tensorrt.OnnxParser(network, _LOGGER)
     if not parser.parse(content):
-        reasons = "; ".join(str(parser.get_error(place).desc()) for place in range(parser.num_errors))
+        reasons = "; ".join(
+            str(parser.get_error(place).desc()) for place in range(parser.num_errors)
+        )
         raise ModelError(f"TensorRT cannot read the graph: {' '.join(reasons.split())[:600]}")
     names = [network.get_input(place).name for place in range(network.num_inputs)]
     feed = feed_by_name(names, inputs)

@@ -1,4 +1,5 @@
-"""Which kernel runs a layer: measured against the layer itself, dense, interleaved, on its own inputs."""
+"""Which kernel runs a layer: measured against the layer itself, dense, interleaved, on its own
+inputs."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ _LOOK_S, _CONFIRM_S = 0.06, 0.4
 
 
 class Decisions(Protocol):
-    """What was measured of layers before, by a key of all that it depends on; a dictionary is one."""
+    """What was measured of layers before, by a key of all that it depends on; a dictionary is
+    one."""
 
     def get(self, key: str, /) -> dict[str, Any] | None:
         """What was measured, or None."""
@@ -41,10 +43,12 @@ class Decisions(Protocol):
 
 @dataclass(frozen=True)
 class LayerRecord:
-    """What was decided for one layer, and why. `kernel` is "dense" where nothing beat it; milliseconds are medians.
+    """What was decided for one layer, and why. `kernel` is "dense" where nothing beat it;
+    milliseconds are medians.
 
-    `tried` has every kernel that was timed, on all of the layer's distinct inputs once each. `ratio` to dense, with its
-    95 % interval, is the chosen kernel's second measurement. `note` says "zero gain", or why nothing was timed.
+    `tried` has every kernel that was timed, on all of the layer's distinct inputs once each.
+    `ratio` to dense, with its 95 % interval, is the chosen kernel's second measurement. `note` says
+    "zero gain", or why nothing was timed.
     """
 
     layer: str
@@ -75,7 +79,9 @@ def decide(site: Site, target: Target, decisions: Decisions) -> LayerRecord:
     """The record of one layer: taken over from one alike, or measured."""
     weight = site.layer.weight.detach().reshape(len(site.layer.weight), -1)
     shapes = tuple(tuple(tensor.shape) for tensor in site.inputs)
-    record = LayerRecord(site.name, tuple(site.layer.weight.shape), shapes, zeros(weight), note=site.refusal)
+    record = LayerRecord(
+        site.name, tuple(site.layer.weight.shape), shapes, zeros(weight), note=site.refusal
+    )
     if not site.refusal and record.sparsity < FEWEST_ZEROS:
         record = replace(record, note=f"fewer than {FEWEST_ZEROS:.0%} zeros")
     if record.note:
@@ -83,7 +89,14 @@ def decide(site: Site, target: Target, decisions: Decisions) -> LayerRecord:
     names = kernels.fitting(weight, weight.device)
     if not names:
         return replace(record, note=f"no sparse kernel for {weight.dtype} on {weight.device.type}")
-    alike = [repr(site.layer), record.shape, shapes, round(record.sparsity, 2), names, target.to_json()]
+    alike = [
+        repr(site.layer),
+        record.shape,
+        shapes,
+        round(record.sparsity, 2),
+        names,
+        target.to_json(),
+    ]
     key = hashlib.sha256(json.dumps(alike, sort_keys=True).encode()).hexdigest()[:16]
     found = decisions.get(key)
     if found is None:
@@ -110,7 +123,10 @@ def _measure_kernels(site: Site, names: Sequence[str]) -> dict[str, Any]:
         tried[name] = (look.ratio, look.ms)
         dense_ms = look.ms / look.ratio
     note = "zero gain" + "".join(unfit)
-    found: dict[str, Any] = {"dense_ms": dense_ms, "tried": {name: ms for name, (_, ms) in tried.items()}}
+    found: dict[str, Any] = {
+        "dense_ms": dense_ms,
+        "tried": {name: ms for name, (_, ms) in tried.items()},
+    }
     best = min(tried, key=lambda name: tried[name][0], default=DENSE)
     if best == DENSE or tried[best][0] >= 1:
         return found | {"note": note}
@@ -122,7 +138,8 @@ def _measure_kernels(site: Site, names: Sequence[str]) -> dict[str, Any]:
 
 
 def _check(site: Site, sparse: LoweredLayer) -> None:
-    """Raise ModelError where a lowered layer is not the dense one: max|a - b| / max|a| by dtype, TF32 as fp16."""
+    """Raise ModelError where a lowered layer is not the dense one: max|a - b| / max|a| by dtype,
+    TF32 as fp16."""
     tolerance = _TOLERANCES[site.layer.weight.dtype]
     if site.layer.weight.is_cuda and torch.backends.cuda.matmul.allow_tf32:
         tolerance = max(tolerance, _TOLERANCES[torch.float16])

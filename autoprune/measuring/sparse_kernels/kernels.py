@@ -1,7 +1,7 @@
 """Kernels for matrices with zeros: which fit a matrix as its zeros lie, and how each holds it.
 
-Compressed rows keep int32 indices: what torch gives its BLAS, so that nothing is converted in a call (1.4 times as fast
-at one token as int64), and half the memory traffic.
+Compressed rows keep int32 indices: what torch gives its BLAS, so that nothing is converted in a
+call (1.4 times as fast at one token as int64), and half the memory traffic.
 """
 
 from __future__ import annotations
@@ -22,15 +22,18 @@ _PADDED = 1.5
 
 
 def fitting(weight: Tensor, device: torch.device) -> tuple[str, ...]:
-    """Kernels worth timing for `weight` (outputs, inputs), as its zeros lie: CSR; tiles and 2:4 where they form them.
+    """Kernels worth timing for `weight` (outputs, inputs), as its zeros lie: CSR; tiles and 2:4
+    where they form them.
 
-    2:4 is for CUDA from capability 8.0 on (Mishra et al. 2021, arXiv:2104.08378). On a CPU only fp32 has kernels.
+    2:4 is for CUDA from capability 8.0 on (Mishra et al. 2021, arXiv:2104.08378). On a CPU only
+    fp32 has kernels.
     """
     return tuple(name for name in KERNELS if _fits_weight(name, weight.detach(), device))
 
 
 def patterns(keep: Tensor) -> tuple[str, ...]:
-    """Kernels that fit where the weights that are kept (outputs, inputs, ...) lie, on a CPU in fp32."""
+    """Kernels that fit where the weights that are kept (outputs, inputs, ...) lie, on a CPU in
+    fp32."""
     return fitting(keep.detach().float().reshape(len(keep), -1).cpu(), torch.device("cpu"))
 
 
@@ -52,7 +55,8 @@ def _fits_weight(kernel: str, weight: Tensor, device: torch.device) -> bool:
 
 
 def pack(kernel: str, weight: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """(values, crow, col) of `weight` (outputs, inputs); for 2:4 the values are all of it, no indices.
+    """(values, crow, col) of `weight` (outputs, inputs); for 2:4 the values are all of it, no
+    indices.
 
     Plain tensors: a sparse one can neither be deep-copied nor moved with its module.
     """
@@ -66,7 +70,9 @@ def pack(kernel: str, weight: Tensor) -> tuple[Tensor, Tensor | None, Tensor | N
     return sparse.values(), sparse.crow_indices().int(), sparse.col_indices().int()
 
 
-def matrix(kernel: str, size: tuple[int, ...], values: Tensor, crow: Tensor | None, col: Tensor | None) -> Tensor:
+def matrix(
+    kernel: str, size: tuple[int, ...], values: Tensor, crow: Tensor | None, col: Tensor | None
+) -> Tensor:
     """What `torch.mm` takes, of the tensors that `packed` gave; it shares their memory."""
     if crow is None or col is None:
         return cast(Tensor, torch.sparse.to_sparse_semi_structured(values))

@@ -1,4 +1,5 @@
-"""Layers whose zeros are left out: the same function as the dense layer, from a sparse matrix. For inference only."""
+"""Layers whose zeros are left out: the same function as the dense layer, from a sparse matrix. For
+inference only."""
 
 from __future__ import annotations
 
@@ -26,14 +27,17 @@ __all__ = [
 ]
 
 
-# Rows of one CSR product: their inputs stay in cache, 197 rows take 0.6 to 0.9 of the time of one product
+# Rows of one CSR product: their inputs stay in cache, 197 rows take 0.6 to 0.9 of the time of one
+# product
 _ROWS = 32
 
 
 class LoweredLayer(nn.Module):
-    """A weight (outputs, inputs) as a sparse matrix, and a bias (outputs,) or None. `state_dict` is the dense layer's.
+    """A weight (outputs, inputs) as a sparse matrix, and a bias (outputs,) or None. `state_dict` is
+    the dense layer's.
 
-    Its forward raises ModelError while training, or where a gradient is asked for: `raised(model)` is dense again.
+    Its forward raises ModelError while training, or where a gradient is asked for: `raised(model)`
+    is dense again.
     """
 
     bias: Tensor | None
@@ -44,7 +48,9 @@ class LoweredLayer(nn.Module):
     def __init__(self, kernel: str, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         if kernel not in KERNELS:
-            raise ModelError(f"unknown kernel {kernel!r} of a lowered layer; known: {', '.join(KERNELS)}")
+            raise ModelError(
+                f"unknown kernel {kernel!r} of a lowered layer; known: {', '.join(KERNELS)}"
+            )
         self.kernel, self.shape = kernel, tuple(weight.shape)
         self._matrix: Tensor | None = None
         self._pack(weight)
@@ -72,7 +78,8 @@ class LoweredLayer(nn.Module):
         if self.training or (torch.is_grad_enabled() and input.requires_grad):
             what = "is in training mode" if self.training else "was asked for a gradient"
             raise ModelError(
-                f"a lowered layer ({self.extra_repr()}) {what}, and it is for inference only; call model.eval(), or "
+                f"a lowered layer ({self.extra_repr()}) {what}, and it is for inference only; "
+                "call model.eval(), or "
                 "make it dense again: autoprune.load(folder, lowered=False), or raised(model)"
             )
 
@@ -89,7 +96,9 @@ class LoweredLayer(nn.Module):
         matrix = weight.detach().reshape(len(weight), -1)
         self.size = tuple(matrix.shape)
         self._matrix = None
-        for name, tensor in zip(("values", "crow", "col"), kernels.pack(self.kernel, matrix), strict=True):
+        for name, tensor in zip(
+            ("values", "crow", "col"), kernels.pack(self.kernel, matrix), strict=True
+        ):
             self.register_buffer(name, tensor, persistent=False)
 
     def _build_matrix(self) -> Tensor:
@@ -107,7 +116,13 @@ class LoweredLayer(nn.Module):
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _load_from_state_dict(
-        self, state_dict: Mapping[str, Any], prefix: str, metadata: Any, strict: bool, missing: Any, *rest: Any
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        metadata: Any,
+        strict: bool,
+        missing: Any,
+        *rest: Any,
     ) -> None:
         name = prefix + "weight"
         if name in state_dict:
@@ -146,7 +161,8 @@ class LoweredLinear(LoweredLayer):
 
 
 class LoweredConv2d(LoweredLayer):
-    """(N, C, H, W) or (C, H, W) as nn.Conv2d without groups: 1x1 on the image as it is, larger ones on its patches."""
+    """(N, C, H, W) or (C, H, W) as nn.Conv2d without groups: 1x1 on the image as it is, larger ones
+    on its patches."""
 
     def __init__(self, kernel: str, layer: nn.Conv2d) -> None:
         super().__init__(kernel, layer.weight, layer.bias)
@@ -167,15 +183,24 @@ class LoweredConv2d(LoweredLayer):
         found = self.multiply(columns)
         if self.bias is not None:
             found = found.add_(self.bias[:, None])
-        found = found.view(-1, count, length).transpose(0, 1).reshape(count, -1, *self._positions(images))
+        found = (
+            found.view(-1, count, length)
+            .transpose(0, 1)
+            .reshape(count, -1, *self._positions(images))
+        )
         return found if input.dim() == 4 else found[0]
 
     def _positions(self, images: Tensor) -> tuple[int, int]:
         """Height and width of the output."""
-        window = zip(*(self.window[name] for name in ("kernel_size", "dilation", "padding", "stride")), strict=True)
+        window = zip(
+            *(self.window[name] for name in ("kernel_size", "dilation", "padding", "stride")),
+            strict=True,
+        )
         height, width = (
             (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
-            for size, (kernel, dilation, padding, stride) in zip(images.shape[2:], window, strict=True)
+            for size, (kernel, dilation, padding, stride) in zip(
+                images.shape[2:], window, strict=True
+            )
         )
         return height, width
 
@@ -201,17 +226,24 @@ def lower_layer(layer: nn.Module, kernel: str, name: str) -> LoweredLayer:
         if isinstance(layer, nn.Conv2d):
             return LoweredConv2d(kernel, layer)
     except RuntimeError as error:  # a tile format of a shape that it does not divide
-        raise ModelError(f"{name} cannot be lowered to {kernel!r}: {str(error).splitlines()[0]}") from error
-    raise ModelError(f"{name} is a {type(layer).__name__}; linear layers and convolutions can be lowered")
+        raise ModelError(
+            f"{name} cannot be lowered to {kernel!r}: {str(error).splitlines()[0]}"
+        ) from error
+    raise ModelError(
+        f"{name} is a {type(layer).__name__}; linear layers and convolutions can be lowered"
+    )
 
 
 def lowered_layers(model: nn.Module) -> Iterator[tuple[str, LoweredLayer]]:
     """Every lowered layer of a model, with its name."""
-    return ((name, module) for name, module in model.named_modules() if isinstance(module, LoweredLayer))
+    return (
+        (name, module) for name, module in model.named_modules() if isinstance(module, LoweredLayer)
+    )
 
 
 def densify(model: nn.Module) -> nn.Module:
-    """A copy with dense layers in the place of lowered ones, to train or export; a model without any is given back.
+    """A copy with dense layers in the place of lowered ones, to train or export; a model without
+    any is given back.
 
     Lowering freezes all parameters: in the copy all of them take gradients again.
     """
@@ -224,7 +256,8 @@ def densify(model: nn.Module) -> nn.Module:
 
 
 def replace_layers(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
-    """Put modules in the place of those of the same name, under every name that they have, in `model` itself."""
+    """Put modules in the place of those of the same name, under every name that they have, in
+    `model` itself."""
     new = {id(model.get_submodule(name)): layer for name, layer in layers.items()}
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):
@@ -233,5 +266,7 @@ def replace_layers(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
         # Its fused path would read the weights past the layers
         if isinstance(parent, nn.TransformerEncoderLayer):
             kind = 1 if parent.activation is F.relu or isinstance(parent.activation, nn.ReLU) else 0
-            kind = 2 if parent.activation is F.gelu or isinstance(parent.activation, nn.GELU) else kind
+            kind = (
+                2 if parent.activation is F.gelu or isinstance(parent.activation, nn.GELU) else kind
+            )
             parent.activation_relu_or_gelu = 0 if any(lowered_layers(parent)) else kind

@@ -1,8 +1,10 @@
-"""Lowering: a layer whose weight has zeros runs on the kernel measured fastest for it on this target, or stays dense.
+"""Lowering: a layer whose weight has zeros runs on the kernel measured fastest for it on this
+target, or stays dense.
 
-Each layer is timed against itself, dense, interleaved, on the inputs that it gets in the model's own forward. The best
-of a short look at every kernel is measured anew (the winner of many noisy figures is too good), and taken only where
-the whole 95 % interval of its ratio is below 0.98. At the end the whole lowered model must beat the dense one as well.
+Each layer is timed against itself, dense, interleaved, on the inputs that it gets in the model's
+own forward. The best of a short look at every kernel is measured anew (the winner of many noisy
+figures is too good), and taken only where the whole 95 % interval of its ratio is below 0.98. At
+the end the whole lowered model must beat the dense one as well.
 """
 
 from __future__ import annotations
@@ -15,22 +17,45 @@ from torch import nn
 
 from autoprune.errors import InputError, MissingPackage, ModelError
 from autoprune.measuring import measure
-from autoprune.measuring.sparse_kernels.choose import DENSE, Decisions, LayerRecord, decide, settings, zeros
+from autoprune.measuring.sparse_kernels.choose import (
+    DENSE,
+    Decisions,
+    LayerRecord,
+    decide,
+    settings,
+    zeros,
+)
 from autoprune.measuring.sparse_kernels.kernels import patterns
-from autoprune.measuring.sparse_kernels.layers import LoweredLinear, densify, lower_layer, replace_layers
+from autoprune.measuring.sparse_kernels.layers import (
+    LoweredLinear,
+    densify,
+    lower_layer,
+    replace_layers,
+)
 from autoprune.measuring.sparse_kernels.sites import place, sites
 from autoprune.pruning.surgery.shrink import replace_tensors
 from autoprune.target import Target
 from autoprune.task import Inputs
 
-__all__ = ["LayerRecord", "Lowered", "densify", "lower", "lowers", "openvino_config", "patterns", "rebuild", "rows"]
+__all__ = [
+    "LayerRecord",
+    "Lowered",
+    "densify",
+    "lower",
+    "lowers",
+    "openvino_config",
+    "patterns",
+    "rebuild",
+    "rows",
+]
 
 _WHOLE_S = 1.0
 
 
 @dataclass(frozen=True)
 class Lowered:
-    """`model`: a copy with the layers replaced, frozen and in eval mode; a plain copy where `used` is False.
+    """`model`: a copy with the layers replaced, frozen and in eval mode; a plain copy where `used`
+    is False.
 
     `ratio` of the whole lowered model to the dense one, None where no layer had a faster kernel.
     """
@@ -46,30 +71,48 @@ class Lowered:
     @property
     def kernels(self) -> dict[str, str]:
         """Layer -> kernel, of the layers that were replaced."""
-        return {record.layer: record.kernel for record in self.records if self.used and record.kernel != DENSE}
+        return {
+            record.layer: record.kernel
+            for record in self.records
+            if self.used and record.kernel != DENSE
+        }
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object from which `rebuild` makes the same model out of the dense one."""
         whole = {name: getattr(self, name) for name in ("used", "ratio", "ratio_low", "ratio_high")}
         layers = [asdict(record) for record in self.records]
-        return {"version": 1, "target": self.target.to_json(), **whole, "kernels": self.kernels, "layers": layers}
+        return {
+            "version": 1,
+            "target": self.target.to_json(),
+            **whole,
+            "kernels": self.kernels,
+            "layers": layers,
+        }
 
 
 def lowers(target: Target) -> bool:
-    """Whether models are lowered for this target: on torch's eager runtime, on a CPU in fp32 alone."""
-    return target.runtime == "eager" and (target.dtype == "fp32" or target.device.startswith("cuda"))
+    """Whether models are lowered for this target: on torch's eager runtime, on a CPU in fp32
+    alone."""
+    return target.runtime == "eager" and (
+        target.dtype == "fp32" or target.device.startswith("cuda")
+    )
 
 
-def lower(model: nn.Module, inputs: Inputs, target: Target, decisions: Decisions | None = None) -> Lowered:
-    """A copy of `model` whose layers with zeros run on the kernel measured fastest on `target`; `model` is untouched.
+def lower(
+    model: nn.Module, inputs: Inputs, target: Target, decisions: Decisions | None = None
+) -> Lowered:
+    """A copy of `model` whose layers with zeros run on the kernel measured fastest on `target`;
+    `model` is untouched.
 
-    `inputs` are cut or repeated to the target's batch. `decisions` holds what was measured of layers before, by a key
-    of all that it depends on (shapes, sparsity to 1 %, kernels that fit, target), and is added to. Same function as
-    `model` to 1e-5 relative. Raises InputError for a runtime other than eager, or a device that is not here.
+    `inputs` are cut or repeated to the target's batch. `decisions` holds what was measured of
+    layers before, by a key of all that it depends on (shapes, sparsity to 1 %, kernels that fit,
+    target), and is added to. Same function as `model` to 1e-5 relative. Raises InputError for a
+    runtime other than eager, or a device that is not here.
     """
     if not lowers(target):
         raise InputError(
-            f"models are lowered for the runtime eager, on a CPU in fp32; target {target.name!r} has runtime "
+            f"models are lowered for the runtime eager, on a CPU in fp32; target {target.name!r} "
+            "has runtime "
             f"{target.runtime!r} and dtype {target.dtype!r}"
         )
     decisions = {} if decisions is None else decisions
@@ -85,19 +128,28 @@ def lower(model: nn.Module, inputs: Inputs, target: Target, decisions: Decisions
     assert found.ratio_high is not None  # the dense model was given
     used = found.ratio_high < 1
     return Lowered(
-        sparse if used else _copy_model(model), records, target, used, found.ratio, found.ratio_low, found.ratio_high
+        sparse if used else _copy_model(model),
+        records,
+        target,
+        used,
+        found.ratio,
+        found.ratio_low,
+        found.ratio_high,
     )
 
 
 def rebuild(model: nn.Module, record: Mapping[str, Any]) -> nn.Module:
-    """A copy of dense `model` lowered as `record`, made by `Lowered.to_json`, says; nothing is measured.
+    """A copy of dense `model` lowered as `record`, made by `Lowered.to_json`, says; nothing is
+    measured.
 
     Raises ModelError for a record that is broken, or does not fit the model or this machine.
     """
     try:
         kernels = {str(name): str(kernel) for name, kernel in record["kernels"].items()}
     except (KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"the lowering record is broken: {type(error).__name__}: {error}") from error
+        raise ModelError(
+            f"the lowering record is broken: {type(error).__name__}: {error}"
+        ) from error
     return _replace_by_kernels(_copy_model(model), kernels)
 
 
@@ -118,16 +170,23 @@ def rows(result: Lowered) -> list[dict[str, Any]]:
 
 
 def openvino_config(model: nn.Module) -> dict[str, float]:
-    """The property with which OpenVINO's CPU plug-in decompresses sparse weights, for `core.compile_model`.
+    """The property with which OpenVINO's CPU plug-in decompresses sparse weights, for
+    `core.compile_model`.
 
-    The rate is the lowest share of zeros of the linear layers with at least half zeros; {} where there is none.
-    Raises MissingPackage without OpenVINO.
+    The rate is the lowest share of zeros of the linear layers with at least half zeros; {} where
+    there is none. Raises MissingPackage without OpenVINO.
     """
     import importlib.util
 
     if importlib.util.find_spec("openvino") is None:
-        raise MissingPackage("sparse weights decompression needs the package 'openvino': pip install openvino")
-    weights = [module.weight for module in model.modules() if isinstance(module, (nn.Linear, LoweredLinear))]
+        raise MissingPackage(
+            "sparse weights decompression needs the package 'openvino': pip install openvino"
+        )
+    weights = [
+        module.weight
+        for module in model.modules()
+        if isinstance(module, (nn.Linear, LoweredLinear))
+    ]
     shares = [share for share in map(zeros, weights) if share >= 0.5]
     return {"CPU_SPARSE_WEIGHTS_DECOMPRESSION_RATE": min(shares)} if shares else {}
 
@@ -143,7 +202,9 @@ def _replace_by_kernels(model: nn.Module, kernels: Mapping[str, str]) -> nn.Modu
         try:
             layer = model.get_submodule(name)
         except AttributeError as error:
-            raise ModelError(f"the lowering record names {name!r}, which the model does not have") from error
+            raise ModelError(
+                f"the lowering record names {name!r}, which the model does not have"
+            ) from error
         layers[name] = lower_layer(layer, kernel, name)
     replace_layers(model, layers)
     return model.requires_grad_(False)

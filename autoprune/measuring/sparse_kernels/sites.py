@@ -1,4 +1,5 @@
-"""Where a model can be lowered: its linear layers and convolutions with zeros, and the inputs that each gets."""
+"""Where a model can be lowered: its linear layers and convolutions with zeros, and the inputs that
+each gets."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 @dataclass
 class Site:
-    """One layer: its distinct inputs, of each shape one; `refusal` says why it stays dense, "" where it need not."""
+    """One layer: its distinct inputs, of each shape one; `refusal` says why it stays dense, ""
+    where it need not."""
 
     name: str
     layer: nn.Linear | nn.Conv2d
@@ -31,9 +33,13 @@ class Site:
 
 
 def place(model: nn.Module, inputs: Inputs, target: Target) -> tuple[nn.Module, Inputs]:
-    """A copy of `model`, in eval mode, and its inputs, on the target's device in its dtype. Raises InputError."""
+    """A copy of `model`, in eval mode, and its inputs, on the target's device in its dtype. Raises
+    InputError."""
     if target.dtype not in _DTYPES:
-        raise InputError(f"models are lowered in {', '.join(_DTYPES)}; target {target.name!r} asks for {target.dtype}")
+        raise InputError(
+            f"models are lowered in {', '.join(_DTYPES)}; target {target.name!r} asks for "
+            f"{target.dtype}"
+        )
     dtype = _DTYPES[target.dtype]
 
     def moved(tensor: Tensor) -> Tensor:
@@ -44,12 +50,15 @@ def place(model: nn.Module, inputs: Inputs, target: Target) -> tuple[nn.Module, 
         copied = replace_tensors(model, lambda _, tensor: tensor.clone()).to(device)
     except (RuntimeError, AssertionError) as error:
         said = str(error).splitlines()[0]
-        raise InputError(f"target {target.name!r} has device {target.device!r}, not here: {said}") from error
+        raise InputError(
+            f"target {target.name!r} has device {target.device!r}, not here: {said}"
+        ) from error
     return copied.to(dtype).eval(), inputs.map(moved)
 
 
 def sites(model: nn.Module, inputs: Inputs) -> list[Site]:
-    """The layers with zeros of `model` after one call; `model` is in eval mode, and its hooks are as before."""
+    """The layers with zeros of `model` after one call; `model` is in eval mode, and its hooks are
+    as before."""
     found = list(_candidates(model))
     handles = [value.layer.register_forward_pre_hook(_watch(value)) for value in found]
     try:
@@ -67,7 +76,9 @@ def _candidates(model: nn.Module) -> Iterator[Site]:
     names: dict[int, str] = {}
     for name, module in model.named_modules():
         names[id(module)] = name
-    shared = Counter(id(parameter) for module in model.modules() for parameter in module._parameters.values())
+    shared = Counter(
+        id(parameter) for module in model.modules() for parameter in module._parameters.values()
+    )
     for module in model.modules():
         if not isinstance(module, (nn.Linear, nn.Conv2d)) or not bool((module.weight == 0).any()):
             continue

@@ -1,4 +1,5 @@
-"""A process that measures: it ends with the one that started it, within a time limit, and its crash is an error.
+"""A process that measures: it ends with the one that started it, within a time limit, and its crash
+is an error.
 
 Both sides live here; torch is not imported.
 """
@@ -26,12 +27,16 @@ _SAID = 300  # characters of what a process said
 
 
 def run(module: str, arguments: Sequence[str], what: str, limit_s: float) -> None:
-    """Run `python -m module` in a session of its own and wait; it and all that it started end with this process.
+    """Run `python -m module` in a session of its own and wait; it and all that it started end with
+    this process.
 
-    `what` names it in errors. Raises ModelError where it fails, crashes, is killed, or lasts longer than `limit_s`.
+    `what` names it in errors. Raises ModelError where it fails, crashes, is killed, or lasts longer
+    than `limit_s`.
     """
     # how many threads there are is the target's business, whatever the environment says
-    environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    environment = {
+        name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")
+    }
     environment["PYTHONPATH"] = os.pathsep.join(str(Path(entry).resolve()) for entry in sys.path)
     environment[_PARENT] = str(os.getpid())
     with subprocess.Popen(
@@ -49,7 +54,8 @@ def run(module: str, arguments: Sequence[str], what: str, limit_s: float) -> Non
             _, said = process.communicate(timeout=limit_s)
         except subprocess.TimeoutExpired as error:
             raise ModelError(
-                f"{what} did not end within {limit_s:.0f} s: a call of the model hangs, or takes very long here"
+                f"{what} did not end within {limit_s:.0f} s: a call of the model hangs, or takes "
+                "very long here"
             ) from error
         finally:  # also after Ctrl-C
             with contextlib.suppress(OSError):
@@ -67,12 +73,17 @@ def _ending(status: int, said: str) -> str:
         name = signal.Signals(-status).name
     except ValueError:
         name = f"signal {-status}"
-    why = "the system does that where memory runs out" if name == "SIGKILL" else "in the runtime or the model's code"
+    why = (
+        "the system does that where memory runs out"
+        if name == "SIGKILL"
+        else "in the runtime or the model's code"
+    )
     return f"was ended by {name}, {why}{f': {last}' if last else ''}"
 
 
 def bound_to_parent() -> None:
-    """Have this process end as soon as the one that started it has ended, however that was; first of all to be called.
+    """Have this process end as soon as the one that started it has ended, however that was; first
+    of all to be called.
 
     Outside Linux, which does that by itself, a thread looks once a second.
     """

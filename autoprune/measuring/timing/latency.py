@@ -1,14 +1,17 @@
-"""How long one call takes: warm-up, candidate and dense model interleaved call by call, medians with intervals.
+"""How long one call takes: warm-up, candidate and dense model interleaved call by call, medians
+with intervals.
 
-What keeps a ratio repeatable to under 1 % (with ONNX Runtime's defaults it was off by 14 % between processes): the two
-models take turns on the same core, so that clock speed, caches and neighbours fall on both alike; the order within a
-pair alternates; thread pools do not spin (the runtimes see to it); the ratio is the median of the pairs' ratios, in
-which whatever lasts longer than a pair cancels (a ratio of medians varied twice as much), and which a few interrupted
-calls do not move; calls made while other processes needed the same cores are set aside, and made up for (see
-`crowding`); and calls go on until the ratio's own 95 % interval is within 1 % of it, or the time is over. Where models
-lie in memory alone moves a ratio by 1 to 2 %, which no number of calls shows: they are prepared several times, and what
-still differs between processes shows in several of these; `Latency.merge` takes the interval over all. What drifts over
-minutes shows in none of these: `Latency.at_any_time` makes room for it.
+What keeps a ratio repeatable to under 1 % (with ONNX Runtime's defaults it was off by 14 % between
+processes): the two models take turns on the same core, so that clock speed, caches and neighbours
+fall on both alike; the order within a pair alternates; thread pools do not spin (the runtimes see
+to it); the ratio is the median of the pairs' ratios, in which whatever lasts longer than a pair
+cancels (a ratio of medians varied twice as much), and which a few interrupted calls do not move;
+calls made while other processes needed the same cores are set aside, and made up for (see
+`crowding`); and calls go on until the ratio's own 95 % interval is within 1 % of it, or the time is
+over. Where models lie in memory alone moves a ratio by 1 to 2 %, which no number of calls shows:
+they are prepared several times, and what still differs between processes shows in several of these;
+`Latency.merge` takes the interval over all. What drifts over minutes shows in none of these:
+`Latency.at_any_time` makes room for it.
 """
 
 from __future__ import annotations
@@ -33,8 +36,9 @@ PRECISION = 0.01
 _WARM = 0.02  # warm-up ends when the medians of two consecutive blocks agree to this
 # Calls that are made of slow models even over the time budget: always, and while not settled
 _FEWEST, _ENOUGH = 12, 40
-# standard deviation of the ratio between figures of twelve processes, minutes apart, as a share of it: on a shared
-# machine neighbours slow a large model down more than a small one (scripts/benchmarks/measuring, ONNX Runtime)
+# standard deviation of the ratio between figures of twelve processes, minutes apart, as a share of
+# it: on a shared machine neighbours slow a large model down more than a small one
+# (scripts/benchmarks/measuring, ONNX Runtime)
 _DRIFT = 0.0045
 # Times that models are prepared, at most: on OpenVINO where they lie moves a ratio by 2 %
 _LAYOUTS = 10
@@ -48,13 +52,15 @@ Calls = np.ndarray[Any, np.dtype[np.float64]]
 
 @dataclass(frozen=True)
 class Latency:
-    """Median milliseconds of a call, and the median ratio to the dense model's call beside it (None without one).
+    """Median milliseconds of a call, and the median ratio to the dense model's call beside it (None
+    without one).
 
-    With 95 % intervals. `calls` is the number of calls in all `processes` that the figures rest on, `set_aside` that of
-    those made while other processes needed the same cores; `crowded` whether there was too little quiet to do without
-    these. `settled`: whether the interval of the ratio came within 1 % in each process, over its calls and over where
-    models lay in memory, before the time ran out.
-    `p90_ms` and `p99_ms` are what 90 % and 99 % of the calls stay under. `dense_ms` is the median of the dense calls.
+    With 95 % intervals. `calls` is the number of calls in all `processes` that the figures rest on,
+    `set_aside` that of those made while other processes needed the same cores; `crowded` whether
+    there was too little quiet to do without these. `settled`: whether the interval of the ratio
+    came within 1 % in each process, over its calls and over where models lay in memory, before the
+    time ran out. `p90_ms` and `p99_ms` are what 90 % and 99 % of the calls stay under. `dense_ms`
+    is the median of the dense calls.
     """
 
     ms: float
@@ -76,11 +82,14 @@ class Latency:
     def taken(self) -> str:
         """How the figure was taken, as `180 interleaved calls in 5 processes, within 1 %`."""
         where = f"{self.processes} process" + ("es" if self.processes > 1 else "")
-        calls = f"{self.calls} interleaved calls" if self.ratio is not None else f"{self.calls} calls"
+        calls = (
+            f"{self.calls} interleaved calls" if self.ratio is not None else f"{self.calls} calls"
+        )
         aside = f", {self.set_aside} set aside (the cores were busy)" if self.set_aside else ""
         beside = ", beside other jobs" if self.crowded else ""
         return (
-            f"{calls} in {where}, {'within 1 %' if self.settled else 'not within 1 % in the time limit'}{aside}{beside}"
+            f"{calls} in {where}, "
+            f"{'within 1 %' if self.settled else 'not within 1 % in the time limit'}{aside}{beside}"
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -89,10 +98,12 @@ class Latency:
 
     @staticmethod
     def merge(parts: Sequence[Latency]) -> Latency:
-        """One latency of several processes, or of models prepared several times: the mean, and Student's t interval.
+        """One latency of several processes, or of models prepared several times: the mean, and
+        Student's t interval.
 
-        What differs between them (memory layout, alignment) is in it, which no interval of the calls alone has. It is
-        never narrower than what the calls leave open. One part stays as it is.
+        What differs between them (memory layout, alignment) is in it, which no interval of the
+        calls alone has. It is never narrower than what the calls leave open. One part stays as it
+        is.
         """
         if not parts:
             raise ValueError("nothing to merge: no latency was given")
@@ -100,23 +111,42 @@ class Latency:
             return parts[0]
         ms = _between([(part.ms, part.ms_low, part.ms_high) for part in parts])
         ratios = [(part.ratio, part.ratio_low, part.ratio_high) for part in parts]
-        known = [(a, b, c) for a, b, c in ratios if a is not None and b is not None and c is not None]
+        known = [
+            (a, b, c) for a, b, c in ratios if a is not None and b is not None and c is not None
+        ]
         all_known = len(known) == len(parts)
-        ratio: tuple[float | None, float | None, float | None] = _between(known) if all_known else (None, None, None)
-        p90, p99 = (_beyond(ms[0], [(getattr(part, name), part.ms) for part in parts]) for name in ("p90_ms", "p99_ms"))
+        ratio: tuple[float | None, float | None, float | None] = (
+            _between(known) if all_known else (None, None, None)
+        )
+        p90, p99 = (
+            _beyond(ms[0], [(getattr(part, name), part.ms) for part in parts])
+            for name in ("p90_ms", "p99_ms")
+        )
         calls, settled = sum(part.calls for part in parts), all(part.settled for part in parts)
-        processes, aside = sum(part.processes for part in parts), sum(part.set_aside for part in parts)
+        processes, aside = (
+            sum(part.processes for part in parts),
+            sum(part.set_aside for part in parts),
+        )
         crowded, dense = any(part.crowded for part in parts), [part.dense_ms for part in parts]
-        beside = None if None in dense else statistics.fmean(value for value in dense if value is not None)
+        beside = (
+            None
+            if None in dense
+            else statistics.fmean(value for value in dense if value is not None)
+        )
         return Latency(*ms, *ratio, calls, settled, p90, p99, processes, aside, crowded, beside)
 
     def at_any_time(self) -> Latency:
-        """With the ratio's interval as wide as it has to be to hold for another hour too, not only for this minute."""
+        """With the ratio's interval as wide as it has to be to hold for another hour too, not only
+        for this minute."""
         if self.ratio is None or self.ratio_low is None or self.ratio_high is None:
             return self
         drift = 1.96 * _DRIFT * self.ratio
         low = max(self.ratio - math.hypot(self.ratio - self.ratio_low, drift), 0.0)
-        return replace(self, ratio_low=low, ratio_high=self.ratio + math.hypot(self.ratio_high - self.ratio, drift))
+        return replace(
+            self,
+            ratio_low=low,
+            ratio_high=self.ratio + math.hypot(self.ratio_high - self.ratio, drift),
+        )
 
 
 def compare(
@@ -126,11 +156,12 @@ def compare(
     budget_s: float = 0.4,
     threads: int = 1,
 ) -> Latency:
-    """Time `candidate`, and where `dense` is given the ratio to it, in about `budget_s` seconds, or until it settles.
+    """Time `candidate`, and where `dense` is given the ratio to it, in about `budget_s` seconds, or
+    until it settles.
 
-    At least 12 calls are made of each, up to 40 while not settled, even where slow models need longer than `budget_s`.
-    `threads` is how many cores a call needs: while other processes leave fewer, calls are set aside, and the time is
-    prolonged up to fivefold to make up for them.
+    At least 12 calls are made of each, up to 40 while not settled, even where slow models need
+    longer than `budget_s`. `threads` is how many cores a call needs: while other processes leave
+    fewer, calls are set aside, and the time is prolonged up to fivefold to make up for them.
     """
     functions = [candidate] if dense is None else [candidate, dense]
     begin, crowding = time.perf_counter(), Crowding(threads)
@@ -144,7 +175,9 @@ def compare(
             count, spent = times.shape[1], time.perf_counter() - begin
             lost = min(crowding.lost_s, _PATIENCE * budget_s)
             result = _summary(times, quiet)
-            if _is_enough(result, spent - lost, budget_s) and (crowding.judged or budget_s < STRETCH_S):
+            if _is_enough(result, spent - lost, budget_s) and (
+                crowding.judged or budget_s < STRETCH_S
+            ):
                 return result
             each = float(times.sum()) / 1e3 / count
             left = max(0, int((budget_s - spent + lost) / each))
@@ -153,12 +186,16 @@ def compare(
 
 
 def compare_anew(
-    prepare: Callable[[], Sequence[Callable[[], object]]], *, budget_s: float = 0.4, threads: int = 1
+    prepare: Callable[[], Sequence[Callable[[], object]]],
+    *,
+    budget_s: float = 0.4,
+    threads: int = 1,
 ) -> Latency:
     """As `compare` what `prepare` gives: the candidate, and the dense model where there is one.
 
-    They are prepared up to ten times, each time elsewhere in memory because the earlier ones are kept, and the figures
-    merged; fewer times in less than 0.4 s, where preparing takes as long as measuring, or a few calls fill the time.
+    They are prepared up to ten times, each time elsewhere in memory because the earlier ones are
+    kept, and the figures merged; fewer times in less than 0.4 s, where preparing takes as long as
+    measuring, or a few calls fill the time.
     """
     layouts = max(1, min(_LAYOUTS, round(budget_s / STRETCH_S)))
     # Shorter ones would not see other jobs
@@ -171,7 +208,11 @@ def compare_anew(
         parts.append(compare(*kept[-1], budget_s=each_s, threads=threads))
         now = time.perf_counter()
         measured_s += now - prepared
-        if len(parts) == layouts or measured_s >= 2 * budget_s or now - begin - measured_s >= budget_s:
+        if (
+            len(parts) == layouts
+            or measured_s >= 2 * budget_s
+            or now - begin - measured_s >= budget_s
+        ):
             merged = Latency.merge(parts)
             return replace(merged, processes=1, settled=merged.settled and _precise(merged))
 
@@ -185,7 +226,8 @@ def median_interval(times: Calls) -> tuple[float, float]:
 
 
 def _is_enough(result: Latency, spent_s: float, budget_s: float) -> bool:
-    """Whether to stop: a few calls that happen to agree settle nothing, unless there is no time for more."""
+    """Whether to stop: a few calls that happen to agree settle nothing, unless there is no time for
+    more."""
     if result.calls < _FEWEST:
         return False
     if spent_s < budget_s:
@@ -194,7 +236,8 @@ def _is_enough(result: Latency, spent_s: float, budget_s: float) -> bool:
 
 
 def _summary(times: Calls, quiet: np.ndarray[Any, np.dtype[np.bool_]]) -> Latency:
-    """Of the calls in `times` (functions, pairs) that were `quiet` (pairs,), where those are enough; else of all."""
+    """Of the calls in `times` (functions, pairs) that were `quiet` (pairs,), where those are
+    enough; else of all."""
     crowded = int(quiet.sum()) < min(_ENOUGH, times.shape[1])
     used = times if crowded else times[:, quiet]
     aside = {"set_aside": times.shape[1] - used.shape[1], "crowded": crowded}
@@ -212,7 +255,8 @@ def _summary(times: Calls, quiet: np.ndarray[Any, np.dtype[np.bool_]]) -> Latenc
 
 
 def _precise(found: Latency) -> bool:
-    """Whether the interval of the ratio, or of the median where there is no dense model, is within 1 %."""
+    """Whether the interval of the ratio, or of the median where there is no dense model, is within
+    1 %."""
     if found.ratio is None or found.ratio_low is None or found.ratio_high is None:
         return (found.ms_high - found.ms_low) / 2 <= PRECISION * found.ms
     return (found.ratio_high - found.ratio_low) / 2 <= PRECISION * found.ratio
@@ -233,7 +277,8 @@ def _rounds(functions: Sequence[Callable[[], object]], pairs: int, before: int) 
 
 
 def _warm_up(functions: Sequence[Callable[[], object]], limit_s: float) -> None:
-    """Call until the medians of two consecutive blocks agree, or the time is over; at least twice."""
+    """Call until the medians of two consecutive blocks agree, or the time is over; at least
+    twice."""
     begin, block, previous = time.perf_counter(), 1, None
     while True:
         medians = np.median(_rounds(functions, block, 0), axis=1)
@@ -256,14 +301,16 @@ def _between(parts: Sequence[tuple[float, float, float]]) -> tuple[float, float,
 
 
 def _beyond(ms: float, parts: Sequence[tuple[float | None, float]]) -> float | None:
-    """A percentile beside the median `ms`, from (percentile, median) of each part: the middle of how far it is off."""
+    """A percentile beside the median `ms`, from (percentile, median) of each part: the middle of
+    how far it is off."""
     known = [value / median for value, median in parts if value is not None and median > 0]
     return ms * statistics.median(known) if known else None
 
 
 @contextmanager
 def _collector_off() -> Iterator[None]:
-    """Without collections in the middle of calls; none before either, which in a search took a quarter of the time."""
+    """Without collections in the middle of calls; none before either, which in a search took a
+    quarter of the time."""
     was_on = gc.isenabled()
     gc.disable()
     try:

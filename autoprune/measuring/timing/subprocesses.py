@@ -1,7 +1,7 @@
 """Measure in fresh processes: what differs from process to process is not seen from inside one.
 
-`python -m autoprune.measuring.timing.subprocesses JOB` is the process. For ONNX Runtime it imports no torch, so that
-it starts in a fraction of a second.
+`python -m autoprune.measuring.timing.subprocesses JOB` is the process. For ONNX Runtime it imports
+no torch, so that it starts in a fraction of a second.
 """
 
 from __future__ import annotations
@@ -46,22 +46,32 @@ def fresh(
     processes: int = 5,
     budget_s: float = 0.4,
 ) -> Latency:
-    """Latency of `candidate`, interleaved with `dense`, merged over fresh processes that run one after the other.
+    """Latency of `candidate`, interleaved with `dense`, merged over fresh processes that run one
+    after the other.
 
     The ratio's interval makes room for its drift over minutes (`Latency.at_any_time`).
 
-    An artefact is what the target's runtime takes: an ONNX file (path or bytes), or a module. A module that cannot be
-    pickled is measured in this process, and a warning says so. `inputs` are cut or repeated to the target's batch.
-    Raises ModelError where a process fails, crashes or hangs; all of them end with this one.
+    An artefact is what the target's runtime takes: an ONNX file (path or bytes), or a module. A
+    module that cannot be pickled is measured in this process, and a warning says so. `inputs` are
+    cut or repeated to the target's batch. Raises ModelError where a process fails, crashes or
+    hangs; all of them end with this one.
     """
     runtime = plugins.load("runtime", target.runtime)()
     batch = inputs.rows(target.batch)
     with scratch.folder() as name:  # readable by this user alone
         folder = Path(name)
-        job: dict[str, Any] = {"target": target.to_json(), "budget_s": budget_s, "candidate": None, "dense": None}
+        job: dict[str, Any] = {
+            "target": target.to_json(),
+            "budget_s": budget_s,
+            "candidate": None,
+            "dense": None,
+        }
         try:
             if runtime.artefact == "onnx":
-                np.savez(folder / "inputs.npz", *[tensor.detach().cpu().numpy() for tensor in batch.tensors()])
+                np.savez(
+                    folder / "inputs.npz",
+                    *[tensor.detach().cpu().numpy() for tensor in batch.tensors()],
+                )
             else:
                 _pickle(batch, folder / "inputs")
             for role, artefact in (("candidate", candidate), ("dense", dense)):
@@ -79,10 +89,11 @@ def machine() -> str:
 
 
 def _merge_processes(measured: Callable[[], Latency], processes: int) -> Latency:
-    """The latency over so many processes; those that found no quiet are made up for by half as many more, at most.
+    """The latency over so many processes; those that found no quiet are made up for by half as many
+    more, at most.
 
-    They are set aside where half of what was asked for is left without them: two threads on two cores, one of them
-    busy, come to another ratio altogether.
+    They are set aside where half of what was asked for is left without them: two threads on two
+    cores, one of them busy, come to another ratio altogether.
     """
     found: list[Latency] = []
     quiet: list[Latency] = []
@@ -92,7 +103,10 @@ def _merge_processes(measured: Callable[[], Latency], processes: int) -> Latency
     # One alone has no interval between processes
     if len(quiet) < max(min(processes, 2), processes / 2):
         return Latency.merge(found).at_any_time()
-    merged, aside = Latency.merge(quiet), sum(value.calls + value.set_aside for value in found if value.crowded)
+    merged, aside = (
+        Latency.merge(quiet),
+        sum(value.calls + value.set_aside for value in found if value.crowded),
+    )
     return replace(merged, set_aside=merged.set_aside + aside).at_any_time()
 
 
@@ -107,7 +121,8 @@ def _store_artefact(artefact: Artefact, path: Path) -> Path:
 
 
 def _pickle(value: object, path: Path) -> None:
-    """Pickle, after a look whether a fresh process can import what is pickled: not what `__main__` defines."""
+    """Pickle, after a look whether a fresh process can import what is pickled: not what `__main__`
+    defines."""
     import torch
 
     modules = value.modules() if isinstance(value, torch.nn.Module) else ()
@@ -128,14 +143,17 @@ def _here(
 ) -> Latency:
     """The same number of measurements in this process."""
     logging.getLogger("autoprune").warning(
-        "the model cannot be handed to a fresh process (%s); its latency is measured in this one", error
+        "the model cannot be handed to a fresh process (%s); its latency is measured in this one",
+        error,
     )
     artefacts = [artefact for artefact in (candidate, dense) if artefact is not None]
 
     def prepare() -> list[Any]:
         return [runtime.prepare(artefact, inputs, target) for artefact in artefacts]
 
-    return _merge_processes(lambda: latency.compare_anew(prepare, budget_s=budget_s, threads=target.threads), processes)
+    return _merge_processes(
+        lambda: latency.compare_anew(prepare, budget_s=budget_s, threads=target.threads), processes
+    )
 
 
 def _process(folder: Path) -> Latency:
@@ -171,7 +189,8 @@ def _main(path: Path) -> None:
 
 
 def _unpickle(path: Path) -> Any:
-    """What the parent process pickled into its private folder a moment ago; nothing else is ever unpickled."""
+    """What the parent process pickled into its private folder a moment ago; nothing else is ever
+    unpickled."""
     import torch
 
     return torch.load(path, weights_only=False)

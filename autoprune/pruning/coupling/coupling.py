@@ -1,4 +1,5 @@
-"""Which channels live or die together: groups of coupled units, found by propagating channel ids."""
+"""Which channels live or die together: groups of coupled units, found by propagating channel
+ids."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ __all__ = ["Coupling", "Slot", "layer_of", "tensor_of", "trace"]
 
 @dataclass(frozen=True)
 class Slot:
-    """Dimension `dim` of a tensor, entry by entry: `units[i]` is the number of the unit it belongs to, -1 for none."""
+    """Dimension `dim` of a tensor, entry by entry: `units[i]` is the number of the unit it belongs
+    to, -1 for none."""
 
     tensor: str
     dim: int
@@ -41,7 +43,8 @@ class Slot:
 class Coupling:
     """The groups of a model, and where each of their units sits.
 
-    `members[key]` are the numbers of a units group's units, (cells, units per cell); numbers run over `total` units.
+    `members[key]` are the numbers of a units group's units, (cells, units per cell); numbers run
+    over `total` units.
     """
 
     groups: tuple[Group, ...]
@@ -66,14 +69,17 @@ class Coupling:
         for group in self.groups:
             if group.key == key:
                 return group
-        raise ModelError(f"no group {key!r}; groups: {', '.join(group.key for group in self.groups)}")
+        raise ModelError(
+            f"no group {key!r}; groups: {', '.join(group.key for group in self.groups)}"
+        )
 
     def prunable(self) -> list[Group]:
         """The groups that are not refused."""
         return [group for group in self.groups if group.refusal is None]
 
     def kept_mask(self, keep: Mapping[str, Tensor]) -> Tensor:
-        """Boolean over all units, and a True at the end for "none"; `keep[key]` is (units,), in the group's order."""
+        """Boolean over all units, and a True at the end for "none"; `keep[key]` is (units,), in the
+        group's order."""
         alive = torch.ones(self.total + 1, dtype=torch.bool, device="cpu")
         for key, kept in keep.items():
             if key not in self.members:
@@ -85,14 +91,16 @@ class Coupling:
         return alive
 
     def _revive(self, alive: Tensor, unit: Tensor) -> None:
-        """Keep `unit` as well, and one more in every other cell of its group: cells keep as many as each other."""
+        """Keep `unit` as well, and one more in every other cell of its group: cells keep as many as
+        each other."""
         members = next(cells for cells in self.members.values() if bool((cells == unit).any()))
         for cell in members:
             gone = cell[~alive[cell]]
             alive[unit if bool((cell == unit).any()) else gone[0]] = True
 
     def cuts(self, keep: Mapping[str, Tensor]) -> list[Cut]:
-        """Every cut that keeps these units of these groups; tensors that lose nothing are left out."""
+        """Every cut that keeps these units of these groups; tensors that lose nothing are left
+        out."""
         alive = self.kept_mask(keep)
         by_place: dict[tuple[str, int, int], Tensor] = {}
         for slot in self.slots:
@@ -100,7 +108,9 @@ class Coupling:
             kept = alive[slot.units]
             by_place[place] = by_place[place] & kept if place in by_place else kept
         return [
-            Cut(tensor, dim, kept, groups) for (tensor, dim, groups), kept in by_place.items() if not bool(kept.all())
+            Cut(tensor, dim, kept, groups)
+            for (tensor, dim, groups), kept in by_place.items()
+            if not bool(kept.all())
         ]
 
     def bindings(self, keep: Mapping[str, Tensor]) -> Bindings:
@@ -137,7 +147,8 @@ class Coupling:
         cuts: Sequence[Cut] | None = None,
         noted: set[tuple[str, int]] | None = None,
     ) -> nn.Module:
-        """A copy of `model` that keeps these units and blocks of these groups; costs about one deep copy.
+        """A copy of `model` that keeps these units and blocks of these groups; costs about one deep
+        copy.
 
         `cuts` are those of `keep`, where they are known already; `noted` as in `bind`.
         """
@@ -150,24 +161,32 @@ class Coupling:
         return replace(self, groups=(*units, *groups, *self.groups[len(units) :]))
 
     def binding(self, needed: Collection[tuple[str, int]]) -> Coupling:
-        """The same with only those literals that must be bound anew: all widths of a module of which one must."""
+        """The same with only those literals that must be bound anew: all widths of a module of
+        which one must."""
         owners = {owner for owner, _ in needed}
         kept = [
             literal
             for literal in self.literals
             if literal.always
-            or ((literal.owner, literal.call) in needed if literal.kind == "scalar" else literal.owner in owners)
+            or (
+                (literal.owner, literal.call) in needed
+                if literal.kind == "scalar"
+                else literal.owner in owners
+            )
         ]
         return replace(self, literals=tuple(kept))
 
     def without(self, refusals: Mapping[str, str]) -> Coupling:
         """The same with some units groups refused, for the reasons given."""
-        groups = tuple(replace(group, refusal=refusals.get(group.key, group.refusal)) for group in self.groups)
+        groups = tuple(
+            replace(group, refusal=refusals.get(group.key, group.refusal)) for group in self.groups
+        )
         return replace(self, groups=groups)
 
 
 def trace(model: nn.Module, inputs: Inputs) -> Coupling:
-    """The groups as id propagation finds them on the paths of evaluation and of training, not yet proved."""
+    """The groups as id propagation finds them on the paths of evaluation and of training, not yet
+    proved."""
     rows = inputs.rows(min(2, inputs.batch_size))
     path = training_path(_copy_for_trace(model), rows)
     try:
@@ -175,7 +194,10 @@ def trace(model: nn.Module, inputs: Inputs) -> Coupling:
     except ModelError as error:
         if not path.differs:
             raise
-        said = f"in training mode its operators cannot be followed ({error}); what runs in training alone may break"
+        said = (
+            f"in training mode its operators cannot be followed ({error}); what runs in "
+            "training alone may break"
+        )
         return _trace_groups(model, rows, TrainingPath(False, said))
 
 
@@ -184,7 +206,9 @@ def _trace_groups(model: nn.Module, inputs: Inputs, path: TrainingPath) -> Coupl
     found = propagate(model, inputs.map(lambda tensor: tensor.clone()), path.differs)
     with on_cpu():
         coupling = _collect_groups(model, found)
-        groups = with_stages(coupling.groups, _positions(found, kinds_by_layer(model), inputs.batch_size))
+        groups = with_stages(
+            coupling.groups, _positions(found, kinds_by_layer(model), inputs.batch_size)
+        )
         return replace(coupling, groups=groups, unfollowed=path.unfollowed)
 
 
@@ -199,7 +223,8 @@ def _positions(found: Propagation, kinds: Mapping[str, str], batch: int) -> dict
 
 
 def _copy_for_trace(model: nn.Module) -> nn.Module:
-    """A copy as it is traced: a forward may write into buffers, and attention hides its projections."""
+    """A copy as it is traced: a forward may write into buffers, and attention hides its
+    projections."""
     model = replace_tensors(model, lambda name, tensor: tensor.clone())
     Attention.take_over_all(model)
     return model
@@ -209,7 +234,9 @@ def _collect_groups(model: nn.Module, found: Propagation) -> Coupling:
     units = collect_units(found, kinds_by_layer(model))
     slots = tuple(_slots(found, units))
     literals = list(_literals(found, units))
-    norms = {call: units.number(found.ids.roots(ids)) for call, ids in found.layers.norm_calls.items()}
+    norms = {
+        call: units.number(found.ids.roots(ids)) for call, ids in found.layers.norm_calls.items()
+    }
     trained = {use.tensor for use in found.ids.uses} - found.evaluated if found.training else set()
     return Coupling(
         (*units.groups, *weights_groups(model, trained)),
@@ -218,7 +245,11 @@ def _collect_groups(model: nn.Module, found: Propagation) -> Coupling:
         units.total,
         {call: numbers for call, numbers in norms.items() if bool((numbers >= 0).any())},
         tuple(
-            _narrow(units, [slot.units for slot in slots] + [part for literal in literals for part in literal.parts()])
+            _narrow(
+                units,
+                [slot.units for slot in slots]
+                + [part for literal in literals for part in literal.parts()],
+            )
         ),
         tuple(literals),
         found.training,
@@ -230,7 +261,9 @@ def _slots(found: Propagation, units: Units) -> Iterable[Slot]:
     """Where units sit; what both paths use alike, once."""
     seen: set[tuple[str, int, int, str, tuple[int, ...]]] = set()
     for use in found.ids.uses:
-        slot = Slot(use.tensor, use.dim, use.groups, use.role, units.number(found.ids.roots(use.ids)))
+        slot = Slot(
+            use.tensor, use.dim, use.groups, use.role, units.number(found.ids.roots(use.ids))
+        )
         place = (slot.tensor, slot.dim, slot.groups, slot.role, tuple(slot.units.tolist()))
         if bool((slot.units >= 0).any()) and not (found.training and place in seen):
             seen.add(place)
@@ -257,12 +290,18 @@ def _narrow(units: Units, vectors: Iterable[Tensor]) -> Iterable[Tensor]:
 
 
 def _literals(found: Propagation, units: Units) -> Iterable[Literal]:
-    """The literals that meet units: their ids as unit numbers, and one unit along a whole place as none."""
+    """The literals that meet units: their ids as unit numbers, and one unit along a whole place as
+    none."""
     for literal in found.state.literals:
         numbers = {place: units.number(found.ids.roots(ids)) for place, ids in literal.ids.items()}
         if literal.kind == "sizes":
-            numbers = {place: each if _several(each) else torch.full_like(each, -1) for place, each in numbers.items()}
-        if literal.kind == "scalar" or any(bool((number >= 0).any()) for number in numbers.values()):
+            numbers = {
+                place: each if _several(each) else torch.full_like(each, -1)
+                for place, each in numbers.items()
+            }
+        if literal.kind == "scalar" or any(
+            bool((number >= 0).any()) for number in numbers.values()
+        ):
             loose = any(units.loose & set(number.tolist()) for number in numbers.values())
             yield replace(literal, ids=numbers, always=literal.kind == "attribute" or loose)
 
@@ -276,9 +315,8 @@ def weights_groups(model: nn.Module, trained: Collection[str] = ()) -> Iterable[
 
     Refused are those among `trained`, which run in training only.
     """
-    first = {
-        id(parameter): name for name, parameter in model.named_parameters()
-    }  # a shared tensor goes by its first name
+    # a shared tensor goes by its first name
+    first = {id(parameter): name for name, parameter in model.named_parameters()}
     seen: set[int] = set()
     for module in model.modules():
         kind = kind_of(module)
@@ -289,7 +327,9 @@ def weights_groups(model: nn.Module, trained: Collection[str] = ()) -> Iterable[
                 seen.add(id(parameter))
                 name = first[id(parameter)]
                 layer, refusal = layer_of(name), TRAINING_ONLY if name in trained else None
-                yield Group(layer, "weights", (layer,), (kind,), tuple(parameter.shape), refusal=refusal)
+                yield Group(
+                    layer, "weights", (layer,), (kind,), tuple(parameter.shape), refusal=refusal
+                )
 
 
 def layer_of(tensor: str) -> str:

@@ -1,4 +1,5 @@
-"""From ids to groups: units, the layers that produce them, balance between blocks, and what is refused."""
+"""From ids to groups: units, the layers that produce them, balance between blocks, and what is
+refused."""
 
 from __future__ import annotations
 
@@ -39,7 +40,9 @@ class Units:
 
     def number(self, roots: Tensor) -> Tensor:
         """Unit numbers of representatives, -1 where one may not be cut."""
-        return torch.tensor([self.number_of.get(root, -1) for root in roots.tolist()], dtype=torch.int64)
+        return torch.tensor(
+            [self.number_of.get(root, -1) for root in roots.tolist()], dtype=torch.int64
+        )
 
 
 @dataclass
@@ -57,7 +60,10 @@ def collect_units(found: Propagation, kinds: Mapping[str, str]) -> Units:
     _agree_on_shared(found)
     layers = _producing_layers(found, kinds)
     frozen = ids.frozen()
-    balances = [Balance(ids.roots(balance.ids), balance.blocks, balance.why, balance.soft) for balance in ids.balances]
+    balances = [
+        Balance(ids.roots(balance.ids), balance.blocks, balance.why, balance.soft)
+        for balance in ids.balances
+    ]
     units = Units()
     for names in _connect_layers(layers, balances):
         members = [layers[name] for name in names]
@@ -87,20 +93,24 @@ def collect_units(found: Propagation, kinds: Mapping[str, str]) -> Units:
         if refusal is None:
             start = units.total
             units.number_of |= {
-                root: start + place for place, root in enumerate(root for cell in cells for root in cell)
+                root: start + place
+                for place, root in enumerate(root for cell in cells for root in cell)
             }
             units.loose |= {units.number_of[root] for root in free} if loose else set()
             units.members[group.key] = torch.arange(start, units.total).view(len(cells), -1)
     for name, (count, why) in found.layers.refused.items():
         if name not in layers:
-            units.groups.append(Group(name, "units", (name,), (kinds.get(name, "other"),), (count,), 1, why))
+            units.groups.append(
+                Group(name, "units", (name,), (kinds.get(name, "other"),), (count,), 1, why)
+            )
     return units
 
 
 def _admissible(
     roots: list[int], free: list[int], frozen: Mapping[int, str], balances: list[Balance]
 ) -> tuple[list[list[int]], str | None, bool]:
-    """Cells of the free units, why none of them may be cut, and whether the code's own bounds are to be bound anew."""
+    """Cells of the free units, why none of them may be cut, and whether the code's own bounds are
+    to be bound anew."""
     if not free:
         return [free], next(frozen[root] for root in roots), False
     cells, refusal = _cells(free, balances)
@@ -118,7 +128,8 @@ def owner_of(tensor: str) -> str:
 
 
 def _agree_on_shared(found: Propagation) -> None:
-    """Tensors used several times are cut once: unite their ids place by place; opaque reads freeze theirs."""
+    """Tensors used several times are cut once: unite their ids place by place; opaque reads freeze
+    theirs."""
     ids = found.ids
     first: dict[tuple[str, int, int], Tensor] = {}
     for use in ids.uses:
@@ -132,7 +143,10 @@ def _agree_on_shared(found: Propagation) -> None:
         both = (earlier >= 0) & (use.ids >= 0)
         ids.unite(earlier[both], use.ids[both])
         alone = both & ((earlier == 0) != (use.ids == 0))
-        ids.freeze(torch.cat([earlier[alone], use.ids[alone]]), f"{use.tensor} also reads inputs that cannot be cut")
+        ids.freeze(
+            torch.cat([earlier[alone], use.ids[alone]]),
+            f"{use.tensor} also reads inputs that cannot be cut",
+        )
         first[place] = torch.maximum(earlier, use.ids)
 
 
@@ -145,14 +159,17 @@ def _producing_layers(found: Propagation, kinds: Mapping[str, str]) -> dict[str,
             roots = [root for root in dict.fromkeys(ids.roots(use.ids).tolist()) if root >= 0]
             kind = use.kind if use.kind != "other" else kinds.get(name, "other")
             kind = "attention" if heads & set(roots) else kind
-            layer = layers.setdefault(name, _Layer(name, kind, [], 0, use.tensor not in found.evaluated))
+            layer = layers.setdefault(
+                name, _Layer(name, kind, [], 0, use.tensor not in found.evaluated)
+            )
             layer.roots = list(dict.fromkeys(layer.roots + roots))
             layer.channels += len(set(use.ids[use.ids >= 0].tolist()))
     return layers
 
 
 def _connect_layers(layers: Mapping[str, _Layer], balances: list[Balance]) -> list[list[str]]:
-    """Layers that must be decided together: they share a unit, or a balance ties their units. In order of execution."""
+    """Layers that must be decided together: they share a unit, or a balance ties their units. In
+    order of execution."""
     parent = {name: name for name in layers}
 
     def find(name: str) -> str:
@@ -181,7 +198,8 @@ def _connect_layers(layers: Mapping[str, _Layer], balances: list[Balance]) -> li
 
 
 def _cells(free: list[int], balances: list[Balance]) -> tuple[list[list[int]], str | None]:
-    """Cells of units that must lose the same count so that every balance holds; and why that cannot be, or None."""
+    """Cells of units that must lose the same count so that every balance holds; and why that cannot
+    be, or None."""
     inside = set(free)
     concerned = [balance for balance in balances if inside & set(balance.ids.tolist())]
     signature: dict[int, list[tuple[int, ...]]] = {root: [] for root in free}
@@ -199,7 +217,8 @@ def _cells(free: list[int], balances: list[Balance]) -> tuple[list[list[int]], s
     if len({len(cell) for cell in found}) > 1:
         return (
             found,
-            f"its blocks cannot lose the same count ({', '.join(sorted({balance.why for balance in concerned}))})",
+            "its blocks cannot lose the same count "
+            f"({', '.join(sorted({balance.why for balance in concerned}))})",
         )
     for balance in concerned:
         counts = [

@@ -1,4 +1,5 @@
-"""What a cut must equal: the model at full width whose dropped units are zeroed where they are consumed."""
+"""What a cut must equal: the model at full width whose dropped units are zeroed where they are
+consumed."""
 
 from __future__ import annotations
 
@@ -13,7 +14,11 @@ from torch.overrides import TorchFunctionMode
 from autoprune.pruning.coupling.coupling import Coupling, Slot
 from autoprune.pruning.surgery.attention import Attention
 from autoprune.pruning.surgery.forward import STATISTICS, dims_of, outputs_of
-from autoprune.pruning.surgery.parametrizations import Reparametrised, computed_weights, kept_function
+from autoprune.pruning.surgery.parametrizations import (
+    Reparametrised,
+    computed_weights,
+    kept_function,
+)
 from autoprune.pruning.surgery.shrink import replace_tensors
 from autoprune.task import Inputs
 
@@ -27,11 +32,17 @@ _ARGUMENTS: dict[Any, tuple[str, ...]] = {  # after the input
 
 
 def masked_outputs(
-    model: nn.Module, inputs: Inputs, coupling: Coupling, keep: dict[str, Tensor], training: bool = False
+    model: nn.Module,
+    inputs: Inputs,
+    coupling: Coupling,
+    keep: dict[str, Tensor],
+    training: bool = False,
 ) -> list[Tensor]:
-    """Outputs of the model at full width whose dropped units are zeroed where they are consumed; as `outputs_of`.
+    """Outputs of the model at full width whose dropped units are zeroed where they are consumed; as
+    `outputs_of`.
 
-    Norms across channels take their statistics over the kept channels only: that is what the cut model does.
+    Norms across channels take their statistics over the kept channels only: that is what the cut
+    model does.
     """
     alive = coupling.kept_mask(keep)
     zeroed: dict[str, list[Slot]] = {}
@@ -39,12 +50,13 @@ def masked_outputs(
         if slot.role == "consume" and not bool(alive[slot.units].all()):
             zeroed.setdefault(slot.tensor, []).append(slot)
     parameters = dict(model.named_parameters())
-    for weight in computed_weights(
-        model
-    ):  # along its own dimension a scale is zeroed: a direction of zeros has no norm
+    # along its own dimension a scale is zeroed: a direction of zeros has no norm
+    for weight in computed_weights(model):
         mine = zeroed.pop(weight.direction, [])
         zeroed[weight.direction] = [slot for slot in mine if weight.right or slot.dim != weight.dim]
-        zeroed[weight.scale] = [slot for slot in mine if not weight.right and slot.dim == weight.dim]
+        zeroed[weight.scale] = [
+            slot for slot in mine if not weight.right and slot.dim == weight.dim
+        ]
 
     def masked(name: str, tensor: Tensor) -> Tensor:
         # A forward may write into buffers
@@ -75,7 +87,9 @@ class _KeptNorms(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        statistic = getattr(func, "__name__", "") in STATISTICS and args and isinstance(args[0], Tensor)
+        statistic = (
+            getattr(func, "__name__", "") in STATISTICS and args and isinstance(args[0], Tensor)
+        )
         if func not in _ARGUMENTS and not statistic:
             return func(*args, **kwargs)
         self.calls += 1
@@ -83,27 +97,30 @@ class _KeptNorms(TorchFunctionMode):
         if keep is None or bool(keep.all()):
             return func(*args, **kwargs)
         index = keep.nonzero()[:, 0].to((args[0] if args else kwargs["input"]).device)
-        return (_kept_statistic if statistic else _kept_norm)(func, index, len(keep), *args, **kwargs)
+        return (_kept_statistic if statistic else _kept_norm)(
+            func, index, len(keep), *args, **kwargs
+        )
 
 
-def _kept_statistic(func: Any, index: Tensor, width: int, input: Tensor, *args: Any, **kwargs: Any) -> Any:
+def _kept_statistic(
+    func: Any, index: Tensor, width: int, input: Tensor, *args: Any, **kwargs: Any
+) -> Any:
     """A mean or norm over the kept channels of the one dimension that is as wide as they are."""
     dim = next(dim for dim in dims_of(func, (input, *args), kwargs) if input.shape[dim] == width)
     out = func(input.index_select(dim, index), *args, **kwargs)
-    return torch.zeros_like(input).index_copy(dim, index, out) if func.__name__ == "normalize" else out
+    return (
+        torch.zeros_like(input).index_copy(dim, index, out) if func.__name__ == "normalize" else out
+    )
 
 
 def _kept_norm(
-    func: Callable[..., Tensor],
-    index: Tensor,
-    width: int,
-    input: Tensor,
-    *args: Any,
-    **kwargs: Any,
+    func: Callable[..., Tensor], index: Tensor, width: int, input: Tensor, *args: Any, **kwargs: Any
 ) -> Tensor:
     dim = 1 if func is F.group_norm else -1
     given = dict(zip(_ARGUMENTS[func], args, strict=False)) | kwargs
-    given = {name: value[index] if isinstance(value, Tensor) else value for name, value in given.items()}
+    given = {
+        name: value[index] if isinstance(value, Tensor) else value for name, value in given.items()
+    }
     if func is not F.group_norm:
         given["normalized_shape"] = (len(index),)
     normalised = func(input.index_select(dim, index), **given)

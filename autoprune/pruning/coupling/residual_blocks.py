@@ -1,4 +1,5 @@
-"""Residual blocks that can go whole: the identity with parameters at zero (Huang et al. 2016, arXiv:1603.09382)."""
+"""Residual blocks that can go whole: the identity with parameters at zero (Huang et al. 2016,
+arXiv:1603.09382)."""
 
 from __future__ import annotations
 
@@ -44,7 +45,10 @@ def _removable(model: nn.Module, inputs: Inputs, training: bool = False) -> Iter
         if any(other.startswith(f"{name}.") for other in chosen) or _shares(name, tied):
             continue
         empty = replace_tensors(
-            module, lambda _, tensor: torch.zeros_like(tensor) if isinstance(tensor, nn.Parameter) else tensor.clone()
+            module,
+            lambda _, tensor: (
+                torch.zeros_like(tensor) if isinstance(tensor, nn.Parameter) else tensor.clone()
+            ),
         )
         for parameter in empty.parameters():
             parameter.data.zero_()
@@ -72,18 +76,28 @@ def _shares(block: str, tied: list[list[str]]) -> bool:
 def _calls(
     model: nn.Module, inputs: Inputs, forward: Callable[[nn.Module], AbstractContextManager[None]]
 ) -> dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any]]]:
-    """Modules with parameters and modules inside that are called once, first argument and output of one shape."""
+    """Modules with parameters and modules inside that are called once, first argument and output of
+    one shape."""
     calls: dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any]]] = {}
     other: set[nn.Module] = {model}
 
     def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if module in calls or not args or not isinstance(args[0], Tensor) or not args[0].is_floating_point():
+        if (
+            module in calls
+            or not args
+            or not isinstance(args[0], Tensor)
+            or not args[0].is_floating_point()
+        ):
             other.add(module)
         else:
             calls[module] = tree_map_only(Tensor, torch.clone, (args, kwargs))
 
     def leave(module: nn.Module, args: Any, out: Any) -> None:
-        if not isinstance(out, Tensor) or module not in calls or out.shape != calls[module][0][0].shape:
+        if (
+            not isinstance(out, Tensor)
+            or module not in calls
+            or out.shape != calls[module][0][0].shape
+        ):
             other.add(module)
 
     hooks = []

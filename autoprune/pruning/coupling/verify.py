@@ -1,4 +1,5 @@
-"""Groups are proved once, together: the cut model must compute what the model with masked consumers computes."""
+"""Groups are proved once, together: the cut model must compute what the model with masked consumers
+computes."""
 
 from __future__ import annotations
 
@@ -19,7 +20,15 @@ from autoprune.pruning.surgery.patch_forward import bind
 from autoprune.pruning.surgery.shrink import replace_tensors
 from autoprune.task import Inputs
 
-__all__ = ["TOLERANCE", "discover", "prove", "random_keep", "randomise", "relative_error", "telling_keep"]
+__all__ = [
+    "TOLERANCE",
+    "discover",
+    "prove",
+    "random_keep",
+    "randomise",
+    "relative_error",
+    "telling_keep",
+]
 
 TOLERANCE = 1e-5
 
@@ -27,8 +36,9 @@ TOLERANCE = 1e-5
 def discover(model: nn.Module, inputs: Inputs) -> Coupling:
     """The proved groups of `model`: units groups first, in order of execution, then weights groups.
 
-    Every units group is proved by cutting it and comparing with the model whose consumers are masked; one that fails
-    is refused with the reason, never half cut. `model` is untouched. Raises ModelError where its forward fails.
+    Every units group is proved by cutting it and comparing with the model whose consumers are
+    masked; one that fails is refused with the reason, never half cut. `model` is untouched. Raises
+    ModelError where its forward fails.
     """
     coupling = trace(model, inputs)
     refusals, needed = prove(model, inputs, coupling)
@@ -36,14 +46,18 @@ def discover(model: nn.Module, inputs: Inputs) -> Coupling:
     return coupling.without(refusals).binding(needed).joined_by(blocks)
 
 
-def prove(model: nn.Module, inputs: Inputs, coupling: Coupling) -> tuple[dict[str, str], set[tuple[str, int]]]:
-    """Refusals, by group key: groups whose cut model differs from the masked one by more than 1e-5 relative, or fails.
+def prove(
+    model: nn.Module, inputs: Inputs, coupling: Coupling
+) -> tuple[dict[str, str], set[tuple[str, int]]]:
+    """Refusals, by group key: groups whose cut model differs from the masked one by more than 1e-5
+    relative, or fails.
 
     Beside them the calls (module, n-th of its own) that only gave that with numbers bound anew.
-    Weights are drawn anew, so that zeros or saturated units cannot hide an error. All groups are tried at once, a
-    random part of each cut, of a size of its own; then every other one, then the rest, their first or last units cut:
-    what holds when all are cut may not hold beside a group at full width, nor for a cut less even than a random one.
-    Only where a trial fails is it repeated in halves.
+    Weights are drawn anew, so that zeros or saturated units cannot hide an error. All groups are
+    tried at once, a random part of each cut, of a size of its own; then every other one, then the
+    rest, their first or last units cut: what holds when all are cut may not hold beside a group at
+    full width, nor for a cut less even than a random one. Only where a trial fails is it repeated
+    in halves.
     """
     trial = _Trial(model, inputs, coupling)
     groups = [group for group in coupling.prunable() if group.level == "units"]
@@ -125,7 +139,8 @@ class _Trial:
         return None
 
     def _without_data(self, coupling: Coupling) -> Coupling:
-        """A factor that differs with other weights at the same widths comes from the data, not from a width."""
+        """A factor that differs with other weights at the same widths comes from the data, not from
+        a width."""
         factors = [literal for literal in coupling.literals if literal.kind == "scalar"]
         if not factors:
             return coupling
@@ -136,7 +151,11 @@ class _Trial:
             outputs_of(bind(probe, bindings, data), self.inputs, training)
         return replace(
             coupling,
-            literals=tuple(literal for literal in coupling.literals if (literal.owner, literal.call) not in data),
+            literals=tuple(
+                literal
+                for literal in coupling.literals
+                if (literal.owner, literal.call) not in data
+            ),
         )
 
     def _keep(self, key: str) -> Tensor:
@@ -152,7 +171,8 @@ class _Trial:
 
 
 def telling_keep(coupling: Coupling, key: str) -> Tensor:
-    """`random_keep` with other channels for every group, and other shares, so that a mix-up of two groups shows."""
+    """`random_keep` with other channels for every group, and other shares, so that a mix-up of two
+    groups shows."""
     draw = zlib.crc32(key.encode())
     return random_keep(coupling, key, (1 / 4, 1 / 3, 2 / 5)[draw % 3], draw)
 
@@ -169,8 +189,11 @@ def random_keep(coupling: Coupling, key: str, share: float = 1 / 3, seed: int = 
 
 
 def relative_error(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
-    """max |a - b| / max |b| over all outputs; infinite where their number, shapes or finiteness differ."""
-    if len(first) != len(second) or any(a.shape != b.shape for a, b in zip(first, second, strict=True)):
+    """max |a - b| / max |b| over all outputs; infinite where their number, shapes or finiteness
+    differ."""
+    if len(first) != len(second) or any(
+        a.shape != b.shape for a, b in zip(first, second, strict=True)
+    ):
         return math.inf
     worst = 0.0
     for a, b in zip(first, second, strict=True):
@@ -193,7 +216,11 @@ def randomise(model: nn.Module) -> nn.Module:
             return tensor.clone()
         noise = torch.randn(tensor.shape, generator=generator, device="cpu")
         if tensor.dim() >= 2:
-            fan_in = tensor[0].numel() if tensor.dim() < 5 or name.endswith("weight") else tensor.shape[-1]
+            fan_in = (
+                tensor[0].numel()
+                if tensor.dim() < 5 or name.endswith("weight")
+                else tensor.shape[-1]
+            )
             return (noise * math.sqrt(2 / fan_in)).to(tensor)
         if name.endswith(("bias", "running_mean")):
             return (0.1 * noise).to(tensor)

@@ -1,4 +1,5 @@
-"""Batch norm: the scale that a channel is multiplied by, as in Network Slimming (Liu et al. 2017, arXiv:1708.06519)."""
+"""Batch norm: the scale that a channel is multiplied by, as in Network Slimming (Liu et al. 2017,
+arXiv:1708.06519)."""
 
 from dataclasses import dataclass
 

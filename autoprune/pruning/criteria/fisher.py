@@ -1,4 +1,5 @@
-"""Fisher: second-order estimate of what the loss gains when a weight goes (Theis et al. 2018, arXiv:1801.05787)."""
+"""Fisher: second-order estimate of what the loss gains when a weight goes (Theis et al. 2018,
+arXiv:1801.05787)."""
 
 from dataclasses import dataclass
 
@@ -9,7 +10,8 @@ __all__ = ["Fisher"]
 
 @dataclass(frozen=True)
 class Fisher:
-    """½ w² · mean (dL/dw)²: the empirical Fisher information stands for the Hessian. The mean is over batches."""
+    """½ w² · mean (dL/dw)²: the empirical Fisher information stands for the Hessian. The mean is
+    over batches."""
 
     scores = "elements"
     needs = ("squared gradients",)

@@ -1,4 +1,5 @@
-"""Geometric median: filters that the others of their layer can replace go first (He et al. 2019, arXiv:1811.00250)."""
+"""Geometric median: filters that the others of their layer can replace go first (He et al. 2019,
+arXiv:1811.00250)."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,5 @@
-"""LAMP: layer-adaptive magnitude (Lee et al. 2021, arXiv:2010.07611), scores that compare across layers."""
+"""LAMP: layer-adaptive magnitude (Lee et al. 2021, arXiv:2010.07611), scores that compare across
+layers."""
 
 from dataclasses import dataclass
 
@@ -10,7 +11,8 @@ __all__ = ["LAMP"]
 
 @dataclass(frozen=True)
 class LAMP:
-    """w² over the sum of all squares in the layer that are no smaller; in one layer it ranks as magnitude does."""
+    """w² over the sum of all squares in the layer that are no smaller; in one layer it ranks as
+    magnitude does."""
 
     scores = "weights"
     needs = ()

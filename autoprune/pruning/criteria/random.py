@@ -20,6 +20,9 @@ class Random:
     def score(self, weight: Tensor) -> Tensor:
         """Shaped like `weight`; differs between tensors of other contents."""
         salt = int(weight.detach().double().sum().cpu().view(torch.int64).item()) & (2**62 - 1)
-        # a generator reads the low 32 bits of its seed only, and those of a sum of few floats are zero
-        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + (salt ^ (salt >> 32))) % 2**32)
+        # a generator reads the low 32 bits of its seed only, and those of a sum of few floats are
+        # zero
+        generator = torch.Generator().manual_seed(
+            (self.seed * 1_000_003 + (salt ^ (salt >> 32))) % 2**32
+        )
         return torch.rand(weight.shape, generator=generator).to(weight.device)

@@ -1,4 +1,5 @@
-"""Taylor: first-order estimate of what the loss gains when a weight goes (Molchanov et al. 2019, arXiv:1906.10771)."""
+"""Taylor: first-order estimate of what the loss gains when a weight goes (Molchanov et al. 2019,
+arXiv:1906.10771)."""
 
 from dataclasses import dataclass
 

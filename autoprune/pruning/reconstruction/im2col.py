@@ -1,4 +1,5 @@
-"""Linear layers and convolutions as one matrix product: rows of inputs @ weight matrix = rows of outputs."""
+"""Linear layers and convolutions as one matrix product: rows of inputs @ weight matrix = rows of
+outputs."""
 
 from __future__ import annotations
 
@@ -22,8 +23,9 @@ __all__ = ["Calls", "Contraction"]
 class Contraction:
     """One call of a linear layer (no spatial dimensions) or a convolution.
 
-    Its rows are all (image, output position) pairs, numbered in the order of the output. A transposed convolution is
-    the convolution of its input, zeros put between the pixels, with its flipped weight.
+    Its rows are all (image, output position) pairs, numbered in the order of the output. A
+    transposed convolution is the convolution of its input, zeros put between the pixels, with its
+    flipped weight.
     """
 
     input: Tensor  # (N, C, *sizes)
@@ -43,8 +45,13 @@ class Contraction:
     @property
     def sizes(self) -> tuple[int, ...]:
         """Spatial shape of the output."""
-        each = zip(self.input.shape[2:], self.padding, self.dilation, self.kernel, self.stride, strict=True)
-        return tuple((size + sum(pad) - wide * (taps - 1) - 1) // step + 1 for size, pad, wide, taps, step in each)
+        each = zip(
+            self.input.shape[2:], self.padding, self.dilation, self.kernel, self.stride, strict=True
+        )
+        return tuple(
+            (size + sum(pad) - wide * (taps - 1) - 1) // step + 1
+            for size, pad, wide, taps, step in each
+        )
 
     @property
     def rows(self) -> int:
@@ -66,7 +73,9 @@ class Contraction:
         for dim, first in enumerate(corner):
             across = math.prod(sizes[dim + 1 :])
             taps = torch.arange(self.kernel[dim], device=rows.device) * self.dilation[dim]
-            places = (places[:, :, None] + ((first * self.stride[dim])[:, None] + taps)[:, None] * across).flatten(1)
+            places = (
+                places[:, :, None] + ((first * self.stride[dim])[:, None] + taps)[:, None] * across
+            ).flatten(1)
         read = pixels.flatten(0, -2)[places.flatten()].view(*places.shape, self.groups, -1)
         return read.permute(2, 0, 1, 3).flatten(2)
 
@@ -83,13 +92,19 @@ class Contraction:
             turned = self.weight.flip(tuple(range(2, self.weight.dim())))
             turned = turned.reshape(self.groups, -1, *turned.shape[1:])
             return turned.movedim((1, 2), (-2, -1)).flatten(1, -2)
-        return self.weight.movedim(1, -1).reshape(self.groups, len(self.weight) // self.groups, -1).transpose(1, 2)
+        return (
+            self.weight.movedim(1, -1)
+            .reshape(self.groups, len(self.weight) // self.groups, -1)
+            .transpose(1, 2)
+        )
 
     def write(self, matrix: Tensor) -> None:
         """Set the weight, in place, to what `matrix()` would give as `matrix`."""
         if self.transposed:
             turned = (
-                matrix.reshape(self.groups, *self.kernel, -1, matrix.shape[2]).movedim((-2, -1), (1, 2)).flatten(0, 1)
+                matrix.reshape(self.groups, *self.kernel, -1, matrix.shape[2])
+                .movedim((-2, -1), (1, 2))
+                .flatten(0, 1)
             )
             self.weight.copy_(turned.flip(tuple(range(2, turned.dim()))))
         else:
@@ -101,12 +116,19 @@ class Calls(TorchFunctionMode):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.held = {tensor.untyped_storage().data_ptr(): (name, tensor) for name, tensor in named_tensors(model)}
+        self.held = {
+            tensor.untyped_storage().data_ptr(): (name, tensor)
+            for name, tensor in named_tensors(model)
+        }
         self.counts: Counter[str] = Counter()
 
     def name(self, tensor: Tensor | None) -> str | None:
         """Of the parameter or buffer that a tensor is, or shows a part of."""
-        return None if tensor is None else self.held.get(tensor.untyped_storage().data_ptr(), (None,))[0]
+        return (
+            None
+            if tensor is None
+            else self.held.get(tensor.untyped_storage().data_ptr(), (None,))[0]
+        )
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -123,18 +145,24 @@ class Calls(TorchFunctionMode):
         return out
 
     def _place(self, weight: Tensor) -> tuple[str | None, int]:
-        """Name and first row of a weight that is a parameter or some whole rows of one; else no name."""
+        """Name and first row of a weight that is a parameter or some whole rows of one; else no
+        name."""
         name, whole = self.held.get(weight.untyped_storage().data_ptr(), (None, weight))
         if weight.shape == whole.shape and weight.stride() == whole.stride():
             return name, 0
-        parts = weight.is_contiguous() and whole.is_contiguous() and weight.shape[1:] == whole.shape[1:]
+        parts = (
+            weight.is_contiguous() and whole.is_contiguous() and weight.shape[1:] == whole.shape[1:]
+        )
         return (name, int(weight.storage_offset()) // weight[0].numel()) if parts else (None, 0)
 
     def layer(self, call: Contraction, name: str, first: int, run: Callable[[], Tensor]) -> Tensor:
-        """The result of a call that reads rows of the tensor `name`, from `first` on; `run` makes the call."""
+        """The result of a call that reads rows of the tensor `name`, from `first` on; `run` makes
+        the call."""
         raise NotImplementedError
 
-    def norm(self, input: Tensor, mean: Tensor | None, var: Tensor | None, *args: Any, **kwargs: Any) -> None:
+    def norm(
+        self, input: Tensor, mean: Tensor | None, var: Tensor | None, *args: Any, **kwargs: Any
+    ) -> None:
         """A batch norm, before it runs."""
         raise NotImplementedError
 
@@ -161,8 +189,12 @@ def _conv(
         spans = [wide * (taps - 1) for wide, taps in zip(dilation, weight.shape[2:], strict=True)]
         pads = tuple((span // 2, span - span // 2) for span in spans)
     else:
-        pads = tuple((tensor, tensor) for tensor in _many(0 if padding == "valid" else padding, count))
-    return Contraction(_add_batch(input, weight), weight, bias, _many(stride, count), pads, dilation, groups)
+        pads = tuple(
+            (tensor, tensor) for tensor in _many(0 if padding == "valid" else padding, count)
+        )
+    return Contraction(
+        _add_batch(input, weight), weight, bias, _many(stride, count), pads, dilation, groups
+    )
 
 
 def _conv_transpose(

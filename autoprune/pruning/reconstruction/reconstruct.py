@@ -1,4 +1,5 @@
-"""Repair: after a cut, the weights of each layer solved anew so that it gives what the dense layer gave.
+"""Repair: after a cut, the weights of each layer solved anew so that it gives what the dense layer
+gave.
 
 To rank plans, to start their training from, and to prune where nothing is trained.
 """
@@ -42,58 +43,85 @@ def repair(
     seed: int = 0,
 ) -> nn.Module:
     """A repaired copy of `pruned`; see `Reference`, which serves many plans of one dense model."""
-    return Reference(dense, batches, images=images, positions=positions, seed=seed).repair(pruned, cuts, ridge=ridge)
+    return Reference(dense, batches, images=images, positions=positions, seed=seed).repair(
+        pruned, cuts, ridge=ridge
+    )
 
 
 class Reference:
-    """What the layers of a dense model give on the first `images` inputs, at about `positions` places of each.
+    """What the layers of a dense model give on the first `images` inputs, at about `positions`
+    places of each.
 
-    The places are drawn once, by `seed`; the copies that `repair` gives depend on nothing else. `dense` is untouched.
-    Every fifth image, one at least, is held out to judge by. It wants some hundred images; with a few dozen much stays
-    as cut. It holds one float per layer output, image and place. Batches of other shapes than the first are left out.
-    Raises InputError for less than two images.
+    The places are drawn once, by `seed`; the copies that `repair` gives depend on nothing else.
+    `dense` is untouched. Every fifth image, one at least, is held out to judge by. It wants some
+    hundred images; with a few dozen much stays as cut. It holds one float per layer output, image
+    and place. Batches of other shapes than the first are left out. Raises InputError for less than
+    two images.
     """
 
     def __init__(
-        self, dense: nn.Module, batches: Iterable[Batch], *, images: int = 512, positions: int = 20, seed: int = 0
+        self,
+        dense: nn.Module,
+        batches: Iterable[Batch],
+        *,
+        images: int = 512,
+        positions: int = 20,
+        seed: int = 0,
     ) -> None:
         if min(images, positions) < 1:
-            raise InputError(f"a repair needs images and positions of at least 1; got {images} and {positions}")
+            raise InputError(
+                f"a repair needs images and positions of at least 1; got {images} and {positions}"
+            )
         # A forward may write into buffers
         copy = replace_tensors(dense, lambda name, tensor: tensor.clone())
         Attention.take_over_all(copy)
         self.inputs = join_batches(batches, images)
         if self.inputs.batch_size < 2:
-            raise InputError("a repair needs at least 2 inputs, one of them to judge by, better some hundred; got 1")
+            raise InputError(
+                "a repair needs at least 2 inputs, one of them to judge by, better some hundred; "
+                "got 1"
+            )
         seen = _Observed(copy, self.inputs.batch_size, positions, seed)
         _run(copy, self.inputs, seen)
         self.layers = seen.alone()
         self.norms = {name: found[0] for name, found in seen.norms.items() if len(found) == 1}
 
     def repair(
-        self, pruned: nn.Module, cuts: Sequence[Cut], *, ridge: float = 1.0, frozen: Container[str] = ()
+        self,
+        pruned: nn.Module,
+        cuts: Sequence[Cut],
+        *,
+        ridge: float = 1.0,
+        frozen: Container[str] = (),
     ) -> nn.Module:
-        """A copy of `pruned` whose layers give, as nearly as they can, the kept outputs of the dense layers.
+        """A copy of `pruned` whose layers give, as nearly as they can, the kept outputs of the
+        dense layers.
 
-        In one forward, just before a layer runs, its W = argmin |XW - Y|^2 + lambda |W - W0|^2 is solved: X is what the
-        copy, repaired up to there, feeds it, Y what the dense layer gave, W0 its weights, lambda = `ridge` times the
-        mean square of a column of X (He et al. 2017, arXiv:1707.06168). Its bias follows the means. Exact zeros of W0
-        stay. Of `ridge`, ten and a hundred times as much, what is best on the images held out is taken when solved
-        without them; then, where places are few, it is solved with all. Where none is clearly better than W0, W0 stays.
-        Batch norms are moved so that what they give has the mean and variance it had. What receives the same as in the
-        dense model stays as it is, cut or not; and so does a layer with a parameter that is named in `frozen`.
+        In one forward, just before a layer runs, its W = argmin |XW - Y|^2 + lambda |W - W0|^2 is
+        solved: X is what the copy, repaired up to there, feeds it, Y what the dense layer gave, W0
+        its weights, lambda = `ridge` times the mean square of a column of X (He et al. 2017,
+        arXiv:1707.06168). Its bias follows the means. Exact zeros of W0 stay. Of `ridge`, ten and a
+        hundred times as much, what is best on the images held out is taken when solved without
+        them; then, where places are few, it is solved with all. Where none is clearly better than
+        W0, W0 stays. Batch norms are moved so that what they give has the mean and variance it had.
+        What receives the same as in the dense model stays as it is, cut or not; and so does a layer
+        with a parameter that is named in `frozen`.
 
-        Covered: linear layers, convolutions and transposed ones, grouped or not, and attention projections; not what
-        is used more than once in a forward, is tied to something else or is computed (weight norm).
+        Covered: linear layers, convolutions and transposed ones, grouped or not, and attention
+        projections; not what is used more than once in a forward, is tied to something else or is
+        computed (weight norm).
         """
         if not ridge >= 0:
-            raise InputError(f"ridge is a share of the inputs' mean square, at least 0; got {ridge}")
+            raise InputError(
+                f"ridge is a share of the inputs' mean square, at least 0; got {ridge}"
+            )
         copy = replace_tensors(pruned, lambda name, tensor: tensor.clone())
         held, seen = dict(named_tensors(copy)), _Solved(copy, self, cuts, ridge, frozen)
         _run(copy, self.inputs, seen)
         # Not the copy itself: its forward may have written into other buffers
         return replace_tensors(
-            pruned, lambda name, tensor: held[name].detach() if name in seen.solved else tensor.clone()
+            pruned,
+            lambda name, tensor: held[name].detach() if name in seen.solved else tensor.clone(),
         )
 
 
@@ -141,11 +169,15 @@ class _Observed(Calls):
         count, every = self.images * self.positions, min(_HELD, self.images)
         rows = torch.randperm(call.rows, generator=generator)[:count].sort().values.to(out.device)
         held = rows * self.images // call.rows % every == every - 1
-        self.layers.setdefault(name, []).append(_Layer(call.rows, rows, held, first, call.outputs(out, rows)))
+        self.layers.setdefault(name, []).append(
+            _Layer(call.rows, rows, held, first, call.outputs(out, rows))
+        )
         self.last = name, out
         return out
 
-    def norm(self, input: Tensor, mean: Tensor | None, var: Tensor | None, *args: Any, **kwargs: Any) -> None:
+    def norm(
+        self, input: Tensor, mean: Tensor | None, var: Tensor | None, *args: Any, **kwargs: Any
+    ) -> None:
         name = self.name(mean)
         # One value a channel has no variance
         if name is not None and input.numel() > input.shape[1]:
@@ -157,7 +189,9 @@ class _Observed(Calls):
         """Note the tensors read, but not those of which a part or a view is taken."""
         shown = {self.name(leaf) for leaf in tree_leaves(out) if isinstance(leaf, Tensor)}
         if shown:
-            named = {self.name(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+            named = {
+                self.name(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)
+            }
             self.read |= {name for name in named - shown if name is not None}
 
 
@@ -165,7 +199,12 @@ class _Solved(Calls):
     """Repairs a cut model, layer by layer, while it runs."""
 
     def __init__(
-        self, model: nn.Module, reference: Reference, cuts: Sequence[Cut], ridge: float, frozen: Container[str]
+        self,
+        model: nn.Module,
+        reference: Reference,
+        cuts: Sequence[Cut],
+        ridge: float,
+        frozen: Container[str],
     ) -> None:
         super().__init__(model)
         self.reference, self.ridge, self.frozen = reference, ridge, frozen
@@ -189,10 +228,14 @@ class _Solved(Calls):
         for cut in self.cuts.get(name, []):
             if cut.groups == 1 and cut.dim == call.outputs_dim:
                 keep = cut.keep.repeat_interleave(max(1, wanted.shape[1] // len(cut.keep)))
-                wanted = wanted[:, keep[layer.first : layer.first + wanted.shape[1]].to(wanted.device)]
+                wanted = wanted[
+                    :, keep[layer.first : layer.first + wanted.shape[1]].to(wanted.device)
+                ]
         return wanted.to(call.weight.device)
 
-    def norm(self, input: Tensor, mean: Tensor | None, var: Tensor | None, *args: Any, **kwargs: Any) -> None:
+    def norm(
+        self, input: Tensor, mean: Tensor | None, var: Tensor | None, *args: Any, **kwargs: Any
+    ) -> None:
         name = self.name(mean)
         if mean is None or var is None or name not in self.reference.norms:
             return
@@ -200,7 +243,10 @@ class _Solved(Calls):
         for cut in self.cuts.get(name, []):
             before = before[0][cut.keep], before[1][cut.keep]
         now = _statistics(input)
-        same = all(bool(((a - b).abs() <= _SAME * b.abs().max()).all()) for a, b in zip(now, before, strict=True))
+        same = all(
+            bool(((a - b).abs() <= _SAME * b.abs().max()).all())
+            for a, b in zip(now, before, strict=True)
+        )
         if not same and all(bool(tensor.isfinite().all()) for tensor in now):
             _follow(mean, var, before, now)
             self.solved |= {name, self.name(var)}
@@ -212,8 +258,11 @@ def _statistics(input: Tensor) -> tuple[Tensor, Tensor]:
     return mean, var
 
 
-def _follow(mean: Tensor, var: Tensor, before: tuple[Tensor, Tensor], now: tuple[Tensor, Tensor]) -> None:
-    """Move a norm's statistics as those of what it receives moved; its own may be of other data, and stay so."""
+def _follow(
+    mean: Tensor, var: Tensor, before: tuple[Tensor, Tensor], now: tuple[Tensor, Tensor]
+) -> None:
+    """Move a norm's statistics as those of what it receives moved; its own may be of other data,
+    and stay so."""
     wider = now[1] / before[1]
     varied = wider.isfinite() & (wider > 0)
     wider = torch.where(varied, wider, 1.0)
@@ -222,7 +271,8 @@ def _follow(mean: Tensor, var: Tensor, before: tuple[Tensor, Tensor], now: tuple
 
 
 def _solve(call: Contraction, layer: _Layer, wanted: Tensor, ridge: float) -> bool:
-    """Set the weight and the bias to what gives the wanted outputs, (rows, outputs); False where they stay."""
+    """Set the weight and the bias to what gives the wanted outputs, (rows, outputs); False where
+    they stay."""
     rows, old = layer.rows.to(call.weight.device), call.matrix()
     inputs = call.inputs(rows)
     missing = wanted.reshape(len(rows), call.groups, -1).transpose(0, 1) - inputs @ old

@@ -1,4 +1,5 @@
-"""Ridge regression, many problems at once, also on some entries of the solution only; its strength by held-out rows."""
+"""Ridge regression, many problems at once, also on some entries of the solution only; its strength
+by held-out rows."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ _PLENTY = 10  # rows for each input: more of them change little
 
 @dataclass(frozen=True)
 class Regression:
-    """Outputs (b, n, o) from inputs (b, n, d): Y = X D + shift, the shift only where it is `shifted`.
+    """Outputs (b, n, o) from inputs (b, n, d): Y = X D + shift, the shift only where it is
+    `shifted`.
 
     D is zero where `kept`, boolean like D, is not.
     """
@@ -32,15 +34,21 @@ class Regression:
 
     def solve(self, ridges: Sequence[float]) -> Iterator[tuple[Tensor, Tensor]]:
         """D (b, d, o) and shift (b, 1, o) for each strength, as `towards` takes it."""
-        centre, rest = (tensor.mean(1, keepdim=True) * self.shifted for tensor in (self.inputs, self.outputs))
+        centre, rest = (
+            tensor.mean(1, keepdim=True) * self.shifted for tensor in (self.inputs, self.outputs)
+        )
         for change in towards(self.inputs - centre, self.outputs - rest, ridges, self.kept):
             yield change, rest - centre @ change
 
-    def validate(self, ridges: Sequence[float], held: Tensor, centred: bool) -> tuple[Tensor, Tensor] | None:
-        """D and shift of the strength with the least squared error on the rows `held`, when fitted on the others.
+    def validate(
+        self, ridges: Sequence[float], held: Tensor, centred: bool
+    ) -> tuple[Tensor, Tensor] | None:
+        """D and shift of the strength with the least squared error on the rows `held`, when fitted
+        on the others.
 
-        Where rows are few, then fitted on all. None where it gains less over no change than the standard error of that
-        gain, or either part has no rows. `centred`: the mean error is no error.
+        Where rows are few, then fitted on all. None where it gains less over no change than the
+        standard error of that gain, or either part has no rows. `centred`: the mean error is no
+        error.
         """
         if not bool(held.any()) or bool(held.all()):
             return None
@@ -57,15 +65,23 @@ class Regression:
                 best, most = (ridge, change, shift), gain
         if best is None:
             return None
-        return best[1:] if rest.inputs.shape[1] >= _PLENTY * rest.inputs.shape[2] else next(self.solve(best[:1]))
+        return (
+            best[1:]
+            if rest.inputs.shape[1] >= _PLENTY * rest.inputs.shape[2]
+            else next(self.solve(best[:1]))
+        )
 
 
-def towards(inputs: Tensor, outputs: Tensor, ridges: Sequence[float], kept: Tensor | None = None) -> Iterator[Tensor]:
-    """The D that minimises |X D - Y|^2 + lambda |D|^2, each of a batch: X (b, n, d), Y (b, n, o) -> D (b, d, o).
+def towards(
+    inputs: Tensor, outputs: Tensor, ridges: Sequence[float], kept: Tensor | None = None
+) -> Iterator[Tensor]:
+    """The D that minimises |X D - Y|^2 + lambda |D|^2, each of a batch: X (b, n, d), Y (b, n, o) ->
+    D (b, d, o).
 
-    One for each of `ridges`: lambda is that times the mean diagonal of X'X, and no less than rounding asks for. Where
-    `kept`, boolean like D, is given, D is zero elsewhere. Inputs that are all zero give zero. Products are in the
-    inputs' precision (single at least), solving is in double precision.
+    One for each of `ridges`: lambda is that times the mean diagonal of X'X, and no less than
+    rounding asks for. Where `kept`, boolean like D, is given, D is zero elsewhere. Inputs that are
+    all zero give zero. Products are in the inputs' precision (single at least), solving is in
+    double precision.
     """
     inputs, outputs, kind = _wide(inputs), _wide(outputs), inputs.dtype
     count, size = inputs.shape[1:]
@@ -86,7 +102,8 @@ def _wide(tensor: Tensor) -> Tensor:
 
 
 def _direct(gram: Tensor, right: Tensor, damping: Tensor) -> Tensor:
-    """By Cholesky; damped tenfold where rounding has made a gram indefinite. Not a number where `gram` is none."""
+    """By Cholesky; damped tenfold where rounding has made a gram indefinite. Not a number where
+    `gram` is none."""
     for power in range(10):
         damped = gram.clone()
         damped.diagonal(dim1=1, dim2=2).add_(damping * 10**power)
@@ -97,7 +114,8 @@ def _direct(gram: Tensor, right: Tensor, damping: Tensor) -> Tensor:
 
 
 def _on(kept: Tensor, gram: Tensor, right: Tensor, damping: Tensor) -> Tensor:
-    """By conjugate gradients over the kept entries of each column (Hestenes & Stiefel 1952), scaled by the diagonal."""
+    """By conjugate gradients over the kept entries of each column (Hestenes & Stiefel 1952), scaled
+    by the diagonal."""
     gram = gram.clone()
     gram.diagonal(dim1=1, dim2=2).add_(damping)
     scale = 1 / gram.diagonal(dim1=1, dim2=2)[:, :, None]

@@ -1,4 +1,5 @@
-"""Outline: what a cut model is beside its dense one, as JSON; enough to build it again without a trace."""
+"""Outline: what a cut model is beside its dense one, as JSON; enough to build it again without a
+trace."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ __all__ = ["Outline"]
 
 @dataclass(frozen=True)
 class Outline:
-    """Shapes of the cut tensors, blocks that are gone, numbers in the code of forwards that are bound anew."""
+    """Shapes of the cut tensors, blocks that are gone, numbers in the code of forwards that are
+    bound anew."""
 
     widths: Mapping[str, Sequence[int]] = field(default_factory=dict)
     removed: Sequence[str] = ()
@@ -29,7 +31,8 @@ class Outline:
         return cls(widths(dense, smaller), removed_blocks(smaller), bindings_of(smaller))
 
     def build(self, dense: nn.Module) -> nn.Module:
-        """A copy of `dense` with this outline; the values of cut tensors are the first of each dimension.
+        """A copy of `dense` with this outline; the values of cut tensors are the first of each
+        dimension.
 
         Raises PlanError where `dense` does not have what the outline names.
         """
@@ -38,26 +41,36 @@ class Outline:
     def to_json(self) -> dict[str, Any]:
         """Part of a plan's record."""
         replaced: dict[str, Any] = {"removed": list(self.removed)} if self.removed else {}
-        return {"widths": self.widths, "replaced": replaced | ({"bound": self.bound} if self.bound else {})}
+        return {
+            "widths": self.widths,
+            "replaced": replaced | ({"bound": self.bound} if self.bound else {}),
+        }
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Outline:
-        """Read what `to_json` wrote. Raises ValueError, KeyError, TypeError or AttributeError for anything else."""
+        """Read what `to_json` wrote. Raises ValueError, KeyError, TypeError or AttributeError for
+        anything else."""
         replaced = dict(record.get("replaced") or {})
         unknown = set(replaced) - {"removed", "bound"}
         if unknown:
-            raise ValueError(f"it names replaced modules that this release cannot rebuild: {sorted(unknown)}")
+            raise ValueError(
+                f"it names replaced modules that this release cannot rebuild: {sorted(unknown)}"
+            )
         bound = {
             str(module): {int(call): _change(change) for call, change in calls.items()}
             for module, calls in replaced.get("bound", {}).items()
         }
-        shapes = {str(name): [int(size) for size in shape] for name, shape in record["widths"].items()}
+        shapes = {
+            str(name): [int(size) for size in shape] for name, shape in record["widths"].items()
+        }
         return cls(shapes, [str(name) for name in replaced.get("removed", [])], bound)
 
 
 def _change(change: Mapping[str, Any]) -> dict[str, Any]:
     """JSON has no whole numbers as keys."""
     return {
-        kind: {int(place): each for place, each in value.items()} if isinstance(value, dict) else value
+        kind: {int(place): each for place, each in value.items()}
+        if isinstance(value, dict)
+        else value
         for kind, value in change.items()
     }

@@ -1,4 +1,5 @@
-"""Attention that stays right when heads or the embedding are cut: `nn.MultiheadAttention` with widths of its own."""
+"""Attention that stays right when heads or the embedding are cut: `nn.MultiheadAttention` with
+widths of its own."""
 
 from __future__ import annotations
 
@@ -10,9 +11,11 @@ __all__ = ["Attention"]
 
 
 class Attention(nn.MultiheadAttention):
-    """`nn.MultiheadAttention` whose inner width is its heads times `head_dim`, whatever the embedding's width is.
+    """`nn.MultiheadAttention` whose inner width is its heads times `head_dim`, whatever the
+    embedding's width is.
 
-    The same parameters under the same names, the same arguments and outputs (Vaswani et al. 2017, arXiv:1706.03762).
+    The same parameters under the same names, the same arguments and outputs (Vaswani et al. 2017,
+    arXiv:1706.03762).
     """
 
     @classmethod
@@ -24,7 +27,8 @@ class Attention(nn.MultiheadAttention):
 
     @classmethod
     def take_over_all(cls, model: nn.Module) -> None:
-        """The same for every plain one in a model, in place: its own forward hides the projections."""
+        """The same for every plain one in a model, in place: its own forward hides the
+        projections."""
         for module in cls.plain(model):
             cls.take_over(module)
 
@@ -40,7 +44,11 @@ class Attention(nn.MultiheadAttention):
         self.num_heads = inner // self.head_dim
         self.embed_dim = self.out_proj.weight.shape[0]
         self.out_proj.out_features, self.out_proj.in_features = self.out_proj.weight.shape
-        widths = [weight] * 2 if self.in_proj_weight is not None else [self.k_proj_weight, self.v_proj_weight]
+        widths = (
+            [weight] * 2
+            if self.in_proj_weight is not None
+            else [self.k_proj_weight, self.v_proj_weight]
+        )
         self.kdim, self.vdim = (width.shape[1] for width in widths)
 
     def forward(
@@ -54,7 +62,8 @@ class Attention(nn.MultiheadAttention):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """Shapes as for `nn.MultiheadAttention`; attention weights are None unless `need_weights`."""
+        """Shapes as for `nn.MultiheadAttention`; attention weights are None unless
+        `need_weights`."""
         batched = query.dim() == 3
         if not batched:
             query, key, value = (tensor.unsqueeze(0) for tensor in (query, key, value))
@@ -65,7 +74,10 @@ class Attention(nn.MultiheadAttention):
         mask = self._mask(key_padding_mask, attn_mask, is_causal, q, k, heads)
         if self.add_zero_attn:
             k, v = (F.pad(tensor, (0, 0, 0, 1)) for tensor in (k, v))
-        q, k, v = (tensor.view(*tensor.shape[:2], heads, self.head_dim).transpose(1, 2) for tensor in (q, k, v))
+        q, k, v = (
+            tensor.view(*tensor.shape[:2], heads, self.head_dim).transpose(1, 2)
+            for tensor in (q, k, v)
+        )
         dropout = self.dropout if self.training else 0.0
         weights = None
         if need_weights:
@@ -90,7 +102,8 @@ class Attention(nn.MultiheadAttention):
             else (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
         )
         q, k, v = (
-            F.linear(each, weight, own) for each, weight, own in zip((query, key, value), weights, biases, strict=True)
+            F.linear(each, weight, own)
+            for each, weight, own in zip((query, key, value), weights, biases, strict=True)
         )
         if self.bias_k is not None and self.bias_v is not None:
             k = torch.cat([k, self.bias_k.expand(k.shape[0], -1, -1)], 1)
@@ -98,9 +111,16 @@ class Attention(nn.MultiheadAttention):
         return q, k, v
 
     def _mask(
-        self, padding: Tensor | None, mask: Tensor | None, causal: bool, q: Tensor, k: Tensor, heads: int
+        self,
+        padding: Tensor | None,
+        mask: Tensor | None,
+        causal: bool,
+        q: Tensor,
+        k: Tensor,
+        heads: int,
     ) -> Tensor | None:
-        """One additive mask, broadcast to (batch, heads, queries, keys), from the two that may be given."""
+        """One additive mask, broadcast to (batch, heads, queries, keys), from the two that may be
+        given."""
         parts = []
         if mask is None and causal:
             raise ValueError("is_causal is a hint about attn_mask; give attn_mask as well")

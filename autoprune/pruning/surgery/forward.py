@@ -20,12 +20,24 @@ from autoprune.task import Inputs
 # Functions that hand-written norms are made of
 STATISTICS = {"mean", "var", "std", "norm", "vector_norm", "normalize"}
 
-__all__ = ["STATISTICS", "dims_of", "on_cpu", "output_tensors", "outputs_of", "plain_forward", "steady_forward"]
+__all__ = [
+    "STATISTICS",
+    "dims_of",
+    "on_cpu",
+    "output_tensors",
+    "outputs_of",
+    "plain_forward",
+    "steady_forward",
+]
 
 
 def on_cpu() -> contextlib.AbstractContextManager[Any]:
     """Makes new tensors on the CPU, whatever the user's default device is."""
-    return contextlib.nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
+    return (
+        contextlib.nullcontext()
+        if torch.get_default_device().type == "cpu"
+        else torch.device("cpu")
+    )
 
 
 @contextlib.contextmanager
@@ -46,7 +58,8 @@ def plain_forward(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def steady_forward(model: nn.Module) -> Iterator[None]:
-    """As `plain_forward`, but the way that training goes, without chance; weights are normed as in eval mode."""
+    """As `plain_forward`, but the way that training goes, without chance; weights are normed as in
+    eval mode."""
     with plain_forward(model):
         model.train()
         for module in model.modules():
@@ -63,7 +76,8 @@ def steady_forward(model: nn.Module) -> Iterator[None]:
 
 
 def outputs_of(model: nn.Module, inputs: Inputs, training: bool = False) -> list[Tensor]:
-    """Output tensors of one plain forward, random numbers the same each time; in `training` of a steady one."""
+    """Output tensors of one plain forward, random numbers the same each time; in `training` of a
+    steady one."""
     with steady_forward(model) if training else plain_forward(model), torch.random.fork_rng():
         torch.manual_seed(0)
         return output_tensors(inputs.call(model))
@@ -72,12 +86,14 @@ def outputs_of(model: nn.Module, inputs: Inputs, training: bool = False) -> list
 def output_tensors(output: Any) -> list[Tensor]:
     """Every tensor of an output: alone, in sequences, mappings and data classes.
 
-    Raises ModelError where there is none: it could not be compared, and nothing in it be protected from a cut.
+    Raises ModelError where there is none: it could not be compared, and nothing in it be protected
+    from a cut.
     """
     found = list(_tensors(output))
     if not found:
         raise ModelError(
-            f"the model's output holds no tensor that can be found: {type(output).__name__}; return a tensor, "
+            f"the model's output holds no tensor that can be found: {type(output).__name__}; "
+            "return a tensor, "
             "or a tuple, dictionary or data class of tensors"
         )
     return found
@@ -90,13 +106,16 @@ def _tensors(output: Any) -> Iterator[Tensor]:
         elif isinstance(leaf, Mapping):
             yield from _tensors(dict(leaf))
         elif dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
-            yield from _tensors({field.name: getattr(leaf, field.name) for field in dataclasses.fields(leaf)})
+            yield from _tensors(
+                {field.name: getattr(leaf, field.name) for field in dataclasses.fields(leaf)}
+            )
         elif hasattr(leaf, "__dict__") and not callable(leaf) and not isinstance(leaf, type):
             yield from _tensors(dict(vars(leaf)))
 
 
 def dims_of(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[int]:
-    """The dimensions that a call of one of `STATISTICS` goes over; all of them where it names none."""
+    """The dimensions that a call of one of `STATISTICS` goes over; all of them where it names
+    none."""
     place = 1 if func.__name__ in ("mean", "var", "std") else 2
     default = 1 if func.__name__ == "normalize" else None
     given = kwargs.get("dim", args[place] if len(args) > place else default)

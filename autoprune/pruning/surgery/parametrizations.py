@@ -1,8 +1,10 @@
-"""Weights that are computed from others: `weight_norm` and `spectral_norm` keep their function when channels go.
+"""Weights that are computed from others: `weight_norm` and `spectral_norm` keep their function when
+channels go.
 
-Both divide a weight by a norm of all of it, and that norm would change with a cut. What they multiply by is scaled so
-that in eval mode the cut weight is a part of the dense one (Salimans & Kingma 2016, arXiv:1602.07868; Miyato et al.
-2018, arXiv:1802.05957). Training goes on from there as they define it.
+Both divide a weight by a norm of all of it, and that norm would change with a cut. What they
+multiply by is scaled so that in eval mode the cut weight is a part of the dense one (Salimans &
+Kingma 2016, arXiv:1602.07868; Miyato et al. 2018, arXiv:1802.05957). Training goes on from there as
+they define it.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ __all__ = ["Reparametrised", "computed_weights", "kept_function"]
 
 @dataclass(frozen=True)
 class Reparametrised:
-    """`direction` is the tensor that has the weight's shape, `scale` the one that is scaled to keep its function.
+    """`direction` is the tensor that has the weight's shape, `scale` the one that is scaled to keep
+    its function.
 
     Weight norm: direction v, scale g, along `dim`. Spectral norm: direction W, scale u, `right` v.
     """
@@ -49,9 +52,12 @@ def computed_weights(model: nn.Module) -> Iterator[Reparametrised]:
 
 
 def kept_function(
-    model: nn.Module, along: Callable[[Reparametrised], Tensor], new: Callable[[str, Tensor], Tensor]
+    model: nn.Module,
+    along: Callable[[Reparametrised], Tensor],
+    new: Callable[[str, Tensor], Tensor],
 ) -> Callable[[str, Tensor], Tensor]:
-    """`new`, a change of tensors by name, with the scales of computed weights set so that these only lose entries.
+    """`new`, a change of tensors by name, with the scales of computed weights set so that these
+    only lose entries.
 
     `along` gives a direction with only the channels along the scale's own dimension cut.
     """

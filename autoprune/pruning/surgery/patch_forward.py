@@ -1,4 +1,5 @@
-"""Give the code of a cut model's forwards the widths it has, where it was written for the dense ones."""
+"""Give the code of a cut model's forwards the widths it has, where it was written for the dense
+ones."""
 
 from __future__ import annotations
 
@@ -19,8 +20,11 @@ from autoprune.pruning.surgery.sized_calls import ATTRIBUTE, Bindings, Change, r
 __all__ = ["bind", "bindings_of"]
 
 
-def bind(model: nn.Module, bindings: Bindings, noted: set[tuple[str, int]] | None = None) -> nn.Module:
-    """`model` itself, the forwards of the named modules wrapped; `noted` collects the calls that needed it.
+def bind(
+    model: nn.Module, bindings: Bindings, noted: set[tuple[str, int]] | None = None
+) -> nn.Module:
+    """`model` itself, the forwards of the named modules wrapped; `noted` collects the calls that
+    needed it.
 
     What was bound before stays, but for the numbers that `bindings` has, too.
     """
@@ -28,14 +32,20 @@ def bind(model: nn.Module, bindings: Bindings, noted: set[tuple[str, int]] | Non
         if bindings.get(name):
             module.forward = _Bound(module, name, bindings[name], noted)
             if ATTRIBUTE in bindings[name]:
-                setattr(module, bindings[name][ATTRIBUTE]["attribute"], bindings[name][ATTRIBUTE]["value"])
+                setattr(
+                    module,
+                    bindings[name][ATTRIBUTE]["attribute"],
+                    bindings[name][ATTRIBUTE]["value"],
+                )
     return model
 
 
 def bindings_of(model: nn.Module) -> Bindings:
     """What is bound anew in a cut model, by module."""
     return {
-        name: module.forward.changes for name, module in model.named_modules() if isinstance(module.forward, _Bound)
+        name: module.forward.changes
+        for name, module in model.named_modules()
+        if isinstance(module.forward, _Bound)
     }
 
 
@@ -43,7 +53,11 @@ class _Bound:
     """A module's forward under new numbers: its class's, or the one that was set on the module."""
 
     def __init__(
-        self, module: nn.Module, name: str, changes: dict[int, Change], noted: set[tuple[str, int]] | None
+        self,
+        module: nn.Module,
+        name: str,
+        changes: dict[int, Change],
+        noted: set[tuple[str, int]] | None,
     ) -> None:
         given = vars(module).get("forward")
         self.module, self.name, self.noted = module, name, noted
@@ -52,7 +66,8 @@ class _Bound:
         if isinstance(given, _Bound):
             self.own, self.earlier = given.own, given.changes
         self.changes: dict[int, Change] = self.earlier | {
-            call: _merge_changes(self.earlier.get(call, {}), change) for call, change in changes.items()
+            call: _merge_changes(self.earlier.get(call, {}), change)
+            for call, change in changes.items()
         }
         functools.update_wrapper(self, self._defined_forward(), updated=())
         self.__wrapped__ = self._forward()  # signature without self
@@ -75,7 +90,11 @@ class _Bound:
 
     def _forward(self) -> Callable[..., Any]:
         """The forward, without self; asked for anew, because a copy has another module."""
-        return functools.partial(type(self.module).forward, self.module) if self.own is None else self.own
+        return (
+            functools.partial(type(self.module).forward, self.module)
+            if self.own is None
+            else self.own
+        )
 
 
 class _Rebinding(TorchFunctionMode):
@@ -95,7 +114,9 @@ class _Rebinding(TorchFunctionMode):
                 self._strange()
             elif change:
                 new = _rebound(func, args, kwargs, change)
-                if self.bound.noted is not None and _differs(new, self._before(func, args, kwargs, change)):
+                if self.bound.noted is not None and _differs(
+                    new, self._before(func, args, kwargs, change)
+                ):
                     self.bound.noted.add((self.bound.name, self.calls))
                 func, args, kwargs = new
         return func(*args, **kwargs)
@@ -103,13 +124,19 @@ class _Rebinding(TorchFunctionMode):
     def _before(self, func: Any, args: Any, kwargs: Any, change: Change) -> Any:
         """The call with the numbers that an earlier cut gave it, or as it is in the code."""
         earlier = self.bound.earlier.get(self.calls, {})
-        return _rebound(func, args, kwargs, earlier) if earlier.keys() == change.keys() else (func, args, kwargs)
+        return (
+            _rebound(func, args, kwargs, earlier)
+            if earlier.keys() == change.keys()
+            else (func, args, kwargs)
+        )
 
     def _strange(self) -> None:
-        """Another call than the trace saw: the forward goes other ways for other data, and the number is not known."""
+        """Another call than the trace saw: the forward goes other ways for other data, and the
+        number is not known."""
         if self.bound.noted is None:
             raise ModelError(
-                f"{self.bound.name or 'the model'} makes other calls than when its widths were noted: its forward "
+                f"{self.bound.name or 'the model'} makes other calls than when its widths were "
+                "noted: its forward "
                 "depends on its data in a way that a cut model cannot follow"
             )
         self.bound.noted.add((self.bound.name, self.calls))
@@ -127,10 +154,15 @@ def _running() -> Any:
 
 def _merge_changes(old: Change, new: Change) -> Change:
     """`new`, and what `old` has of the same kind at other places."""
-    return {kind: old.get(kind, {}) | each if isinstance(each, dict) else each for kind, each in new.items()}
+    return {
+        kind: old.get(kind, {}) | each if isinstance(each, dict) else each
+        for kind, each in new.items()
+    }
 
 
-def _rebound(func: Any, args: Any, kwargs: Any, change: Change) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+def _rebound(
+    func: Any, args: Any, kwargs: Any, change: Change
+) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
     if "scalar" in change:
         tensor = args[0] if isinstance(args[0], Tensor) else args[1]
         other = change["scalar"]
@@ -150,13 +182,16 @@ def _rebound(func: Any, args: Any, kwargs: Any, change: Change) -> tuple[Any, tu
 def _resize_call(
     func: Any, args: Any, kwargs: Any, sizes: Mapping[int, int]
 ) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
-    """The sizes of a view, each where it is not -1; -1 is written where channels are merged with other dimensions."""
+    """The sizes of a view, each where it is not -1; -1 is written where channels are merged with
+    other dimensions."""
     offset = 0
     if func.__name__ == "unflatten":
         dim, given = args[1], list(args[2])
         offset = dim % args[0].dim()
     else:
-        given = list(args[1:]) if len(args) > 1 else list(kwargs.get("size", kwargs.get("shape", ())))
+        given = (
+            list(args[1:]) if len(args) > 1 else list(kwargs.get("size", kwargs.get("shape", ())))
+        )
         given = list(given[0]) if len(given) == 1 and isinstance(given[0], Sequence) else given
     for place, size in sizes.items():
         place -= offset
@@ -171,15 +206,16 @@ def _differs(new: Any, old: Any) -> bool:
     """Whether the code, as it is, asks for other numbers."""
     if "dim" in new[2] and new[0] is torch.split:
         try:
-            return bool([part.shape[new[2]["dim"]] for part in old[0](*old[1], **old[2])] != new[1][1])
+            return bool(
+                [part.shape[new[2]["dim"]] for part in old[0](*old[1], **old[2])] != new[1][1]
+            )
         except RuntimeError:  # the code's parts do not add up any more
             return True
     flat = [tree_leaves((*call[1][1:], *call[2].values())) for call in (new, old)]
     if len(flat[0]) != len(flat[1]):
         return True
     pairs = [(a, b) for a, b in zip(*flat, strict=True) if not isinstance(a, Tensor)]
-    if (-1, True) in [
-        (a, b != -1) for a, b in pairs
-    ]:  # merged dimensions: is the number that the code has for them right?
+    # merged dimensions: is the number that the code has for them right?
+    if (-1, True) in [(a, b != -1) for a, b in pairs]:
         return bool(math.prod(b for _, b in pairs) != new[1][0].numel())
     return any(a != b for a, b in pairs)

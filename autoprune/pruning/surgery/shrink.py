@@ -37,8 +37,8 @@ _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 class Cut:
     """What is kept of one parameter or buffer along one dimension.
 
-    With `groups` > 1, `dim` is the input dimension of a grouped (not depthwise) convolution and `keep` has
-    `groups * size(dim)` entries in channel order, every group keeping the same number.
+    With `groups` > 1, `dim` is the input dimension of a grouped (not depthwise) convolution and
+    `keep` has `groups * size(dim)` entries in channel order, every group keeping the same number.
     """
 
     tensor: str
@@ -74,7 +74,8 @@ def named_tensors(model: nn.Module, every_name: bool = False) -> Iterator[tuple[
 
 @torch.no_grad()
 def copy_tensors(model: nn.Module, source: nn.Module) -> None:
-    """Give every parameter and buffer of `model` the values of its namesake in `source`, of the same shape."""
+    """Give every parameter and buffer of `model` the values of its namesake in `source`, of the
+    same shape."""
     values = dict(named_tensors(source))
     for name, tensor in named_tensors(model):
         tensor.copy_(values[name])
@@ -106,14 +107,21 @@ def shrink(model: nn.Module, cuts: Sequence[Cut], removed: Sequence[str] = ()) -
         return take(tensor, by_tensor[name]) if name in by_tensor else tensor.clone()
 
     def along(each: Reparametrised) -> Tensor:
-        mine = [cut for cut in by_tensor.get(each.direction, []) if cut.dim == each.dim and cut.groups == 1]
+        mine = [
+            cut
+            for cut in by_tensor.get(each.direction, [])
+            if cut.dim == each.dim and cut.groups == 1
+        ]
         return take(model.get_parameter(each.direction).detach(), mine)
 
     return replace_tensors(model, kept_function(model, along, new), removed)
 
 
-def replace_tensors(model: nn.Module, new: Callable[[str, Tensor], Tensor], removed: Sequence[str] = ()) -> nn.Module:
-    """A deep copy of `model`, each parameter and buffer `new(name, tensor)`; module attributes follow the shapes.
+def replace_tensors(
+    model: nn.Module, new: Callable[[str, Tensor], Tensor], removed: Sequence[str] = ()
+) -> nn.Module:
+    """A deep copy of `model`, each parameter and buffer `new(name, tensor)`; module attributes
+    follow the shapes.
 
     Blocks that are `removed` are neither copied nor their tensors asked for.
     """
@@ -126,11 +134,17 @@ def replace_tensors(model: nn.Module, new: Callable[[str, Tensor], Tensor], remo
         fresh = new(name, tensor.detach())
         if fresh.shape != tensor.shape:
             changed.add(id(tensor))
-        memo[id(tensor)] = nn.Parameter(fresh, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else fresh
+        memo[id(tensor)] = (
+            nn.Parameter(fresh, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else fresh
+        )
     before = dict(model.named_modules())
     for name, module in before.items():
         if not name.startswith(gone) or not gone:
-            memo |= {id(tensor): tensor.detach().clone() for tensor in _kept_aside(module) if id(tensor) not in memo}
+            memo |= {
+                id(tensor): tensor.detach().clone()
+                for tensor in _kept_aside(module)
+                if id(tensor) not in memo
+            }
     smaller = copy.deepcopy(model, memo)
     for module in smaller.modules():
         # Spectral norm goes on iterating where a training model's weight is read
@@ -149,8 +163,11 @@ def replace_tensors(model: nn.Module, new: Callable[[str, Tensor], Tensor], remo
 
 
 def _kept_aside(module: nn.Module) -> Iterator[Tensor]:
-    """Tensors in a module's own attributes: what it computed in its last forward may have a graph, and no deep copy."""
-    for leaf in tree_leaves({name: value for name, value in vars(module).items() if name not in _OF_EVERY_MODULE}):
+    """Tensors in a module's own attributes: what it computed in its last forward may have a graph,
+    and no deep copy."""
+    for leaf in tree_leaves(
+        {name: value for name, value in vars(module).items() if name not in _OF_EVERY_MODULE}
+    ):
         if isinstance(leaf, Tensor):
             yield leaf
 
@@ -158,11 +175,18 @@ def _kept_aside(module: nn.Module) -> Iterator[Tensor]:
 def widths(dense: nn.Module, smaller: nn.Module) -> dict[str, list[int]]:
     """Shape of every tensor of `smaller` that differs from `dense`, by name."""
     shapes = {name: tensor.shape for name, tensor in named_tensors(dense)}
-    return {name: list(tensor.shape) for name, tensor in named_tensors(smaller) if tensor.shape != shapes[name]}
+    return {
+        name: list(tensor.shape)
+        for name, tensor in named_tensors(smaller)
+        if tensor.shape != shapes[name]
+    }
 
 
-def resize(dense: nn.Module, widths: Mapping[str, Sequence[int]], removed: Sequence[str] = ()) -> nn.Module:
-    """A copy of `dense` cut to the recorded shapes; the values of the cut tensors are the first of each dimension.
+def resize(
+    dense: nn.Module, widths: Mapping[str, Sequence[int]], removed: Sequence[str] = ()
+) -> nn.Module:
+    """A copy of `dense` cut to the recorded shapes; the values of the cut tensors are the first of
+    each dimension.
 
     Raises PlanError for a name that `dense` has not, or a shape that is no cut of its tensor.
     """
@@ -172,7 +196,9 @@ def resize(dense: nn.Module, widths: Mapping[str, Sequence[int]], removed: Seque
     shapes = {name: tensor.shape for name, tensor in named_tensors(dense)}
     for name, shape in widths.items():
         if name not in shapes:
-            raise PlanError(f"the recorded widths name {name!r}, which the dense model does not have")
+            raise PlanError(
+                f"the recorded widths name {name!r}, which the dense model does not have"
+            )
         if len(shape) != len(shapes[name]) or any(
             not 1 <= new <= old for new, old in zip(shape, shapes[name], strict=True)
         ):
@@ -180,7 +206,9 @@ def resize(dense: nn.Module, widths: Mapping[str, Sequence[int]], removed: Seque
     return replace_tensors(
         dense,
         lambda name, tensor: (
-            tensor[tuple(slice(int(n)) for n in widths[name])].clone() if name in widths else tensor.clone()
+            tensor[tuple(slice(int(n)) for n in widths[name])].clone()
+            if name in widths
+            else tensor.clone()
         ),
         removed,
     )
@@ -211,25 +239,39 @@ def _follow_shapes(name: str, module: nn.Module, dense: nn.Module) -> None:
     elif isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
         _follow_recurrent(module)
     elif _is_foreign(module) and weight is not None:
-        raise PlanError(f"{name}: do not know which attributes of a {type(module).__name__} must follow a cut")
+        raise PlanError(
+            f"{name}: do not know which attributes of a {type(module).__name__} must follow a cut"
+        )
 
 
 def _is_foreign(module: nn.Module) -> bool:
-    """Whether a module is one of torch's own kinds with attributes of its own, which this file does not know."""
+    """Whether a module is one of torch's own kinds with attributes of its own, which this file does
+    not know."""
     return type(module).__module__.startswith("torch.nn.modules")
 
 
 def _follow_recurrent(module: nn.RNNBase | nn.RNNCellBase) -> None:
     suffix = "_l0" if isinstance(module, nn.RNNBase) else ""
     rows, reads = getattr(module, f"weight_hh{suffix}").shape
-    gates = 4 if isinstance(module, (nn.LSTM, nn.LSTMCell)) else 3 if isinstance(module, (nn.GRU, nn.GRUCell)) else 1
-    module.input_size, module.hidden_size = getattr(module, f"weight_ih{suffix}").shape[1], rows // gates
+    gates = (
+        4
+        if isinstance(module, (nn.LSTM, nn.LSTMCell))
+        else 3
+        if isinstance(module, (nn.GRU, nn.GRUCell))
+        else 1
+    )
+    module.input_size, module.hidden_size = (
+        getattr(module, f"weight_ih{suffix}").shape[1],
+        rows // gates,
+    )
     if isinstance(module, nn.RNNBase) and module.proj_size:
         module.proj_size = reads
 
 
 def _follow_convolution(module: nn.Module, dense: nn.Module) -> None:
-    assert isinstance(module, nn.modules.conv._ConvNd) and isinstance(dense, nn.modules.conv._ConvNd)
+    assert isinstance(module, nn.modules.conv._ConvNd) and isinstance(
+        dense, nn.modules.conv._ConvNd
+    )
     first, second = module.weight.shape[:2]
     # Depthwise: every input channel is a group
     if dense.groups == dense.in_channels and dense.groups > 1:

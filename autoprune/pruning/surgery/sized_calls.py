@@ -1,8 +1,10 @@
-"""Calls whose arguments may be widths, as `view(b, n, 3, 12, 64)`, `x[:, :24]`, `split([8, 16])` or `chunk(2)`.
+"""Calls whose arguments may be widths, as `view(b, n, 3, 12, 64)`, `x[:, :24]`, `split([8, 16])` or
+`chunk(2)`.
 
-They are counted over a module's own code, not over that of the modules it calls; where training takes a path of its
-own, its calls have negative numbers. Tracing notes what they depend on (`tracing/size_literals.py`), and the forward of
-a cut module is wrapped, so that its n-th such call gets the cut model's widths (`patch_forward.py`).
+They are counted over a module's own code, not over that of the modules it calls; where training
+takes a path of its own, its calls have negative numbers. Tracing notes what they depend on
+(`tracing/size_literals.py`), and the forward of a cut module is wrapped, so that its n-th such call
+gets the cut model's widths (`patch_forward.py`).
 """
 
 from __future__ import annotations
@@ -41,7 +43,8 @@ class Call:
 
 
 def read(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
-    """The call as one that may hold widths, or None for any other; which calls are counted depends on nothing else."""
+    """The call as one that may hold widths, or None for any other; which calls are counted depends
+    on nothing else."""
     name = getattr(func, "__name__", "")
     if name in _SIZES:
         return Call("expand" if name == "expand" else "sizes", args, kwargs, True)
@@ -58,10 +61,14 @@ def read(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | Non
 
 
 def _slices(tensor: Tensor, index: Any) -> dict[int, int] | None:
-    """Place in an index -> dimension of its slices with a step of one; None for an index that is not simple."""
+    """Place in an index -> dimension of its slices with a step of one; None for an index that is
+    not simple."""
     entries = index if isinstance(index, tuple) else (index,)
     taken = sum(1 for entry in entries if isinstance(entry, (int, slice)))
-    if any(not (entry is None or entry is Ellipsis or isinstance(entry, (int, slice))) for entry in entries):
+    if any(
+        not (entry is None or entry is Ellipsis or isinstance(entry, (int, slice)))
+        for entry in entries
+    ):
         return None
     found, dim = {}, 0
     for place, entry in enumerate(entries):

@@ -1,7 +1,9 @@
-"""A forward in training mode without chance: dropout lets all pass, noise is constant, norms keep their statistics.
+"""A forward in training mode without chance: dropout lets all pass, noise is constant, norms keep
+their statistics.
 
-What a cut must equal can then be compared in training mode as well. Batch norm with running statistics uses them: over
-a batch of two its own would make everything ±1, and of one value per channel torch has none.
+What a cut must equal can then be compared in training mode as well. Batch norm with running
+statistics uses them: over a batch of two its own would make everything ±1, and of one value per
+channel torch has none.
 """
 
 from __future__ import annotations
@@ -16,17 +18,39 @@ from torch.overrides import TorchFunctionMode
 
 __all__ = ["DROPOUTS", "RECURRENT", "Steady"]
 
-_NOISE = {"rand", "rand_like", "randn", "randn_like", "normal", "normal_", "uniform_", "exponential_"}
+_NOISE = {
+    "rand",
+    "rand_like",
+    "randn",
+    "randn_like",
+    "normal",
+    "normal_",
+    "uniform_",
+    "exponential_",
+}
 _COINS = {"bernoulli", "bernoulli_"}  # drop path and its kin: what is drawn stays
 _FLAGS: Mapping[
     Any, tuple[int, str, Any]
 ] = {  # place and name of the argument that brings chance, and what is harmless
     **dict.fromkeys(
-        (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout),
+        (
+            F.dropout,
+            F.dropout1d,
+            F.dropout2d,
+            F.dropout3d,
+            F.alpha_dropout,
+            F.feature_alpha_dropout,
+        ),
         (2, "training", False),
     ),
     **dict.fromkeys(
-        (torch.dropout, torch.dropout_, torch.feature_dropout, torch.alpha_dropout, torch.feature_alpha_dropout),
+        (
+            torch.dropout,
+            torch.dropout_,
+            torch.feature_dropout,
+            torch.alpha_dropout,
+            torch.feature_alpha_dropout,
+        ),
         (2, "train", False),
     ),
     F.rrelu: (3, "training", False),
@@ -48,13 +72,16 @@ class Steady(TorchFunctionMode):
             out = func(*args, **kwargs)
             floating = isinstance(out, Tensor) and out.is_floating_point()
             return out.fill_(1.0 if name in _COINS else 0.5) if floating else out
-        if func in _FLAGS and not (func is F.batch_norm and _argument(args, kwargs, 1, "running_mean") is None):
+        if func in _FLAGS and not (
+            func is F.batch_norm and _argument(args, kwargs, 1, "running_mean") is None
+        ):
             place, flag, harmless = _FLAGS[func]
             if len(args) > place:
                 args = (*args[:place], harmless, *args[place + 1 :])
             else:
                 kwargs[flag] = harmless
-        elif name in RECURRENT and len(args) > 7:  # packed sequences have their batch sizes before the parameters
+        elif name in RECURRENT and len(args) > 7:
+            # packed sequences have their batch sizes before the parameters
             place = 5 if isinstance(args[3], bool) else 6
             args = (*args[:place], 0.0, *args[place + 1 :])
         return func(*args, **kwargs)

@@ -11,7 +11,8 @@ __all__ = ["Units"]
 
 @dataclass(frozen=True)
 class Units:
-    """A technique for units; which kinds of group it fits is for the name that it is known by to say."""
+    """A technique for units; which kinds of group it fits is for the name that it is known by to
+    say."""
 
     level = "units"
     gradual = False

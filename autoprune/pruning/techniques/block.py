@@ -15,10 +15,11 @@ __all__ = ["Block"]
 
 @dataclass(frozen=True)
 class Block:
-    """Tiles of `rows` x `columns` of the (out, in * kernel) matrix go, those of the smallest sum first.
+    """Tiles of `rows` x `columns` of the (out, in * kernel) matrix go, those of the smallest sum
+    first.
 
-    Where a cut has left tiles that stick out, these are ranked by the sum over what is there of them, as if it went on
-    like that over the whole tile.
+    Where a cut has left tiles that stick out, these are ranked by the sum over what is there of
+    them, as if it went on like that over the whole tile.
     """
 
     rows: int = 16
@@ -28,7 +29,9 @@ class Block:
 
     def __post_init__(self) -> None:
         if min(self.rows, self.columns) < 1:
-            raise InputError(f"block needs rows and columns of at least 1, got {self.rows} and {self.columns}")
+            raise InputError(
+                f"block needs rows and columns of at least 1, got {self.rows} and {self.columns}"
+            )
 
     def steps(self, shape: tuple[int, ...]) -> int:
         """How many tiles a weight of this shape has; it removes whole ones."""
@@ -38,14 +41,25 @@ class Block:
         """Needs a matrix that consists of at least two whole tiles."""
         rows, columns = group.shape[0], math.prod(group.shape[1:])
         if rows % self.rows or columns % self.columns:
-            return f"block needs whole tiles of {self.rows}x{self.columns}; this weight is {rows}x{columns}"
-        return f"the whole weight is one tile of {rows}x{columns}" if group.size == self.rows * self.columns else None
+            return (
+                f"block needs whole tiles of {self.rows}x{self.columns}; this weight is "
+                f"{rows}x{columns}"
+            )
+        return (
+            f"the whole weight is one tile of {rows}x{columns}"
+            if group.size == self.rows * self.columns
+            else None
+        )
 
     def keep(self, importance: Tensor, ratio: float) -> Tensor:
         """Boolean, shaped like `importance` (out, in, ...)."""
         matrix = importance.flatten(1)
         means = self._tiles(matrix) / self._tiles(matrix.new_ones(()).expand_as(matrix))
-        kept = keep_most_important(means, ratio).repeat_interleave(self.rows, 0).repeat_interleave(self.columns, 1)
+        kept = (
+            keep_most_important(means, ratio)
+            .repeat_interleave(self.rows, 0)
+            .repeat_interleave(self.columns, 1)
+        )
         return kept[: matrix.shape[0], : matrix.shape[1]].reshape(importance.shape)
 
     def _tiles(self, matrix: Tensor) -> Tensor:

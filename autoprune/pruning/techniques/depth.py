@@ -1,4 +1,5 @@
-"""Depth: residual blocks go whole, the identity stays in their place (Huang et al. 2016, arXiv:1603.09382)."""
+"""Depth: residual blocks go whole, the identity stays in their place (Huang et al. 2016,
+arXiv:1603.09382)."""
 
 from dataclasses import dataclass
 

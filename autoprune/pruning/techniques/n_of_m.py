@@ -1,4 +1,5 @@
-"""N:M sparsity: at most N of every M consecutive weights stay (Mishra et al. 2021, arXiv:2104.08378)."""
+"""N:M sparsity: at most N of every M consecutive weights stay (Mishra et al. 2021,
+arXiv:2104.08378)."""
 
 import math
 from dataclasses import dataclass
@@ -14,11 +15,12 @@ __all__ = ["NOfM"]
 
 @dataclass(frozen=True)
 class NOfM:
-    """Of every `m` consecutive weights along dimension 1, k go: the least important ones; the ratio is k / m.
+    """Of every `m` consecutive weights along dimension 1, k go: the least important ones; the ratio
+    is k / m.
 
-    `n_of_m` at 0.5 is 2:4, the pattern of sparse tensor cores. Dimension 1 is the input of linear layers and
-    convolutions (of transposed convolutions it is the output). What a cut leaves over of the last m is filled up with
-    zeros in thought: of a rest, no more than N stay either.
+    `n_of_m` at 0.5 is 2:4, the pattern of sparse tensor cores. Dimension 1 is the input of linear
+    layers and convolutions (of transposed convolutions it is the output). What a cut leaves over of
+    the last m is filled up with zeros in thought: of a rest, no more than N stay either.
     """
 
     m: int = 4
@@ -37,7 +39,11 @@ class NOfM:
     def fits(self, group: Group) -> str | None:
         """Needs a dimension 1 that `m` divides."""
         size = group.shape[1]
-        return f"n_of_m needs an input size that {self.m} divides, got {size}" if size % self.m else None
+        return (
+            f"n_of_m needs an input size that {self.m} divides, got {size}"
+            if size % self.m
+            else None
+        )
 
     def keep(self, importance: Tensor, ratio: float) -> Tensor:
         """Boolean, shaped like `importance` (out, in, ...)."""

@@ -1,4 +1,5 @@
-"""Structured: whole filters and channels go, and the model really shrinks (Li et al. 2017, arXiv:1608.08710)."""
+"""Structured: whole filters and channels go, and the model really shrinks (Li et al. 2017,
+arXiv:1608.08710)."""
 
 from dataclasses import dataclass
 
@@ -16,4 +17,8 @@ class Structured(Units):
         """Needs a group with a convolution, and no attention, among its producers."""
         fitting = "conv" in group.kinds and "attention" not in group.kinds
         what = "/".join(dict.fromkeys(group.kinds))
-        return None if fitting else f"structured needs channels of a convolution; {group.name} is {what}"
+        return (
+            None
+            if fitting
+            else f"structured needs channels of a convolution; {group.name} is {what}"
+        )

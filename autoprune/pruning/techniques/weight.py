@@ -1,4 +1,5 @@
-"""Weight: single weights go, at once, the least important first (Han et al. 2015, arXiv:1506.02626)."""
+"""Weight: single weights go, at once, the least important first (Han et al. 2015,
+arXiv:1506.02626)."""
 
 from dataclasses import dataclass
 
@@ -12,7 +13,8 @@ __all__ = ["Weight"]
 
 @dataclass(frozen=True)
 class Weight:
-    """Zeroes the least important weights of one layer before training and holds them at zero through it."""
+    """Zeroes the least important weights of one layer before training and holds them at zero
+    through it."""
 
     level = "weights"
     gradual = False

@@ -1,4 +1,5 @@
-"""Channel ids: which are one unit (union-find), which may not be cut and why, and where parameters meet them."""
+"""Channel ids: which are one unit (union-find), which may not be cut and why, and where parameters
+meet them."""
 
 from __future__ import annotations
 
@@ -31,10 +32,11 @@ Role = Literal["produce", "consume", "carry"]
 class Use:
     """Entry i of dimension `dim` of a tensor belongs to the channel with id `ids[i]` (0: to none).
 
-    `produce`: the ids are born there; `consume`: they end there, and zeroing these entries is what cutting equals;
-    `carry`: they pass (norms, depthwise). With `groups` > 1 the ids run over the inputs of a grouped convolution.
-    An id of -1 says that this use reads another part of the tensor (a fused projection, a slice of a parameter).
-    `layer` names the layer that produces the ids where that is not the tensor's own.
+    `produce`: the ids are born there; `consume`: they end there, and zeroing these entries is what
+    cutting equals; `carry`: they pass (norms, depthwise). With `groups` > 1 the ids run over the
+    inputs of a grouped convolution. An id of -1 says that this use reads another part of the tensor
+    (a fused projection, a slice of a parameter). `layer` names the layer that produces the ids
+    where that is not the tensor's own.
     """
 
     tensor: str
@@ -48,9 +50,11 @@ class Use:
 
 @dataclass(frozen=True)
 class Balance:
-    """The channels `ids`, in order, form `blocks` equal blocks that must lose the same count; `why` says of what.
+    """The channels `ids`, in order, form `blocks` equal blocks that must lose the same count; `why`
+    says of what.
 
-    A `soft` one only keeps the code as it is written (`chunk`); where it cannot hold, the code's bounds are rebound.
+    A `soft` one only keeps the code as it is written (`chunk`); where it cannot hold, the code's
+    bounds are rebound.
     """
 
     ids: Tensor
@@ -100,13 +104,16 @@ class Ids:
         first, second = small(*torch.broadcast_tensors(first, second))  # type: ignore[no-untyped-call]
         count = len(self.parent)
         pairs = first.flatten() * count + second.flatten()
-        for pair in torch.unique(pairs[(first != second).flatten() & ((first > 0) & (second > 0)).flatten()]).tolist():
+        for pair in torch.unique(
+            pairs[(first != second).flatten() & ((first > 0) & (second > 0)).flatten()]
+        ).tolist():
             a, b = self.find(pair // count), self.find(pair % count)
             if a != b:
                 self.parent[max(a, b)] = min(a, b)
 
     def unite_along(self, table: Tensor, dims: Iterable[int], why: str) -> None:
-        """Make one unit of what lies along `dims` of `table`; where some of it is no channel, none may be cut."""
+        """Make one unit of what lies along `dims` of `table`; where some of it is no channel, none
+        may be cut."""
         (table,) = small(table)
         first = table
         for dim in dims:
@@ -142,17 +149,22 @@ class Labels:
     def get(self, tensor: Tensor) -> Tensor:
         """int64, shaped like `tensor`; zeros where it carries none."""
         found = self._labels.get(tensor)  # type: ignore[no-untyped-call]
-        return found if found is not None else torch.zeros((), dtype=torch.int64).expand(tensor.shape)
+        return (
+            found if found is not None else torch.zeros((), dtype=torch.int64).expand(tensor.shape)
+        )
 
     def set(self, tensor: Tensor, labels: Tensor) -> None:
         """Label `tensor`; labels that are all zero are not kept."""
         if labels.numel() and bool(small(labels)[0].any()):
-            self._labels[tensor] = labels if 0 in labels.stride() else compact(labels).expand(labels.shape)
+            self._labels[tensor] = (
+                labels if 0 in labels.stride() else compact(labels).expand(labels.shape)
+            )
         elif tensor in self._labels:
             del self._labels[tensor]
 
     def channels(self, labels: Tensor) -> list[int]:
-        """The dimensions along which the ids differ, but for those that count a stack's rows: no cut shortens them."""
+        """The dimensions along which the ids differ, but for those that count a stack's rows: no
+        cut shortens them."""
         return [dim for dim in varying(labels) if not self._counts_rows(labels, dim)]
 
     def _counts_rows(self, labels: Tensor, dim: int) -> bool:
@@ -177,7 +189,9 @@ def varying(labels: Tensor) -> list[int]:
     """The dimensions along which the ids differ."""
     (table,) = small(labels)
     return [
-        dim for dim in range(table.dim()) if table.shape[dim] > 1 and bool((table != table.narrow(dim, 0, 1)).any())
+        dim
+        for dim in range(table.dim())
+        if table.shape[dim] > 1 and bool((table != table.narrow(dim, 0, 1)).any())
     ]
 
 
@@ -202,7 +216,9 @@ def vector_along(labels: Tensor, dim: int) -> Tensor | None:
 def spread(vector: Tensor, shape: Iterable[int], dim: int) -> Tensor:
     """`vector` laid along `dim` of a tensor of this shape, expanded."""
     shape = tuple(shape)
-    return vector.view([-1 if d == dim % len(shape) else 1 for d in range(len(shape))]).expand(shape)
+    return vector.view([-1 if d == dim % len(shape) else 1 for d in range(len(shape))]).expand(
+        shape
+    )
 
 
 def match_dims(before: torch.Size, after: torch.Size) -> list[tuple[list[int], list[int]]]:

@@ -1,7 +1,9 @@
-"""What the code of a forward pass demands of a cut, written down as it runs and settled once every union is known.
+"""What the code of a forward pass demands of a cut, written down as it runs and settled once every
+union is known.
 
 Whether a view keeps its meaning after a cut depends on which channels turn out to be one unit:
-`view(B, N, heads, width)` is a matter of heads where the heads become units, and of widths where not.
+`view(B, N, heads, width)` is a matter of heads where the heads become units, and of widths where
+not.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ class Demands:
     _checks: list[Callable[[], None]] = field(default_factory=list)
 
     def settle(self) -> None:
-        """Unite, balance, tie or freeze until every demand holds; what holds by other unions costs nothing."""
+        """Unite, balance, tie or freeze until every demand holds; what holds by other unions costs
+        nothing."""
         waiting = list(self._unions)
         while waiting := [union for union in waiting if not union(False)]:
             waiting.pop(0)(True)
@@ -35,9 +38,11 @@ class Demands:
             check()
 
     def grid(self, table: Tensor, dims: Sequence[int], why: str) -> None:
-        """A dimension with channels that is laid out in several, the `dims` of `table`, must stay a grid when units go.
+        """A dimension with channels that is laid out in several, the `dims` of `table`, must stay a
+        grid when units go.
 
-        It does where the units lie along one of them. Otherwise the last is taken: what lies along the others unites.
+        It does where the units lie along one of them. Otherwise the last is taken: what lies along
+        the others unites.
         """
         table = compact(table)
 
@@ -51,7 +56,8 @@ class Demands:
         self._unions.append(union)
 
     def columns(self, table: Tensor, dim: int, why: str, use: Callable[[Tensor], None]) -> None:
-        """Something acts on whole `dim`: where its channels are several units, each column is one; `use` gets them."""
+        """Something acts on whole `dim`: where its channels are several units, each column is one;
+        `use` gets them."""
         table = compact(table)
         dim %= table.dim()
 
@@ -90,9 +96,11 @@ class Demands:
         self._checks.append(check)
 
     def part(self, table: Tensor, dim: int, blocks: int, rebindable: bool, why: str) -> None:
-        """A part of `dim` is taken. One of `blocks` even ones keeps its place where every block loses the same count.
+        """A part of `dim` is taken. One of `blocks` even ones keeps its place where every block
+        loses the same count.
 
-        `blocks` = 0: not one of several even ones; then the bounds must be `rebindable`, or none of it may be cut.
+        `blocks` = 0: not one of several even ones; then the bounds must be `rebindable`, or none of
+        it may be cut.
         """
         table = compact(table)
         dim %= table.dim()
@@ -110,10 +118,11 @@ class Demands:
         self._checks.append(check)
 
     def tie(self, name: str, shape: torch.Size, places: Tensor, table: Tensor, why: str) -> None:
-        """A parameter of this shape lies, at the flat `places`, over an activation with the ids of `table`.
+        """A parameter of this shape lies, at the flat `places`, over an activation with the ids of
+        `table`.
 
-        A dimension of it whose entries each meet one unit is cut with them. One that does not is not cut: it must not
-        lie along an axis of the activation that is.
+        A dimension of it whose entries each meet one unit is cut with them. One that does not is
+        not cut: it must not lie along an axis of the activation that is.
         """
         axes = {*varying(table), *varying(places)}
         for axis in range(table.dim()):

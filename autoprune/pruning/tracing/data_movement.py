@@ -1,8 +1,8 @@
 """What data movement does to channel ids: the operator is run on the ids themselves.
 
-Exact for finding which channel is where; but whether the same code picks the same channels after a cut depends on
-bounds written into it. Even parts become a balance constraint, other parts are rebound (`size_literals.py`) where they
-can be; the proof of the group then confirms or refuses.
+Exact for finding which channel is where; but whether the same code picks the same channels after a
+cut depends on bounds written into it. Even parts become a balance constraint, other parts are
+rebound (`size_literals.py`) where they can be; the proof of the group then confirms or refuses.
 """
 
 from __future__ import annotations
@@ -20,8 +20,30 @@ __all__ = ["COPIES", "MOVES", "PARAMETER_MOVES", "RESHAPES", "argument", "move"]
 
 COPIES = {"clone", "contiguous", "detach", "alias", "lift_fresh", "_to_copy", "_conj", "positive"}
 RESHAPES = {"view", "_unsafe_view", "reshape", "_reshape_alias"}
-_WHOLE = {"permute", "transpose", "t", "expand", "unsqueeze", "squeeze", "cat", "stack", "repeat", "movedim", "flip"}
-_PARTS = {"slice", "narrow", "split", "split_with_sizes", "unsafe_split", "unsafe_chunk", "chunk", "select", "unbind"}
+_WHOLE = {
+    "permute",
+    "transpose",
+    "t",
+    "expand",
+    "unsqueeze",
+    "squeeze",
+    "cat",
+    "stack",
+    "repeat",
+    "movedim",
+    "flip",
+}
+_PARTS = {
+    "slice",
+    "narrow",
+    "split",
+    "split_with_sizes",
+    "unsafe_split",
+    "unsafe_chunk",
+    "chunk",
+    "select",
+    "unbind",
+}
 _SHUFFLES = {"channel_shuffle", "native_channel_shuffle"}
 _PICKS = {
     "index_select",
@@ -34,21 +56,38 @@ _PICKS = {
     "pixel_unshuffle",
     "take_along_dim",
 }
-PARAMETER_MOVES = COPIES | RESHAPES | _WHOLE - {"cat", "stack", "repeat"} | _PARTS | {"index", "index_select", "repeat"}
+PARAMETER_MOVES = (
+    COPIES
+    | RESHAPES
+    | _WHOLE - {"cat", "stack", "repeat"}
+    | _PARTS
+    | {"index", "index_select", "repeat"}
+)
 MOVES = COPIES | RESHAPES | _WHOLE | _PARTS | _SHUFFLES | _PICKS | {"constant_pad_nd"}
 
 
 def argument(func: Any, args: Any, kwargs: Any, name: str) -> Any:
-    """What an operator was given for the argument `name`, its default, or None where it has no such argument."""
+    """What an operator was given for the argument `name`, its default, or None where it has no such
+    argument."""
     for place, expected in enumerate(func._schema.arguments):
         if expected.name == name:
-            return kwargs[name] if name in kwargs else args[place] if place < len(args) else expected.default_value
+            return (
+                kwargs[name]
+                if name in kwargs
+                else args[place]
+                if place < len(args)
+                else expected.default_value
+            )
     return None
 
 
 def move(state: State, base: str, func: Any, outs: list[Tensor], args: Any, kwargs: Any) -> None:
     """Label the outputs of a movement operator and note what it demands of a cut."""
-    source = state.labels.get(args[0]) if isinstance(args[0], Tensor) else torch.zeros((), dtype=torch.int64)
+    source = (
+        state.labels.get(args[0])
+        if isinstance(args[0], Tensor)
+        else torch.zeros((), dtype=torch.int64)
+    )
     if base in COPIES:
         results = [source]
     elif base in RESHAPES:
@@ -80,8 +119,12 @@ def _run_on_labels(state: State, base: str, func: Any, args: Any, kwargs: Any) -
         for index in tree_leaves((args[1:], kwargs)):
             if isinstance(index, Tensor) and varying(state.labels.get(index)):
                 for tensor in (args[0], index):
-                    state.ids.freeze(state.labels.get(tensor), f"{base} by channels at {state.where()}")
-        args, kwargs = tree_map_only(Tensor, lambda t: t if t is args[0] else t.cpu(), (args, kwargs))
+                    state.ids.freeze(
+                        state.labels.get(tensor), f"{base} by channels at {state.where()}"
+                    )
+        args, kwargs = tree_map_only(
+            Tensor, lambda t: t if t is args[0] else t.cpu(), (args, kwargs)
+        )
         # Not there for integers; ids are exact in double
         if base in ("im2col", "pixel_shuffle", "pixel_unshuffle"):
             return func(labels(args[0]).double(), *args[1:], **kwargs).long()
@@ -93,7 +136,8 @@ def _run_on_labels(state: State, base: str, func: Any, args: Any, kwargs: Any) -
 def _part_dim(base: str, args: Any) -> int:
     dim = (
         args[2]
-        if base in ("split", "split_with_sizes", "unsafe_split", "unsafe_chunk", "chunk") and len(args) > 2
+        if base in ("split", "split_with_sizes", "unsafe_split", "unsafe_chunk", "chunk")
+        and len(args) > 2
         else None
     )
     if dim is None and base in ("slice", "narrow", "select", "unbind") and len(args) > 1:
@@ -156,13 +200,16 @@ def _check_split(state: State, labels: Tensor, before: torch.Size) -> None:
     channels = state.labels.channels(labels)
     rows = set(varying(labels)) - set(channels)
     for _, new in match_dims(before, labels.shape):
-        if len([dim for dim in new if labels.shape[dim] > 1]) > 1 and any(dim in channels for dim in new):
+        if len([dim for dim in new if labels.shape[dim] > 1]) > 1 and any(
+            dim in channels for dim in new
+        ):
             axes = [dim for dim in new if dim not in rows]
             state.demands.grid(labels, axes, f"view that splits channels at {state.where()}")
 
 
 def _pad_labels(state: State, source: Tensor, pads: list[int]) -> Tensor:
-    """Ids after zero padding: a border beside channels is a frozen id of its own, any other its neighbour's."""
+    """Ids after zero padding: a border beside channels is a frozen id of its own, any other its
+    neighbour's."""
     channels = varying(source)
     for place in range(len(pads) // 2):
         dim = source.dim() - 1 - place
@@ -170,9 +217,13 @@ def _pad_labels(state: State, source: Tensor, pads: list[int]) -> Tensor:
         if before < 0 or after < 0:
             if dim in channels:
                 state.ids.freeze(source, f"crop of channels at {state.where()}")
-            source = source.narrow(dim, max(-before, 0), source.shape[dim] - max(-before, 0) - max(-after, 0))
+            source = source.narrow(
+                dim, max(-before, 0), source.shape[dim] - max(-before, 0) - max(-after, 0)
+            )
         edge = (
-            torch.tensor(state.ids.new_frozen(f"joined with zero padding of channels at {state.where()}"))
+            torch.tensor(
+                state.ids.new_frozen(f"joined with zero padding of channels at {state.where()}")
+            )
             if dim in channels
             else None
         )
@@ -180,7 +231,11 @@ def _pad_labels(state: State, source: Tensor, pads: list[int]) -> Tensor:
         for count, front in ((max(before, 0), True), (max(after, 0), False)):
             if count:
                 shape = [*source.shape[:dim], count, *source.shape[dim + 1 :]]
-                border = edge.expand(shape) if edge is not None else source.narrow(dim, 0, 1).expand(shape)
+                border = (
+                    edge.expand(shape)
+                    if edge is not None
+                    else source.narrow(dim, 0, 1).expand(shape)
+                )
                 parts = [border, *parts] if front else [*parts, border]
         source = torch.cat(parts, dim) if len(parts) > 1 else source
     return source

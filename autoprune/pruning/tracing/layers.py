@@ -1,4 +1,5 @@
-"""What layers with parameters do to channel ids: contractions end them and start fresh ones, norms carry them."""
+"""What layers with parameters do to channel ids: contractions end them and start fresh ones, norms
+carry them."""
 
 from __future__ import annotations
 
@@ -17,14 +18,17 @@ __all__ = ["Layers"]
 
 
 class Layers(Norms):
-    """Rules for functions with parameters; `handlers` maps a function to its rule `(output, *its arguments)`."""
+    """Rules for functions with parameters; `handlers` maps a function to its rule `(output, *its
+    arguments)`."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
         self.handlers: dict[Any, Callable[..., None]] = {
             F.linear: self._linear,
             torch.addmm: self._addmm,
-            **dict.fromkeys((torch.mm, torch.matmul, Tensor.mm, Tensor.matmul, Tensor.__matmul__), self._matmul),
+            **dict.fromkeys(
+                (torch.mm, torch.matmul, Tensor.mm, Tensor.matmul, Tensor.__matmul__), self._matmul
+            ),
             F.conv1d: self._conv,
             F.conv2d: self._conv,
             F.conv3d: self._conv,
@@ -43,7 +47,12 @@ class Layers(Norms):
         }
 
     def _linear(
-        self, out: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None = None, transposed: bool = False
+        self,
+        out: Tensor,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        transposed: bool = False,
     ) -> None:
         if not self.are_parameters(weight, bias):
             return self.give_up_layer(out, input, weight, 0, "linear with a computed weight")
@@ -58,7 +67,8 @@ class Layers(Norms):
         self.labels.set(out, spread(fresh, out.shape, -1))
 
     def by_layer(self, func: Any, args: tuple[Any, ...]) -> bool:
-        """Whether a call is a layer's: a product of matrices is where its second factor is a parameter of rank two."""
+        """Whether a call is a layer's: a product of matrices is where its second factor is a
+        parameter of rank two."""
         if func not in self.handlers or self.handlers[func] not in (self._matmul, self._addmm):
             return func in self.handlers
         weight, bias = (args[2], args[0]) if func is torch.addmm else (args[1], None)
@@ -75,11 +85,16 @@ class Layers(Norms):
         self._linear(out, input, weight, bias, transposed=True)
 
     def _beside(self, out: Tensor, input: Tensor, weight: Tensor, dim: int, what: str) -> None:
-        """Channels lie along other dimensions than the contracted one (token mixing): they pass, its own units stay."""
+        """Channels lie along other dimensions than the contracted one (token mixing): they pass,
+        its own units stay."""
         labels = self.labels.get(input)
         self.labels.set(out, labels.narrow(dim, 0, 1).expand(out.shape))
         name = self.place(weight, 0)[0]
-        self.refuse(name.removesuffix(".weight"), weight.shape[0], f"{what} beside a dimension with channels")
+        self.refuse(
+            name.removesuffix(".weight"),
+            weight.shape[0],
+            f"{what} beside a dimension with channels",
+        )
 
     def _conv(
         self,
@@ -97,7 +112,9 @@ class Layers(Norms):
         channel = input.dim() - weight.dim() + 1
         ids = self.read(input, channel, "convolution")
         if ids is None:
-            return self.give_up_layer(out, input, weight, 0, "convolution beside a dimension with channels")
+            return self.give_up_layer(
+                out, input, weight, 0, "convolution beside a dimension with channels"
+            )
         # Depthwise: a channel passes through its own filters
         if groups == len(ids) and groups > 1:
             fresh = ids.repeat_interleave(weight.shape[0] // groups)
@@ -125,11 +142,15 @@ class Layers(Norms):
         dilation: Any = 1,
     ) -> None:
         if not self.are_parameters(weight, bias):
-            return self.give_up_layer(out, input, weight, 1, "transposed convolution with a computed weight")
+            return self.give_up_layer(
+                out, input, weight, 1, "transposed convolution with a computed weight"
+            )
         channel = input.dim() - weight.dim() + 1
         ids = self.read(input, channel, "transposed convolution")
         if ids is None:
-            return self.give_up_layer(out, input, weight, 1, "transposed convolution beside a dimension with channels")
+            return self.give_up_layer(
+                out, input, weight, 1, "transposed convolution beside a dimension with channels"
+            )
         if groups == len(ids) and groups > 1:
             fresh = ids.repeat_interleave(weight.shape[1])
             self.use(weight, 0, ids, "carry", "conv")
@@ -144,7 +165,9 @@ class Layers(Norms):
 
     def _embedding(self, out: Tensor, input: Tensor, weight: Tensor, *_: Any, **__: Any) -> None:
         if not self.are_parameters(weight) or input in self.labels:
-            return self.give_up_layer(out, input, weight, 1, "embedding with a computed weight or input")
+            return self.give_up_layer(
+                out, input, weight, 1, "embedding with a computed weight or input"
+            )
         fresh = self.fresh(weight, 1)
         row = self.ids.new_frozen(f"row of an embedding at {self.where()}")
         self.use(weight, 0, torch.tensor(row).expand(len(weight)), "carry")

@@ -1,4 +1,5 @@
-"""What norms do to channel ids: they carry them, and take their statistics over the channels that are kept."""
+"""What norms do to channel ids: they carry them, and take their statistics over the channels that
+are kept."""
 
 from __future__ import annotations
 
@@ -52,7 +53,9 @@ class Norms(State):
         ids = self.read(input, 1, "normalisation")
         # Torch warns where this attribute is not right
         if running_mean is None and weight is None and ids is not None:
-            self.literals.append(Literal(self.where(), ATTRIBUTE, "attribute", {0: ids}, "num_features"))
+            self.literals.append(
+                Literal(self.where(), ATTRIBUTE, "attribute", {0: ids}, "num_features")
+            )
         self._batch_norm(out, input, running_mean, running_var, weight, bias)
 
     def _layer_norm(
@@ -65,7 +68,9 @@ class Norms(State):
         eps: float = 1e-5,
     ) -> None:
         self.norm_count += 1
-        if not self.are_parameters(weight, bias) or (len(normalized_shape) != 1 and input in self.labels):
+        if not self.are_parameters(weight, bias) or (
+            len(normalized_shape) != 1 and input in self.labels
+        ):
             return self.give_up(out, (input,), "layer norm over several dimensions")
         self._normalise(out, input, -1, weight, bias)
 
@@ -97,7 +102,8 @@ class Norms(State):
         self._normalise(out, input, 1, weight, bias)
 
     def statistic(self, out: Tensor, input: Tensor, dims: Sequence[int]) -> bool:
-        """A mean or norm over channels, as hand-written norms take it: over the kept ones. False if it is none."""
+        """A mean or norm over channels, as hand-written norms take it: over the kept ones. False if
+        it is none."""
         labels, call = self.labels.get(input), self.norm_count
         over = {dim % labels.dim() for dim in dims} & set(varying(labels))
         if len(over) != 1 or not over <= set(self.labels.channels(labels)):
@@ -107,18 +113,23 @@ class Norms(State):
         def use(ids: Tensor) -> None:
             self.norm_calls[call] = ids
 
-        self.demands.columns(labels, dim, f"norm over a dimension mixed with others at {self.where()}", use)
+        self.demands.columns(
+            labels, dim, f"norm over a dimension mixed with others at {self.where()}", use
+        )
         if out.shape == labels.shape:
             self.labels.set(out, labels)
         elif len(varying(labels)) > 1:
             rest = labels
             for other in dims:
                 rest = rest.narrow(other, 0, 1)
-            self.labels.set(out, rest.reshape(out.shape) if out.dim() < rest.dim() else rest.expand(out.shape))
+            self.labels.set(
+                out, rest.reshape(out.shape) if out.dim() < rest.dim() else rest.expand(out.shape)
+            )
         return True
 
     def _normalise(self, out: Tensor, input: Tensor, dim: int, *per_channel: Tensor | None) -> None:
-        """A norm across `dim`: over the channels that are kept, or, within one unit, over all of it."""
+        """A norm across `dim`: over the channels that are kept, or, within one unit, over all of
+        it."""
         labels, call = self.labels.get(input), self.norm_count
         held = [tensor for tensor in per_channel if tensor is not None]
 
@@ -127,7 +138,9 @@ class Norms(State):
             for tensor in held:
                 self.use(tensor, 0, ids, "carry")
 
-        self.demands.columns(labels, dim, f"norm over a dimension mixed with others at {self.where()}", use)
+        self.demands.columns(
+            labels, dim, f"norm over a dimension mixed with others at {self.where()}", use
+        )
         self.labels.set(out, labels)
 
     def _prelu(self, out: Tensor, input: Tensor, weight: Tensor) -> None:

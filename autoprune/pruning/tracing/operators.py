@@ -1,7 +1,8 @@
 """What operators below the layers do to channel ids.
 
-Pointwise operators unite the ids of their operands, reductions and pools pass ids that are constant along
-what they reduce, products of activations make heads of them. Where no rule covers a case, the ids are frozen.
+Pointwise operators unite the ids of their operands, reductions and pools pass ids that are constant
+along what they reduce, products of activations make heads of them. Where no rule covers a case, the
+ids are frozen.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ _CONTRACTIONS = {"mm", "bmm", "matmul", "addmm", "baddbmm"}
 
 
 def by_rule(state: State, base: str, outs: list[Tensor], tensors: list[Tensor], dim: Any) -> bool:
-    """Label the outputs of a pool, reduction or product of activations; False where no rule covers it."""
+    """Label the outputs of a pool, reduction or product of activations; False where no rule covers
+    it."""
     if _SPATIAL.fullmatch(base):
         return _spatial(state, base, outs, tensors[0])
     if base in _REDUCTIONS:
@@ -64,7 +66,9 @@ def pointwise(state: State, outs: list[Tensor], tensors: list[Tensor]) -> None:
     """Unite the ids of the operands, tie parameters among them, and pass the ids on."""
     shape = outs[0].shape
     joined: Tensor | None = None
-    for tensor in _couple_operands(state, [tensor for tensor in tensors if tensor in state.labels], shape):
+    for tensor in _couple_operands(
+        state, [tensor for tensor in tensors if tensor in state.labels], shape
+    ):
         labels = state.labels.get(tensor).expand(shape)
         if joined is not None:
             state.ids.unite(joined, labels)
@@ -79,7 +83,8 @@ def pointwise(state: State, outs: list[Tensor], tensors: list[Tensor]) -> None:
 
 
 def _couple_operands(state: State, tensors: list[Tensor], shape: torch.Size) -> list[Tensor]:
-    """The operands whose channels meet; a single channel spread over many (a gate, a mask) stays, and couples none."""
+    """The operands whose channels meet; a single channel spread over many (a gate, a mask) stays,
+    and couples none."""
     spread = set()
     for tensor in tensors:
         labels = state.labels.get(tensor)
@@ -89,7 +94,8 @@ def _couple_operands(state: State, tensors: list[Tensor], shape: torch.Size) -> 
             if dim < len(shape) - tensor.dim() or tensor.shape[dim - len(shape)] != shape[dim]
         }
         if not varying(labels) and any(
-            other is not tensor and any(dim - other.dim() in wide for dim in varying(state.labels.get(other)))
+            other is not tensor
+            and any(dim - other.dim() in wide for dim in varying(state.labels.get(other)))
             for other in tensors
         ):
             state.demands.never(labels, f"spread over other channels at {state.where()}")
@@ -98,7 +104,8 @@ def _couple_operands(state: State, tensors: list[Tensor], shape: torch.Size) -> 
 
 
 def tie(state: State, tensor: Tensor, labels: Tensor) -> None:
-    """Tie a parameter, or what was moved out of one, to the ids of the activation that it is broadcast over."""
+    """Tie a parameter, or what was moved out of one, to the ids of the activation that it is
+    broadcast over."""
     place = state.position(tensor)
     assert place is not None
     name, positions = place
@@ -121,7 +128,12 @@ def _spatial(state: State, base: str, outs: list[Tensor], tensor: Tensor) -> boo
 
 def _reduction(state: State, base: str, outs: list[Tensor], tensor: Tensor, given: Any) -> bool:
     labels = state.labels.get(tensor)
-    dims = sorted({dim % labels.dim() for dim in ([given] if isinstance(given, int) else given or range(labels.dim()))})
+    dims = sorted(
+        {
+            dim % labels.dim()
+            for dim in ([given] if isinstance(given, int) else given or range(labels.dim()))
+        }
+    )
     for dim in reversed(dims):
         # Over the layers of a recurrent state
         if dim in set(varying(labels)) - set(state.labels.channels(labels)):
@@ -129,7 +141,10 @@ def _reduction(state: State, base: str, outs: list[Tensor], tensor: Tensor, give
         state.demands.one_unit(labels, dim, f"operator {base} over channels at {state.where()}")
         labels = labels.narrow(dim, 0, 1)
     for out in outs:
-        state.labels.set(out, labels.expand(out.shape) if out.dim() == labels.dim() else labels.reshape(out.shape))
+        state.labels.set(
+            out,
+            labels.expand(out.shape) if out.dim() == labels.dim() else labels.reshape(out.shape),
+        )
     return True
 
 
@@ -138,7 +153,10 @@ def _along(state: State, base: str, outs: list[Tensor], tensor: Tensor, given: A
     state.demands.one_unit(labels, int(given), f"operator {base} over channels at {state.where()}")
     for out in outs:
         state.labels.set(
-            out, labels.expand(out.shape) if out.shape == labels.shape else labels[tuple(slice(n) for n in out.shape)]
+            out,
+            labels.expand(out.shape)
+            if out.shape == labels.shape
+            else labels[tuple(slice(n) for n in out.shape)],
         )
     return True
 
@@ -161,10 +179,11 @@ def _contraction(state: State, out: Tensor, first: Tensor, second: Tensor) -> bo
 
 
 def product(state: State, a: Tensor, b: Tensor, why: str) -> Tensor | None:
-    """Ids of a matrix product from those of its factors, (..., n, k) and (..., k, m); None where it carries none.
+    """Ids of a matrix product from those of its factors, (..., n, k) and (..., k, m); None where it
+    carries none.
 
-    Channels that are summed over must be whole units: where something tells the factors' heads apart, each head becomes
-    one; otherwise they are frozen.
+    Channels that are summed over must be whole units: where something tells the factors' heads
+    apart, each head becomes one; otherwise they are frozen.
     """
     heads = [dim for dim in {*varying(a), *varying(b)} if dim < a.dim() - 2]
     if a.dim() - 1 in varying(a) or b.dim() - 2 in varying(b):
@@ -185,7 +204,9 @@ def product(state: State, a: Tensor, b: Tensor, why: str) -> Tensor | None:
     return joined if bool(joined.any()) else None
 
 
-def attention(state: State, out: Tensor, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> None:
+def attention(
+    state: State, out: Tensor, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
+) -> None:
     """Scaled dot-product attention: two products; the width of a head is part of its scale."""
     q, k, v = (state.labels.get(tensor) for tensor in (query, key, value))
     if q.dim() > 2 and q.shape[-3] != k.shape[-3]:  # grouped queries
@@ -202,7 +223,10 @@ def attention(state: State, out: Tensor, query: Tensor, key: Tensor, value: Tens
     shape = (*q.shape[:-1], key.shape[-2])
     zeros = torch.zeros((), dtype=torch.int64)
     labels = product(
-        state, (zeros if scores is None else scores).expand(shape), v, f"width of the attention at {state.where()}"
+        state,
+        (zeros if scores is None else scores).expand(shape),
+        v,
+        f"width of the attention at {state.where()}",
     )
     if labels is not None:
         state.labels.set(out, labels.expand(out.shape))

@@ -1,9 +1,10 @@
 """What each operator of a forward pass does to channel ids; `trace.py` runs the pass.
 
-Functions with parameters are intercepted at function level (`layers.py`), everything below at operator level: data
-movement is run on the ids themselves (`data_movement.py`), pointwise operators unite the ids of their operands,
-reductions and pools pass ids that are constant along what they reduce (`operators.py`). Any other operator freezes the
-ids that reach it, with its name as the reason.
+Functions with parameters are intercepted at function level (`layers.py`), everything below at
+operator level: data movement is run on the ids themselves (`data_movement.py`), pointwise operators
+unite the ids of their operands, reductions and pools pass ids that are constant along what they
+reduce (`operators.py`). Any other operator freezes the ids that reach it, with its name as the
+reason.
 """
 
 from __future__ import annotations
@@ -18,7 +19,14 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 
 from autoprune.pruning.surgery.parametrizations import computed_weights
 from autoprune.pruning.tracing.channel_ids import varying
-from autoprune.pruning.tracing.data_movement import COPIES, MOVES, PARAMETER_MOVES, RESHAPES, argument, move
+from autoprune.pruning.tracing.data_movement import (
+    COPIES,
+    MOVES,
+    PARAMETER_MOVES,
+    RESHAPES,
+    argument,
+    move,
+)
 from autoprune.pruning.tracing.layers import Layers
 from autoprune.pruning.tracing.operators import attention, by_rule, pointwise, tie
 
@@ -68,11 +76,14 @@ _SHAPE_ONLY = {
 
 
 class Propagation:
-    """The ids found by one forward pass, or by one of evaluation and one of training, and the rules that find them."""
+    """The ids found by one forward pass, or by one of evaluation and one of training, and the rules
+    that find them."""
 
     def __init__(self, model: nn.Module) -> None:
         self.layers = self.state = Layers(model)
-        self.layers.handlers[F.scaled_dot_product_attention] = functools.partial(attention, self.state)
+        self.layers.handlers[F.scaled_dot_product_attention] = functools.partial(
+            attention, self.state
+        )
         self.ids, self.labels, self.demands = self.state.ids, self.state.labels, self.state.demands
         self.positions, self.opaque = self.state.positions, self.state.opaque
         self.computed = list(computed_weights(model))
@@ -100,7 +111,9 @@ class Propagation:
         if not labelled:
             return self._parameter_alone(base, func, outs, args, kwargs, parameters)
         if base == "copy" or (
-            name.endswith("_") and tensors[0]._is_view() and not bool(self.labels.get(tensors[0]).all())
+            name.endswith("_")
+            and tensors[0]._is_view()
+            and not bool(self.labels.get(tensors[0]).all())
         ):
             return self._write_into(outs, tensors)
         if base == "as_strided" and _same_layout(tensors[0], outs[0]):
@@ -121,14 +134,23 @@ class Propagation:
             self.layers.give_up(tensor, labelled, f"operator {base}")
 
     def _parameter_alone(
-        self, base: str, func: Any, outs: list[Tensor], args: Any, kwargs: Any, parameters: list[Tensor]
+        self,
+        base: str,
+        func: Any,
+        outs: list[Tensor],
+        args: Any,
+        kwargs: Any,
+        parameters: list[Tensor],
     ) -> None:
-        """Data movement of a parameter is run on the places in it; no rule covers anything else that reads it."""
+        """Data movement of a parameter is run on the places in it; no rule covers anything else
+        that reads it."""
         if base == "zero" and parameters[0] in self.positions:
             return
         if base in ("index", "index_select") and args[0] is parameters[0]:
             parameters = parameters[:1]  # a buffer may say which entries are taken
-        elementwise = (torch.Tag.pointwise in func.tags or base in _POINTWISE) and outs[0].shape == parameters[0].shape
+        elementwise = (torch.Tag.pointwise in func.tags or base in _POINTWISE) and outs[
+            0
+        ].shape == parameters[0].shape
         if not (elementwise or base in PARAMETER_MOVES) or len(parameters) > 1:
             self._mark_opaque(parameters, base)
             for out in outs:
@@ -147,11 +169,14 @@ class Propagation:
             elif not elementwise and base not in COPIES:
                 rest, options = tree_map_only(Tensor, Tensor.cpu, (args[1:], kwargs))
                 moved = func(places.detach(), *rest, **options)
-        for out, where in zip(outs, moved if isinstance(moved, (list, tuple)) else [moved], strict=True):
+        for out, where in zip(
+            outs, moved if isinstance(moved, (list, tuple)) else [moved], strict=True
+        ):
             self.positions[out] = (name, where)
 
     def _join(self, tensor: Tensor, neighbour: Tensor, dim: int, base: str) -> None:
-        """A parameter that is joined to an activation takes its ids (a class token), or is frozen beside them."""
+        """A parameter that is joined to an activation takes its ids (a class token), or is frozen
+        beside them."""
         labels = self.labels.get(neighbour)
         if base == "cat" and dim % labels.dim() in varying(labels):
             edge = self.ids.new_frozen(f"parameter joined to channels at {self.state.where()}")
@@ -166,24 +191,35 @@ class Propagation:
         for tensor in parameters:
             found = self.state.position(tensor)
             if found is not None:
-                self.opaque.setdefault(found[0], f"operator {base} at {self.state.where()} reads {found[0]}")
+                self.opaque.setdefault(
+                    found[0], f"operator {base} at {self.state.where()} reads {found[0]}"
+                )
 
     def _write_into(self, outs: list[Tensor], tensors: list[Tensor]) -> None:
         target, source = tensors[0], tensors[-1]
         if self.state.position(target) is not None:
-            self.ids.freeze(self.labels.get(source), f"written into a buffer at {self.state.where()}")
+            self.ids.freeze(
+                self.labels.get(source), f"written into a buffer at {self.state.where()}"
+            )
             self._mark_opaque([target], "copy")
         elif target._is_view():
             for tensor in (target, source):
-                self.ids.freeze(self.labels.get(tensor), f"written into a part of a tensor at {self.state.where()}")
+                self.ids.freeze(
+                    self.labels.get(tensor),
+                    f"written into a part of a tensor at {self.state.where()}",
+                )
         else:
             self.labels.set(outs[0], self.labels.get(source).expand(outs[0].shape))
 
 
 def _same_layout(tensor: Tensor, out: Tensor) -> bool:
-    """Whether `out` holds the same elements at the same places; only strides of dimensions of length 1 may differ."""
+    """Whether `out` holds the same elements at the same places; only strides of dimensions of
+    length 1 may differ."""
     return bool(
         tensor.shape == out.shape
         and tensor.storage_offset() == out.storage_offset()
-        and all(a == b or n == 1 for a, b, n in zip(tensor.stride(), out.stride(), tensor.shape, strict=True))
+        and all(
+            a == b or n == 1
+            for a, b, n in zip(tensor.stride(), out.stride(), tensor.shape, strict=True)
+        )
     )

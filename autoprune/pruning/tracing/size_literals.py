@@ -1,9 +1,10 @@
-"""Widths written into the code of a forward: noted during the trace, patched in the cut model (`patch_forward.py`).
+"""Widths written into the code of a forward: noted during the trace, patched in the cut model
+(`patch_forward.py`).
 
-`view(b, n, 3, 12, 64)`, `x[:, :24]`, `split([8, 16])` or `chunk(2)` mean a width of the dense model. Where the code
-does not follow a cut by itself, the module's forward is wrapped: its n-th such call gets the cut model's widths.
-Calls are counted over the module's own code, not over that of the modules it calls; where training takes a path of its
-own, its calls have negative numbers.
+`view(b, n, 3, 12, 64)`, `x[:, :24]`, `split([8, 16])` or `chunk(2)` mean a width of the dense
+model. Where the code does not follow a cut by itself, the module's forward is wrapped: its n-th
+such call gets the cut model's widths. Calls are counted over the module's own code, not over that
+of the modules it calls; where training takes a path of its own, its calls have negative numbers.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ __all__ = ["Literal", "literal"]
 class Literal:
     """The `call`-th call of a module's own code: where channels meet numbers in its arguments.
 
-    `ids` maps a place (an output dimension, a slice, 0) to the ids along it; `fixed` holds what else a change needs.
+    `ids` maps a place (an output dimension, a slice, 0) to the ids along it; `fixed` holds what
+    else a change needs.
     """
 
     owner: str
@@ -39,10 +41,15 @@ class Literal:
         """The ids of each part that is taken of a dimension."""
         if self.kind == "parts":
             return list(torch.split(self.ids[0], self.fixed["sizes"]))
-        return [ids[slice(*self.fixed[place])] for place, ids in self.ids.items()] if self.kind == "bounds" else []
+        return (
+            [ids[slice(*self.fixed[place])] for place, ids in self.ids.items()]
+            if self.kind == "bounds"
+            else []
+        )
 
     def change(self, count: Callable[[Tensor, int, int], int]) -> Change:
-        """The call's new numbers; `count(ids, start, stop)` is how many of a range of ids are kept."""
+        """The call's new numbers; `count(ids, start, stop)` is how many of a range of ids are
+        kept."""
         if self.kind == "scalar":
             return {"scalar": self.fixed}
         if self.kind == "attribute":
@@ -56,13 +63,19 @@ class Literal:
         if self.kind == "bounds":
             return {
                 "bounds": {
-                    place: [count(ids, 0, bound) if bound is not None else None for bound in self.fixed[place]]
+                    place: [
+                        count(ids, 0, bound) if bound is not None else None
+                        for bound in self.fixed[place]
+                    ]
                     for place, ids in self.ids.items()
                 }
             }
         merged = self.fixed or ()
         return {
-            self.kind: {place: -1 if place in merged else count(ids, 0, len(ids)) for place, ids in self.ids.items()}
+            self.kind: {
+                place: -1 if place in merged else count(ids, 0, len(ids))
+                for place, ids in self.ids.items()
+            }
         }
 
 
@@ -79,23 +92,35 @@ def literal(call: Call, out: Any, labels: Labels, owner: str, number: int) -> Li
         return Literal(owner, number, "shape", {0: _line(source, source.dim() - 1)})
     if call.kind == "bounds":
         found = {place: dim for place, dim in call.slices.items() if dim in channels}
-        bounds = {place: _bounds(call.args[1], place, source.shape[dim]) for place, dim in found.items()}
+        bounds = {
+            place: _bounds(call.args[1], place, source.shape[dim]) for place, dim in found.items()
+        }
         lines = {place: _line(source, dim) for place, dim in found.items()}
         return Literal(owner, number, "bounds", lines, bounds) if found else None
     if call.kind == "parts":
         dim = int(call.kwargs.get("dim", call.args[2] if len(call.args) > 2 else 0)) % source.dim()
         fixed = {"sizes": [part.shape[dim] for part in out], "dim": dim}
-        return Literal(owner, number, "parts", {0: _line(source, dim)}, fixed) if dim in channels else None
+        return (
+            Literal(owner, number, "parts", {0: _line(source, dim)}, fixed)
+            if dim in channels
+            else None
+        )
     return _sizes(call, out, source, labels, owner, number)
 
 
-def _sizes(call: Call, out: Tensor, source: Tensor, held: Labels, owner: str, number: int) -> Literal | None:
+def _sizes(
+    call: Call, out: Tensor, source: Tensor, held: Labels, owner: str, number: int
+) -> Literal | None:
     labels = held.get(out)
     channels, before = held.channels(labels), varying(source)
     # Layers or directions: as many, whatever is cut
     rows = set(varying(labels)) - set(channels)
     expanded = len(call.args) > 0 and call.kind == "expand"
-    runs = [([], [dim]) for dim in range(out.dim())] if expanded else match_dims(source.shape, out.shape)
+    runs = (
+        [([], [dim]) for dim in range(out.dim())]
+        if expanded
+        else match_dims(source.shape, out.shape)
+    )
     lines: dict[int, Tensor] = {}
     merged: list[int] = []  # dimensions that hold channels together with other things
     for old, new in runs:
@@ -103,7 +128,9 @@ def _sizes(call: Call, out: Tensor, source: Tensor, held: Labels, owner: str, nu
         if not any(dim in channels for dim in new):
             continue
         mixed = any(dim not in before and source.shape[dim] > 1 for dim in old)
-        lines |= {dim: _line(labels, dim) for dim in wide if dim in channels or not (mixed or dim in rows)}
+        lines |= {
+            dim: _line(labels, dim) for dim in wide if dim in channels or not (mixed or dim in rows)
+        }
         merged += wide if mixed and len(wide) == 1 else []
     return Literal(owner, number, "sizes", lines, tuple(merged)) if lines else None
 

@@ -1,4 +1,5 @@
-"""The state of a trace, on which all rules act: channel ids, where parameters meet them, the module that is running."""
+"""The state of a trace, on which all rules act: channel ids, where parameters meet them, the module
+that is running."""
 
 from __future__ import annotations
 
@@ -59,7 +60,8 @@ class State:
 
     @contextlib.contextmanager
     def silence(self) -> Iterator[None]:
-        """Operators inside do not count as the model's; their new tensors are on the CPU, as all ids are."""
+        """Operators inside do not count as the model's; their new tensors are on the CPU, as all
+        ids are."""
         self.quiet += 1
         try:
             with on_cpu():
@@ -68,7 +70,8 @@ class State:
             self.quiet -= 1
 
     def position(self, tensor: Tensor) -> tuple[str, Tensor] | None:
-        """The parameter or buffer that a tensor is, or was moved out of, and the flat places it shows of it."""
+        """The parameter or buffer that a tensor is, or was moved out of, and the flat places it
+        shows of it."""
         name = self.names.get(id(tensor))
         if name is not None:
             return name, torch.arange(tensor.numel()).view(tensor.shape)
@@ -87,7 +90,13 @@ class State:
             self.positions[out] = place
 
     def use(
-        self, tensor: Tensor | None, dim: int, ids: Tensor, role: str, kind: str = "other", groups: int = 1
+        self,
+        tensor: Tensor | None,
+        dim: int,
+        ids: Tensor,
+        role: str,
+        kind: str = "other",
+        groups: int = 1,
     ) -> None:
         """Tie a dimension of a parameter or buffer, or of what was moved out of one, to ids."""
         if tensor is not None:
@@ -97,12 +106,15 @@ class State:
             self.ids.uses.append(Use(name, dim, ids.clone(), role, kind, groups))  # type: ignore[arg-type]
 
     def place(self, tensor: Tensor, dim: int) -> tuple[str, int, Tensor | None]:
-        """The parameter that a tensor shows, which of its dimensions `dim` is, and the entries shown; None for all."""
+        """The parameter that a tensor shows, which of its dimensions `dim` is, and the entries
+        shown; None for all."""
         name = self.names.get(id(tensor))
         if name is not None:
             return name, dim, None
         name, places = self.positions[tensor]
-        line = places[tuple(slice(None) if d == dim % places.dim() else 0 for d in range(places.dim()))]
+        line = places[
+            tuple(slice(None) if d == dim % places.dim() else 0 for d in range(places.dim()))
+        ]
         for own in reversed(range(len(self.shapes[name]))):
             index, line = line % self.shapes[name][own], line // self.shapes[name][own]
             if len(index.unique()) == tensor.shape[dim] > 1:
@@ -110,7 +122,8 @@ class State:
         return name, 0, torch.zeros(tensor.shape[dim], dtype=torch.int64)
 
     def give_up(self, out: Tensor, inputs: Sequence[Tensor | None], why: str) -> None:
-        """Freeze the ids and the parameters that reach this call, and whatever its output is joined with."""
+        """Freeze the ids and the parameters that reach this call, and whatever its output is joined
+        with."""
         why = f"{why} at {self.where()}"
         for tensor in inputs:
             if tensor is None:
@@ -128,7 +141,8 @@ class State:
         self.refused.setdefault(layer, (units, f"{why} at {self.where()}"))
 
     def give_up_layer(self, out: Tensor, input: Tensor, weight: Tensor, dim: int, why: str) -> None:
-        """As `give_up`, for a layer that would have started fresh ids on dimension `dim` of its weight."""
+        """As `give_up`, for a layer that would have started fresh ids on dimension `dim` of its
+        weight."""
         self.give_up(out, (input, weight), why)
         name = self.names.get(id(weight), "")
         self.refuse(name.removesuffix(".weight") or self.where(), weight.shape[dim], why)
@@ -152,14 +166,23 @@ class State:
             return None
         others = [other for other in channels if other != dim]
         if others:
-            self.ids.unite_along(labels, others, f"{what} over a dimension mixed with others at {self.where()}")
+            self.ids.unite_along(
+                labels, others, f"{what} over a dimension mixed with others at {self.where()}"
+            )
         (table,) = small(labels)
-        vector = table.amax([other for other in range(table.dim()) if other != dim]) if table.dim() > 1 else table
+        vector = (
+            table.amax([other for other in range(table.dim()) if other != dim])
+            if table.dim() > 1
+            else table
+        )
         return vector.expand(labels.shape[dim]).clone()
 
     def are_parameters(self, *tensors: Tensor | None) -> bool:
         """Whether every tensor is a parameter or buffer of the model itself."""
-        return all(tensor is None or id(tensor) in self.names or tensor in self.positions for tensor in tensors)
+        return all(
+            tensor is None or id(tensor) in self.names or tensor in self.positions
+            for tensor in tensors
+        )
 
 
 def ties(each: Reparametrised, uses: Sequence[Use], shape: torch.Size) -> Iterator[Use]:

@@ -1,4 +1,5 @@
-"""Run a model's forward once and hand every call of it to its rule, at function and at operator level."""
+"""Run a model's forward once and hand every call of it to its rule, at function and at operator
+level."""
 
 from __future__ import annotations
 
@@ -15,7 +16,14 @@ from torch.utils._pytree import tree_flatten
 
 from autoprune.errors import ModelError
 from autoprune.pruning.surgery import sized_calls
-from autoprune.pruning.surgery.forward import STATISTICS, dims_of, on_cpu, output_tensors, plain_forward, steady_forward
+from autoprune.pruning.surgery.forward import (
+    STATISTICS,
+    dims_of,
+    on_cpu,
+    output_tensors,
+    plain_forward,
+    steady_forward,
+)
 from autoprune.pruning.tracing.propagation import Propagation
 from autoprune.pruning.tracing.size_literals import literal
 from autoprune.pruning.tracing.state import Running, ties
@@ -23,11 +31,7 @@ from autoprune.task import Inputs
 
 __all__ = ["propagate"]
 
-_OPAQUE_CALLS = {
-    "multi_head_attention_forward",
-    "bilinear",
-    "embedding_bag",
-}
+_OPAQUE_CALLS = {"multi_head_attention_forward", "bilinear", "embedding_bag"}
 
 
 class _Functions(TorchFunctionMode):
@@ -60,7 +64,9 @@ class _Functions(TorchFunctionMode):
             return self._compute_weight(func, args, kwargs)
         if name in STATISTICS and args and isinstance(args[0], Tensor):
             return self._statistic(func, args, kwargs)
-        handler = self.found.layers.handlers[func] if self.found.layers.by_layer(func, args) else None
+        handler = (
+            self.found.layers.handlers[func] if self.found.layers.by_layer(func, args) else None
+        )
         if handler is None and name not in _OPAQUE_CALLS:
             return func(*args, **kwargs)
         with self.found.state.silence():
@@ -80,7 +86,11 @@ class _Functions(TorchFunctionMode):
         """The shape of what a layer gives, by the parameters that it reads."""
         shapes = [leaf.shape for leaf in tree_flatten(out)[0] if isinstance(leaf, Tensor)]
         for leaf in tree_flatten((args, kwargs))[0]:
-            name = self.found.state.parameter_name(leaf) if isinstance(leaf, Tensor) and leaf.dim() > 1 else None
+            name = (
+                self.found.state.parameter_name(leaf)
+                if isinstance(leaf, Tensor) and leaf.dim() > 1
+                else None
+            )
             if name is not None:
                 self.found.given.setdefault(name, shapes[0])
 
@@ -97,7 +107,9 @@ class _Functions(TorchFunctionMode):
         if args[0] in self.found.labels:
             with self.found.state.silence():
                 out = func(*args, **kwargs)
-                if isinstance(out, Tensor) and layers.statistic(out, args[0], dims_of(func, args, kwargs)):
+                if isinstance(out, Tensor) and layers.statistic(
+                    out, args[0], dims_of(func, args, kwargs)
+                ):
                     return out
         return func(*args, **kwargs)
 
@@ -151,7 +163,8 @@ def _paths(model: nn.Module, found: Propagation) -> Iterator[None]:
 
 
 def propagate(model: nn.Module, inputs: Inputs, training: bool = False) -> Propagation:
-    """Run `model` once on `inputs` and return the ids that were found; with `training`, once more in that mode.
+    """Run `model` once on `inputs` and return the ids that were found; with `training`, once more
+    in that mode.
 
     Raises ModelError where the forward fails.
     """
@@ -183,7 +196,8 @@ def _pass(found: Propagation, model: nn.Module, inputs: Inputs, entering: int) -
             output = inputs.call(model)
     except Exception as error:
         raise ModelError(
-            f"the model's forward failed on inputs of shapes {[tuple(t.shape) for t in inputs.tensors()]}: "
+            "the model's forward failed on inputs of shapes "
+            f"{[tuple(t.shape) for t in inputs.tensors()]}: "
             f"{type(error).__name__}: {error}"
         ) from error
     with found.state.silence():

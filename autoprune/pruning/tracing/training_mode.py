@@ -1,4 +1,5 @@
-"""Whether a model's forward goes another way in training mode: auxiliary heads, `if self.training:`, other outputs."""
+"""Whether a model's forward goes another way in training mode: auxiliary heads, `if
+self.training:`, other outputs."""
 
 from __future__ import annotations
 
@@ -24,16 +25,19 @@ _TELLING = {"batch_norm": 5, **dict.fromkeys(RECURRENT, 4)}
 
 @dataclass(frozen=True)
 class TrainingPath:
-    """Whether training takes another path than evaluation, and why that cannot be followed, or None."""
+    """Whether training takes another path than evaluation, and why that cannot be followed, or
+    None."""
 
     differs: bool
     unfollowed: str | None = None
 
 
 def training_path(model: nn.Module, inputs: Inputs) -> TrainingPath:
-    """Run both modes once, without chance, and compare every call: its numbers, parameters, whose output it reads.
+    """Run both modes once, without chance, and compare every call: its numbers, parameters, whose
+    output it reads.
 
-    `model` is run as it is: give a copy, its buffers may be written into. An error in eval mode is left to the trace.
+    `model` is run as it is: give a copy, its buffers may be written into. An error in eval mode is
+    left to the trace.
     """
     evaluation = _Calls(model)
     try:
@@ -75,7 +79,9 @@ class _Calls(TorchFunctionMode):
             self._pass_output_on(args[0] if args else kwargs["input"], out)
         elif name != "__get__" and not _counts(args):
             given = args[: _TELLING.get(name, len(args))]
-            self.made.append((func, [self._leaf(leaf) for leaf in tree_flatten((given, kwargs))[0]]))
+            self.made.append(
+                (func, [self._leaf(leaf) for leaf in tree_flatten((given, kwargs))[0]])
+            )
             for tensor in tree_flatten(out)[0]:
                 self.outputs[id(tensor)] = (len(self.made), tensor)
         return out
@@ -91,7 +97,9 @@ class _Calls(TorchFunctionMode):
                 self.used.add(name)
                 return name
             return self.outputs.get(id(leaf), (0, leaf))[0], tuple(leaf.shape)
-        plain = leaf is None or isinstance(leaf, (int, float, str, slice, torch.dtype, type(Ellipsis)))
+        plain = leaf is None or isinstance(
+            leaf, (int, float, str, slice, torch.dtype, type(Ellipsis))
+        )
         return repr(leaf) if plain else type(leaf).__name__
 
 
@@ -110,10 +118,13 @@ def _unfollowed_reason(model: nn.Module, error: Exception, used: set[str]) -> st
         where, trace = name or where, trace.tb_next
     said = (str(error).splitlines() or [""])[0][:120]
     alone = _unused_modules(model, used)
-    listed = f" ({', '.join(alone[:_SHOWN])}{' ...' if len(alone) > _SHOWN else ''})" if alone else ""
+    listed = (
+        f" ({', '.join(alone[:_SHOWN])}{' ...' if len(alone) > _SHOWN else ''})" if alone else ""
+    )
     return (
         f"in training mode the forward fails on these inputs{f' in {where}' if where else ''} "
-        f"({type(error).__name__}: {said}); only the path of evaluation is followed and proved, and what runs in "
+        f"({type(error).__name__}: {said}); only the path of evaluation is followed and proved, "
+        "and what runs in "
         f"training alone{listed} may break after a cut"
     )
 
@@ -123,6 +134,11 @@ def _unused_modules(model: nn.Module, used: set[str]) -> list[str]:
     found: list[str] = []
     for name, module in model.named_modules():
         own = {f"{name}.{each}" for each, _ in module.named_parameters()}
-        if name and own and not own & used and not name.startswith(tuple(f"{tensor}." for tensor in found)):
+        if (
+            name
+            and own
+            and not own & used
+            and not name.startswith(tuple(f"{tensor}." for tensor in found))
+        ):
             found.append(name)
     return found

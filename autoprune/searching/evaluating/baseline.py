@@ -46,40 +46,58 @@ def _record(run: Run) -> dict[str, Any] | None:
 
 
 def _mark(study: Study) -> str:
-    shipped = "" if study.target.dtype == "fp32" else f"-{study.target.runtime}-{study.target.dtype}"
+    shipped = (
+        "" if study.target.dtype == "fp32" else f"-{study.target.runtime}-{study.target.dtype}"
+    )
     return f"{study.task.digest()}-{study.search.seed}{shipped}"
 
 
 def establish(study: Study, prepared: Prepared, run: Run, listener: Listener) -> Score:
-    """Give `prepared.model` its trained weights and return the dense score, from the run where it was kept.
+    """Give `prepared.model` its trained weights and return the dense score, from the run where it
+    was kept.
 
-    Its metric is that of the dense model in the target's dtype, as the metrics of all candidates are.
+    Its metric is that of the dense model in the target's dtype, as the metrics of all candidates
+    are.
 
-    Raises InputError where the run has trials of another task: the study is the same, but data or sources have changed.
+    Raises InputError where the run has trials of another task: the study is the same, but data or
+    sources have changed.
     """
     model, path = prepared.model, run.dense / "score.json"
     if has_baseline(study, run):
         load_model(model, str(run.dense / "model.safetensors"))
         kept_score = Score.from_json(read_json(path))
-        costs = prepared.dense.evolve(nonzero_params=kept_score.nonzero_params, size_compressed_bytes=None)
-        score = prepared.costs.with_stored_size(model, prepared.cut_by_magnitude(Plan()), costs.fill_from(kept_score))
+        costs = prepared.dense.evolve(
+            nonzero_params=kept_score.nonzero_params, size_compressed_bytes=None
+        )
+        score = prepared.costs.with_stored_size(
+            model, prepared.cut_by_magnitude(Plan()), costs.fill_from(kept_score)
+        )
         # The latency of the dense model is one figure, wherever it is shown
         if score != kept_score:
-            run.write_json(path, score.to_json() | {"task": _mark(study), "files": digests(run.dense)})
+            run.write_json(
+                path, score.to_json() | {"task": _mark(study), "files": digests(run.dense)}
+            )
         return score
     record = _record(run)
     if run.dense.exists() and (record is None or record.get("task") == _mark(study)):
         _set_aside(run, listener)
     elif path.exists() and run.has_results:
-        behind = ", ".join(str(path) for path in study.task.sources) or "the model, its loss or its metric"
+        behind = (
+            ", ".join(str(path) for path in study.task.sources)
+            or "the model, its loss or its metric"
+        )
         raise InputError(
-            f"{run.folder} has results of this study, but its data or what is behind it ({behind}) has changed since. "
-            f"Start anew with --fresh, which keeps the old folder as {run.folder.name}.1, or give another --out"
+            f"{run.folder} has results of this study, but its data or what is behind it "
+            f"({behind}) has changed since. "
+            f"Start anew with --fresh, which keeps the old folder as {run.folder.name}.1, or give "
+            "another --out"
         )
     listener.note(prepared.origin)
     if not prepared.trained:
         listener.on_step(0, f"training the dense model, {study.task.training.epochs} epochs")
-        train(model, study.task, study.task.training, seed=study.search.seed, report=listener.progress)
+        train(
+            model, study.task, study.task.training, seed=study.search.seed, report=listener.progress
+        )
     quality = judge(model, study.task, study.target, "validation", study.task.training.device)
     test = (
         judge(model, study.task, study.target, "test", study.task.training.device).metric
@@ -88,12 +106,18 @@ def establish(study: Study, prepared: Prepared, run: Run, listener: Listener) ->
     )
     if at_chance(study.task, model, prepared.inputs):
         listener.note(
-            f"WARNING: the dense model guesses ({study.task.metric.name} {quality.metric:.4g}), copies with shuffled "
-            "weights do as well: check weights, data and task.training before trusting anything below"
+            f"WARNING: the dense model guesses ({study.task.metric.name} {quality.metric:.4g}), "
+            "copies with shuffled "
+            "weights do as well: check weights, data and task.training before trusting anything "
+            "below"
         )
     nonzero = sum(int(torch.count_nonzero(parameter)) for parameter in model.parameters())
     score = prepared.dense.evolve(
-        nonzero_params=nonzero, metric=quality.metric, loss=quality.loss, test_metric=test, metric_error=quality.error
+        nonzero_params=nonzero,
+        metric=quality.metric,
+        loss=quality.loss,
+        test_metric=test,
+        metric_error=quality.error,
     )
     score = prepared.costs.with_stored_size(model, prepared.cut_by_magnitude(Plan()), score)
     save_weights(model, run.dense / "model.safetensors")
@@ -102,12 +126,15 @@ def establish(study: Study, prepared: Prepared, run: Run, listener: Listener) ->
 
 
 def _set_aside(run: Run, listener: Listener) -> None:
-    """Rename what is left of the dense model, of which a file is damaged or missing; it is trained again."""
+    """Rename what is left of the dense model, of which a file is damaged or missing; it is trained
+    again."""
     entries = list(run.dense.iterdir()) if run.dense.is_dir() else [run.dense]
     if all(path.name != "score.json" and path.is_file() for path in entries):
         return  # a kill left the weights alone: score.json is written last
     place = run.dense.rename(free_name(run.dense, "damaged-"))
-    listener.note(f"{run.dense} is damaged, or was not finished; it is kept as {place.name}, and made anew")
+    listener.note(
+        f"{run.dense} is damaged, or was not finished; it is kept as {place.name}, and made anew"
+    )
 
 
 def save_weights(model: nn.Module, path: Path) -> None:

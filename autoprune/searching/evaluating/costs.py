@@ -1,4 +1,5 @@
-"""What a plan costs on the target, without training it: its graph is cut out of the dense one, measured beside it."""
+"""What a plan costs on the target, without training it: its graph is cut out of the dense one,
+measured beside it."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ from autoprune.task import Inputs
 __all__ = ["Costs"]
 
 
-# At most, for one latency: it ends as soon as the ratio is known to 1 %, which a busy machine delays
+# At most, for one latency: it ends as soon as the ratio is known to 1 %, which a busy machine
+# delays
 _SECONDS = 1.5
 _BRIEF = 0.3  # the same for a first look
 # To itself, by definition
@@ -44,16 +46,23 @@ _PROCESSES, _CALIBRATED = 5, 0.6
 
 
 class Costs:
-    """Measures plans for one dense model on the study's target; figures are kept in the run, none is taken twice.
+    """Measures plans for one dense model on the study's target; figures are kept in the run, none
+    is taken twice.
 
-    The dense model's milliseconds are measured once, in fresh processes; a plan's are its ratio to dense of these.
-    Costs do not depend on the values of the weights, only on what was cut and what is zero: the dense model may be
-    trained after this was made. `note` says where graphs cannot be sliced and are exported anew instead; `leaves_out`:
-    whether a plan without some blocks takes no export.
+    The dense model's milliseconds are measured once, in fresh processes; a plan's are its ratio to
+    dense of these. Costs do not depend on the values of the weights, only on what was cut and what
+    is zero: the dense model may be trained after this was made. `note` says where graphs cannot be
+    sliced and are exported anew instead; `leaves_out`: whether a plan without some blocks takes no
+    export.
     """
 
     def __init__(
-        self, study: Study, model: nn.Module, coupling: Coupling, inputs: Inputs, run: Run | None = None
+        self,
+        study: Study,
+        model: nn.Module,
+        coupling: Coupling,
+        inputs: Inputs,
+        run: Run | None = None,
     ) -> None:
         self.target, self.inputs = study.target, inputs.rows(study.target.batch)
         self.figures = Figures(study.target, run)
@@ -63,7 +72,9 @@ class Costs:
         limited = {limit.quantity for limit in study.budget.limits if not limit.target}
         self._sizes = bool({"size", "size_compressed"} & {*limited, *study.search.objectives})
         self._graphs = (
-            Graphs(model, coupling, inputs.rows(2), study.target.batch) if runtime.artefact == "onnx" else None
+            Graphs(model, coupling, inputs.rows(2), study.target.batch)
+            if runtime.artefact == "onnx"
+            else None
         )
         self.note = self._graphs.note if self._graphs else None
         self.leaves_out = self._graphs.leaves_out if self._graphs else True
@@ -80,14 +91,17 @@ class Costs:
             _digest(own), _digest([repr(model), code, shapes, where, self._shapes()])
         )
         self._further = {
-            target.name: Costs(_on(study, target), model, coupling, inputs, run) for target in study.further
+            target.name: Costs(_on(study, target), model, coupling, inputs, run)
+            for target in study.further
         }
 
     def score(self, pruned: Pruned, *, sized: bool = True) -> Score:
-        """FLOPs of a call, parameters, nonzero ones at the final ratio, size of the file that ships; no latency.
+        """FLOPs of a call, parameters, nonzero ones at the final ratio, size of the file that
+        ships; no latency.
 
-        The nonzero count alone depends on the weights' values, and is counted anew. Where it is not `sized`, there is
-        no file either, and nothing is kept: that is for plans which are only thought of.
+        The nonzero count alone depends on the weights' values, and is counted anew. Where it is not
+        `sized`, there is no file either, and nothing is kept: that is for plans which are only
+        thought of.
         """
         zeros = pruned.masks.final()
         key = self._key(pruned, zeros)
@@ -95,11 +109,17 @@ class Costs:
         if kept is None:
             size = measure.size_bytes(self._artefact(pruned, zeros)) if sized else None
             size = size + self._graphs.apart(pruned) if size is not None and self._graphs else size
-            kept = measure.costs(pruned.model, self.inputs).evolve(nonzero_params=None, size_bytes=size).to_json()
+            kept = (
+                measure.costs(pruned.model, self.inputs)
+                .evolve(nonzero_params=None, size_bytes=size)
+                .to_json()
+            )
             if sized:
                 self.figures.keep("costs", key, kept)
         if sized and "size_compressed" in self._asked and kept.get("size_compressed_bytes") is None:
-            kept = compress_score(self._artefact(pruned, zeros), None, Score.from_json(kept), self._asked).to_json()
+            kept = compress_score(
+                self._artefact(pruned, zeros), None, Score.from_json(kept), self._asked
+            ).to_json()
             self.figures.keep("costs", key, kept)
         nonzero = sum(
             int(torch.count_nonzero(parameter * zeros[name] if name in zeros else parameter))
@@ -107,11 +127,14 @@ class Costs:
         )
         return Score.from_json(kept).evolve(nonzero_params=nonzero)
 
-    def latency(self, pruned: Pruned, score: Score, *, brief: bool = False, processes: int = 0) -> Score:
+    def latency(
+        self, pruned: Pruned, score: Score, *, brief: bool = False, processes: int = 0
+    ) -> Score:
         """`score` with the latency, interleaved with dense; in less time where it is `brief`.
 
-        In so many fresh `processes`, or 0: in this one. Peak memory and energy too, where the study asks for them. What
-        is the dense model itself has its figures: measured against itself it would come to 100.7 %.
+        In so many fresh `processes`, or 0: in this one. Peak memory and energy too, where the study
+        asks for them. What is the dense model itself has its figures: measured against itself it
+        would come to 100.7 %.
         """
         zeros = pruned.masks.final()
         key = self._key(pruned, zeros)
@@ -124,12 +147,21 @@ class Costs:
         return score.evolve(elsewhere=elsewhere)
 
     def _timed_by(
-        self, pruned: Pruned, zeros: Mapping[str, Tensor], key: str, score: Score, *, brief: bool, processes: int
+        self,
+        pruned: Pruned,
+        zeros: Mapping[str, Tensor],
+        key: str,
+        score: Score,
+        *,
+        brief: bool,
+        processes: int,
     ) -> Score:
         if _whole(pruned):
             return score.evolve(**_DENSE).beside(self.dense_score)
         kind = "brief" if brief else f"latency{processes or ''}"
-        kept = self.figures.recall(kind, key) or (self.figures.recall("latency", key) if brief else None)
+        kept = self.figures.recall(kind, key) or (
+            self.figures.recall("latency", key) if brief else None
+        )
         if kept is None:
             if self.figures.recorded:
                 return self._predict_latency(pruned, score)
@@ -149,13 +181,16 @@ class Costs:
 
     @functools.cached_property
     def dense_score(self) -> Score:
-        """The dense model's latency, at a ratio of 1 exactly, with the interval of its milliseconds over processes."""
+        """The dense model's latency, at a ratio of 1 exactly, with the interval of its milliseconds
+        over processes."""
         kept = self.figures.recall("dense", self.architecture)
         if kept is None:
             if self.figures.recorded:
                 raise self.figures.missing("the dense model")
             inputs, target = self.inputs, self.target
-            found = measure.time_artefact(self.dense, None, inputs, target, processes=_PROCESSES, budget_s=_CALIBRATED)
+            found = measure.time_artefact(
+                self.dense, None, inputs, target, processes=_PROCESSES, budget_s=_CALIBRATED
+            )
             kept = found.to_json()
             self.figures.keep("dense", self.architecture, kept)
         score = measure.with_latency(Score(), Latency(**kept), self.target.batch)
@@ -166,13 +201,15 @@ class Costs:
         return self._further[target] if target else self
 
     def time_plan(self, pruned: Pruned) -> Latency:
-        """A first look at the latency of what is not worth keeping. Raises InputError where nothing is measured."""
+        """A first look at the latency of what is not worth keeping. Raises InputError where nothing
+        is measured."""
         if self.figures.recorded:
             raise self.figures.missing("a profile of the target")
         return self._measure(pruned, pruned.masks.final(), seconds=_BRIEF)
 
     def with_stored_size(self, model: nn.Module, pruned: Pruned, score: Score) -> Score:
-        """`score` with the size of the file of this model, trained now, and what it compresses to, where asked for.
+        """`score` with the size of the file of this model, trained now, and what it compresses to,
+        where asked for.
 
         Exported as it will ship: a limit on its size is verified on that file, to the byte.
         """
@@ -184,16 +221,30 @@ class Costs:
         return compress_score(self._artefact(finished, zeros), model, score, self._asked)
 
     def _resources(
-        self, pruned: Pruned, zeros: Mapping[str, Tensor], key: str, score: Score, *, final: bool = False
+        self,
+        pruned: Pruned,
+        zeros: Mapping[str, Tensor],
+        key: str,
+        score: Score,
+        *,
+        final: bool = False,
     ) -> Score:
-        """With peak memory and energy, as far as they are asked for; `final`: of a trained model, measured anew."""
-        kind, anew = "final-resources" if final else "resources", final and not self.figures.recorded
+        """With peak memory and energy, as far as they are asked for; `final`: of a trained model,
+        measured anew."""
+        kind, anew = (
+            "final-resources" if final else "resources",
+            final and not self.figures.recorded,
+        )
         found = {} if anew else dict(self.figures.recall(kind, key) or {})
-        missing = [name for name in self._asked if anew or score.evolve(**found).figure(name) is None]
+        missing = [
+            name for name in self._asked if anew or score.evolve(**found).figure(name) is None
+        ]
         if self.figures.recorded and (unknown := sorted({"memory", "energy"} & set(missing))):
             raise self.figures.missing(f"the {' and '.join(unknown)} of this plan")
         if (
-            new := resources.measure_resources(self._time_artefact(pruned, zeros), self.inputs, self.target, missing)
+            new := resources.measure_resources(
+                self._time_artefact(pruned, zeros), self.inputs, self.target, missing
+            )
             if missing
             else {}
         ):
@@ -202,7 +253,8 @@ class Costs:
         return score.evolve(**found)
 
     def of_finished(self, model: nn.Module, pruned: Pruned, score: Score, processes: int) -> Score:
-        """As `latency`, of a model that is trained and whose masks are done: its zeros are the masks.
+        """As `latency`, of a model that is trained and whose masks are done: its zeros are the
+        masks.
 
         Measured anew each time, and recorded: a recorded target answers the last figure.
         """
@@ -211,18 +263,33 @@ class Costs:
         finished, zeros = _as_pruned(model, pruned)
         key, kind = self._key(finished, zeros), f"final{processes}"
         if not self.figures.recorded:
-            self.figures.keep(kind, key, self._measure(finished, zeros, processes=processes).to_json())
+            self.figures.keep(
+                kind, key, self._measure(finished, zeros, processes=processes).to_json()
+            )
         kept = self.figures.recall(kind, key)
-        score = self._predict_latency(finished, score) if kept is None else self._with(Latency(**kept), score)
-        score = self._resources(finished, zeros, key, self.with_stored_size(model, pruned, score), final=True)
+        score = (
+            self._predict_latency(finished, score)
+            if kept is None
+            else self._with(Latency(**kept), score)
+        )
+        score = self._resources(
+            finished, zeros, key, self.with_stored_size(model, pruned, score), final=True
+        )
         elsewhere = {
-            name: costs.of_finished(model, pruned, score.on(name).fill_from(costs.score(finished)), processes)
+            name: costs.of_finished(
+                model, pruned, score.on(name).fill_from(costs.score(finished)), processes
+            )
             for name, costs in self._further.items()
         }
         return score.evolve(elsewhere=elsewhere)
 
     def _measure(
-        self, pruned: Pruned, zeros: Mapping[str, Tensor], *, processes: int = 0, seconds: float = _SECONDS
+        self,
+        pruned: Pruned,
+        zeros: Mapping[str, Tensor],
+        *,
+        processes: int = 0,
+        seconds: float = _SECONDS,
     ) -> Latency:
         return measure.time_artefact(
             self._time_artefact(pruned, zeros),
@@ -234,7 +301,8 @@ class Costs:
         )
 
     def _time_artefact(self, pruned: Pruned, zeros: Mapping[str, Tensor]) -> Any:
-        """The artefact as the target runs it: on torch's eager runtime, layers with zeros on their fastest kernels."""
+        """The artefact as the target runs it: on torch's eager runtime, layers with zeros on their
+        fastest kernels."""
         artefact = self._artefact(pruned, zeros)
         if self._graphs is not None or not zeros or not lower.lowers(self.target):
             return artefact
@@ -243,20 +311,30 @@ class Costs:
     def _artefact(self, pruned: Pruned, zeros: Mapping[str, Tensor]) -> Any:
         if self._graphs is None:
             return replace_tensors(
-                pruned.model, lambda name, tensor: tensor * zeros[name].to(tensor) if name in zeros else tensor.clone()
+                pruned.model,
+                lambda name, tensor: (
+                    tensor * zeros[name].to(tensor) if name in zeros else tensor.clone()
+                ),
             )
         content = self._graphs.cut(pruned, zeros)
-        return measure.artefact(pruned.model, self.inputs, self.target) if content is None else self._in_dtype(content)
+        return (
+            measure.artefact(pruned.model, self.inputs, self.target)
+            if content is None
+            else self._in_dtype(content)
+        )
 
     def _in_dtype(self, content: bytes) -> bytes:
-        """The graph in the target's dtype; the last one is kept, because several figures are taken of the same."""
+        """The graph in the target's dtype; the last one is kept, because several figures are taken
+        of the same."""
         if self._converted[0] != content:
             fitted = quantization.fit_to_dtype(content, self._runtime, self.target, [self.inputs])
             self._converted = (content, fitted)
         return self._converted[1]
 
     def _key(self, pruned: Pruned, zeros: Mapping[str, Tensor]) -> str:
-        shapes = {name: list(parameter.shape) for name, parameter in pruned.model.named_parameters()}
+        shapes = {
+            name: list(parameter.shape) for name, parameter in pruned.model.named_parameters()
+        }
         masks: dict[str, Any] = {name: int(keep.sum()) for name, keep in zeros.items()}
         # There the latency depends on where zeros lie
         if self._graphs is None and lower.lowers(self.target):
@@ -269,7 +347,8 @@ class Costs:
 
 @dataclass(frozen=True)
 class _Decisions:
-    """What was measured of single layers, kept as all figures are: a search does not time a layer again and again."""
+    """What was measured of single layers, kept as all figures are: a search does not time a layer
+    again and again."""
 
     costs: Costs
 
@@ -285,9 +364,12 @@ class _Decisions:
 
 
 def _as_pruned(model: nn.Module, pruned: Pruned) -> tuple[Pruned, dict[str, Tensor]]:
-    """A trained model whose masks are done, as what was pruned to it, and where its parameters are not zero."""
+    """A trained model whose masks are done, as what was pruned to it, and where its parameters are
+    not zero."""
     zeros = {
-        name: parameter.detach() != 0 for name, parameter in model.named_parameters() if bool((parameter == 0).any())
+        name: parameter.detach() != 0
+        for name, parameter in model.named_parameters()
+        if bool((parameter == 0).any())
     }
     return replace(pruned, model=model, masks=Masks(model)), zeros
 
@@ -300,7 +382,9 @@ def _whole(pruned: Pruned) -> bool:
 
 def _on(study: Study, target: Target) -> Study:
     """A study as if a further target were its own, with the limits that hold there."""
-    limits = (replace(limit, target="") for limit in study.budget.limits if limit.target == target.name)
+    limits = (
+        replace(limit, target="") for limit in study.budget.limits if limit.target == target.name
+    )
     target = replace(target, recorded=study.target.recorded)
     return replace(study, target=target, budget=Budget(tuple(limits)), further=())
 

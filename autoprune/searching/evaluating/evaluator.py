@@ -1,4 +1,5 @@
-"""One plan -> Candidate: the cheapest check first, stop at the first broken limit, train what is left."""
+"""One plan -> Candidate: the cheapest check first, stop at the first broken limit, train what is
+left."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ _JUDGED = 1000
 
 
 def decide(measured: Callable[[int], Score], broken: Callable[[Score], list[str]]) -> Score:
-    """What is measured in fresh processes; in more of them where the first leave open whether the budget is kept."""
+    """What is measured in fresh processes; in more of them where the first leave open whether the
+    budget is kept."""
     score = measured(PROCESSES)
     return measured(_MORE) if broken(score) and not broken(score.at_middle()) else score
 
@@ -49,7 +51,8 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class Evaluator:
-    """What every evaluation needs: the study, the prepared and trained dense model with its score, importance."""
+    """What every evaluation needs: the study, the prepared and trained dense model with its score,
+    importance."""
 
     study: Study
     prepared: Prepared
@@ -58,7 +61,8 @@ class Evaluator:
     listener: Listener
 
     def __call__(self, plan: Plan, number: int, shallower: Pruned | None = None) -> Evaluated:
-        """Judge a plan; see `Recovery.recover`. A training that breaks down is a failed candidate, not an error."""
+        """Judge a plan; see `Recovery.recover`. A training that breaks down is a failed candidate,
+        not an error."""
         study, listener = self.study, self.listener
         pruned = apply(self.prepared.model, self.prepared.coupling, plan, self.importance)
         listener.on_step(number, "counting")
@@ -90,22 +94,30 @@ class Evaluator:
     def recovery(self) -> Recovery:
         """How plans get their quality back."""
         ready = self.prepared
-        return Recovery(self.study, ready.model, ready.coupling, self.importance, ready.inputs, self.listener)
+        return Recovery(
+            self.study, ready.model, ready.coupling, self.importance, ready.inputs, self.listener
+        )
 
     def _measure_latency(self, pruned: Pruned, score: Score) -> Score:
-        """With the latency; a finalist's, which was chosen by a brief look at it, from fresh processes.
+        """With the latency; a finalist's, which was chosen by a brief look at it, from fresh
+        processes.
 
-        Where neither a limit nor an objective rests on it, from this one: what ships is measured again in any case.
+        Where neither a limit nor an objective rests on it, from this one: what ships is measured
+        again in any case.
         """
         latency = functools.partial(self.prepared.costs.latency, pruned, score)
-        asked = {*self.study.search.objectives, *(limit.quantity for limit in self.study.budget.limits)}
+        asked = {
+            *self.study.search.objectives,
+            *(limit.quantity for limit in self.study.budget.limits),
+        }
         if self.study.search.finalists is None or not asked & set(NEED_A_RUN):
             return latency()
         score = decide(lambda processes: latency(processes=processes), self._broken_limits)
         return latency(processes=_MORE) if self._is_blurred(score) else score
 
     def _is_blurred(self, score: Score) -> bool:
-        """Whether an interval takes more of the budget than may be left of it: in more processes it is narrower."""
+        """Whether an interval takes more of the budget than may be left of it: in more processes it
+        is narrower."""
         goal = self.study.task.metric.goal
         used, middle = (
             max(self.study.budget.violations(value, self.dense, goal).values(), default=0.0)
@@ -123,11 +135,13 @@ class Evaluator:
         return self._measure_latency(pruned, score)
 
     def screen(self, plan: Plan, number: int) -> Evaluated:
-        """Judge a plan without training it: its costs, a first look at its latency, and its quality when repaired.
+        """Judge a plan without training it: its costs, a first look at its latency, and its quality
+        when repaired.
 
-        Among plans of equal latency the quality after a least-squares repair ranks as training does, for a second each.
-        The loss is the mean over training and validation data, each at its best temperature: it tells plans apart that
-        a metric does not, and a confidence that the repair has put off does not count.
+        Among plans of equal latency the quality after a least-squares repair ranks as training
+        does, for a second each. The loss is the mean over training and validation data, each at its
+        best temperature: it tells plans apart that a metric does not, and a confidence that the
+        repair has put off does not count.
         """
         listener = self.listener
         pruned = apply(self.prepared.model, self.prepared.coupling, plan, self.importance)
@@ -140,32 +154,45 @@ class Evaluator:
             return Evaluated(Candidate(number, plan, score, False, "failed", str(error)))
         score = score.evolve(metric=quality.metric, loss=quality.loss)
         broken = self._broken_limits(score.judged("screened"))
-        return Evaluated(Candidate(number, plan, score, False, "screened", "; ".join(broken) or None))
+        return Evaluated(
+            Candidate(number, plan, score, False, "screened", "; ".join(broken) or None)
+        )
 
     def judge_untrained(self, plan: Plan) -> Quality:
-        """The quality of a plan's model when repaired; of the empty plan that of the dense model on the same inputs."""
+        """The quality of a plan's model when repaired; of the empty plan that of the dense model on
+        the same inputs."""
         model = self.recovery.untrained_model(plan)
         device = self.study.recovery.device
-        seen, unseen = (evaluate(model, task, "validation", device, tempered=True) for task in self._samples)
+        seen, unseen = (
+            evaluate(model, task, "validation", device, tempered=True) for task in self._samples
+        )
         return Quality(unseen.metric, (seen.loss + unseen.loss) / 2)
 
     @functools.cached_property
     def _samples(self) -> tuple[Task, Task]:
-        """The task with a part of its training data to be judged on, and with a part of its validation data."""
+        """The task with a part of its training data to be judged on, and with a part of its
+        validation data."""
         task = self.study.task
-        parts = (sample(data, fewer(self.prepared.inputs, _JUDGED)) for data in (task.data.train, task.data.validation))
+        parts = (
+            sample(data, fewer(self.prepared.inputs, _JUDGED))
+            for data in (task.data.train, task.data.validation)
+        )
         seen, unseen = (replace(task, data=replace(task.data, validation=part)) for part in parts)
         return seen, unseen
 
     def judge_known(self, plan: Plan, number: int, score: Score) -> Evaluated:
-        """A plan that is trained, with the score that it came to; where that was before, its model was kept then."""
+        """A plan that is trained, with the score that it came to; where that was before, its model
+        was kept then."""
         broken = self._broken_limits(score)
-        return Evaluated(Candidate(number, plan, score, not broken, "trained", "; ".join(broken) or None))
+        return Evaluated(
+            Candidate(number, plan, score, not broken, "trained", "; ".join(broken) or None)
+        )
 
     def _judge_infeasible(
         self, plan: Plan, number: int, pruned: Pruned, score: Score, stage: str, reason: str
     ) -> Evaluated:
-        """A plan outside the budget, with the quality it really has untrained: samplers see completed trials only.
+        """A plan outside the budget, with the quality it really has untrained: samplers see
+        completed trials only.
 
         In fp32, whatever the target's dtype: it only tells samplers which way is better.
         """
@@ -180,7 +207,14 @@ class Evaluator:
         except TrainingError as error:
             return Evaluated(Candidate(number, plan, score, False, "failed", f"{reason}; {error}"))
         return Evaluated(
-            Candidate(number, plan, score.evolve(metric=quality.metric, loss=quality.loss), False, stage, reason)
+            Candidate(
+                number,
+                plan,
+                score.evolve(metric=quality.metric, loss=quality.loss),
+                False,
+                stage,
+                reason,
+            )
         )
 
     def _broken_limits(self, score: Score) -> list[str]:
@@ -190,6 +224,11 @@ class Evaluator:
         """Trial 0: the dense model itself."""
         broken = self._broken_limits(self.dense)
         candidate = Candidate(
-            0, Plan(), self.dense.evolve(test_metric=None), not broken, "dense", "; ".join(broken) or None
+            0,
+            Plan(),
+            self.dense.evolve(test_metric=None),
+            not broken,
+            "dense",
+            "; ".join(broken) or None,
         )
         return Evaluated(candidate, copy.deepcopy(self.prepared.model))

@@ -1,4 +1,5 @@
-"""Measured figures by kind and key: in memory, in the run, and in the run whose figures a `recorded` target answers."""
+"""Measured figures by kind and key: in memory, in the run, and in the run whose figures a
+`recorded` target answers."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ __all__ = ["Figures"]
 
 
 class Figures:
-    """What was measured is kept, and never measured twice; with a recorded target nothing is measured at all."""
+    """What was measured is kept, and never measured twice; with a recorded target nothing is
+    measured at all."""
 
     def __init__(self, target: Target, run: Run | None) -> None:
         """`run` keeps the figures; what `target.recorded` has of them is taken over."""
@@ -36,7 +38,11 @@ class Figures:
         value = self._memory.get((kind, key))
         if value is None and self._run is not None:
             value = self._run.recall(kind, key)
-        if value is None and self._source is not None and (value := self._source.recall(kind, key)) is not None:
+        if (
+            value is None
+            and self._source is not None
+            and (value := self._source.recall(kind, key)) is not None
+        ):
             self.keep(kind, key, value)
         return value
 
@@ -47,7 +53,8 @@ class Figures:
             self._run.cache(kind, key, value)
 
     def architecture(self, own: str, portable: str) -> str:
-        """What keys of this model on this target begin with: `own`, or what the recorded run had for `portable`.
+        """What keys of this model on this target begin with: `own`, or what the recorded run had
+        for `portable`.
 
         Raises InputError where that run has measured nothing of this model.
         """
@@ -57,14 +64,17 @@ class Figures:
             return own
         known = self.recall("architecture", portable)
         if known is None:
-            raise self.missing("anything of this model on this target; it repeats the study of that run")
+            raise self.missing(
+                "anything of this model on this target; it repeats the study of that run"
+            )
         return str(known)
 
     def missing(self, what: str) -> InputError:
         """The error for a figure that the recorded run does not have."""
         folder = None if self._source is None else self._source.folder
         return InputError(
-            f"target {self._name} answers what {folder} has recorded, and that run has not measured {what}"
+            f"target {self._name} answers what {folder} has recorded, and that run has not "
+            f"measured {what}"
         )
 
     def predictor(self, architecture: str) -> Predictor | None:
@@ -76,10 +86,20 @@ class Figures:
         return None
 
     def predict_latency(self, architecture: str, keep: Mapping[str, Tensor]) -> Latency:
-        """A latency that the recorded run has not measured, by its predictor. Raises InputError where it has none."""
+        """A latency that the recorded run has not measured, by its predictor. Raises InputError
+        where it has none."""
         predictor = self.predictor(architecture)
         if predictor is None:
             raise self.missing("the latency of this plan, nor a profile that would predict it")
         found = predictor.predict(dict(keep))
         ms, ratio = found.ms, found.ratio
-        return Latency(ms, ms * found.low / ratio, ms * found.high / ratio, ratio, found.low, found.high, 0, False)
+        return Latency(
+            ms,
+            ms * found.low / ratio,
+            ms * found.high / ratio,
+            ratio,
+            found.low,
+            found.high,
+            0,
+            False,
+        )

@@ -1,4 +1,5 @@
-"""Whether the files of a kept model are those that were written: their checksums lie in its score.json."""
+"""Whether the files of a kept model are those that were written: their checksums lie in its
+score.json."""
 
 from __future__ import annotations
 
@@ -20,12 +21,14 @@ _FILES = ("plan.json", "model.safetensors")
 
 
 def digests(folder: Path) -> dict[str, Any]:
-    """Checksum and size of every file of a kept model, for its score.json, which is written last."""
+    """Checksum and size of every file of a kept model, for its score.json, which is written
+    last."""
     return {name: artefact.digest(folder / name) for name in _FILES if (folder / name).is_file()}
 
 
 def intact(folder: Path) -> bool:
-    """Whether score.json can be read, the files are as it says, and no weight is NaN (masks may be infinite).
+    """Whether score.json can be read, the files are as it says, and no weight is NaN (masks may be
+    infinite).
 
     A model that an earlier release has kept has no checksums: then its weights are only read.
     """
@@ -34,7 +37,8 @@ def intact(folder: Path) -> bool:
         Score.from_json(record)
         files = record.get("files", {})
         if any(
-            (folder / name).is_symlink() or artefact.digest(folder / name) != known for name, known in files.items()
+            (folder / name).is_symlink() or artefact.digest(folder / name) != known
+            for name, known in files.items()
         ):
             return False
         weights = folder / "model.safetensors"

@@ -1,4 +1,5 @@
-"""Origin: where the dense model's weights come from, and whether it is trained before anything is cut."""
+"""Origin: where the dense model's weights come from, and whether it is trained before anything is
+cut."""
 
 from __future__ import annotations
 
@@ -22,26 +23,39 @@ _NEVER = "task.training: {baseline: never} takes it as it is"
 
 @dataclass(frozen=True)
 class Origin:
-    """Whether the dense model is taken as it is, and in words what happens to it and how to have it otherwise."""
+    """Whether the dense model is taken as it is, and in words what happens to it and how to have it
+    otherwise."""
 
     ready: bool
     text: str
 
 
 def origin(study: Study, model: nn.Module, inputs: Inputs) -> Origin:
-    """What becomes of a dense model as it is given or built: asked for, or by whether it guesses."""
+    """What becomes of a dense model as it is given or built: asked for, or by whether it
+    guesses."""
     task, epochs = study.task, study.task.training.epochs
     if task.baseline == "always":
-        return Origin(False, f"the dense model is trained first, {epochs} epochs, as task.training.baseline says")
+        return Origin(
+            False,
+            f"the dense model is trained first, {epochs} epochs, as task.training.baseline says",
+        )
     if task.baseline == "never":
         return Origin(True, "the dense model is taken as it is, as task.training.baseline says")
     if task.given is not None:
         return Origin(True, "the dense model is taken as it was given")
     if task.weights is not None:
-        return Origin(True, f"the dense model is taken with the weights of {task.weights}; {_ALWAYS}")
+        return Origin(
+            True, f"the dense model is taken with the weights of {task.weights}; {_ALWAYS}"
+        )
     if not at_chance(task, model, inputs):
-        return Origin(True, f"the dense model comes with weights that know the task and is taken as it is; {_ALWAYS}")
-    return Origin(False, f"the dense model guesses as yet, so it is trained first, {epochs} epochs; {_NEVER}")
+        return Origin(
+            True,
+            "the dense model comes with weights that know the task and is taken as it is; "
+            f"{_ALWAYS}",
+        )
+    return Origin(
+        False, f"the dense model guesses as yet, so it is trained first, {epochs} epochs; {_NEVER}"
+    )
 
 
 def at_chance(task: Task, model: nn.Module, inputs: Inputs) -> bool:

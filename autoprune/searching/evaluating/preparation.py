@@ -1,4 +1,5 @@
-"""Everything that can be known before anything is trained: groups, decisions, dense cost, lowest reachable cost."""
+"""Everything that can be known before anything is trained: groups, decisions, dense cost, lowest
+reachable cost."""
 
 from __future__ import annotations
 
@@ -45,8 +46,8 @@ _OPENING_S = 30.0  # about what precedes the first trial: the profile of the tar
 class Prepared:
     """The dense model with its weights as far as they were given, and what pruning it can come to.
 
-    `trained` says that it is taken as it is, `origin` why. `smallest` is the cost of the most-pruned plan. `epoch_s` is
-    what one training epoch of the dense model takes.
+    `trained` says that it is taken as it is, `origin` why. `smallest` is the cost of the
+    most-pruned plan. `epoch_s` is what one training epoch of the dense model takes.
     """
 
     model: nn.Module
@@ -62,7 +63,9 @@ class Prepared:
 
     def cut_by_magnitude(self, plan: Plan) -> Pruned:
         """The plan applied for its costs alone, ranked by weight magnitude."""
-        plain = Plan({key: type(choice)(choice.technique, choice.ratio, "l1") for key, choice in plan})
+        plain = Plan(
+            {key: type(choice)(choice.technique, choice.ratio, "l1") for key, choice in plan}
+        )
         return apply(self.model, self.coupling, plain, Importance(self.model, self.coupling))
 
     def cost(self, plan: Plan) -> Score:
@@ -79,20 +82,27 @@ class Prepared:
         return 0.0 if self.trained or trained else self.epoch_s * study.task.training.epochs
 
     def seconds(self, study: Study, trials: int | None = None, trained: bool = False) -> float:
-        """Estimate of the search, or of the `trials` left: the dense model's training unless `trained`, a second or so
-        for each trial, the training of the finalists (without them of half of the trials) at half cost, the profile of
-        the target, the export.
+        """Estimate of the search, or of the `trials` left: the dense model's training unless
+        `trained`, a second or so for each trial, the training of the finalists (without them of
+        half of the trials) at half cost, the profile of the target, the export.
         """
         trials = max(0, study.search.trials if trials is None else trials)
         baseline = self.baseline_s(study, trained)
         finalists = trials if study.search.finalists is None else study.search.finalists
-        whole = baseline + 1.2 * trials + (self.training_s(study) + FRESH_S) * finalists + _OPENING_S + CLOSING_S
+        whole = (
+            baseline
+            + 1.2 * trials
+            + (self.training_s(study) + FRESH_S) * finalists
+            + _OPENING_S
+            + CLOSING_S
+        )
         limit = study.search.timeout_s
         return whole if limit is None else min(whole, max(baseline + CLOSING_S, limit))
 
 
 def prepare(study: Study, run: Run | None = None, listener: Listener | None = None) -> Prepared:
-    """Build the dense model, find and prove its groups, resolve the space, measure the dense and the most-pruned cost.
+    """Build the dense model, find and prove its groups, resolve the space, measure the dense and
+    the most-pruned cost.
 
     Raises ModelError, StudyError where model and study do not fit; nothing is trained.
     """
@@ -118,34 +128,57 @@ def prepare(study: Study, run: Run | None = None, listener: Listener | None = No
     costs = Costs(study, model, coupling, inputs, run)
     begun = origin(study, model, inputs)
     seconds = _epoch_seconds(study, model)
-    prepared = Prepared(model, begun.ready, inputs, coupling, variables, costs, Score(), Score(), seconds, begun.text)
+    prepared = Prepared(
+        model,
+        begun.ready,
+        inputs,
+        coupling,
+        variables,
+        costs,
+        Score(),
+        Score(),
+        seconds,
+        begun.text,
+    )
     offered = [name for variable in variables for name in variable.options.techniques]
     listener.on_step(0, f"measuring the dense and the smallest model on {study.target.name}")
     smallest = uniform(variables, ("weight", "sparse", *offered), 1.0)
-    return Prepared(**vars(prepared) | {"dense": prepared.cost(Plan()), "smallest": prepared.cost(smallest)})
+    return Prepared(
+        **vars(prepared) | {"dense": prepared.cost(Plan()), "smallest": prepared.cost(smallest)}
+    )
 
 
-def importance(study: Study, model: nn.Module, coupling: Coupling, batches: int | None = None) -> Importance:
-    """Importance on `model` as it is now; what criteria see of it on a few training batches is gathered when needed.
+def importance(
+    study: Study, model: nn.Module, coupling: Coupling, batches: int | None = None
+) -> Importance:
+    """Importance on `model` as it is now; what criteria see of it on a few training batches is
+    gathered when needed.
 
     One of the `batches` is enough to know what has a gradient or an input at all.
     """
     loss = functools.partial(losses.of_split, study.task.loss, split="train")
-    return Importance(model, coupling, Evidence(model, lambda: itertools.islice(draw_batches(study), batches), loss))
+    return Importance(
+        model,
+        coupling,
+        Evidence(model, lambda: itertools.islice(draw_batches(study), batches), loss),
+    )
 
 
 def draw_batches(study: Study) -> Iterator[Batch]:
-    """Training batches, the same for the same seed, of a loader that shuffles by the global state too."""
+    """Training batches, the same for the same seed, of a loader that shuffles by the global state
+    too."""
     with with_seed(study.search.seed, torch.device("cpu")):
         yield from study.task.batches("train", seed=study.search.seed)
 
 
 def require_reachable(study: Study, prepared: Prepared, budget: Budget) -> None:
-    """Raise BudgetError where even the most-pruned plan breaks the budget, before anything is trained."""
+    """Raise BudgetError where even the most-pruned plan breaks the budget, before anything is
+    trained."""
     broken = out_of_reach(study, prepared, budget)
     if broken:
         raise BudgetError(
-            f"no plan can meet the budget: the most-pruned plan of this space still has {'; '.join(broken)}. "
+            "no plan can meet the budget: the most-pruned plan of this space still has "
+            f"{'; '.join(broken)}. "
             f"Raise the limit above that, widen space.default.ratio, or allow more techniques"
         )
 

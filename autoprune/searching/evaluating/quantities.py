@@ -1,4 +1,5 @@
-"""What a study asks for beside counts, size and latency: it costs time, so only what is asked for is measured."""
+"""What a study asks for beside counts, size and latency: it costs time, so only what is asked for
+is measured."""
 
 from __future__ import annotations
 
@@ -20,16 +21,25 @@ def asked_quantities(study: Study) -> tuple[str, ...]:
     Raises StudyError, with the key, for one that cannot be measured on this machine.
     """
     limited = {limit.quantity for limit in study.budget.limits}
-    wanted = tuple(name for name in MEASURED_APART if name in limited or name in study.search.objectives)
+    wanted = tuple(
+        name for name in MEASURED_APART if name in limited or name in study.search.objectives
+    )
     for name in wanted:
         if (reason := resources.unavailable(name, study.target)) is not None:
             key = f"budget.{name}" if name in limited else "search.objectives"
-            raise StudyError(f"{name} cannot be measured for target {study.target.name!r}: {reason}", key=key)
+            raise StudyError(
+                f"{name} cannot be measured for target {study.target.name!r}: {reason}", key=key
+            )
     return wanted
 
 
-def compress_score(artefact: bytes | nn.Module, model: nn.Module | None, score: Score, wanted: Any) -> Score:
-    """`score` with what the file compresses to, where that is wanted; with the values of `model`, where it is given."""
+def compress_score(
+    artefact: bytes | nn.Module, model: nn.Module | None, score: Score, wanted: Any
+) -> Score:
+    """`score` with what the file compresses to, where that is wanted; with the values of `model`,
+    where it is given."""
     if "size_compressed" not in wanted:
         return score
-    return score.evolve(size_compressed_bytes=resources.compressed_bytes(resources.stored_file(artefact, model)))
+    return score.evolve(
+        size_compressed_bytes=resources.compressed_bytes(resources.stored_file(artefact, model))
+    )

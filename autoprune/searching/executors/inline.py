@@ -10,7 +10,8 @@ __all__ = ["Inline"]
 
 
 class Inline(Executor):
-    """Runs what is submitted at once; an interrupt passes through instead of waiting in the future."""
+    """Runs what is submitted at once; an interrupt passes through instead of waiting in the
+    future."""
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """A future that is done. Exceptions of `fn` are kept in it; KeyboardInterrupt is raised."""

@@ -31,8 +31,9 @@ _VERSION = 2  # of what trials hold: plans, and the loss that they are judged by
 class Journal:
     """The trials of a run, in Optuna's storage. Open it under the run's lock only.
 
-    Each budget has an Optuna study of its own in the storage, as constraints belong to a budget. One that is begun or
-    gone on with first takes over what the longest has more, so a number means the same plan in all of them.
+    Each budget has an Optuna study of its own in the storage, as constraints belong to a budget.
+    One that is begun or gone on with first takes over what the longest has more, so a number means
+    the same plan in all of them.
     """
 
     def __init__(self, study: Study, run: Run, variables: Sequence[Variable]) -> None:
@@ -42,24 +43,33 @@ class Journal:
         self._seen: dict[int, Candidate] = {}
         with _quiet():
             storage, begins, self.damage = open_storage(study, run)
-            directions = [direction(name, study.task.metric.goal) for name in study.search.objectives]
+            directions = [
+                direction(name, study.task.metric.goal) for name in study.search.objectives
+            ]
             name = f"{begins}{study.budget}]"
             known = optuna.get_all_study_names(storage=storage)
             self.optuna = optuna.create_study(
                 storage=storage, study_name=name, directions=directions, load_if_exists=True
             )
             others = [other for other in known if other.startswith(begins) and other != name]
-            self._others = [optuna.load_study(storage=storage, study_name=other) for other in others]
+            self._others = [
+                optuna.load_study(storage=storage, study_name=other) for other in others
+            ]
             for trial in (self.optuna, *self._others):
                 _check_version(trial, run, self.damage)
             self.optuna.set_user_attr("version", _VERSION)
 
     @classmethod
     def read(cls, study: Study, run: Run, dense: Score) -> list[Candidate]:
-        """Every trial that a run has finished, under any budget, judged against `study.budget`; nothing is added."""
+        """Every trial that a run has finished, under any budget, judged against `study.budget`;
+        nothing is added."""
         with _quiet():
             storage, begins, damage = open_storage(study, run, change=False)
-            names = [name for name in optuna.get_all_study_names(storage=storage) if name.startswith(begins)]
+            names = [
+                name
+                for name in optuna.get_all_study_names(storage=storage)
+                if name.startswith(begins)
+            ]
             studies = [optuna.load_study(storage=storage, study_name=name) for name in names]
         journal = cls.__new__(cls)
         journal._study, journal._seen = study, {}
@@ -70,11 +80,17 @@ class Journal:
         journal.optuna = max(studies, key=_length)
         return journal.candidates(dense)
 
-    def start(self, proposals: Callable[[], Sequence[Plan]] | None, dense: Score, probes: Sequence[Probe] = ()) -> None:
-        """Take over trials of other budgets, queue what was interrupted, and once, while trials are left, proposals.
+    def start(
+        self,
+        proposals: Callable[[], Sequence[Plan]] | None,
+        dense: Score,
+        probes: Sequence[Probe] = (),
+    ) -> None:
+        """Take over trials of other budgets, queue what was interrupted, and once, while trials are
+        left, proposals.
 
-        The dense model is the first trial, the `probes` come next. None where no plan is to be judged: then those are
-        for a later start.
+        The dense model is the first trial, the `probes` come next. None where no plan is to be
+        judged: then those are for a later start.
         """
         self._dense = dense
         with _quiet():
@@ -88,32 +104,49 @@ class Journal:
             self._queue_again()
             if proposals is None:
                 return
-            proposing = not self.optuna.user_attrs.get("proposed") and self.count_finished() < self._study.search.trials
+            proposing = (
+                not self.optuna.user_attrs.get("proposed")
+                and self.count_finished() < self._study.search.trials
+            )
             if proposing:
                 self.optuna.enqueue_trial(parameters(self._variables, Plan()), skip_if_exists=True)
             self._keep_probes(probes)
             if proposing:
                 for plan in proposals():
-                    self.optuna.enqueue_trial(parameters(self._variables, plan), skip_if_exists=True)
+                    self.optuna.enqueue_trial(
+                        parameters(self._variables, plan), skip_if_exists=True
+                    )
                 self.optuna.set_user_attr("proposed", True)
 
     def missing_probes(self, probes: Sequence[Probe]) -> list[Probe]:
         """Those that are not in the journal yet, under this budget."""
-        trials = (trial.user_attrs for trial in self.optuna.get_trials(deepcopy=False) if _probes(trial))
+        trials = (
+            trial.user_attrs for trial in self.optuna.get_trials(deepcopy=False) if _probes(trial)
+        )
         known = {(attrs["probe"], attrs["budget"]) for attrs in trials}
-        return [probe for probe in probes if (probe.technique, str(self._study.budget)) not in known]
+        return [
+            probe for probe in probes if (probe.technique, str(self._study.budget)) not in known
+        ]
 
     def _keep_probes(self, probes: Sequence[Probe]) -> None:
-        """Record probes as trials; FAIL, without parameters: nothing is to be learnt from them of the space."""
+        """Record probes as trials; FAIL, without parameters: nothing is to be learnt from them of
+        the space."""
         for trial in self.missing_probes(probes):
-            attrs = {"probe": trial.technique, "plan": trial.plan.to_json(), "score": trial.score.to_json()}
+            attrs = {
+                "probe": trial.technique,
+                "plan": trial.plan.to_json(),
+                "score": trial.score.to_json(),
+            }
             attrs |= {"budget": str(self._study.budget), "reason": trial.verdict, "stage": "probe"}
-            self.optuna.add_trial(optuna.trial.create_trial(state=TrialState.FAIL, user_attrs=attrs))
+            self.optuna.add_trial(
+                optuna.trial.create_trial(state=TrialState.FAIL, user_attrs=attrs)
+            )
 
     def ask(
         self, given: Parameters | None = None, *, steer: Callable[[Parameters], Any] | None = None
     ) -> tuple[Trial, Plan]:
-        """The next trial and its plan: one that waits in the queue, else `given`, else the sampler's, moved by `steer`.
+        """The next trial and its plan: one that waits in the queue, else `given`, else the
+        sampler's, moved by `steer`.
 
         The sampler is seeded by (seed, trials so far).
         """
@@ -123,7 +156,9 @@ class Journal:
             # What is missing of parameters that were queued under another budget is left whole
             if self.waits():
                 untouched = parameters(self._variables, Plan())
-                self.optuna.sampler = Steered(optuna.samplers.RandomSampler(), self._variables, lambda _: untouched)
+                self.optuna.sampler = Steered(
+                    optuna.samplers.RandomSampler(), self._variables, lambda _: untouched
+                )
             else:
                 seed, settings = zlib.crc32(self.draw().encode()), self._study.search
                 sampler = SAMPLERS[settings.sampler](seed, settings.trials)
@@ -134,26 +169,34 @@ class Journal:
         return trial, chosen
 
     def promote(self, candidate: Candidate) -> Trial:
-        """A trial that trains the plan of another, which was judged untrained; what waits in the queue is held back."""
+        """A trial that trains the plan of another, which was judged untrained; what waits in the
+        queue is held back."""
         with _quiet():
             self._hold_back()
-            self.optuna.enqueue_trial(self.parameters(candidate.number), user_attrs={"promotes": candidate.number})
+            self.optuna.enqueue_trial(
+                self.parameters(candidate.number), user_attrs={"promotes": candidate.number}
+            )
             self.optuna.sampler = optuna.samplers.RandomSampler()
             trial = self.optuna.ask(dict(distributions(self._variables)))
             self._mark_begin(trial, candidate.plan)
         return trial
 
     def refill(self, candidate: Candidate, given: Parameters) -> tuple[Trial, Plan]:
-        """A trial of `given` parameters: those of a finalist, with what it leaves of the budget given back."""
+        """A trial of `given` parameters: those of a finalist, with what it leaves of the budget
+        given back."""
         with _quiet():
             self._hold_back()
             self.optuna.enqueue_trial(dict(given), user_attrs={"refills": candidate.number})
             return self.ask()
 
     def parameters(self, number: int) -> dict[str, Any]:
-        """Those of a trial, as far as they are searched now; what it does not have is left whole."""
+        """Those of a trial, as far as they are searched now; what it does not have is left
+        whole."""
         asked = self.optuna.get_trials(deepcopy=False)[number].params
-        return {name: asked.get(name, value) for name, value in parameters(self._variables, Plan()).items()}
+        return {
+            name: asked.get(name, value)
+            for name, value in parameters(self._variables, Plan()).items()
+        }
 
     def _mark_begin(self, trial: Trial, plan: Plan) -> None:
         trial.set_user_attr("plan", plan.to_json())
@@ -170,9 +213,11 @@ class Journal:
         return list(self.optuna.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
 
     def draw(self) -> str:
-        """What the next trial's random choices are seeded by: the search's seed and the trials so far."""
+        """What the next trial's random choices are seeded by: the search's seed and the trials so
+        far."""
         number = sum(
-            _has_ended(trial) or "again" in trial.user_attrs for trial in self.optuna.get_trials(deepcopy=False)
+            _has_ended(trial) or "again" in trial.user_attrs
+            for trial in self.optuna.get_trials(deepcopy=False)
         )
         return f"{self._study.search.seed} {number}"
 
@@ -181,7 +226,8 @@ class Journal:
         return bool(self._waiting())
 
     def tell(self, trial: Trial, candidate: Candidate, seconds: float) -> None:
-        """Record a candidate: COMPLETE with what was really measured, or FAIL where its training broke down."""
+        """Record a candidate: COMPLETE with what was really measured, or FAIL where its training
+        broke down."""
         with _quiet():
             trial.set_user_attr("reason", candidate.reason)
             trial.set_user_attr("score", candidate.score.to_json())
@@ -193,7 +239,9 @@ class Journal:
                 return
             for quantity, value in self._violations(candidate.score, candidate.stage).items():
                 trial.set_constraint(quantity, value)
-            self.optuna.tell(trial, [candidate.score.objective(name) for name in self._study.search.objectives])
+            self.optuna.tell(
+                trial, [candidate.score.objective(name) for name in self._study.search.objectives]
+            )
 
     def candidates(self, dense: Score) -> list[Candidate]:
         """Every trial that ended by itself, judged against the study's budget."""
@@ -203,23 +251,34 @@ class Journal:
         return [self._seen[number] for number in sorted(self._seen)]
 
     def count_finished(self) -> int:
-        """How many trials count: they ended by themselves, and neither train nor refill the plan of another.
+        """How many trials count: they ended by themselves, and neither train nor refill the plan of
+        another.
 
-        Where plans are judged untrained, those of this budget alone: such plans lie at the edge of theirs. Where all
-        are trained, those that were.
+        Where plans are judged untrained, those of this budget alone: such plans lie at the edge of
+        theirs. Where all are trained, those that were.
         """
-        ended = [trial for trial in self.optuna.get_trials(deepcopy=False) if _has_ended(trial) and not _follows(trial)]
+        ended = [
+            trial
+            for trial in self.optuna.get_trials(deepcopy=False)
+            if _has_ended(trial) and not _follows(trial)
+        ]
         if self._study.search.finalists is None:
             return sum(trial.user_attrs["stage"] != "screened" for trial in ended)
         return sum(trial.user_attrs.get("budget") == str(self._study.budget) for trial in ended)
 
     def promotions(self) -> dict[int, int]:
-        """For the number of every trial that was promoted, that of the one which trained its plan, or gave it up."""
-        ended = (trial for trial in self.optuna.get_trials(deepcopy=False) if _has_ended(trial) and _promotes(trial))
+        """For the number of every trial that was promoted, that of the one which trained its plan,
+        or gave it up."""
+        ended = (
+            trial
+            for trial in self.optuna.get_trials(deepcopy=False)
+            if _has_ended(trial) and _promotes(trial)
+        )
         return {trial.user_attrs["promotes"]: trial.number for trial in ended}
 
     def refills(self) -> dict[int, list[int]]:
-        """For the number of every finalist that was given units back, those of the trials which judged it so."""
+        """For the number of every finalist that was given units back, those of the trials which
+        judged it so."""
         fuller: dict[int, list[int]] = {}
         for trial in self.optuna.get_trials(deepcopy=False):
             if _has_ended(trial) and _refills(trial):
@@ -230,7 +289,8 @@ class Journal:
         """How many trials have a number that is not waiting to be tried, under whichever budget."""
         studies = (self.optuna, *self._others)
         return max(
-            sum(trial.state != TrialState.WAITING for trial in one.get_trials(deepcopy=False)) for one in studies
+            sum(trial.state != TrialState.WAITING for trial in one.get_trials(deepcopy=False))
+            for one in studies
         )
 
     def numbers(self) -> set[int]:
@@ -241,49 +301,72 @@ class Journal:
     def count_ended(self) -> int:
         """How many trials have ended, under whichever budget."""
         studies = (self.optuna, *self._others)
-        return max(sum(_has_ended(trial) for trial in study.get_trials(deepcopy=False)) for study in studies)
+        return max(
+            sum(_has_ended(trial) for trial in study.get_trials(deepcopy=False))
+            for study in studies
+        )
 
     def trials(self) -> list[FrozenTrial]:
         """Optuna's own records, for trials.csv."""
         return list(self.optuna.get_trials(deepcopy=False))
 
     def _violations(self, score: Score, stage: str) -> dict[str, float]:
-        """By limit; of a trial that was only screened by what is to be expected of it when trained."""
+        """By limit; of a trial that was only screened by what is to be expected of it when
+        trained."""
         assert self._dense is not None
-        return self._study.budget.violations(score.judged(stage), self._dense, self._study.task.metric.goal)
+        return self._study.budget.violations(
+            score.judged(stage), self._dense, self._study.task.metric.goal
+        )
 
     def _candidate(self, trial: FrozenTrial, dense: Score) -> Candidate:
         score, attrs = Score.from_json(trial.user_attrs["score"]).beside(dense), trial.user_attrs
-        broken = self._study.budget.broken(score.judged(attrs["stage"]), dense, self._study.task.metric.goal)
+        broken = self._study.budget.broken(
+            score.judged(attrs["stage"]), dense, self._study.task.metric.goal
+        )
         feasible = not broken and attrs["stage"] in ("dense", "trained")
         reason = attrs["reason"] if attrs["stage"] == "failed" else "; ".join(broken) or None
-        return Candidate(trial.number, Plan.from_json(attrs["plan"]), score, feasible, attrs["stage"], reason)
+        return Candidate(
+            trial.number, Plan.from_json(attrs["plan"]), score, feasible, attrs["stage"], reason
+        )
 
     def _queue_again(self) -> None:
         """Queue the plans of trials that did not end by themselves, each once."""
         queued = set(self.optuna.user_attrs.get("queued_again", ()))
         for trial in self.optuna.get_trials(deepcopy=False, states=(TrialState.FAIL,)):
             asked = trial.system_attrs.get("fixed_params") or trial.params
-            if asked and not _follows(trial) and not _has_ended(trial) and trial.number not in queued:
+            if (
+                asked
+                and not _follows(trial)
+                and not _has_ended(trial)
+                and trial.number not in queued
+            ):
                 self.optuna.enqueue_trial(asked)
                 queued.add(trial.number)
                 self.optuna.set_user_attr("queued_again", sorted(queued))
 
     def _take_over(self, other: optuna.Study) -> None:
-        """Add what trials `other` has more, judged anew; what it stopped untrained is tried again if it may fit."""
-        queued = {*self.optuna.user_attrs.get("queued_again", ()), *other.user_attrs.get("queued_again", ())}
+        """Add what trials `other` has more, judged anew; what it stopped untrained is tried again
+        if it may fit."""
+        queued = {
+            *self.optuna.user_attrs.get("queued_again", ()),
+            *other.user_attrs.get("queued_again", ()),
+        }
         self.optuna.set_user_attr("queued_again", sorted(queued))
         for trial in other.get_trials(deepcopy=False)[_length(self.optuna) :]:
             ended = _has_ended(trial)
             state, attrs = trial.state, trial.user_attrs
-            limits = self._violations(Score.from_json(attrs["score"]), attrs["stage"]) if ended else {}
+            limits = (
+                self._violations(Score.from_json(attrs["score"]), attrs["stage"]) if ended else {}
+            )
             if state == TrialState.RUNNING or (not ended and state == TrialState.COMPLETE):
                 state = TrialState.FAIL
             elif state == TrialState.COMPLETE and _may_fit(attrs["stage"], limits):
                 kept = {key: attrs[key] for key in ("plan", "promotes", "refills") if key in attrs}
                 state, attrs = TrialState.FAIL, kept | {"again": "stopped by an earlier budget"}
             complete = state == TrialState.COMPLETE
-            asked = {key: value for key, value in trial.system_attrs.items() if key == "fixed_params"}
+            asked = {
+                key: value for key, value in trial.system_attrs.items() if key == "fixed_params"
+            }
             self.optuna.add_trial(
                 optuna.trial.create_trial(
                     state=state,
@@ -302,7 +385,8 @@ def _check_version(found: optuna.Study, run: Run, damage: str | None) -> None:
     version = found.user_attrs.get("version", None if damage is None else _VERSION)
     if _length(found) and version != _VERSION:
         raise InputError(
-            f"{run.folder} was searched by another version of autoprune, whose plans and figures do not compare with "
+            f"{run.folder} was searched by another version of autoprune, whose plans and figures "
+            "do not compare with "
             "this one's; start anew with --fresh, which keeps the old folder"
         )
 
@@ -313,7 +397,8 @@ def _length(study: optuna.Study) -> int:
 
 
 def _has_ended(trial: FrozenTrial) -> bool:
-    """Whether a trial has a result; one that was interrupted, is tried again, or has lost a part of it has none."""
+    """Whether a trial has a result; one that was interrupted, is tried again, or has lost a part of
+    it has none."""
     stage = trial.user_attrs.get("stage")
     return {"stage", "score", "plan", "reason"} <= set(trial.user_attrs) and (
         trial.state == TrialState.COMPLETE or (trial.state == TrialState.FAIL and stage == "failed")

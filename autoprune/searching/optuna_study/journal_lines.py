@@ -1,6 +1,8 @@
-"""Which lines of a damaged journal still stand: those that replay, each for the trial that it was written for.
+"""Which lines of a damaged journal still stand: those that replay, each for the trial that it was
+written for.
 
-Optuna numbers trials by the order of the lines that create them, so a line that is lost must not renumber what follows.
+Optuna numbers trials by the order of the lines that create them, so a line that is lost must not
+renumber what follows.
 """
 
 from __future__ import annotations
@@ -23,10 +25,11 @@ _WRITER = "damaged"  # stands for the process in a line that takes a lost one's 
 
 
 def whole(content: bytes) -> tuple[bytes, int]:
-    """The lines that stand, and how many do not. Raises InputError where there are lines and none stands.
+    """The lines that stand, and how many do not. Raises InputError where there are lines and none
+    stands.
 
-    A lost line that created a trial is replaced by one that creates it anew, as running: its later lines then fill it
-    in, and where they do not, it is tried again.
+    A lost line that created a trial is replaced by one that creates it anew, as running: its later
+    lines then fill it in, and where they do not, it is tried again.
     """
     replay, kept, lost, missing = JournalStorageReplayResult("reader"), list[bytes](), 0, 0
     # Lost lines that created a trial; at the end of a journal they have numbered nothing
@@ -36,7 +39,12 @@ def whole(content: bytes) -> tuple[bytes, int]:
         if record is not None:
             kept += [_create_line(replay, trial) for trial in due if replay._studies]
             due = []
-        if record is not None and missing and replay._studies and record.get("trial_id") == len(replay._trials):
+        if (
+            record is not None
+            and missing
+            and replay._studies
+            and record.get("trial_id") == len(replay._trials)
+        ):
             missing -= 1  # the trial of this line was created by one that is lost
             kept.append(_create_line(replay, b""))
         if record is not None and _replays(replay, record):
@@ -46,7 +54,8 @@ def whole(content: bytes) -> tuple[bytes, int]:
         lost, missing, due = lost + 1, missing + (not found), due + [line] * found
     if lost and not replay._studies:
         raise InputError(
-            "no line of this run's study.journal can be read; put a copy in its place, or start anew with --fresh, "
+            "no line of this run's study.journal can be read; put a copy in its place, or start "
+            "anew with --fresh, "
             "which keeps the old folder"
         )
     return b"".join(kept), lost
@@ -80,9 +89,12 @@ def _replays(replay: JournalStorageReplayResult, record: dict[str, Any]) -> bool
 
 
 def _create_line(replay: JournalStorageReplayResult, line: bytes) -> bytes:
-    """The line that creates a trial in place of the lost `line`; of the study that this names, else the newest."""
+    """The line that creates a trial in place of the lost `line`; of the study that this names, else
+    the newest."""
     written = _STUDY.search(line)
-    study = int(written[1]) if written and int(written[1]) in replay._studies else max(replay._studies)
+    study = (
+        int(written[1]) if written and int(written[1]) in replay._studies else max(replay._studies)
+    )
     new = {
         "op_code": int(JournalOperation.CREATE_TRIAL),
         "worker_id": _WRITER,

@@ -1,7 +1,8 @@
 """Optuna's samplers by their names in a study, and one whose samples are scaled to the budget.
 
-A sampler is made anew for each trial that it is asked for, seeded by its number, so that a search that was killed draws
-as one that was not: whatever it knows it takes from the trials that were told.
+A sampler is made anew for each trial that it is asked for, seeded by its number, so that a search
+that was killed draws as one that was not: whatever it knows it takes from the trials that were
+told.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ _POPULATION, _GENERATIONS = 8, 8  # at least; so many generations in all trials
 
 
 class Gaussian(optuna.samplers.GPSampler):
-    """A Gaussian process whose acquisition function is searched in a tenth of the time of Optuna's own.
+    """A Gaussian process whose acquisition function is searched in a tenth of the time of Optuna's
+    own.
 
-    Its every sample is scaled to the budget afterwards, so the last digits of the optimum are worth nothing.
+    Its every sample is scaled to the budget afterwards, so the last digits of the optimum are worth
+    nothing.
     """
 
     def __init__(self, seed: int) -> None:
@@ -32,17 +35,22 @@ class Gaussian(optuna.samplers.GPSampler):
 
 
 class Generations(optuna.samplers.NSGAIISampler):
-    """NSGA-II (Deb et al. 2002) of whose generations every plan is one that was told, whoever proposed it.
+    """NSGA-II (Deb et al. 2002) of whose generations every plan is one that was told, whoever
+    proposed it.
 
-    Optuna's own counts its own samples alone: between proposals and exchange moves these never fill a generation.
+    Optuna's own counts its own samples alone: between proposals and exchange moves these never fill
+    a generation.
     """
 
     def __init__(self, seed: int, size: int) -> None:
         super().__init__(seed=seed, population_size=size)
         self._size = size
 
-    def sample_relative(self, study: Any, trial: FrozenTrial, search_space: dict[str, Any]) -> dict[str, Any]:
-        """A child of the best of all generations that are full; nothing, so a random sample, in the first."""
+    def sample_relative(
+        self, study: Any, trial: FrozenTrial, search_space: dict[str, Any]
+    ) -> dict[str, Any]:
+        """A child of the best of all generations that are full; nothing, so a random sample, in the
+        first."""
         told = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         told = [trial for trial in told if search_space.keys() <= trial.params.keys()]
         generation = len(told) // self._size
@@ -71,7 +79,10 @@ class Steered(optuna.samplers.BaseSampler):
     """Another sampler, whose every sample is moved by `steer` before it is recorded."""
 
     def __init__(
-        self, inner: optuna.samplers.BaseSampler, variables: Sequence[Variable], steer: Callable[[Parameters], Any]
+        self,
+        inner: optuna.samplers.BaseSampler,
+        variables: Sequence[Variable],
+        steer: Callable[[Parameters], Any],
     ) -> None:
         """`steer` takes and gives the parameters of a trial, all of them."""
         self._inner, self._all, self._steer = inner, distributions(variables), steer
@@ -80,18 +91,26 @@ class Steered(optuna.samplers.BaseSampler):
         """All parameters, so that Optuna asks for none of them alone."""
         return dict(self._all)
 
-    def sample_relative(self, study: Any, trial: FrozenTrial, search_space: dict[str, Any]) -> dict[str, Any]:
+    def sample_relative(
+        self, study: Any, trial: FrozenTrial, search_space: dict[str, Any]
+    ) -> dict[str, Any]:
         """What the inner sampler gives, jointly where it can, moved."""
-        found = self._inner.sample_relative(study, trial, self._inner.infer_relative_search_space(study, trial))
+        found = self._inner.sample_relative(
+            study, trial, self._inner.infer_relative_search_space(study, trial)
+        )
         for name, each in self._all.items():
             if name not in found:
                 if each.single():
-                    found[name] = each.choices[0] if isinstance(each, CategoricalDistribution) else each.low
+                    found[name] = (
+                        each.choices[0] if isinstance(each, CategoricalDistribution) else each.low
+                    )
                     continue
                 found[name] = self._inner.sample_independent(study, trial, name, each)
         return dict(self._steer(found))
 
-    def sample_independent(self, study: Any, trial: FrozenTrial, param_name: str, param_distribution: Any) -> Any:
+    def sample_independent(
+        self, study: Any, trial: FrozenTrial, param_name: str, param_distribution: Any
+    ) -> Any:
         """The inner sampler's."""
         return self._inner.sample_independent(study, trial, param_name, param_distribution)
 
@@ -99,6 +118,8 @@ class Steered(optuna.samplers.BaseSampler):
         """Pass on."""
         self._inner.before_trial(study, trial)
 
-    def after_trial(self, study: Any, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
+    def after_trial(
+        self, study: Any, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
+    ) -> None:
         """Pass on."""
         self._inner.after_trial(study, trial, state, values)

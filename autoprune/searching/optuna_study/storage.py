@@ -1,4 +1,5 @@
-"""Where Optuna keeps the trials: the run's journal, mended before it is opened, or any storage by its URL."""
+"""Where Optuna keeps the trials: the run's journal, mended before it is opened, or any storage by
+its URL."""
 
 from __future__ import annotations
 
@@ -25,12 +26,14 @@ _LIMIT = 2**31  # bytes; a thousand trials take some megabytes
 
 
 def open_storage(study: Study, run: Run, change: bool = True) -> tuple[Any, str, str | None]:
-    """The storage, how the names of this run's studies in it begin, and what is to be said of it. Needs the run's lock.
+    """The storage, how the names of this run's studies in it begin, and what is to be said of it.
+    Needs the run's lock.
 
     Without `change` the run's journal is only read.
 
-    A storage by URL may hold other runs of the same study, so there the run's own mark is in the names.
-    Raises InputError where it cannot be opened, MissingPackage where its driver is not installed.
+    A storage by URL may hold other runs of the same study, so there the run's own mark is in the
+    names. Raises InputError where it cannot be opened, MissingPackage where its driver is not
+    installed.
     """
     url = study.search.storage
     if url is None:
@@ -40,7 +43,8 @@ def open_storage(study: Study, run: Run, change: bool = True) -> tuple[Any, str,
         url = os.environ.get(_VARIABLE, "")
         if without_passwords(url) != study.search.storage:
             raise InputError(
-                f"the password of search.storage {study.search.storage!r} is not kept in a run; give the whole URL in "
+                f"the password of search.storage {study.search.storage!r} is not kept in a run; "
+                "give the whole URL in "
                 f"the environment variable {_VARIABLE}"
             )
     mark = run.recall("storage", "mark")
@@ -50,7 +54,9 @@ def open_storage(study: Study, run: Run, change: bool = True) -> tuple[Any, str,
     try:
         return optuna.storages.get_storage(url), f"{study.name} {mark} [", None
     except ImportError as error:
-        raise MissingPackage(f"search.storage {url!r} needs a package that is not installed: {error}") from error
+        raise MissingPackage(
+            f"search.storage {url!r} needs a package that is not installed: {error}"
+        ) from error
     except Exception as error:  # every driver has kinds of its own
         lines = str(error).strip().splitlines() or [type(error).__name__]
         url = without_passwords(url)
@@ -58,10 +64,11 @@ def open_storage(study: Study, run: Run, change: bool = True) -> tuple[Any, str,
 
 
 def mend(journal: Path) -> str | None:
-    """Take out lines that cannot be read, and clear a stale lock: either spoils later opens. Needs the run's lock.
+    """Take out lines that cannot be read, and clear a stale lock: either spoils later opens. Needs
+    the run's lock.
 
-    What the file was is kept beside it, as NAME.damaged-N, before anything is changed; gives what is to be said of
-    that. Raises InputError where no line of it can be read.
+    What the file was is kept beside it, as NAME.damaged-N, before anything is changed; gives what
+    is to be said of that. Raises InputError where no line of it can be read.
     """
     journal.with_name(journal.name + ".lock").unlink(missing_ok=True)
     if not journal.exists():
@@ -72,7 +79,10 @@ def mend(journal: Path) -> str | None:
         return None
     copy = _kept_beside(journal, content)
     write_whole(journal, lambda temporary: temporary.write_bytes(kept))
-    return f"{journal} was damaged: {lines} lines cannot be read; as it was it is in {copy.name}, the rest is used"
+    return (
+        f"{journal} was damaged: {lines} lines cannot be read; as it was it is in "
+        f"{copy.name}, the rest is used"
+    )
 
 
 class _Kept(BaseJournalBackend):
@@ -81,7 +91,11 @@ class _Kept(BaseJournalBackend):
     def __init__(self, path: Path) -> None:
         kept, lost = whole(_content(path) if path.exists() else b"")
         self._logs: list[dict[str, Any]] = [json.loads(line) for line in kept.splitlines()]
-        self.damage = f"{path} is damaged: {lost} lines of it cannot be read and are left out" if lost else None
+        self.damage = (
+            f"{path} is damaged: {lost} lines of it cannot be read and are left out"
+            if lost
+            else None
+        )
         if self.damage is not None:
             logging.getLogger("autoprune").warning(self.damage)
 
@@ -96,7 +110,9 @@ def _content(journal: Path) -> bytes:
     try:
         return read_plain(journal, _LIMIT)
     except OSError as error:
-        raise InputError(f"{journal} cannot be read: {error.strerror}; give another --out") from error
+        raise InputError(
+            f"{journal} cannot be read: {error.strerror}; give another --out"
+        ) from error
 
 
 def _kept_beside(journal: Path, content: bytes) -> Path:
@@ -118,5 +134,6 @@ def _journal(path: Path, change: bool) -> tuple[Any, str | None]:
         return JournalStorage(JournalFileBackend(str(path))), said
     except (ValueError, KeyError, AssertionError, TypeError) as error:
         raise InputError(
-            f"{path} cannot be read as a journal ({str(error)[:100]}); start anew with --fresh, which keeps this folder"
+            f"{path} cannot be read as a journal ({str(error)[:100]}); start anew with --fresh, "
+            "which keeps this folder"
         ) from error

@@ -1,8 +1,9 @@
-"""Steering: a plan scaled to the edge of the budget before it is built, so that trials are spent where the answer lies.
+"""Steering: a plan scaled to the edge of the budget before it is built, so that trials are spent
+where the answer lies.
 
-AMC (He et al. 2018, arXiv:1802.03494) keeps every episode inside its budget by construction; here all ratios of a plan
-are scaled by one factor, FLOPs and sizes being counted, latency predicted from a short profile of the target and
-corrected by every candidate that is measured.
+AMC (He et al. 2018, arXiv:1802.03494) keeps every episode inside its budget by construction; here
+all ratios of a plan are scaled by one factor, FLOPs and sizes being counted, latency predicted from
+a short profile of the target and corrected by every candidate that is measured.
 """
 
 from __future__ import annotations
@@ -66,21 +67,39 @@ class Steering:
 
     @classmethod
     def of(
-        cls, study: Study, prepared: Prepared, dense: Score, importance: Importance, run: Run, *, own: bool = False
+        cls,
+        study: Study,
+        prepared: Prepared,
+        dense: Score,
+        importance: Importance,
+        run: Run,
+        *,
+        own: bool = False,
     ) -> Steering:
-        """Profile the targets whose latency is limited (the study's `own` in any case), or take what is kept of it."""
+        """Profile the targets whose latency is limited (the study's `own` in any case), or take
+        what is kept of it."""
         foreseen = [limit for limit in study.budget.limits if limit.quantity not in _UNFORESEEN]
-        wanted = [name for name in study.search.objectives if name in QUANTITIES and name not in _UNFORESEEN]
-        whole = all(limit.quantity == "metric_drop" for limit in study.budget.limits) and bool(wanted)
+        wanted = [
+            name
+            for name in study.search.objectives
+            if name in QUANTITIES and name not in _UNFORESEEN
+        ]
+        whole = all(limit.quantity == "metric_drop" for limit in study.budget.limits) and bool(
+            wanted
+        )
         if whole:
             foreseen = [Limit(wanted[0], 1.0, relative=True)]
         steering = cls(study, prepared, dense, importance, Budget(tuple(foreseen)), whole)
         limited = [limit.target for limit in foreseen if limit.quantity in _TIMED]
         timed = dict.fromkeys([""] * own + limited)
-        seconds = min(_PROFILE_S, _PROFILE_SHARE / max(1, len(timed)) * (study.search.timeout_s or math.inf))
+        seconds = min(
+            _PROFILE_S, _PROFILE_SHARE / max(1, len(timed)) * (study.search.timeout_s or math.inf)
+        )
         found = {target: steering._profile_target(target, run, seconds) for target in timed}
         known = {target: each for target, each in found.items() if each is not None}
-        limits = (limit for limit in foreseen if limit.quantity not in _TIMED or limit.target in known)
+        limits = (
+            limit for limit in foreseen if limit.quantity not in _TIMED or limit.target in known
+        )
         return replace(steering, budget=Budget(tuple(limits)), predictors=known)
 
     def shares(self) -> tuple[float, ...]:
@@ -88,34 +107,43 @@ class Steering:
         return _LEVELS if self.whole or not self.budget.limits else _SHARES
 
     def share(self, draw: str) -> float:
-        """Of the budget, that a sample is to spend: all, or where the whole front is wanted one of every level."""
+        """Of the budget, that a sample is to spend: all, or where the whole front is wanted one of
+        every level."""
         if not self.whole:
             return 1.0
         goal = self.study.task.metric.goal
-        lowest = 1 + max(self.budget.violations(self.prepared.smallest, self.dense, goal).values(), default=0.0)
+        lowest = 1 + max(
+            self.budget.violations(self.prepared.smallest, self.dense, goal).values(), default=0.0
+        )
         return random.Random(draw).uniform(min(lowest, 1.0), 1.0)
 
     def violation(self, plan: Plan) -> float:
-        """The worst of used / limit - 1 that is to be expected, at most 0 where the plan keeps the budget.
+        """The worst of used / limit - 1 that is to be expected, at most 0 where the plan keeps the
+        budget.
 
-        The limits are taken less a margin, where a figure may come out otherwise than it is foreseen.
+        The limits are taken less a margin, where a figure may come out otherwise than it is
+        foreseen.
         """
         margins = {limit.key: _MARGINS.get(limit.quantity, 0.0) for limit in self.budget.limits}
         found = self.violations(plan).items()
         return max(((1 + used) / (1 - margins[key]) - 1 for key, used in found), default=-1.0)
 
     def violations(self, plan: Plan) -> dict[str, float]:
-        """What is to be expected of used / limit - 1, by the key of each limit that is foreseen, without a margin."""
+        """What is to be expected of used / limit - 1, by the key of each limit that is foreseen,
+        without a margin."""
         keep = self._keeps(plan)
         counted = any(limit.quantity not in _TIMED for limit in self.budget.limits)
         score = self._count_costs(plan, keep) if counted else Score()
-        elsewhere = {target: self._foreseen(target, keep, score.on(target)) for target in self.predictors}
+        elsewhere = {
+            target: self._foreseen(target, keep, score.on(target)) for target in self.predictors
+        }
         own = elsewhere.pop("", score)
         score = own.evolve(elsewhere={**score.elsewhere, **elsewhere})
         return self.budget.violations(score, self.dense, self.study.task.metric.goal)
 
     def latency(self, plan: Plan, target: str = "") -> float | None:
-        """The ratio to dense that is predicted; None where nothing is known of it, as of zeros on sparse kernels."""
+        """The ratio to dense that is predicted; None where nothing is known of it, as of zeros on
+        sparse kernels."""
         if target not in self.predictors or self._teaches_nothing(plan, target):
             return None
         return self.predictors[target].ratio(self._keeps(plan))
@@ -125,7 +153,8 @@ class Steering:
         return self.violation(plan) <= share - 1
 
     def fit_to_budget(self, parameters: Mapping[str, Any], share: float = 1.0) -> dict[str, Any]:
-        """A trial's parameters with all ratios scaled by the least factor at which the plan fits; the most if none.
+        """A trial's parameters with all ratios scaled by the least factor at which the plan fits;
+        the most if none.
 
         Blocks stay or go as they did, unless there is nothing else to scale.
         """
@@ -133,10 +162,13 @@ class Steering:
         cut = [
             variable
             for variable in variables
-            if parameters[f"{variable.name}.technique"] != NONE and parameters[f"{variable.name}.ratio"] > 0
+            if parameters[f"{variable.name}.technique"] != NONE
+            and parameters[f"{variable.name}.ratio"] > 0
         ]
         scalable = [variable for variable in cut if not variable.whole] or cut
-        ratios = {variable.name: float(parameters[f"{variable.name}.ratio"]) for variable in scalable}
+        ratios = {
+            variable.name: float(parameters[f"{variable.name}.ratio"]) for variable in scalable
+        }
         if not self.budget.limits or not ratios:
             return dict(parameters)
         highest = {variable.name: variable.options.ratio for variable in variables}
@@ -153,7 +185,11 @@ class Steering:
         if self.fits(plan_of(variables, scaled(high)), share):
             for _ in range(_STEPS):
                 middle = (low * high) ** 0.5
-                low, high = (low, middle) if self.fits(plan_of(variables, scaled(middle)), share) else (middle, high)
+                low, high = (
+                    (low, middle)
+                    if self.fits(plan_of(variables, scaled(middle)), share)
+                    else (middle, high)
+                )
         return scaled(high)
 
     def effective(self, plan: Plan) -> Plan:
@@ -161,16 +197,29 @@ class Steering:
         return effective(self.prepared.coupling, plan, self.importance)
 
     def effect(self, plan: Plan) -> Hashable:
-        """What a plan comes to: plans that keep the same units and mask alike are one, whatever ranked them."""
+        """What a plan comes to: plans that keep the same units and mask alike are one, whatever
+        ranked them."""
         keep = self._keeps(plan)
-        kept = [(key, bytes(each.to(torch.uint8).tolist())) for key, each in keep.items() if not bool(each.all())]
+        kept = [
+            (key, bytes(each.to(torch.uint8).tolist()))
+            for key, each in keep.items()
+            if not bool(each.all())
+        ]
         return (*kept, *((key, choice) for key, choice in self.effective(plan) if key not in keep))
 
     def shape(self, plan: Plan) -> Hashable:
-        """The same for all plans of one `effect`, and for those that differ in how equal shares are masked."""
+        """The same for all plans of one `effect`, and for those that differ in how equal shares are
+        masked."""
         keep = self._keeps(plan)
-        kept = [(key, bytes(each.to(torch.uint8).tolist())) for key, each in keep.items() if not bool(each.all())]
-        return (*kept, *((key, choice.ratio) for key, choice in self.effective(plan) if key not in keep))
+        kept = [
+            (key, bytes(each.to(torch.uint8).tolist()))
+            for key, each in keep.items()
+            if not bool(each.all())
+        ]
+        return (
+            *kept,
+            *((key, choice.ratio) for key, choice in self.effective(plan) if key not in keep),
+        )
 
     def observe(self, plan: Plan, score: Score) -> None:
         """Learn from a measured plan, while there is much to learn."""
@@ -180,12 +229,16 @@ class Steering:
             if predictor.measured >= _LEARNT or self._teaches_nothing(plan, target):
                 continue
             if found.latency_ms is not None and found.latency_ratio is not None:
-                low, high = found.latency_ms_low or found.latency_ms, found.latency_ms_high or found.latency_ms
+                low, high = (
+                    found.latency_ms_low or found.latency_ms,
+                    found.latency_ms_high or found.latency_ms,
+                )
                 ratios = (found.latency_ratio, found.latency_ratio_low, found.latency_ratio_high)
                 predictor.observe(keep, Latency(found.latency_ms, low, high, *ratios, 1, True))
 
     def _keeps(self, plan: Plan) -> Mapping[str, Tensor]:
-        """`kept_units` of a plan, remembered: neighbours are looked at by what they cost and by what they come to."""
+        """`kept_units` of a plan, remembered: neighbours are looked at by what they cost and by
+        what they come to."""
         if plan not in self._kept:
             if len(self._kept) >= _REMEMBERED:
                 self._kept.clear()
@@ -193,22 +246,32 @@ class Steering:
         return self._kept[plan]
 
     def _teaches_nothing(self, plan: Plan, target: str) -> bool:
-        """Whether there are zeros that run on sparse kernels, whose latency says nothing of widths."""
+        """Whether there are zeros that run on sparse kernels, whose latency says nothing of
+        widths."""
         masked = any(key.endswith(":weights") for key, _ in self.effective(plan))
         return masked and lower.lowers(self.prepared.costs.on(target).target)
 
     def _count_costs(self, plan: Plan, keep: Mapping[str, Tensor]) -> Score:
-        """What can be counted of a plan; the same for all that come to the same widths and masks."""
+        """What can be counted of a plan; the same for all that come to the same widths and
+        masks."""
         widths = [
-            (key, tuple(kept.tolist()) if key.endswith(":blocks") else int(kept.sum())) for key, kept in keep.items()
+            (key, tuple(kept.tolist()) if key.endswith(":blocks") else int(kept.sum()))
+            for key, kept in keep.items()
         ]
         key = (*widths, *((key, choice) for key, choice in self.effective(plan) if key not in keep))
         if key not in self._known:
             pruned = apply(self.prepared.model, self.prepared.coupling, plan, self.importance)
             costs = self.prepared.costs
-            further = {limit.target for limit in self.budget.limits if limit.target and limit.quantity not in _TIMED}
+            further = {
+                limit.target
+                for limit in self.budget.limits
+                if limit.target and limit.quantity not in _TIMED
+            }
             elsewhere = {target: costs.on(target).score(pruned) for target in further}
-            sized = any(limit.quantity.startswith("size") and not limit.target for limit in self.budget.limits)
+            sized = any(
+                limit.quantity.startswith("size") and not limit.target
+                for limit in self.budget.limits
+            )
             self._known[key] = costs.score(pruned, sized=sized).evolve(elsewhere=elsewhere)
         return self._known[key]
 
@@ -225,8 +288,13 @@ class Steering:
         )
 
     def _profile_target(self, target: str, run: Run, seconds: float) -> Predictor | None:
-        """None where the model has no widths to learn about. What a time limit has cut short is not kept."""
-        costs, model, coupling = self.prepared.costs.on(target), self.prepared.model, self.prepared.coupling
+        """None where the model has no widths to learn about. What a time limit has cut short is not
+        kept."""
+        costs, model, coupling = (
+            self.prepared.costs.on(target),
+            self.prepared.model,
+            self.prepared.coupling,
+        )
         blocks = costs.leaves_out and any(variable.whole for variable in self.prepared.variables)
         key = costs.architecture + "-blocks" * blocks
         kept = costs.figures.recall("profile", key)
@@ -238,7 +306,9 @@ class Steering:
         def measure(keep: Mapping[str, Tensor]) -> Latency:
             cuts = coupling.cuts(keep)
             smaller = coupling.apply(model, keep, cuts)
-            return costs.time_plan(Pruned(smaller, Masks(smaller), cuts, coupling.removed_blocks(keep)))
+            return costs.time_plan(
+                Pruned(smaller, Masks(smaller), cuts, coupling.removed_blocks(keep))
+            )
 
         try:
             found = Predictor.profile(

@@ -1,4 +1,5 @@
-"""The plans worth trying first, so that the result is never worse than a heuristic's: each scaled to the budget."""
+"""The plans worth trying first, so that the result is never worse than a heuristic's: each scaled
+to the budget."""
 
 from __future__ import annotations
 
@@ -14,7 +15,15 @@ from autoprune.pruning.thresholds import Threshold
 from autoprune.searching.evaluating.preparation import Prepared
 from autoprune.searching.proposing.budget_scaling import Steering
 from autoprune.searching.proposing.nets import Nets
-from autoprune.space import NONE, Variable, highest_ratio, parameters, plan_of, uniform, unit_techniques
+from autoprune.space import (
+    NONE,
+    Variable,
+    highest_ratio,
+    parameters,
+    plan_of,
+    uniform,
+    unit_techniques,
+)
 
 __all__ = ["by_importance", "proposals", "ranked_globally", "shallower", "thresholds"]
 
@@ -22,11 +31,13 @@ _LEVELS = 40  # of the global threshold
 _DEPTHS = (0.25, 0.5, 0.75)  # of all blocks, that go beside uniform widths
 
 
-def proposals(prepared: Prepared, steering: Steering, solved: Sequence[Callable[[float], Plan]] = ()) -> list[Plan]:
+def proposals(
+    prepared: Prepared, steering: Steering, solved: Sequence[Callable[[float], Plan]] = ()
+) -> list[Plan]:
     """Dense first; then one plan for each single technique, and uniform cuts of all units.
 
-    That of a technique which takes blocks takes the least important ones. With `solved`, functions of the share of the
-    budget to spend, their plans and the uniform ones for several shares.
+    That of a technique which takes blocks takes the least important ones. With `solved`, functions
+    of the share of the budget to spend, their plans and the uniform ones for several shares.
     """
     variables = prepared.variables
     offered = [name for variable in variables for name in variable.options.techniques]
@@ -46,8 +57,11 @@ def proposals(prepared: Prepared, steering: Steering, solved: Sequence[Callable[
     return different
 
 
-def _to_budget(variables: Sequence[Variable], steering: Steering, techniques: Sequence[str], share: float) -> Plan:
-    """The least uniform ratio of `techniques` that keeps a share of the budget; the highest where none does."""
+def _to_budget(
+    variables: Sequence[Variable], steering: Steering, techniques: Sequence[str], share: float
+) -> Plan:
+    """The least uniform ratio of `techniques` that keeps a share of the budget; the highest where
+    none does."""
     highest = highest_ratio(variables, techniques)
     # Nothing is known beforehand of what is limited: at several ratios
     if not steering.budget.limits:
@@ -71,14 +85,18 @@ def by_importance(variables: Sequence[Variable], steering: Steering) -> list[Var
 def shallower(
     variables: Sequence[Variable], steering: Steering, order: Sequence[Variable]
 ) -> list[Callable[[float], Plan]]:
-    """Plans of a share of the budget, in which some of the blocks go, in `order`, and all widths are cut alike."""
+    """Plans of a share of the budget, in which some of the blocks go, in `order`, and all widths
+    are cut alike."""
 
     def solve(count: int, share: float) -> Plan:
         techniques = unit_techniques(variables)
         highest = highest_ratio(variables, techniques)
         start = parameters(variables, uniform(variables, techniques, highest))
         for block in order[:count]:
-            start |= {f"{block.name}.technique": block.options.techniques[0], f"{block.name}.ratio": 1.0}
+            start |= {
+                f"{block.name}.technique": block.options.techniques[0],
+                f"{block.name}.ratio": 1.0,
+            }
         return plan_of(variables, steering.fit_to_budget(start, share))
 
     counts = sorted({math.ceil(share * len(order)) for share in _DEPTHS} - {0})
@@ -86,9 +104,11 @@ def shallower(
 
 
 def ranked_globally(prepared: Prepared, steering: Steering, share: float) -> Plan:
-    """All units ranked together by their group's first criterion, the least important gone, as few as the budget asks.
+    """All units ranked together by their group's first criterion, the least important gone, as few
+    as the budget asks.
 
-    Groups compare as `Importance.units` makes them. A group keeps the share that its own range of ratios allows.
+    Groups compare as `Importance.units` makes them. A group keeps the share that its own range of
+    ratios allows.
     """
     shares = _importances(prepared, steering)
     pooled = torch.cat(list(shares.values())).sort().values if shares else torch.zeros(1)
@@ -109,9 +129,11 @@ def ranked_globally(prepared: Prepared, steering: Steering, share: float) -> Pla
 
 
 def thresholds(prepared: Prepared, steering: Steering) -> list[Callable[[float], Plan]]:
-    """Plans of a share of the budget in which weights alone go, by one threshold over those of all layers.
+    """Plans of a share of the budget in which weights alone go, by one threshold over those of all
+    layers.
 
-    For `weight` and `sparse` where they are offered, by magnitude and, among the criteria that rank alike, by LAMP.
+    For `weight` and `sparse` where they are offered, by magnitude and, among the criteria that rank
+    alike, by LAMP.
     """
     offered = {name for variable in prepared.variables for name in variable.options.techniques}
     return [
@@ -125,14 +147,25 @@ def thresholds(prepared: Prepared, steering: Steering) -> list[Callable[[float],
 def _is_unstructured(technique: str) -> bool:
     """Whether single weights go, any number of them."""
     plugin = plugins.create("technique", technique)
-    return plugin.level == "weights" and getattr(plugin, "elementwise", False) and not hasattr(plugin, "steps")
+    return (
+        plugin.level == "weights"
+        and getattr(plugin, "elementwise", False)
+        and not hasattr(plugin, "steps")
+    )
 
 
-def _under_threshold(prepared: Prepared, steering: Steering, technique: str, criterion: str, share: float) -> Plan:
-    """Of all weights as few go as the budget asks. A layer keeps the share that its own range of ratios allows."""
-    variables = [variable for variable in prepared.variables if technique in variable.options.techniques]
+def _under_threshold(
+    prepared: Prepared, steering: Steering, technique: str, criterion: str, share: float
+) -> Plan:
+    """Of all weights as few go as the budget asks. A layer keeps the share that its own range of
+    ratios allows."""
+    variables = [
+        variable for variable in prepared.variables if technique in variable.options.techniques
+    ]
     scores = {
-        variable.name: torch.cat([steering.importance.weights(group, criterion).flatten() for group in variable.groups])
+        variable.name: torch.cat(
+            [steering.importance.weights(group, criterion).flatten() for group in variable.groups]
+        )
         for variable in variables
     }
     ranked, untouched = Threshold(scores), dict(parameters(prepared.variables, Plan()))
@@ -164,6 +197,8 @@ def _importances(prepared: Prepared, steering: Steering) -> Mapping[str, torch.T
     for variable in prepared.variables:
         if variable.groups[0].level == "units" and variable.options.techniques:
             criterion = variable.options.criteria[0]
-            units = [steering.importance.units(group, criterion).flatten() for group in variable.groups]
+            units = [
+                steering.importance.units(group, criterion).flatten() for group in variable.groups
+            ]
             found[variable.name] = torch.cat(units)
     return found

@@ -1,4 +1,5 @@
-"""Exchange moves: width given to one group and taken from another, at equal predicted cost, around the best plans."""
+"""Exchange moves: width given to one group and taken from another, at equal predicted cost, around
+the best plans."""
 
 from __future__ import annotations
 
@@ -17,17 +18,24 @@ _SHARE = 0.08  # the step of what has no width
 
 
 def exchange(
-    variables: Sequence[Variable], parents: Sequence[Parameters], fits: Callable[[Parameters], bool], seed: str
+    variables: Sequence[Variable],
+    parents: Sequence[Parameters],
+    fits: Callable[[Parameters], bool],
+    seed: str,
 ) -> dict[str, Any] | None:
-    """A neighbour of one of `parents` (best first) that `fits`, or None where none was found; the same for one `seed`.
+    """A neighbour of one of `parents` (best first) that `fits`, or None where none was found; the
+    same for one `seed`.
 
-    One group is widened; if the plan then no longer fits, another is narrowed until it does. Now and then a criterion
-    or a technique is changed instead.
+    One group is widened; if the plan then no longer fits, another is narrowed until it does. Now
+    and then a criterion or a technique is changed instead.
     """
     draw = random.Random(seed)
     for _ in range(_TRIES):
         parent = parents[min(draw.randrange(len(parents)), draw.randrange(len(parents)))]
-        if draw.random() < _OTHERWISE and (found := _change_choice(variables, parent, draw)) is not None:
+        if (
+            draw.random() < _OTHERWISE
+            and (found := _change_choice(variables, parent, draw)) is not None
+        ):
             found = found if fits(found) else _pay_for(variables, found, fits, draw, None)
         else:
             found = _widen(variables, parent, fits, draw)
@@ -37,9 +45,13 @@ def exchange(
 
 
 def narrow(
-    variables: Sequence[Variable], parameters: Parameters, fits: Callable[[Parameters], bool], seed: str
+    variables: Sequence[Variable],
+    parameters: Parameters,
+    fits: Callable[[Parameters], bool],
+    seed: str,
 ) -> dict[str, Any]:
-    """`parameters` with one group after another, drawn at random, narrowed until they fit; all, where they never do."""
+    """`parameters` with one group after another, drawn at random, narrowed until they fit; all,
+    where they never do."""
     draw, found = random.Random(seed), dict(parameters)
     for variable in draw.sample(variables, len(variables)):
         if fits(found):
@@ -50,9 +62,13 @@ def narrow(
 
 
 def fill(
-    variables: Sequence[Variable], parameters: Parameters, fits: Callable[[Parameters], bool], seed: str
+    variables: Sequence[Variable],
+    parameters: Parameters,
+    fits: Callable[[Parameters], bool],
+    seed: str,
 ) -> dict[str, Any]:
-    """`parameters` that fit, with units given back a step each in turn, in an order drawn at random, while they fit."""
+    """`parameters` that fit, with units given back a step each in turn, in an order drawn at
+    random, while they fit."""
     found = dict(parameters)
     given = [variable for variable in variables if variable.groups[0].level == "units"]
     wide = random.Random(seed).sample(given, len(given))
@@ -67,9 +83,14 @@ def fill(
 
 
 def _widen(
-    variables: Sequence[Variable], parent: Parameters, fits: Callable[[Parameters], bool], draw: random.Random
+    variables: Sequence[Variable],
+    parent: Parameters,
+    fits: Callable[[Parameters], bool],
+    draw: random.Random,
 ) -> dict[str, Any] | None:
-    cut = [variable for variable in variables if _ratio(variable, parent) > variable.options.ratio[0]]
+    cut = [
+        variable for variable in variables if _ratio(variable, parent) > variable.options.ratio[0]
+    ]
     if not cut:
         return None
     wider = draw.choice(cut)
@@ -96,12 +117,20 @@ def _pay_for(
     return None
 
 
-def _change_choice(variables: Sequence[Variable], parent: Parameters, draw: random.Random) -> dict[str, Any] | None:
+def _change_choice(
+    variables: Sequence[Variable], parent: Parameters, draw: random.Random
+) -> dict[str, Any] | None:
     """Another criterion or technique somewhere, at the same ratio."""
     places = [
-        (f"{variable.name}.{key}", [other for other in offered if other != parent[f"{variable.name}.{key}"]])
+        (
+            f"{variable.name}.{key}",
+            [other for other in offered if other != parent[f"{variable.name}.{key}"]],
+        )
         for variable in variables
-        for key, offered in (("criterion", variable.options.criteria), ("technique", variable.options.techniques))
+        for key, offered in (
+            ("criterion", variable.options.criteria),
+            ("technique", variable.options.techniques),
+        )
         if parent[f"{variable.name}.technique"] != NONE
     ]
     places = [(name, others) for name, others in places if others]

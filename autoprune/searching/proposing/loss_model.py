@@ -1,7 +1,7 @@
 """Quality foreseen: which of many neighbours, none of them judged yet, is worth being judged next.
 
-A regression of the untrained loss on what each group keeps. On a small VGG, from 60 judged plans it ranked the next 60
-with a correlation of 0.8, for a millisecond a plan where judging takes seconds.
+A regression of the untrained loss on what each group keeps. On a small VGG, from 60 judged plans it
+ranked the next 60 with a correlation of 0.8, for a millisecond a plan where judging takes seconds.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
 class Surrogate:
-    """Bayesian ridge regression (MacKay 1992) on the logarithms of kept shares, by technique, and their squares.
+    """Bayesian ridge regression (MacKay 1992) on the logarithms of kept shares, by technique, and
+    their squares.
 
     Of blocks on whether they go.
     """
@@ -46,7 +47,8 @@ class Surrogate:
         return len(self._seen) >= _FEWEST
 
     def order(self, plans: Sequence[Plan]) -> list[int]:
-        """Places in `plans`, most promising first: by the loss foreseen less its standard deviation.
+        """Places in `plans`, most promising first: by the loss foreseen less its standard
+        deviation.
 
         As they are while little is known.
         """
@@ -65,7 +67,9 @@ class Surrogate:
         with warnings.catch_warnings():
             # Of iterations that do not converge: it only ranks
             warnings.simplefilter("ignore")
-            model = BayesianRidge().fit((rows[:, used] - centre) / scale, (losses - losses.mean()) / losses.std())
+            model = BayesianRidge().fit(
+                (rows[:, used] - centre) / scale, (losses - losses.mean()) / losses.std()
+            )
             asked = np.stack([self._features(plan) for plan in plans])[:, used]
             mean, deviation = model.predict((asked - centre) / scale, return_std=True)
         return [int(place) for place in np.argsort(mean - deviation, kind="stable")]
@@ -84,6 +88,7 @@ class Surrogate:
                 taken = choice is not None and choice.technique == name
                 found += [gone * taken, gone**2 * taken]
             found += [
-                gone * (choice is not None and choice.criterion == name) for name in variable.options.criteria[1:]
+                gone * (choice is not None and choice.criterion == name)
+                for name in variable.options.criteria[1:]
             ]
         return np.array(found)

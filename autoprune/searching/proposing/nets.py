@@ -13,8 +13,9 @@ __all__ = ["Nets"]
 
 
 class Nets:
-    """The nets of some plans. Whether two plans that mask equal shares come to one is told by the masks themselves:
-    on the same weights techniques that differ in training alone, or criteria that rank alike, do.
+    """The nets of some plans. Whether two plans that mask equal shares come to one is told by the
+    masks themselves: on the same weights techniques that differ in training alone, or criteria that
+    rank alike, do.
     """
 
     def __init__(self, steering: Steering) -> None:

@@ -1,7 +1,8 @@
-"""Screening: hundreds of plans at the edge of the budget, judged untrained; where they come from, when it is enough.
+"""Screening: hundreds of plans at the edge of the budget, judged untrained; where they come from,
+when it is enough.
 
-First the proposals, then the sampler's plans, and, around the best so far, exchange moves; all scaled to the budget by
-what is predicted of their cost, all corrected by what is then measured.
+First the proposals, then the sampler's plans, and, around the best so far, exchange moves; all
+scaled to the budget by what is predicted of their cost, all corrected by what is then measured.
 """
 
 from __future__ import annotations
@@ -16,7 +17,13 @@ from autoprune.run import Run
 from autoprune.score import Candidate, Score
 from autoprune.searching.evaluating.evaluator import Evaluator
 from autoprune.searching.proposing.budget_scaling import Steering
-from autoprune.searching.proposing.heuristics import by_importance, proposals, ranked_globally, shallower, thresholds
+from autoprune.searching.proposing.heuristics import (
+    by_importance,
+    proposals,
+    ranked_globally,
+    shallower,
+    thresholds,
+)
 from autoprune.searching.proposing.local_search import exchange, fill, narrow
 from autoprune.searching.proposing.loss_model import Surrogate
 from autoprune.searching.proposing.nets import Nets
@@ -39,7 +46,8 @@ _PATIENCE, _IDLE = 60, 0.5
 
 
 class Screening:
-    """Which plans are judged untrained next. `mark` names the task and its seed, for what is kept."""
+    """Which plans are judged untrained next. `mark` names the task and its seed, for what is
+    kept."""
 
     def __init__(
         self,
@@ -51,7 +59,8 @@ class Screening:
     ) -> None:
         """Nothing is measured before it is needed. `late()`: whether the time is over.
 
-        `of_other_budgets()`: what was trained for them, the best first; scaled to this one it is among the first plans.
+        `of_other_budgets()`: what was trained for them, the best first; scaled to this one it is
+        among the first plans.
         """
         self.evaluate, self.run, self.mark, self.late = evaluate, run, mark, late
         self.of_other_budgets = of_other_budgets
@@ -64,7 +73,9 @@ class Screening:
     def steering(self) -> Steering:
         """What plans will cost, after a profile of the target, which is kept in the run."""
         self.evaluate.listener.on_step(0, f"profiling {self.study.target.name}")
-        return Steering.of(self.study, self.evaluate.prepared, self.dense, self.evaluate.importance, self.run)
+        return Steering.of(
+            self.study, self.evaluate.prepared, self.dense, self.evaluate.importance, self.run
+        )
 
     @functools.cached_property
     def nets(self) -> Nets:
@@ -72,7 +83,8 @@ class Screening:
         return Nets(self.steering)
 
     def proposals(self) -> list[Plan]:
-        """The first plans; a ranking of all units among them and, where trials outnumber sensitivities, a knapsack."""
+        """The first plans; a ranking of all units among them and, where trials outnumber
+        sensitivities, a knapsack."""
         settings, prepared = self.study.search, self.evaluate.prepared
         if settings.finalists is None:
             return proposals(prepared, self.steering)
@@ -81,9 +93,12 @@ class Screening:
             return ranked_globally(prepared, self.steering, share)
 
         masked = [*thresholds(prepared, self.steering), *self._scaled_plans()]
-        alone = shallower(self.variables, self.steering, by_importance(self.variables, self.steering))
+        alone = shallower(
+            self.variables, self.steering, by_importance(self.variables, self.steering)
+        )
         levels = sum(
-            len(variable.options.techniques) * (1 if variable.whole else len(RATIOS)) for variable in self.variables
+            len(variable.options.techniques) * (1 if variable.whole else len(RATIOS))
+            for variable in self.variables
         )
         if levels > settings.trials or not self.steering.budget.limits:
             return proposals(prepared, self.steering, [ranked, *masked, *alone])
@@ -102,8 +117,12 @@ class Screening:
         if not rows:
             return proposals(prepared, self.steering, [ranked, *masked, *alone])
         dense, losses = judge(Plan()), {row.variable: row.loss for row in rows}
-        blocks = [variable for variable in self.variables if variable.name in losses and variable.whole]
-        shallow = shallower(self.variables, self.steering, sorted(blocks, key=lambda block: losses[block.name]))
+        blocks = [
+            variable for variable in self.variables if variable.name in losses and variable.whole
+        ]
+        shallow = shallower(
+            self.variables, self.steering, sorted(blocks, key=lambda block: losses[block.name])
+        )
 
         def solved(share: float) -> Plan:
             return knapsack(self.variables, rows, dense, self.steering, share)
@@ -111,20 +130,24 @@ class Screening:
         return proposals(prepared, self.steering, [ranked, *masked, solved, *shallow])
 
     def _scaled_plans(self) -> list[Callable[[float], Plan]]:
-        """The plans that were trained for other budgets, their ratios scaled to a share of this one."""
+        """The plans that were trained for other budgets, their ratios scaled to a share of this
+        one."""
 
         def scaled(plan: Plan, share: float) -> Plan:
-            return plan_of(self.variables, self.steering.fit_to_budget(parameters(self.variables, plan), share))
+            return plan_of(
+                self.variables, self.steering.fit_to_budget(parameters(self.variables, plan), share)
+            )
 
         best_ones = self.of_other_budgets()[: self.study.search.finalists or 0]
         return [functools.partial(scaled, one.plan) for one in best_ones]
 
     def scale_sample(self, draw: str) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
-        """How a sample is moved: scaled to the budget, or where the whole front is wanted to one of its levels.
+        """How a sample is moved: scaled to the budget, or where the whole front is wanted to one of
+        its levels.
 
-        What leaves so much as it is that it cannot be scaled to the budget loses more, group by group; what leaves
-        something of the budget is given units back. What comes to a net that was judged already is moved on, to a
-        neighbour that was not.
+        What leaves so much as it is that it cannot be scaled to the budget loses more, group by
+        group; what leaves something of the budget is given units back. What comes to a net that was
+        judged already is moved on, to a neighbour that was not.
         """
         share = self.steering.share(draw)
 
@@ -148,16 +171,19 @@ class Screening:
         return lambda child: self.steering.violation(plan_of(self.variables, child)) <= allowed
 
     def _new(self, allowed: float) -> Callable[[Mapping[str, Any]], bool]:
-        """Whether parameters come to a net that costs no more than is `allowed` and was not judged yet."""
+        """Whether parameters come to a net that costs no more than is `allowed` and was not judged
+        yet."""
         within = self._within(allowed)
         return lambda child: within(child) and plan_of(self.variables, child) not in self.nets
 
     def neighbour(
         self, candidates: list[Candidate], given: Callable[[int], dict[str, Any]], draw: str
     ) -> dict[str, Any] | None:
-        """Parameters of the most promising of some neighbours of the best plans so far, a few moves away.
+        """Parameters of the most promising of some neighbours of the best plans so far, a few moves
+        away.
 
-        None where it is the sampler's turn, or there is none. `given` are the parameters of a trial by its number.
+        None where it is the sampler's turn, or there is none. `given` are the parameters of a trial
+        by its number.
         """
         done = sum(candidate.stage == "screened" for candidate in candidates)
         if done < _EXPLORED * self.study.search.trials or done % _EVERY == 0:
@@ -176,44 +202,65 @@ class Screening:
         full = self._fill_up(found, self._within(allowed), draw)
         return full if new(full) else found
 
-    def _fill_up(self, given: dict[str, Any], fits: Callable[[Mapping[str, Any]], bool], draw: str) -> dict[str, Any]:
+    def _fill_up(
+        self, given: dict[str, Any], fits: Callable[[Mapping[str, Any]], bool], draw: str
+    ) -> dict[str, Any]:
         """With what is left of the budget given back to units, where anything of it is foreseen."""
-        return fill(self.variables, given, fits, draw) if self.steering.budget.limits and fits(given) else given
+        return (
+            fill(self.variables, given, fits, draw)
+            if self.steering.budget.limits and fits(given)
+            else given
+        )
 
-    def refill(self, given: dict[str, Any], plan: Plan, score: Score, draw: str) -> dict[str, Any] | None:
-        """A finalist's parameters with what is left of the budget given back to units; None where none fits any more.
+    def refill(
+        self, given: dict[str, Any], plan: Plan, score: Score, draw: str
+    ) -> dict[str, Any] | None:
+        """A finalist's parameters with what is left of the budget given back to units; None where
+        none fits any more.
 
-        `score` is the finalist's in fresh processes: what is foreseen of its neighbours is corrected by it, limit by
-        limit.
+        `score` is the finalist's in fresh processes: what is foreseen of its neighbours is
+        corrected by it, limit by limit.
         """
         goal, foreseen = self.study.task.metric.goal, self.steering.violations(plan)
         real = self.study.budget.violations(score, self.dense, goal)
         if self.steering.whole or not foreseen or max(real.values(), default=0.0) > -_LEFT:
             return None
-        off = {key: (1 + real[key]) / (1 + used) for key, used in foreseen.items() if key in real and used > -1}
+        off = {
+            key: (1 + real[key]) / (1 + used)
+            for key, used in foreseen.items()
+            if key in real and used > -1
+        }
 
         def fits(child: Mapping[str, Any]) -> bool:
             spent = self.steering.violations(plan_of(self.variables, child))
             return all((1 + used) * off.get(key, 1.0) <= 1 - _REST for key, used in spent.items())
 
-        fuller = (fill(self.variables, given, fits, f"{draw} {attempt}") for attempt in range(_CHILDREN))
+        fuller = (
+            fill(self.variables, given, fits, f"{draw} {attempt}") for attempt in range(_CHILDREN)
+        )
         new = [child for child in fuller if plan_of(self.variables, child) not in self.nets]
-        order = self.surrogate.order([self.steering.effective(plan_of(self.variables, child)) for child in new])
+        order = self.surrogate.order(
+            [self.steering.effective(plan_of(self.variables, child)) for child in new]
+        )
         return new[order[0]] if new else None
 
     def _promising(
         self, start: list[dict[str, Any]], fits: Callable[[Mapping[str, Any]], bool], draw: str
     ) -> dict[str, Any] | None:
-        """Of neighbours that fit, of the neighbours of the most promising of these, and so on, the most promising."""
+        """Of neighbours that fit, of the neighbours of the most promising of these, and so on, the
+        most promising."""
         if not self.surrogate.ready:
             return exchange(self.variables, start, fits, draw)
         found: list[dict[str, Any]] = []
         for step in range(_MOVES):
             children = (
-                exchange(self.variables, start, fits, f"{draw} {step} {attempt}") for attempt in range(_CHILDREN)
+                exchange(self.variables, start, fits, f"{draw} {step} {attempt}")
+                for attempt in range(_CHILDREN)
             )
             found += [child for child in children if child is not None]
-            order = self.surrogate.order([self.steering.effective(plan_of(self.variables, child)) for child in found])
+            order = self.surrogate.order(
+                [self.steering.effective(plan_of(self.variables, child)) for child in found]
+            )
             found = [found[place] for place in order]
             start = found[:_PARENTS] or start
         return found[0] if found else None
@@ -226,7 +273,9 @@ class Screening:
                 self.nets.add(candidate.plan)
                 self.steering.observe(candidate.plan, candidate.score)
                 if candidate.stage == "screened" and candidate.score.loss is not None:
-                    self.surrogate.observe(self.steering.effective(candidate.plan), candidate.score.loss)
+                    self.surrogate.observe(
+                        self.steering.effective(candidate.plan), candidate.score.loss
+                    )
 
     def fitting(self, candidates: list[Candidate]) -> bool:
         """Whether there is a plan to train."""
@@ -237,9 +286,11 @@ class Screening:
         return len(candidates) > _VAIN or self.fitting(candidates)
 
     def enough(self, candidates: list[Candidate], done: int) -> bool:
-        """Whether no plan inside the budget has been the best yet, untrained, for half of all trials (60 at least).
+        """Whether no plan inside the budget has been the best yet, untrained, for half of all
+        trials (60 at least).
 
-        `done` trials count for this budget. Where the whole front is wanted there is no one best plan.
+        `done` trials count for this budget. Where the whole front is wanted there is no one best
+        plan.
         """
         patience = max(_PATIENCE, round(_IDLE * self.study.search.trials))
         if done < patience or self.steering.whole:

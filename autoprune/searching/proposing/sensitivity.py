@@ -1,7 +1,9 @@
-"""Sensitivity: what each decision costs in quality when it alone is taken, and what it saves; computed once a study.
+"""Sensitivity: what each decision costs in quality when it alone is taken, and what it saves;
+computed once a study.
 
-The map of FastNAS (ModelOpt), but judged after a repair, without which wide cuts all look alike, and by the loss.
-Solved for a budget as a knapsack, it proposes a plan (Shen et al. 2022, arXiv:2110.10811).
+The map of FastNAS (ModelOpt), but judged after a repair, without which wide cuts all look alike,
+and by the loss. Solved for a budget as a knapsack, it proposes a plan (Shen et al. 2022,
+arXiv:2110.10811).
 """
 
 from __future__ import annotations
@@ -31,8 +33,8 @@ _PRICES = (1e-6, 1e6)
 class Sensitivity:
     """One decision taken alone: the share `ratio` of a variable's groups removed by `technique`.
 
-    `loss` and `metric` are those of the repaired model, `latency` the ratio to dense that is predicted; None where the
-    budget says nothing of latency.
+    `loss` and `metric` are those of the repaired model, `latency` the ratio to dense that is
+    predicted; None where the budget says nothing of latency.
     """
 
     variable: str
@@ -55,19 +57,30 @@ def sensitivities(
     late: Callable[[], bool] = lambda: False,
     note: Callable[[str], None] = lambda text: None,
 ) -> list[Sensitivity]:
-    """Every technique of every variable at some ratios, by its first criterion; kept in the run, none is judged twice.
+    """Every technique of every variable at some ratios, by its first criterion; kept in the run,
+    none is judged twice.
 
-    `mark` names what they depend on beside the plan: model, data, seed. Ratios are moved into each variable's range; a
-    block has one, 1. None where it is `late()` before all are judged; what breaks the model's outputs down has no row,
-    nor what raises anything else, which is told to `note`.
+    `mark` names what they depend on beside the plan: model, data, seed. Ratios are moved into each
+    variable's range; a block has one, 1. None where it is `late()` before all are judged; what
+    breaks the model's outputs down has no row, nor what raises anything else, which is told to
+    `note`.
     """
     found: list[Sensitivity] = []
     failures = Failures(run)
-    alone = [(variable, technique) for variable in variables for technique in variable.options.techniques]
+    alone = [
+        (variable, technique) for variable in variables for technique in variable.options.techniques
+    ]
     for place, (variable, technique) in enumerate(alone):
         low, high = variable.options.ratio
-        asked = [1.0] if variable.whole else dict.fromkeys(min(max(ratio, low), high) for ratio in ratios)
-        plans = {Plan(variable.choices(technique, ratio, variable.options.criteria[0])): ratio for ratio in asked}
+        asked = (
+            [1.0]
+            if variable.whole
+            else dict.fromkeys(min(max(ratio, low), high) for ratio in ratios)
+        )
+        plans = {
+            Plan(variable.choices(technique, ratio, variable.options.criteria[0])): ratio
+            for ratio in asked
+        }
         for plan, ratio in plans.items():
             kept = run.recall("sensitivity", key := f"{_VERSION}-{mark}-{plan.digest}")
             if kept is None:
@@ -85,15 +98,22 @@ def sensitivities(
                 failures.clear()
                 run.cache("sensitivity", key, kept)
             quality, latency = Quality(**kept), steering.latency(plan)
-            found.append(Sensitivity(variable.name, technique, ratio, quality.loss, quality.metric, latency))
+            found.append(
+                Sensitivity(variable.name, technique, ratio, quality.loss, quality.metric, latency)
+            )
         report((place + 1) / len(alone))
     return found
 
 
 def knapsack(
-    variables: Sequence[Variable], rows: Sequence[Sensitivity], dense: Quality, steering: Steering, share: float
+    variables: Sequence[Variable],
+    rows: Sequence[Sensitivity],
+    dense: Quality,
+    steering: Steering,
+    share: float,
 ) -> Plan:
-    """The plan that loses least, if losses add up, among those that fit: each variable at the ratio that pays.
+    """The plan that loses least, if losses add up, among those that fit: each variable at the ratio
+    that pays.
 
     A price is put on what the budget is spent on, and bisected until the plan as a whole fits.
     """
@@ -124,7 +144,9 @@ def knapsack(
     return at(high)
 
 
-def _curves(rows: Sequence[Sensitivity], dense: Quality) -> Mapping[tuple[str, str], list[tuple[float, float]]]:
+def _curves(
+    rows: Sequence[Sensitivity], dense: Quality
+) -> Mapping[tuple[str, str], list[tuple[float, float]]]:
     """(ratio, loss added) by variable and technique, rising."""
     found: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for row in sorted(rows, key=lambda row: row.ratio):

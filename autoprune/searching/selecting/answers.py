@@ -1,4 +1,5 @@
-"""Which budgets a run can answer now: by a model that is trained, or by a plan that was judged and can be trained."""
+"""Which budgets a run can answer now: by a model that is trained, or by a plan that was judged and
+can be trained."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ Quality = tuple[float, float]  # less is better
 
 @dataclass(frozen=True)
 class Answer:
-    """A budget, as `latency=38%`, and the plan that keeps it; `trained`, or judged untrained so far."""
+    """A budget, as `latency=38%`, and the plan that keeps it; `trained`, or judged untrained so
+    far."""
 
     budget: str
     candidate: Candidate
@@ -34,14 +36,20 @@ class Answer:
         """A JSON object."""
         score = self.candidate.score
         quality = {"metric": score.metric, "loss": score.loss}
-        return {"budget": self.budget, "trial": self.candidate.number, "trained": self.trained, **quality}
+        return {
+            "budget": self.budget,
+            "trial": self.candidate.number,
+            "trained": self.trained,
+            **quality,
+        }
 
 
 def answers(study: Study, dense: Score, candidates: Sequence[Candidate]) -> list[Answer]:
-    """Of the trained plans, then of those judged untrained, the ones that none cheaper equals; cheapest first.
+    """Of the trained plans, then of those judged untrained, the ones that none cheaper equals;
+    cheapest first.
 
-    In the quantities of the study's budget, or where that limits no cost in those of its objectives. `candidates`: of
-    the trained ones those alone whose models are kept.
+    In the quantities of the study's budget, or where that limits no cost in those of its
+    objectives. `candidates`: of the trained ones those alone whose models are kept.
     """
     limits = [limit for limit in study.budget.limits if limit.quantity != "metric_drop"]
     costs = [name for name in study.search.objectives if name not in ("metric", "loss")]
@@ -59,9 +67,13 @@ def answers(study: Study, dense: Score, candidates: Sequence[Candidate]) -> list
     found = []
     for stage, quality in (("trained", metric), ("screened", loss)):
         chosen = [candidate for candidate in candidates if candidate.stage == stage]
-        chosen = [candidate for candidate in chosen if stage == "trained" or candidate.plan not in done]
+        chosen = [
+            candidate for candidate in chosen if stage == "trained" or candidate.plan not in done
+        ]
         pairs = [
-            (kept, candidate) for candidate in chosen if (kept := _kept_limits(limits, candidate, dense)) is not None
+            (kept, candidate)
+            for candidate in chosen
+            if (kept := _kept_limits(limits, candidate, dense)) is not None
         ]
         for kept, candidate in _spread(_front(pairs, quality)):
             budget = ",".join(f"{limit.key}={limit}" for limit in kept)
@@ -70,18 +82,25 @@ def answers(study: Study, dense: Score, candidates: Sequence[Candidate]) -> list
 
 
 def in_words(found: Sequence[Answer], run: Path) -> str:
-    """One sentence or two: the trained levels, how far down judged plans go, and the commands; empty for none."""
-    trained = [f"{answer.budget} (trial {answer.candidate.number})" for answer in found if answer.trained]
+    """One sentence or two: the trained levels, how far down judged plans go, and the commands;
+    empty for none."""
+    trained = [
+        f"{answer.budget} (trial {answer.candidate.number})" for answer in found if answer.trained
+    ]
     judged = [answer.budget for answer in found if not answer.trained]
     parts = [f"Trained plans keep {', '.join(trained[:3])}"] if trained else []
     if judged:
-        command = f"autoprune export {run} --budget {' --budget '.join(judged[0].split(','))} --train --out DIR"
+        command = (
+            f"autoprune export {run} --budget {' --budget '.join(judged[0].split(','))} "
+            "--train --out DIR"
+        )
         parts.append(f"Judged plans go down to {judged[0]}, trained by `{command}`")
     return ". ".join(parts)
 
 
 def _kept_limits(limits: Sequence[Limit], candidate: Candidate, dense: Score) -> list[Limit] | None:
-    """The limits as tight as a candidate keeps them; None where one is not measured, or dense keeps it too."""
+    """The limits as tight as a candidate keeps them; None where one is not measured, or dense keeps
+    it too."""
     found = []
     for limit in limits:
         used = limit.usage(candidate.score.judged(candidate.stage), dense, "maximize")
@@ -93,7 +112,9 @@ def _kept_limits(limits: Sequence[Limit], candidate: Candidate, dense: Score) ->
         rounded = math.floor(used / unit) if limit.lower else math.ceil(used / unit)
         found.append(replace(limit, value=float(f"{rounded * unit:.6g}")))
     own = [limit.usage(dense, dense, "maximize") for limit in limits]
-    needless = all(of is not None and not limit.broken(of) for limit, of in zip(found, own, strict=True))
+    needless = all(
+        of is not None and not limit.broken(of) for limit, of in zip(found, own, strict=True)
+    )
     return None if needless else found
 
 
@@ -109,9 +130,7 @@ def _front(
     return front
 
 
-def _spread(
-    front: Sequence[tuple[list[Limit], Candidate]],
-) -> list[tuple[list[Limit], Candidate]]:
+def _spread(front: Sequence[tuple[list[Limit], Candidate]]) -> list[tuple[list[Limit], Candidate]]:
     """At most `_SHOWN` of them, the first and the last among these."""
     if len(front) <= _SHOWN:
         return list(front)

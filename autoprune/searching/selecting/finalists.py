@@ -1,4 +1,5 @@
-"""Finalists: the best-looking of many noisy figures is a winner's curse; so they are measured again first."""
+"""Finalists: the best-looking of many noisy figures is a winner's curse; so they are measured again
+first."""
 
 from __future__ import annotations
 
@@ -33,7 +34,10 @@ def rank_finalists(study: Study, candidates: Sequence[Candidate]) -> list[Candid
     costs = [name for name in study.search.objectives if name not in ("metric", "loss")]
     return sorted(
         found,
-        key=lambda candidate: (*costs_of(candidate.score, costs, goal), sign * candidate.score.objective("metric")),
+        key=lambda candidate: (
+            *costs_of(candidate.score, costs, goal),
+            sign * candidate.score.objective("metric"),
+        ),
     )
 
 
@@ -48,7 +52,8 @@ def _tell_coarse(study: Study, order: Sequence[Candidate], listener: Listener) -
     if before and not least_cost_wanted(study):
         first, score = before[0].number, order[0].score
         listener.note(
-            f"{metric.name} does not tell trial {order[0].number} ({_show_quality(score)}) from trial {first} "
+            f"{metric.name} does not tell trial {order[0].number} ({_show_quality(score)}) from "
+            f"trial {first} "
             f"({_show_quality(before[0].score)}), so the loss decides: "
             f"{score.loss:.4g} against {before[0].score.loss:.4g}"
         )
@@ -59,17 +64,26 @@ def _show_quality(score: Score) -> str:
 
 
 def settle(
-    study: Study, prepared: Prepared, dense: Score, run: Run, candidates: Sequence[Candidate], listener: Listener
+    study: Study,
+    prepared: Prepared,
+    dense: Score,
+    run: Run,
+    candidates: Sequence[Candidate],
+    listener: Listener,
 ) -> tuple[Candidate | None, list[Candidate]]:
-    """The best candidate that keeps the budget when measured again in fresh processes, with its test metric; or None.
+    """The best candidate that keeps the budget when measured again in fresh processes, with its
+    test metric; or None.
 
-    Beside it all candidates, with the figures of those that were measured again and did not keep it.
+    Beside it all candidates, with the figures of those that were measured again and did not keep
+    it.
     """
     judged = {candidate.number: candidate for candidate in candidates}
     order = rank_finalists(study, candidates)
     _tell_coarse(study, order, listener)
     for candidate in order:
-        listener.on_step(0, f"measuring trial {candidate.number} again in {PROCESSES} fresh processes")
+        listener.on_step(
+            0, f"measuring trial {candidate.number} again in {PROCESSES} fresh processes"
+        )
         try:
             score, broken = _again(study, prepared, dense, run, candidate)
         except Exception as error:  # the next one takes its place
@@ -80,18 +94,29 @@ def settle(
             listener.note(f"trial {candidate.number} cannot be measured again: {broken[0]}")
             continue
         if broken:
-            judged[candidate.number] = replace(candidate, score=score, feasible=False, reason="; ".join(broken))
-            listener.note(f"trial {candidate.number} is out of the budget when measured again: {'; '.join(broken)}")
+            judged[candidate.number] = replace(
+                candidate, score=score, feasible=False, reason="; ".join(broken)
+            )
+            listener.note(
+                f"trial {candidate.number} is out of the budget when measured again: "
+                f"{'; '.join(broken)}"
+            )
             continue
         return replace(candidate, score=score), list(judged.values())
     return None, list(judged.values())
 
 
-def _again(study: Study, prepared: Prepared, dense: Score, run: Run, candidate: Candidate) -> tuple[Score, list[str]]:
-    """The score measured again, with the test metric where the budget is kept, and what is broken of the budget."""
+def _again(
+    study: Study, prepared: Prepared, dense: Score, run: Run, candidate: Candidate
+) -> tuple[Score, list[str]]:
+    """The score measured again, with the test metric where the budget is kept, and what is broken
+    of the budget."""
     model, goal = kept_model(run, candidate.number, prepared.model), study.task.metric.goal
     finished = functools.partial(
-        prepared.costs.of_finished, model, prepared.cut_by_magnitude(candidate.plan), candidate.score
+        prepared.costs.of_finished,
+        model,
+        prepared.cut_by_magnitude(candidate.plan),
+        candidate.score,
     )
     score = decide(finished, lambda score: study.budget.broken(score, dense, goal))
     broken = study.budget.broken(score, dense, goal) + study.budget.unmeasured(score, dense, goal)

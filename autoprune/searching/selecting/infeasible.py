@@ -1,4 +1,5 @@
-"""Budgets that need no search, and those that no plan meets: how near the best came, and which was reachable."""
+"""Budgets that need no search, and those that no plan meets: how near the best came, and which was
+reachable."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ __all__ = ["nearest_miss", "needless"]
 
 
 def needless(study: Study, dense: Score) -> str | None:
-    """Why there is nothing to search, where the dense model keeps the budget; None where it does not.
+    """Why there is nothing to search, where the dense model keeps the budget; None where it does
+    not.
 
     With no limit on a cost there is the cheapest model to be found that keeps its quality.
     """
@@ -24,52 +26,79 @@ def needless(study: Study, dense: Score) -> str | None:
     costs = set(study.search.objectives) - {"metric", "loss"}
     if costs and {limit.quantity for limit in limits} <= {"metric_drop"}:
         return None
-    used = {limit.key: (limit, limit.usage(dense, dense, goal)) for limit in limits if limit.quantity != "metric_drop"}
+    used = {
+        limit.key: (limit, limit.usage(dense, dense, goal))
+        for limit in limits
+        if limit.quantity != "metric_drop"
+    }
     if any(value is None or limit.broken(value) for limit, value in used.values()):
         return None
-    spent = ", ".join(f"{key} {replace(limit, value=float(f'{value:.3g}'))}" for key, (limit, value) in used.items())
+    spent = ", ".join(
+        f"{key} {replace(limit, value=float(f'{value:.3g}'))}"
+        for key, (limit, value) in used.items()
+    )
     return (
-        f"the dense model keeps the budget ({study.budget}) already{f': it has {spent}' if spent else ''}. "
+        f"the dense model keeps the budget ({study.budget}) "
+        f"already{f': it has {spent}' if spent else ''}. "
         "There is nothing to search, and nothing was changed. Give a limit that it breaks, as in "
-        "--budget latency=50% (of dense), or limit metric_drop alone for the cheapest model that keeps its quality"
+        "--budget latency=50% (of dense), or limit metric_drop alone for the cheapest model that "
+        "keeps its quality"
     )
 
 
-def nearest_miss(study: Study, dense: Score, candidates: Sequence[Candidate], run: Path | None = None) -> str:
-    """Why no plan meets the study's budget: how near the best came, and which budget was reachable, in `run`."""
+def nearest_miss(
+    study: Study, dense: Score, candidates: Sequence[Candidate], run: Path | None = None
+) -> str:
+    """Why no plan meets the study's budget: how near the best came, and which budget was reachable,
+    in `run`."""
     goal, budget = study.task.metric.goal, study.budget
     trained = any(candidate.stage == "trained" for candidate in candidates)
     by_distance = [
-        (max(budget.violations(candidate.score.judged(candidate.stage), dense, goal).values(), default=0.0), candidate)
+        (
+            max(
+                budget.violations(candidate.score.judged(candidate.stage), dense, goal).values(),
+                default=0.0,
+            ),
+            candidate,
+        )
         for candidate in candidates
         if candidate.stage != "failed" and not (trained and candidate.stage == "screened")
     ]
     if not by_distance:
         return f"no plan was tried to the end, so none meets the budget ({budget})"
     nearest = min(by_distance, key=lambda pair: (pair[0], pair[1].number))[1]
-    reached = "; ".join(budget.broken(nearest.score.judged(nearest.stage), dense, goal)) or "its model was not kept"
+    reached = (
+        "; ".join(budget.broken(nearest.score.judged(nearest.stage), dense, goal))
+        or "its model was not kept"
+    )
     failed = [candidate for candidate in candidates if candidate.stage == "failed"]
     broke = (
-        f" {len(failed)} trials broke down in training (trial {failed[0].number}: {failed[0].reason})."
+        f" {len(failed)} trials broke down in training (trial {failed[0].number}: "
+        f"{failed[0].reason})."
         if failed
         else ""
     )
     judged = [answer for answer in answers(study, dense, candidates) if not answer.trained]
     further = f" {in_words(judged, run)}." if run is not None and judged else ""
     return (
-        f"no plan meets the budget ({budget}). The nearest {'that is trained ' if trained else ''}was trial "
-        f"{nearest.number}: {reached}. Reachable was {_reachable(study, dense, candidates, budget)}.{further}{broke} "
+        f"no plan meets the budget ({budget}). The nearest "
+        f"{'that is trained ' if trained else ''}was trial "
+        f"{nearest.number}: {reached}. Reachable was "
+        f"{_reachable(study, dense, candidates, budget)}.{further}{broke} "
         f"Give a budget like that, more trials, or a wider space.default.ratio"
     )
 
 
 def _reachable(study: Study, dense: Score, candidates: Sequence[Candidate], budget: Budget) -> str:
-    """The limits, in the budget's own quantities and units, that the trained trial nearest to it keeps."""
+    """The limits, in the budget's own quantities and units, that the trained trial nearest to it
+    keeps."""
     goal = study.task.metric.goal
     trained = [candidate for candidate in candidates if candidate.trained]
     nearest = min(
         trained,
-        key=lambda candidate: max(budget.violations(candidate.score, dense, goal).values(), default=0.0),
+        key=lambda candidate: max(
+            budget.violations(candidate.score, dense, goal).values(), default=0.0
+        ),
         default=None,
     )
     if nearest is None:
@@ -79,7 +108,12 @@ def _reachable(study: Study, dense: Score, candidates: Sequence[Candidate], budg
         used = limit.usage(nearest.score, dense, goal)
         if used is not None:
             up = 10.0 ** (math.floor(math.log10(abs(used))) - 2) if used else 1.0
-            least, most = min(limit.value, math.floor(used / up) * up), max(limit.value, math.ceil(used / up) * up)
+            least, most = (
+                min(limit.value, math.floor(used / up) * up),
+                max(limit.value, math.ceil(used / up) * up),
+            )
             limits.append(replace(limit, value=least if limit.lower else most))
     reached = ", ".join(f"{limit.key}={limit}" for limit in limits)
-    return f"{reached} (trial {nearest.number}, {study.task.metric.name} {nearest.score.metric:.4g})"
+    return (
+        f"{reached} (trial {nearest.number}, {study.task.metric.name} {nearest.score.metric:.4g})"
+    )

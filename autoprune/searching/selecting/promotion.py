@@ -28,10 +28,10 @@ def next_promotion(
 ) -> Candidate | None:
     """The next candidate to train, so that the best `count` end trained; None where they are.
 
-    `promotions`: for the number of each that was promoted, that of the trial which trained its plan. One that turned
-    out not to keep the budget, or whose training broke down, does not count. `refills`: for the number of one that was
-    given units back, those of the plans that came of it; a better one takes its place. What is alike comes after what
-    is not.
+    `promotions`: for the number of each that was promoted, that of the trial which trained its
+    plan. One that turned out not to keep the budget, or whose training broke down, does not count.
+    `refills`: for the number of one that was given units back, those of the plans that came of it;
+    a better one takes its place. What is alike comes after what is not.
     """
     by_number = {candidate.number: candidate for candidate in candidates}
     known = {candidate.plan: candidate for candidate in candidates if candidate.stage == "trained"}
@@ -55,39 +55,59 @@ def next_promotion(
     return None
 
 
-def _drop_replaced(left: Mapping[int, Candidate], refills: Mapping[int, Sequence[int]]) -> list[Candidate]:
+def _drop_replaced(
+    left: Mapping[int, Candidate], refills: Mapping[int, Sequence[int]]
+) -> list[Candidate]:
     """Without those in whose place a better one stands."""
     order = {number: place for place, number in enumerate(left)}
 
     def first(number: int) -> bool:
-        return all(order.get(fuller, len(order)) >= order[number] for fuller in refills.get(number, ()))
+        return all(
+            order.get(fuller, len(order)) >= order[number] for fuller in refills.get(number, ())
+        )
 
     return [candidate for number, candidate in left.items() if first(number)]
 
 
 def _apart(ordered: Sequence[Candidate], count: int) -> list[Candidate]:
-    """The first `count` of which none is `alike` to one before; where these are too few, of the others too."""
+    """The first `count` of which none is `alike` to one before; where these are too few, of the
+    others too."""
     chosen: list[Candidate] = []
     for candidate in ordered:
         if len(chosen) < count and not any(alike(candidate.plan, other.plan) for other in chosen):
             chosen.append(candidate)
     taken = {candidate.number for candidate in chosen}
-    return [*chosen, *(candidate for candidate in ordered if candidate.number not in taken)][: max(0, count)]
+    return [*chosen, *(candidate for candidate in ordered if candidate.number not in taken)][
+        : max(0, count)
+    ]
 
 
 def least_cost_wanted(study: Study) -> bool:
-    """Whether the least cost is wanted at which a limited quality is kept: that only training tells."""
+    """Whether the least cost is wanted at which a limited quality is kept: that only training
+    tells."""
     limited = {limit.quantity for limit in study.budget.limits}
-    return "metric_drop" in limited and ("metric" not in study.search.objectives or limited == {"metric_drop"})
+    return "metric_drop" in limited and (
+        "metric" not in study.search.objectives or limited == {"metric_drop"}
+    )
 
 
-def _bisect(front: Sequence[Candidate], found: Mapping[int, Candidate], count: int) -> Candidate | None:
-    """By bisection of the front, best quality first: how far down it does a plan keep its quality when trained?"""
+def _bisect(
+    front: Sequence[Candidate], found: Mapping[int, Candidate], count: int
+) -> Candidate | None:
+    """By bisection of the front, best quality first: how far down it does a plan keep its quality
+    when trained?"""
     trained = [found.get(candidate.number) for candidate in front]
     if sum(candidate is not None for candidate in trained) >= count:
         return None
-    kept = max((place for place, each in enumerate(trained) if each is not None and each.feasible), default=-1)
-    lost = (place for place, each in enumerate(trained) if each is not None and not each.feasible and place > kept)
+    kept = max(
+        (place for place, each in enumerate(trained) if each is not None and each.feasible),
+        default=-1,
+    )
+    lost = (
+        place
+        for place, each in enumerate(trained)
+        if each is not None and not each.feasible and place > kept
+    )
     middle = (kept + min(lost, default=len(front))) // 2
     return front[middle] if 0 <= middle < len(front) and trained[middle] is None else None
 
@@ -95,13 +115,15 @@ def _bisect(front: Sequence[Candidate], found: Mapping[int, Candidate], count: i
 def best(
     study: Study, dense: Score, candidates: Sequence[Candidate], refilled: Collection[int] = ()
 ) -> list[Candidate]:
-    """The screened candidates whose costs keep the budget, in the order in which they should be trained.
+    """The screened candidates whose costs keep the budget, in the order in which they should be
+    trained.
 
-    Where a cost is limited, best quality first: nothing is gained by being faster than was asked for. Where the least
-    cost is wanted at which quality is kept, those that no other dominates, best quality first; where nothing is
-    limited, spread over the non-dominated ranks (Deb et al. 2002). Quality is the loss, whatever the objectives say: it
-    is finer than a metric, and plans of equal latency are much alike. Those `refilled`, by their numbers, lie closer to
-    the edge: what they rest on was measured in fresh processes.
+    Where a cost is limited, best quality first: nothing is gained by being faster than was asked
+    for. Where the least cost is wanted at which quality is kept, those that no other dominates,
+    best quality first; where nothing is limited, spread over the non-dominated ranks (Deb et al.
+    2002). Quality is the loss, whatever the objectives say: it is finer than a metric, and plans of
+    equal latency are much alike. Those `refilled`, by their numbers, lie closer to the edge: what
+    they rest on was measured in fresh processes.
     """
     goal = study.task.metric.goal
     screened = [candidate for candidate in candidates if candidate.stage == "screened"]
@@ -110,22 +132,33 @@ def best(
         for candidate in screened
         if _inside(study, dense, candidate.score, 0.0 if candidate.number in refilled else EDGE)
     ]
-    fitting = fitting or [candidate for candidate in screened if _inside(study, dense, candidate.score, 0.0)]
+    fitting = fitting or [
+        candidate for candidate in screened if _inside(study, dense, candidate.score, 0.0)
+    ]
     unique = list({_net(candidate): candidate for candidate in reversed(fitting)}.values())
     if study.budget.limits and not least_cost_wanted(study):
-        return sorted(unique, key=lambda candidate: (candidate.score.objective("loss"), candidate.number))
-    objectives = ["loss", *(name for name in study.search.objectives if name not in ("metric", "loss"))]
+        return sorted(
+            unique, key=lambda candidate: (candidate.score.objective("loss"), candidate.number)
+        )
+    objectives = [
+        "loss",
+        *(name for name in study.search.objectives if name not in ("metric", "loss")),
+    ]
     points = {candidate.number: costs_of(candidate.score, objectives, goal) for candidate in unique}
     ordered = sorted(unique, key=lambda candidate: points[candidate.number])
     ranks = _ranks([points[candidate.number] for candidate in ordered])
     if least_cost_wanted(study):
         return [each for each, rank in zip(ordered, ranks, strict=True) if rank == 0]
-    by_rank = [[each for each, own in zip(ordered, ranks, strict=True) if own == rank] for rank in sorted(set(ranks))]
+    by_rank = [
+        [each for each, own in zip(ordered, ranks, strict=True) if own == rank]
+        for rank in sorted(set(ranks))
+    ]
     return [candidate for rank in by_rank for candidate in _spread(rank)]
 
 
 def _net(candidate: Candidate) -> tuple[float | None, ...]:
-    """What tells nets apart: plans that come to the same net have the same loss to the last digit."""
+    """What tells nets apart: plans that come to the same net have the same loss to the last
+    digit."""
     score = candidate.score
     return score.loss, score.flops, score.params, score.nonzero_params
 
@@ -146,9 +179,11 @@ def _ranks(points: Sequence[tuple[float, ...]]) -> list[int]:
 
 
 def alike(first: Plan, second: Plan) -> bool:
-    """Whether two plans differ in so little that training both tells nothing more: a quarter of one group in all.
+    """Whether two plans differ in so little that training both tells nothing more: a quarter of one
+    group in all.
 
-    A criterion alone is no difference; a block that goes in one and stays in the other is a whole one.
+    A criterion alone is no difference; a block that goes in one and stays in the other is a whole
+    one.
     """
 
     def apart(key: str) -> float:
@@ -161,9 +196,14 @@ def alike(first: Plan, second: Plan) -> bool:
 
 
 def _inside(study: Study, dense: Score, score: Score, margin: float) -> bool:
-    """Whether the costs keep the budget; what was looked at but briefly, with a margin against the winner's curse."""
+    """Whether the costs keep the budget; what was looked at but briefly, with a margin against the
+    winner's curse."""
     for limit in study.budget.limits:
-        found = None if limit.quantity == "metric_drop" else limit.violation(score.at_middle(), dense, "maximize")
+        found = (
+            None
+            if limit.quantity == "metric_drop"
+            else limit.violation(score.at_middle(), dense, "maximize")
+        )
         if found is not None and found > (-margin if limit.quantity in NEED_A_RUN else 0):
             return False
     return True

@@ -15,7 +15,8 @@ _SEED = 20240607  # of the split: every user sees the same images in the same pa
 
 
 def digits() -> Data:
-    """Images (1, 8, 8) float32, normalised by the training split's mean and deviation, with int64 labels.
+    """Images (1, 8, 8) float32, normalised by the training split's mean and deviation, with int64
+    labels.
 
     The split is fixed and stratified by class: 1,074 to train, 355 to validate, 368 to test
     (Alpaydin & Kaynak 1998, UCI Optical Recognition of Handwritten Digits, its test part).
@@ -39,7 +40,9 @@ def _stratified_split(labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         members = (labels == label).nonzero().flatten()
         members = members[torch.randperm(len(members), generator=generator)]
         first, second = (int(share * len(members)) for share in _SHARES)
-        for part, indices in zip(parts, members.split([first, second, len(members) - first - second]), strict=True):
+        for part, indices in zip(
+            parts, members.split([first, second, len(members) - first - second]), strict=True
+        ):
             part.append(indices)
     train, validation, test = (torch.cat(part).sort().values for part in parts)
     return train, validation, test

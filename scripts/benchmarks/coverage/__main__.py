@@ -1,14 +1,18 @@
-"""Which models can be pruned, how exactly and how fast, beside Torch-Pruning 1.6.1; needs the `bench` extra.
+"""Which models can be pruned, how exactly and how fast, beside Torch-Pruning 1.6.1; needs the
+`bench` extra.
 
-Run:   .venv/bin/python -m scripts.benchmarks.coverage [--only PATTERN ...] [--tool TOOL] [--results PATH]
-                                                      [--limit-seconds 300] [--again] [--retry] [--timing]
-       .venv/bin/python -m scripts.benchmarks.coverage --table [--markdown] [--verbose]     the table and the bars
-       .venv/bin/python -m scripts.benchmarks.coverage --flat                 memory over 200 candidates
-       .venv/bin/python -m scripts.benchmarks.coverage --export [--only ...]  ONNX, torch.export, a training step
+Run:   .venv/bin/python -m scripts.benchmarks.coverage [--only PATTERN ...] [--tool TOOL] [--results
+PATH]
+                                                      [--limit-seconds 300] [--again] [--retry]
+                                                      [--timing]
+       .venv/bin/python -m scripts.benchmarks.coverage --table [--markdown] [--verbose]     the
+       table and the bars .venv/bin/python -m scripts.benchmarks.coverage --flat
+       memory over 200 candidates .venv/bin/python -m scripts.benchmarks.coverage --export [--only
+       ...]  ONNX, torch.export, a training step
 
-Every model runs in a fresh process per tool. Results are JSON lines; what is there is not run again unless `--again`;
-`--retry` runs again what was not pruned; `--timing` takes the times again, of both tools one after the other, and keeps
-the rest.
+Every model runs in a fresh process per tool. Results are JSON lines; what is there is not run again
+unless `--again`; `--retry` runs again what was not pruned; `--timing` takes the times again, of
+both tools one after the other, and keeps the rest.
 """
 
 from __future__ import annotations
@@ -51,12 +55,21 @@ def main() -> None:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", default=["*"], help="patterns on model names: resnet*, hf/*, own/lstm_1")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        default=["*"],
+        help="patterns on model names: resnet*, hf/*, own/lstm_1",
+    )
     parser.add_argument("--tool", nargs="+", choices=TOOLS)
     parser.add_argument("--results", type=Path, default=Path("runs/benchmark_coverage.jsonl"))
     parser.add_argument("--limit-seconds", type=float, default=300)
-    parser.add_argument("--memory-gib", type=float, default=16, help="address space of one measuring process")
+    parser.add_argument(
+        "--memory-gib", type=float, default=16, help="address space of one measuring process"
+    )
     for mode in ("again", "retry", "timing", "table", "markdown", "verbose", "flat", "export"):
         parser.add_argument(f"--{mode}", action="store_true")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
@@ -67,9 +80,16 @@ def arguments() -> argparse.Namespace:
 def names(patterns: list[str]) -> list[str]:
     from scripts.benchmarks.coverage.models import cases
 
-    found = [case.name for case in cases() if any(fnmatch.fnmatchcase(case.name, pattern) for pattern in patterns)]
+    found = [
+        case.name
+        for case in cases()
+        if any(fnmatch.fnmatchcase(case.name, pattern) for pattern in patterns)
+    ]
     if not found:
-        sys.exit(f"no model matches {' '.join(patterns)}; models: {', '.join(case.name for case in cases())}")
+        sys.exit(
+            f"no model matches {' '.join(patterns)}; models: "
+            f"{', '.join(case.name for case in cases())}"
+        )
     return found
 
 
@@ -99,7 +119,9 @@ def run_all(given: argparse.Namespace, tools: tuple[str, ...], wanted: list[str]
 def again(before: Record, given: argparse.Namespace) -> bool:
     """What this script itself failed on is always run again."""
     done = ("pruned", "verified", "flat", "dense fails too")
-    return bool(given.again or before["status"] == "error" or (given.retry and before["status"] not in done))
+    return bool(
+        given.again or before["status"] == "error" or (given.retry and before["status"] not in done)
+    )
 
 
 def shown(record: Record) -> str:
@@ -128,7 +150,11 @@ def run_one(given: argparse.Namespace, name: str, tool: str, before: Record | No
     )
     try:
         out, err = process.communicate(timeout=given.limit_seconds)
-        ended = "" if process.returncode == 0 else f"the process ended with {process.returncode}: {last_line(err)}"
+        ended = (
+            ""
+            if process.returncode == 0
+            else f"the process ended with {process.returncode}: {last_line(err)}"
+        )
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         out, err = process.communicate()
@@ -138,8 +164,11 @@ def run_one(given: argparse.Namespace, name: str, tool: str, before: Record | No
         if line.startswith("RESULT "):
             record |= json.loads(line.removeprefix("RESULT "))
     if ended and not given.timing:
-        ours = process.returncode == 1 and "MemoryError" not in ended  # this script's, so it is run again next time
-        record = {"status": "error" if ours else "failed", "reason": ended} | record | {"ended": ended}
+        # this script's, so it is run again next time
+        ours = process.returncode == 1 and "MemoryError" not in ended
+        record = (
+            {"status": "error" if ours else "failed", "reason": ended} | record | {"ended": ended}
+        )
     return record
 
 
@@ -148,7 +177,9 @@ def last_line(text: str) -> str:
     return lines[-1][:200] if lines else ""
 
 
-def command(tool: str, name: str, given: argparse.Namespace, before: Record | None = None) -> list[str]:
+def command(
+    tool: str, name: str, given: argparse.Namespace, before: Record | None = None
+) -> list[str]:
     found = [
         sys.executable,
         "-m",
@@ -166,13 +197,20 @@ def command(tool: str, name: str, given: argparse.Namespace, before: Record | No
 
 
 def environment() -> dict[str, str]:
-    """One thread, timm's attention written out (as Torch-Pruning's example needs it), this checkout first."""
+    """One thread, timm's attention written out (as Torch-Pruning's example needs it), this checkout
+    first."""
     root = str(Path(__file__).resolve().parents[3])
-    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": root, "PYTHONWARNINGS": "ignore", "TIMM_FUSED_ATTN": "0"}
+    return os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": root,
+        "PYTHONWARNINGS": "ignore",
+        "TIMM_FUSED_ATTN": "0",
+    }
 
 
 def load(path: Path) -> dict[tuple[str, str], Record]:
-    """The newest figures by (model, tool); a line without a status (times taken again) adds to an earlier one."""
+    """The newest figures by (model, tool); a line without a status (times taken again) adds to an
+    earlier one."""
     found: dict[tuple[str, str], Record] = {}
     for line in path.read_text().splitlines() if path.exists() else ():
         record = json.loads(line)

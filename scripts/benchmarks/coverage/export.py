@@ -1,4 +1,5 @@
-"""One pruned model of each family through ONNX and torch.export, and one training step, in a process of its own."""
+"""One pruned model of each family through ONNX and torch.export, and one training step, in a
+process of its own."""
 
 from __future__ import annotations
 
@@ -41,7 +42,9 @@ def measure(case: Case) -> None:
             if not error <= TOLERANCE:
                 problems.append(f"{name}: differs by {error:.1g}")
         except Exception as problem:
-            (neither if dense_fails(file, model, inputs) else problems).append(f"{name}: {reason(problem)}")
+            (neither if dense_fails(file, model, inputs) else problems).append(
+                f"{name}: {reason(problem)}"
+            )
     try:
         stuck = sorted(moved(model, inputs, case.raw) - moved(pruned, inputs, case.raw))
     except Exception as problem:
@@ -49,7 +52,11 @@ def measure(case: Case) -> None:
     if stuck:
         problems.append(f"does not train: {', '.join(stuck[:5])}")
     shown = {"reason": "; ".join(problems or neither)} if problems or neither else {}
-    emit(status="failed" if problems else "dense fails too" if neither else "verified", stuck=stuck, **shown)
+    emit(
+        status="failed" if problems else "dense fails too" if neither else "verified",
+        stuck=stuck,
+        **shown,
+    )
 
 
 def exported(file: Any, model: nn.Module, inputs: Inputs) -> float:
@@ -58,7 +65,9 @@ def exported(file: Any, model: nn.Module, inputs: Inputs) -> float:
         path = Path(folder) / file.filename
         file.save(model, inputs, path)
         run = file.load(path)
-        return max(relative_error(run(inputs.rows(n)), outputs_of(model, inputs.rows(n))) for n in (2, 3))
+        return max(
+            relative_error(run(inputs.rows(n)), outputs_of(model, inputs.rows(n))) for n in (2, 3)
+        )
 
 
 def dense_fails(file: Any, model: nn.Module, inputs: Inputs) -> bool:
@@ -83,11 +92,16 @@ def moved(model: nn.Module, inputs: Inputs, raw: Sequence[str]) -> set[str]:
     torch.manual_seed(0)
     sum(losses(model, inputs, raw)).backward()  # type: ignore[union-attr]
     optimizer.step()
-    return {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
+    return {
+        name
+        for name, parameter in model.named_parameters()
+        if not torch.equal(parameter, before[name])
+    }
 
 
 def losses(model: nn.Module, inputs: Inputs, raw: Sequence[str]) -> Iterator[Tensor]:
-    """On outputs; of detectors on what their heads give, since which of it becomes a detection is chance."""
+    """On outputs; of detectors on what their heads give, since which of it becomes a detection is
+    chance."""
     watch = Watch(model, raw)
     try:
         outputs = output_tensors(inputs.call(model.train()))

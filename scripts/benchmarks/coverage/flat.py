@@ -1,4 +1,5 @@
-"""Memory over 200 candidates in one process: plans drawn at random, each pruned model dropped at once."""
+"""Memory over 200 candidates in one process: plans drawn at random, each pruned model dropped at
+once."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ BAR = 0.05
 
 
 def run(tool: str, name: str) -> None:
-    """Resident memory after every 20th candidate; flat is within 5 % of what it was after the first 20."""
+    """Resident memory after every 20th candidate; flat is within 5 % of what it was after the first
+    20."""
     warnings.simplefilter("ignore")
     model, inputs = prepared(case(name))
     candidate = {"autoprune": ours, "torch_pruning": theirs}[tool](model, inputs)
@@ -43,7 +45,9 @@ def run(tool: str, name: str) -> None:
 def ours(model: nn.Module, inputs: Inputs) -> Callable[[], Any]:
     coupling = discover(model, inputs)
     importance = Importance(model, coupling)
-    groups = {group.key: technique(group) for group in coupling.prunable() if group.level == "units"}
+    groups = {
+        group.key: technique(group) for group in coupling.prunable() if group.level == "units"
+    }
 
     def candidate() -> None:
         plan = {key: Choice(name, random.uniform(0, 0.9)) for key, name in groups.items() if name}
@@ -65,7 +69,12 @@ def theirs(model: nn.Module, inputs: Inputs) -> Callable[[], Any]:
         importance = tp.importance.MagnitudeImportance(p=1)
         example = inputs.rows(1).args
         tp.pruner.MagnitudePruner(
-            smaller, example, importance, pruning_ratio=0.5, pruning_ratio_dict=ratios, ignored_layers=keep
+            smaller,
+            example,
+            importance,
+            pruning_ratio=0.5,
+            pruning_ratio_dict=ratios,
+            ignored_layers=keep,
         ).step()
 
     return candidate

@@ -1,4 +1,5 @@
-"""What benchmarks/coverage measures alike on both sides: time against a deep copy, memory, shapes, errors."""
+"""What benchmarks/coverage measures alike on both sides: time against a deep copy, memory, shapes,
+errors."""
 
 from __future__ import annotations
 
@@ -39,15 +40,22 @@ def prepared(case: Case) -> tuple[nn.Module, Inputs]:
 
 @torch.no_grad()
 def lively(model: nn.Module, inputs: Inputs) -> nn.Module:
-    """`model` itself, in eval mode, with constant tensors drawn anew and batch norms' statistics taken from `inputs`.
+    """`model` itself, in eval mode, with constant tensors drawn anew and batch norms' statistics
+    taken from `inputs`.
 
     As built, zero heads and layer scales of 1e-6 would hide what a wrong cut does.
     """
     generator = torch.Generator().manual_seed(0)
     for name, parameter in model.named_parameters():
-        if parameter.is_floating_point() and (parameter.dim() == 1 or parameter.min() == parameter.max()):
+        if parameter.is_floating_point() and (
+            parameter.dim() == 1 or parameter.min() == parameter.max()
+        ):
             parameter.copy_(_drawn(name, parameter, generator))
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    norms = [
+        m
+        for m in model.modules()
+        if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats
+    ]
     momenta = [norm.momentum for norm in norms]
     model.eval()
     for norm in norms:
@@ -55,7 +63,9 @@ def lively(model: nn.Module, inputs: Inputs) -> nn.Module:
         norm.momentum = None
         norm.train()
     if norms:
-        inputs.rows(4).map(lambda t: t + 0.1 * torch.randn_like(t) if t.is_floating_point() else t).call(model)
+        inputs.rows(4).map(
+            lambda t: t + 0.1 * torch.randn_like(t) if t.is_floating_point() else t
+        ).call(model)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
         if norm.running_var is not None:
@@ -104,7 +114,8 @@ def limit(seconds: float) -> Iterator[None]:
 
 
 def interleaved(work: Sequence[Callable[[], Any]], budget: float) -> list[float]:
-    """Median seconds of each, called in turn: 3 to 9 rounds, fewer where `budget` seconds are over (at least one)."""
+    """Median seconds of each, called in turn: 3 to 9 rounds, fewer where `budget` seconds are over
+    (at least one)."""
     seconds: list[list[float]] = [[] for _ in work]
     began = time.monotonic()
     for round_ in range(9):
@@ -129,7 +140,8 @@ class Watch:
     def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
         self.seen = seen = []  # type: list[Tensor]
 
-        def take(module: nn.Module, given: Any, output: Any) -> None:  # a bound method would be copied with the model
+        # a bound method would be copied with the model
+        def take(module: nn.Module, given: Any, output: Any) -> None:
             seen.extend(leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
 
         for name in names:
@@ -141,11 +153,15 @@ class Watch:
         return [*outputs, *self.seen]
 
 
-Pair = Callable[[Callable[[nn.Module], nn.Module], Callable[[Inputs], Inputs]], tuple[list[Tensor], list[Tensor]]]
+Pair = Callable[
+    [Callable[[nn.Module], nn.Module], Callable[[Inputs], Inputs]],
+    tuple[list[Tensor], list[Tensor]],
+]
 
 
 def error_of(pair: Pair) -> dict[str, Any]:
-    """Error of cut against masked, in single precision, and in double where that is over 1e-5 (rounding, or wrong?)."""
+    """Error of cut against masked, in single precision, and in double where that is over 1e-5
+    (rounding, or wrong?)."""
     error = relative_error(*pair(lambda model: model, lambda inputs: inputs))
     if error <= 1e-5:
         return {"error": error, "error_precision": "float32"}
@@ -156,12 +172,16 @@ def error_of(pair: Pair) -> dict[str, Any]:
     try:
         double = relative_error(*pair(lambda model: copy.deepcopy(model).double(), wide))
     except Exception as problem:  # a forward that insists on float32
-        return {"error": finite(error), "error_precision": f"float32 (double: {type(problem).__name__})"}
+        return {
+            "error": finite(error),
+            "error_precision": f"float32 (double: {type(problem).__name__})",
+        }
     return {"error": finite(double), "error_float32": finite(error), "error_precision": "float64"}
 
 
 def effect(dense: nn.Module, pruned: nn.Module, inputs: Inputs) -> float:
-    """How far pruned outputs are from dense ones: where that is nothing, a small error proves nothing."""
+    """How far pruned outputs are from dense ones: where that is nothing, a small error proves
+    nothing."""
     return finite(relative_error(outputs_of(pruned, inputs), outputs_of(dense, inputs)))
 
 
@@ -171,7 +191,8 @@ def finite(number: float) -> float:
 
 
 def shapes_kept(dense: nn.Module, pruned: nn.Module, inputs: Inputs, case: Case) -> bool:
-    """Whether outputs have the dense model's shapes at batch sizes 2 and 3; detectors' counts are free."""
+    """Whether outputs have the dense model's shapes at batch sizes 2 and 3; detectors' counts are
+    free."""
     start = 1 if case.family == "detection" else 0
 
     def shapes(model: nn.Module, batch: int) -> list[tuple[int, ...]]:
@@ -197,11 +218,19 @@ def output_names(model: nn.Module, inputs: Inputs) -> Iterator[str]:
 
         return take
 
-    layers = {n: m for n, m in model.named_modules() if isinstance(m, (nn.Linear, nn.modules.conv._ConvNd))}
+    layers = {
+        n: m
+        for n, m in model.named_modules()
+        if isinstance(m, (nn.Linear, nn.modules.conv._ConvNd))
+    }
     handles = [module.register_forward_hook(hook(name)) for name, module in layers.items()]
     try:
         places = {(out.data_ptr(), out.numel()) for out in outputs_of(model, inputs.rows(1))}
     finally:
         for handle in handles:
             handle.remove()
-    yield from (name for name, out in made.items() if (out.data_ptr(), out.numel()) in places and out.numel())
+    yield from (
+        name
+        for name, out in made.items()
+        if (out.data_ptr(), out.numel()) in places and out.numel()
+    )

@@ -1,4 +1,5 @@
-"""The models of benchmarks/coverage: every one random, built from code or a config, with small inputs."""
+"""The models of benchmarks/coverage: every one random, built from code or a config, with small
+inputs."""
 
 from __future__ import annotations
 
@@ -17,9 +18,11 @@ from scripts.benchmarks.coverage import own
 
 @dataclass(frozen=True)
 class Case:
-    """One model. `keep`: output layers that Torch-Pruning is told to leave; others that make outputs are found.
+    """One model. `keep`: output layers that Torch-Pruning is told to leave; others that make
+    outputs are found.
 
-    `raw`: modules whose outputs are compared besides the model's own (those of detectors are few and discrete).
+    `raw`: modules whose outputs are compared besides the model's own (those of detectors are few
+    and discrete).
     """
 
     name: str
@@ -32,18 +35,58 @@ class Case:
 
 
 EXPORTED = {
-    *("resnet18", "densenet121", "mobilenet_v3_small", "shufflenet_v2_x0_5", "vit_b_16", "swin_t", "convnext_tiny"),
-    *("deeplabv3_mobilenet_v3_large", "ssdlite320_mobilenet_v3_large", "r3d_18", "timm/deit_tiny_patch16_224"),
-    *("timm/mobilevit_s", "hf/bert", "hf/llama", "own/lstm_2", "own/gru_1", "own/encoder", "own/decoder"),
-    *("own/fused_qkv", "own/mixer", "own/unet", "own/yolo", "own/conv1d", "own/conv3d", "own/weight_norm"),
+    *(
+        "resnet18",
+        "densenet121",
+        "mobilenet_v3_small",
+        "shufflenet_v2_x0_5",
+        "vit_b_16",
+        "swin_t",
+        "convnext_tiny",
+    ),
+    *(
+        "deeplabv3_mobilenet_v3_large",
+        "ssdlite320_mobilenet_v3_large",
+        "r3d_18",
+        "timm/deit_tiny_patch16_224",
+    ),
+    *(
+        "timm/mobilevit_s",
+        "hf/bert",
+        "hf/llama",
+        "own/lstm_2",
+        "own/gru_1",
+        "own/encoder",
+        "own/decoder",
+    ),
+    *(
+        "own/fused_qkv",
+        "own/mixer",
+        "own/unet",
+        "own/yolo",
+        "own/conv1d",
+        "own/conv3d",
+        "own/weight_norm",
+    ),
     *("own/pixel_shuffle", "own/shared_weights", "own/two_inputs"),
 }
 
 
 def cases() -> list[Case]:
     """Every model, in the order of the table."""
-    found = [*classifiers(), *segmentation(), *detection(), *video(), *timm_models(), *hugging_face(), *owned()]
-    return [Case(c.name, c.family, c.build, c.inputs, c.keep, c.raw, c.name in EXPORTED) for c in (*found, *scale())]
+    found = [
+        *classifiers(),
+        *segmentation(),
+        *detection(),
+        *video(),
+        *timm_models(),
+        *hugging_face(),
+        *owned(),
+    ]
+    return [
+        Case(c.name, c.family, c.build, c.inputs, c.keep, c.raw, c.name in EXPORTED)
+        for c in (*found, *scale())
+    ]
 
 
 def case(name: str) -> Case:
@@ -76,18 +119,29 @@ def classifiers() -> Iterator[Case]:
         if name.startswith("swin"):
             size = 256 if "v2" in name else 224
         keep = ("classifier.1",) if name.startswith("squeezenet") else ()
-        yield Case(name, "classification", partial(torchvision.models.get_model, name, **options), image(size), keep)
+        yield Case(
+            name,
+            "classification",
+            partial(torchvision.models.get_model, name, **options),
+            image(size),
+            keep,
+        )
 
 
 def segmentation() -> Iterator[Case]:
     for name in torchvision.models.list_models(module=torchvision.models.segmentation):
-        keep = ("classifier.low_classifier", "classifier.high_classifier") if "lraspp" in name else ("classifier.4",)
+        keep = (
+            ("classifier.low_classifier", "classifier.high_classifier")
+            if "lraspp" in name
+            else ("classifier.4",)
+        )
         build = partial(torchvision.models.get_model, name, weights=None, weights_backbone=None)
         yield Case(name, "segmentation", build, image(64), keep)
 
 
 def detection() -> Iterator[Case]:
-    """`keep` as Torch-Pruning's own example has it (examples/torchvision_models/torchvision_pruning.py)."""
+    """`keep` as Torch-Pruning's own example has it
+    (examples/torchvision_models/torchvision_pruning.py)."""
     rpn = ("model.rpn.head.cls_logits", "model.rpn.head.bbox_pred")
     keeps = {
         "ssd": ("model.head",),
@@ -103,19 +157,30 @@ def detection() -> Iterator[Case]:
         "keypointrcnn": (
             *rpn,
             "model.backbone.fpn.layer_blocks",
-            *(f"model.roi_heads.{head}" for head in ("box_head", "box_predictor", "keypoint_predictor")),
+            *(
+                f"model.roi_heads.{head}"
+                for head in ("box_head", "box_predictor", "keypoint_predictor")
+            ),
         ),
         "maskrcnn": (*rpn, "model.roi_heads.box_predictor", "model.roi_heads.mask_predictor"),
-        "retinanet": ("model.head.classification_head.cls_logits", "model.head.regression_head.bbox_reg"),
+        "retinanet": (
+            "model.head.classification_head.cls_logits",
+            "model.head.regression_head.bbox_reg",
+        ),
     }
     for name in torchvision.models.list_models(module=torchvision.models.detection):
         options: dict[str, Any] = {"weights": None, "weights_backbone": None}
         if not name.startswith("ssd"):
             options |= {"min_size": 128, "max_size": 160}
-        if "rcnn" in name:  # random heads are sure of nothing, and without detections some layers would never run
+        # random heads are sure of nothing, and without detections some layers would never run
+        if "rcnn" in name:
             options |= {"box_score_thresh": 0.001, "box_detections_per_img": 5}
         keep = next(names for start, names in keeps.items() if name.startswith(start))
-        raw = ("model.rpn.head", "model.roi_heads.box_predictor") if "rcnn" in name else ("model.head",)
+        raw = (
+            ("model.rpn.head", "model.roi_heads.box_predictor")
+            if "rcnn" in name
+            else ("model.head",)
+        )
         yield Case(name, "detection", partial(detector, name, **options), image(128), keep, raw)
 
 
@@ -140,16 +205,29 @@ def video() -> Iterator[Case]:
     for name in ("r3d_18", "mc3_18", "r2plus1d_18", "s3d", "swin3d_t", "mvit_v2_s"):
         shape = (2, 3, *shapes.get(name, (4, 32, 32)))
         whole = ("classifier.1",) if name == "s3d" else ()
-        yield Case(name, "video", partial(torchvision.models.get_model, name, weights=None), floats(shape), whole)
+        yield Case(
+            name,
+            "video",
+            partial(torchvision.models.get_model, name, weights=None),
+            floats(shape),
+            whole,
+        )
     keep = ("corr_block", "update_block", "mask_predictor")
     build = partial(torchvision.models.get_model, "raft_small", weights=None)
-    yield Case("raft_small", "optical flow", build, floats((2, 3, 128, 128), (2, 3, 128, 128)), keep)
+    yield Case(
+        "raft_small", "optical flow", build, floats((2, 3, 128, 128), (2, 3, 128, 128)), keep
+    )
 
 
 def timm_models() -> Iterator[Case]:
     sizes = {"convnext_tiny": 64, "mobilevit_s": 64, "mobilevitv2_100": 64}
     for name in (
-        *("convnext_tiny", "deit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "maxvit_tiny_tf_224"),
+        *(
+            "convnext_tiny",
+            "deit_tiny_patch16_224",
+            "swin_tiny_patch4_window7_224",
+            "maxvit_tiny_tf_224",
+        ),
         *("mobilevit_s", "mobilevitv2_100", "efficientformer_l1", "mixer_s16_224"),
     ):
         yield Case(f"timm/{name}", "timm", partial(timm_model, name), image(sizes.get(name, 224)))
@@ -189,11 +267,15 @@ def hf_model(name: str) -> nn.Module:
     if name == "vit":
         return hf.ViTForImageClassification(hf.ViTConfig(**usual, image_size=64, num_labels=10))
     if name == "distilbert":
-        config = hf.DistilBertConfig(**words, dim=256, n_layers=3, n_heads=4, hidden_dim=1024, num_labels=10)
+        config = hf.DistilBertConfig(
+            **words, dim=256, n_layers=3, n_heads=4, hidden_dim=1024, num_labels=10
+        )
         return hf.DistilBertForSequenceClassification(config)
     if name == "gpt2":
         sizes = {"vocab_size": 500, "n_positions": 64, "n_embd": 256, "n_layer": 3, "n_head": 4}
-        return hf.GPT2LMHeadModel(hf.GPT2Config(**sizes, use_cache=False, bos_token_id=0, eos_token_id=0))
+        return hf.GPT2LMHeadModel(
+            hf.GPT2Config(**sizes, use_cache=False, bos_token_id=0, eos_token_id=0)
+        )
     grouped = {"num_attention_heads": 8, "num_key_value_heads": 2, "tie_word_embeddings": True}
     return hf.LlamaForCausalLM(hf.LlamaConfig(**(usual | words | grouped), use_cache=False))
 
@@ -206,11 +288,18 @@ def owned() -> Iterator[Case]:
         *[("lstm_bidirectional", nn.LSTM, both), ("gru_bidirectional", nn.GRU, both)],
         ("lstm_projection", nn.LSTM, {"proj_size": 24, "num_layers": 2, "batch_first": True}),
     ):
-        yield Case(f"own/{name}", "recurrent", partial(own.Recurrent, kind, **options), tokens(3, 9))
+        yield Case(
+            f"own/{name}", "recurrent", partial(own.Recurrent, kind, **options), tokens(3, 9)
+        )
     sequence, memory = (3, 9, 16), (3, 7, 12)
     pairs = lambda: Inputs.of((torch.randint(0, 40, (3, 9)), torch.randint(0, 40, (3, 7))))  # noqa: E731
     yield Case("own/encoder", "transformer", own.Encoder, floats(sequence))
-    yield Case("own/encoder_norm_first", "transformer", partial(own.Encoder, norm_first=True), floats(sequence))
+    yield Case(
+        "own/encoder_norm_first",
+        "transformer",
+        partial(own.Encoder, norm_first=True),
+        floats(sequence),
+    )
     yield Case("own/decoder", "transformer", own.Decoder, floats(sequence, memory))
     yield Case("own/seq2seq", "transformer", own.Seq2Seq, pairs)
     yield Case("own/fused_qkv", "transformer", own.FusedNet, floats(sequence))

@@ -95,7 +95,8 @@ def refusals(coupling: Coupling) -> str:
 
 
 def times(model: nn.Module, coupling: Coupling, chosen: Plan, seconds: float) -> None:
-    """Applying a plan, with the importance known (as in a search) and with the ranking included, beside deep copies."""
+    """Applying a plan, with the importance known (as in a search) and with the ranking included,
+    beside deep copies."""
     known = Importance(model, coupling)
     apply(model, coupling, chosen, known)
     copied, applied, ranked = interleaved(
@@ -118,7 +119,9 @@ def check(case: Case, model: nn.Module, inputs: Inputs, coupling: Coupling, chos
     total = parameters(model)
     inside = sum(tensor.numel() for name, tensor in model.named_parameters() if name in touched)
     emit(removed=1 - parameters(smaller) / total, prunable_share=inside / total)
-    emit(shapes_kept=shapes_kept(model, smaller, inputs, case), effect=effect(model, smaller, inputs))
+    emit(
+        shapes_kept=shapes_kept(model, smaller, inputs, case), effect=effect(model, smaller, inputs)
+    )
     keep = kept(coupling, chosen, importance)
     watches = Watch(model, case.raw), Watch(smaller, case.raw)
 

@@ -13,7 +13,9 @@ from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 def conv(inputs: int, outputs: int, size: int = 3, **options: Any) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(inputs, outputs, size, padding=size // 2, bias=False, **options), nn.BatchNorm2d(outputs), nn.SiLU()
+        nn.Conv2d(inputs, outputs, size, padding=size // 2, bias=False, **options),
+        nn.BatchNorm2d(outputs),
+        nn.SiLU(),
     )
 
 
@@ -37,7 +39,9 @@ class Recurrent(nn.Module):
 class Encoder(nn.Module):
     """Linear, nn.TransformerEncoder, mean, linear."""
 
-    def __init__(self, width: int = 64, layers: int = 2, heads: int = 4, hidden: int = 128, **options: Any) -> None:
+    def __init__(
+        self, width: int = 64, layers: int = 2, heads: int = 4, hidden: int = 128, **options: Any
+    ) -> None:
         super().__init__()
         self.embed = nn.Linear(16, width)
         layer = nn.TransformerEncoderLayer(width, heads, hidden, batch_first=True, **options)
@@ -52,7 +56,9 @@ class Decoder(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.embed, self.memory = nn.Linear(16, 64), nn.Linear(12, 64)
-        self.decoder = nn.TransformerDecoder(nn.TransformerDecoderLayer(64, 4, 128, batch_first=True), 2)
+        self.decoder = nn.TransformerDecoder(
+            nn.TransformerDecoderLayer(64, 4, 128, batch_first=True), 2
+        )
         self.head = nn.Linear(64, 10)
 
     def forward(self, x: Tensor, memory: Tensor) -> Tensor:
@@ -80,7 +86,9 @@ class FusedAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         b, n, _ = x.shape
-        q, k, v = self.qkv(self.norm(x)).reshape(b, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, v = (
+            self.qkv(self.norm(x)).reshape(b, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        )
         out = F.scaled_dot_product_attention(q, k, v)
         return x + self.proj(out.transpose(1, 2).reshape(b, n, -1))
 
@@ -123,7 +131,10 @@ class UNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.one, self.two, self.deep = conv(3, 16), conv(16, 32), conv(32, 64)
-        self.up_two, self.up_one = nn.ConvTranspose2d(64, 32, 2, 2), nn.ConvTranspose2d(32, 16, 2, 2)
+        self.up_two, self.up_one = (
+            nn.ConvTranspose2d(64, 32, 2, 2),
+            nn.ConvTranspose2d(32, 16, 2, 2),
+        )
         self.back_two, self.back_one, self.out = conv(64, 32), conv(32, 16), nn.Conv2d(16, 2, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -140,7 +151,10 @@ class C2f(nn.Module):
     def __init__(self, inputs: int, outputs: int, steps: int = 2) -> None:
         super().__init__()
         self.middle = outputs // 2
-        self.enter, self.leave = conv(inputs, 2 * self.middle, 1), conv((2 + steps) * self.middle, outputs, 1)
+        self.enter, self.leave = (
+            conv(inputs, 2 * self.middle, 1),
+            conv((2 + steps) * self.middle, outputs, 1),
+        )
         self.steps = nn.ModuleList(conv(self.middle, self.middle) for _ in range(steps))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -155,7 +169,10 @@ class Yolo(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.low = conv(3, 16, stride=2), nn.Sequential(conv(16, 32, stride=2), C2f(32, 32))
+        self.stem, self.low = (
+            conv(3, 16, stride=2),
+            nn.Sequential(conv(16, 32, stride=2), C2f(32, 32)),
+        )
         self.high = nn.Sequential(conv(32, 64, stride=2), C2f(64, 64))
         self.neck = C2f(96, 32)
         self.head_low, self.head_high = nn.Conv2d(32, 15, 1), nn.Conv2d(64, 15, 1)
@@ -171,29 +188,62 @@ def conv1d() -> nn.Module:
     return nn.Sequential(
         *[nn.Conv1d(4, 32, 5, padding=2), nn.BatchNorm1d(32), nn.ReLU(), nn.MaxPool1d(2)],
         *[nn.Conv1d(32, 64, 3, padding=1, groups=4), nn.GroupNorm(8, 64), nn.ReLU()],
-        *[nn.Conv1d(64, 64, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(64, 10)],
+        *[
+            nn.Conv1d(64, 64, 3, padding=1),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool1d(1),
+            nn.Flatten(),
+            nn.Linear(64, 10),
+        ],
     )
 
 
 def conv3d() -> nn.Module:
     return nn.Sequential(
         *[nn.Conv3d(3, 16, 3, padding=1), nn.BatchNorm3d(16), nn.ReLU(), nn.MaxPool3d(2)],
-        *[nn.Conv3d(16, 32, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(32, 10)],
+        *[
+            nn.Conv3d(16, 32, 3, padding=1),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool3d(1),
+            nn.Flatten(),
+            nn.Linear(32, 10),
+        ],
     )
 
 
 def normed(norm: str) -> nn.Module:
     apply: Any = {"weight": weight_norm, "spectral": spectral_norm}[norm]
     return nn.Sequential(
-        *[apply(nn.Conv2d(3, 24, 3, padding=1)), nn.ReLU(), apply(nn.Conv2d(24, 32, 3, padding=1)), nn.ReLU()],
-        *[nn.AdaptiveAvgPool2d(1), nn.Flatten(), apply(nn.Linear(32, 48)), nn.ReLU(), nn.Linear(48, 10)],
+        *[
+            apply(nn.Conv2d(3, 24, 3, padding=1)),
+            nn.ReLU(),
+            apply(nn.Conv2d(24, 32, 3, padding=1)),
+            nn.ReLU(),
+        ],
+        *[
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            apply(nn.Linear(32, 48)),
+            nn.ReLU(),
+            nn.Linear(48, 10),
+        ],
     )
 
 
 def pixel_shuffle() -> nn.Module:
     return nn.Sequential(
-        *[nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 64, 3, padding=1), nn.PixelShuffle(2)],
-        *[nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 12, 3, padding=1), nn.PixelShuffle(2)],
+        *[
+            nn.Conv2d(3, 32, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(32, 64, 3, padding=1),
+            nn.PixelShuffle(2),
+        ],
+        *[
+            nn.Conv2d(16, 16, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(16, 12, 3, padding=1),
+            nn.PixelShuffle(2),
+        ],
     )
 
 
@@ -204,7 +254,9 @@ class SharedWeights(nn.Module):
         super().__init__()
         self.embed, self.head = nn.Embedding(60, 32), nn.Linear(32, 60, bias=False)
         self.head.weight = self.embed.weight
-        self.block = nn.Sequential(nn.LayerNorm(32), nn.Linear(32, 96), nn.GELU(), nn.Linear(96, 32))
+        self.block = nn.Sequential(
+            nn.LayerNorm(32), nn.Linear(32, 96), nn.GELU(), nn.Linear(96, 32)
+        )
 
     def forward(self, tokens: Tensor) -> Tensor:
         x = self.embed(tokens)
@@ -218,7 +270,10 @@ class TwoInputs(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.image, self.table = nn.Sequential(conv(3, 24), conv(24, 32)), nn.Sequential(nn.Linear(7, 48), nn.ReLU())
+        self.image, self.table = (
+            nn.Sequential(conv(3, 24), conv(24, 32)),
+            nn.Sequential(nn.Linear(7, 48), nn.ReLU()),
+        )
         self.joint = nn.Sequential(nn.Linear(80, 64), nn.ReLU())
         self.label, self.score = nn.Linear(64, 5), nn.Linear(64, 1)
 
@@ -233,7 +288,9 @@ class Thousand(nn.Module):
     def __init__(self, blocks: int = 500, width: int = 16) -> None:
         super().__init__()
         self.stem, self.head = conv(3, width), nn.Linear(width, 10)
-        self.blocks = nn.ModuleList(nn.Sequential(conv(width, width), conv(width, width)) for _ in range(blocks))
+        self.blocks = nn.ModuleList(
+            nn.Sequential(conv(width, width), conv(width, width)) for _ in range(blocks)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)

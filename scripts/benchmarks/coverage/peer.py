@@ -1,6 +1,8 @@
-"""The Torch-Pruning side of benchmarks/coverage, in a process of its own, used as its own examples use it.
+"""The Torch-Pruning side of benchmarks/coverage, in a process of its own, used as its own examples
+use it.
 
-Settings come from its repository at v1.6.1: examples/torchvision_models, timm_models, transformers and LLMs.
+Settings come from its repository at v1.6.1: examples/torchvision_models, timm_models, transformers
+and LLMs.
 """
 
 from __future__ import annotations
@@ -50,14 +52,19 @@ class Variant:
     summed: bool = False
     options: dict[str, Any] = field(default_factory=dict)
     plain: bool = False  # without anything but the output layers named
-    grouped: bool = False  # nn.MultiheadAttention: heads as channel groups, as its torchvision example has it
+    # nn.MultiheadAttention: heads as channel groups, as its torchvision example has it
+    grouped: bool = False
     eager: bool = False  # Hugging Face: attention written out, as when its examples were written
 
 
 def variants(model: nn.Module) -> list[Variant]:
     base, group = tp.pruner.MagnitudePruner, tp.pruner.GroupNormPruner
     heads = {"prune_num_heads": True, "prune_head_dims": False, "head_pruning_ratio": RATIO}
-    found = [Variant("magnitude", base), Variant("group_norm", group), Variant("magnitude, summed", base, True)]
+    found = [
+        Variant("magnitude", base),
+        Variant("group_norm", group),
+        Variant("magnitude, summed", base, True),
+    ]
     if settings(model, ())["num_heads"]:
         found.append(Variant("magnitude, heads", base, True, heads))
     if hasattr(model, "set_attn_implementation"):
@@ -87,7 +94,8 @@ def build(model: nn.Module, inputs: Inputs, keep: Sequence[str], variant: Varian
 
 
 def prune(model: nn.Module, inputs: Inputs, keep: Sequence[str], variant: Variant) -> int:
-    """Constructor and step on `model` itself, and the attributes that its examples set afterwards; groups pruned."""
+    """Constructor and step on `model` itself, and the attributes that its examples set afterwards;
+    groups pruned."""
     pruner = build(model, inputs, keep, variant)
     count = 0
     for group in pruner.step(interactive=True):
@@ -98,7 +106,8 @@ def prune(model: nn.Module, inputs: Inputs, keep: Sequence[str], variant: Varian
 
 
 def measure(case: Case, seconds: float, timing: str | None) -> None:
-    """Everything about one model; with the name of a variant as `timing`, that one's times alone."""
+    """Everything about one model; with the name of a variant as `timing`, that one's times
+    alone."""
     warnings.simplefilter("ignore")
     model, inputs = prepared(case)
     model = prepare(model)
@@ -118,9 +127,16 @@ def measure(case: Case, seconds: float, timing: str | None) -> None:
             best = variant, found
             emit(status="pruned", variant=variant.name, problems=problems, **found)
         if best is not None and best[1]["error"] <= RIGHT and best[1]["removed"] >= 0.7:
-            break  # half of every width is about three quarters of the parameters: no other variant can do better
+            # half of every width is about three quarters of the parameters: no other variant can do
+            # better
+            break
     if best is None:
-        emit(status="failed", reason=next(iter(problems.values())), problems=problems, peak_mb=peak_mb())
+        emit(
+            status="failed",
+            reason=next(iter(problems.values())),
+            problems=problems,
+            peak_mb=peak_mb(),
+        )
         return
     times(with_attention(model, best[0]), inputs, keep, best[0], seconds)
 
@@ -174,7 +190,9 @@ def attempt(
         gc.collect()
 
 
-def pair_of(case: Case, dense: nn.Module, smaller: nn.Module, removed: Removed, inputs: Inputs) -> Any:
+def pair_of(
+    case: Case, dense: nn.Module, smaller: nn.Module, removed: Removed, inputs: Inputs
+) -> Any:
     masked = reference(dense, smaller, removed)
     watches = Watch(masked, case.raw), Watch(smaller, case.raw)
 
@@ -186,12 +204,16 @@ def pair_of(case: Case, dense: nn.Module, smaller: nn.Module, removed: Removed, 
     return pair
 
 
-def times(model: nn.Module, inputs: Inputs, keep: Sequence[str], variant: Variant, seconds: float) -> None:
+def times(
+    model: nn.Module, inputs: Inputs, keep: Sequence[str], variant: Variant, seconds: float
+) -> None:
     """Constructor and step, without the deep copy that they need first, beside deep copies."""
     fresh: list[nn.Module] = []
 
     def copying() -> None:
         fresh[:] = [deep_copy(model)()]
 
-    copied, pruned = interleaved([copying, lambda: prune(fresh[0], inputs, keep, variant)], min(40.0, seconds / 4))
+    copied, pruned = interleaved(
+        [copying, lambda: prune(fresh[0], inputs, keep, variant)], min(40.0, seconds / 4)
+    )
     emit(copy_s=copied, apply_s=pruned)

@@ -1,9 +1,11 @@
-"""A masked reference for Torch-Pruning: the dense model without exactly the channels that it removed.
+"""A masked reference for Torch-Pruning: the dense model without exactly the channels that it
+removed.
 
-Every entry that it took out of a parameter, along every dimension, is zero in the dense model: what a channel gives
-and what is read from it. Norms across channels take their statistics over the channels that are kept, and attention
-scales by the width a head has left, since the pruned model does both. So a cut in the right places compares equal,
-and one that removed other channels at the reader than at the producer does not.
+Every entry that it took out of a parameter, along every dimension, is zero in the dense model: what
+a channel gives and what is read from it. Norms across channels take their statistics over the
+channels that are kept, and attention scales by the width a head has left, since the pruned model
+does both. So a cut in the right places compares equal, and one that removed other channels at the
+reader than at the producer does not.
 """
 
 from __future__ import annotations
@@ -91,7 +93,8 @@ def _rescale(dense: Any, pruned: nn.MultiheadAttention) -> None:
 
 
 class KeptNorm(nn.Module):
-    """A norm that runs over its kept channels only, by the pruned norm itself; the others come out as zero."""
+    """A norm that runs over its kept channels only, by the pruned norm itself; the others come out
+    as zero."""
 
     def __init__(self, pruned: nn.Module, index: Tensor) -> None:
         super().__init__()
@@ -104,7 +107,8 @@ class KeptNorm(nn.Module):
 
 
 class Scaled(nn.Module):
-    """Runs a masked model with scaled_dot_product_attention scaled by the width of a head that is not all zero."""
+    """Runs a masked model with scaled_dot_product_attention scaled by the width of a head that is
+    not all zero."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

@@ -1,4 +1,5 @@
-"""What Torch-Pruning must be told about a model, and what must be set by hand after its step, as in its examples."""
+"""What Torch-Pruning must be told about a model, and what must be set by hand after its step, as in
+its examples."""
 
 from __future__ import annotations
 
@@ -36,17 +37,26 @@ class PatchMerging(tp.BasePruningFunc):  # type: ignore[misc]
         return int(layer.reduction.in_features // 4)
 
 
-def settings(model: nn.Module, keep: Sequence[str], plain: bool = False, grouped: bool = False) -> dict[str, Any]:
-    """Ignored output layers, heads by projection, customised pruners. Fresh dictionaries: its defaults are shared."""
+def settings(
+    model: nn.Module, keep: Sequence[str], plain: bool = False, grouped: bool = False
+) -> dict[str, Any]:
+    """Ignored output layers, heads by projection, customised pruners. Fresh dictionaries: its
+    defaults are shared."""
     modules = dict(model.named_modules())
     given: dict[str, Any] = {"ignored_layers": [modules[name] for name in dict.fromkeys(keep)]}
     given |= {"num_heads": {}, "in_channel_groups": {}, "out_channel_groups": {}}
     if plain:
         return given
     for layer, heads in attention(model):
-        names = "out_channel_groups" if grouped and isinstance(layer, nn.MultiheadAttention) else "num_heads"
+        names = (
+            "out_channel_groups"
+            if grouped and isinstance(layer, nn.MultiheadAttention)
+            else "num_heads"
+        )
         given[names][layer] = heads
-    merging = {type(m) for m in model.modules() if type(m).__name__ in ("PatchMerging", "PatchMergingV2")}
+    merging = {
+        type(m) for m in model.modules() if type(m).__name__ in ("PatchMerging", "PatchMergingV2")
+    }
     if merging:
         given["customized_pruners"] = {kind: PatchMerging() for kind in merging}
         given["root_module_types"] = [nn.modules.conv._ConvNd, nn.Linear, nn.LSTM, *merging]
@@ -70,16 +80,22 @@ def attention(model: nn.Module) -> Iterator[tuple[nn.Module, int]]:
 
 
 def prepare(model: nn.Module) -> nn.Module:
-    """timm: attention written out and reading its own width, as examples/timm_models/prune_timm_models.py has it."""
+    """timm: attention written out and reading its own width, as
+    examples/timm_models/prune_timm_models.py has it."""
     for module in model.modules():
-        if type(module).__name__ == "Attention" and type(module).__module__ == "timm.layers.attention":
+        if (
+            type(module).__name__ == "Attention"
+            and type(module).__module__ == "timm.layers.attention"
+        ):
             module.forward = timm_attention.__get__(module)  # type: ignore[assignment]
     return model
 
 
 def timm_attention(self: Any, x: Tensor, attn_mask: Any = None, **_: Any) -> Tensor:
     b, n, _c = x.shape
-    q, k, v = self.qkv(x).reshape(b, n, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+    q, k, v = (
+        self.qkv(x).reshape(b, n, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+    )
     q, k = self.q_norm(q), self.k_norm(k)
     weights = (q * self.scale @ k.transpose(-2, -1)).softmax(dim=-1)
     x = (weights @ v).transpose(1, 2).reshape(b, n, -1)
@@ -100,7 +116,9 @@ def settle(model: Any, pruner: Any) -> None:
         for names, _ in PROJECTIONS:
             first = getattr(module, names[0], None)
             if first in heads and all(hasattr(module, name) for name in names):
-                _settle_projections(model, module, first, heads[first], heads[getattr(module, names[1])])
+                _settle_projections(
+                    model, module, first, heads[first], heads[getattr(module, names[1])]
+                )
 
 
 def _settle_projections(model: nn.Module, module: Any, query: Any, heads: int, keys: int) -> None:

@@ -1,14 +1,20 @@
 """Whether measured latencies can be trusted, and whether FLOPs could stand for them.
 
-Run: .venv/bin/python -m scripts.benchmarks.measuring [--only repeat flops artefact] [--minutes 10] [--figures 20]
-                                                     [--results measuring.jsonl] [--size 224] [--plot plots/]
-                                                     [--runtimes onnxruntime ...] [--rows "eager, 1 thread" ...]
-  repeat    a pruned ResNet-18 against the dense one in fresh processes, one core busy half of the time: coefficient of
-            variation of the reported ratio and of the naive one (mean time over mean time), coverage of the interval
+Run: .venv/bin/python -m scripts.benchmarks.measuring [--only repeat flops artefact] [--minutes 10]
+[--figures 20]
+                                                     [--results measuring.jsonl] [--size 224]
+                                                     [--plot plots/] [--runtimes onnxruntime ...]
+                                                     [--rows "eager, 1 thread" ...]
+  repeat    a pruned ResNet-18 against the dense one in fresh processes, one core busy half of the
+  time: coefficient of
+            variation of the reported ratio and of the naive one (mean time over mean time),
+            coverage of the interval
   flops     FLOPs ratio against latency ratio of 40 random plans, by runtime
-  artefact  the latency ratio of an exported file in 20 fresh processes against the interval recorded for it
-Resumable: what is in the results file is not measured again. `--table` only prints. The predictor and the kernels for
-sparse layers have scripts of their own: benchmarks/predictor, benchmarks/lowering.
+  artefact  the latency ratio of an exported file in 20 fresh processes against the interval
+  recorded for it
+Resumable: what is in the results file is not measured again. `--table` only prints. The predictor
+and the kernels for sparse layers have scripts of their own: benchmarks/predictor,
+benchmarks/lowering.
 """
 
 from __future__ import annotations
@@ -52,11 +58,15 @@ class Results:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        self.rows = (
+            [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        )
 
     def of(self, part: str, **keys: Any) -> list[dict[str, Any]]:
         wanted = {"part": part, **keys}
-        return [row for row in self.rows if all(row.get(key) == value for key, value in wanted.items())]
+        return [
+            row for row in self.rows if all(row.get(key) == value for key, value in wanted.items())
+        ]
 
     def add(self, part: str, **values: Any) -> None:
         self.rows.append({"part": part, **values})
@@ -86,7 +96,8 @@ def load_half_of_the_time(period: float = 10.0) -> Iterator[None]:
 
 
 def naive(candidate: Any, dense: Any, subject: Subject, target: Target) -> float:
-    """Mean of one after mean of the other, as a stopwatch around two loops gives it, with the same session options."""
+    """Mean of one after mean of the other, as a stopwatch around two loops gives it, with the same
+    session options."""
     runtime = plugins.load("runtime", target.runtime)()
     means = []
     for artefact in (candidate, dense):
@@ -112,17 +123,28 @@ def repeat(results: Results, size: int, figures: int, minutes: float, rows: list
         for number in range(figures):
             for row in rows:
                 runtime, threads, processes, seconds = ROWS[row]
-                if results.of("repeat", row=row, number=number) or results.of("repeat", row=row, failed=True):
+                if results.of("repeat", row=row, number=number) or results.of(
+                    "repeat", row=row, failed=True
+                ):
                     continue
                 target = Target("benchmark", "cpu", runtime, threads)
                 try:
                     candidate, dense = subject.artefacts(keep, target)
-                    found = subprocesses.fresh(candidate, dense, subject.inputs, target, processes, budget_s=seconds)
-                    plain = naive(candidate, dense, subject, target) if runtime != "compiled" else None
+                    found = subprocesses.fresh(
+                        candidate, dense, subject.inputs, target, processes, budget_s=seconds
+                    )
+                    plain = (
+                        naive(candidate, dense, subject, target) if runtime != "compiled" else None
+                    )
                 except AutopruneError as error:
                     results.add("repeat", row=row, failed=True, why=str(error))
                     continue
-                record = found.to_json() | {"row": row, "number": number, "naive": plain, "size": size}
+                record = found.to_json() | {
+                    "row": row,
+                    "number": number,
+                    "naive": plain,
+                    "size": size,
+                }
                 results.add("repeat", **record, at=time.time())
             pause = begin + minutes * 60 * (number + 1) / figures - time.time()
             time.sleep(max(0.0, pause))
@@ -133,7 +155,8 @@ def flops(results: Results, size: int, plans: int, runtimes: list[str]) -> None:
         subject = None
         for runtime in runtimes:
             target = Target("benchmark", "cpu", runtime, 1)
-            for seed in range(plans if runtime != "compiled" else plans // 4):  # it compiles half a minute a plan
+            # it compiles half a minute a plan
+            for seed in range(plans if runtime != "compiled" else plans // 4):
                 if results.of("flops", model=name, runtime=runtime, seed=seed):
                     continue
                 subject = subject or Subject.of(name, size)
@@ -146,7 +169,9 @@ def flops(results: Results, size: int, plans: int, runtimes: list[str]) -> None:
                     print(f"{runtime}: {error}")
                     break
                 share = subject.flops(keep)
-                results.add("flops", model=name, runtime=runtime, seed=seed, flops=share, **found.to_json())
+                results.add(
+                    "flops", model=name, runtime=runtime, seed=seed, flops=share, **found.to_json()
+                )
 
 
 def artefact(results: Results, size: int, figures: int) -> None:
@@ -157,11 +182,15 @@ def artefact(results: Results, size: int, figures: int) -> None:
         try:
             candidate, dense = subject.artefacts(keep, target)
             if not results.of("recorded", runtime=runtime):
-                found = subprocesses.fresh(candidate, dense, subject.inputs, target, 5, budget_s=1.5)
+                found = subprocesses.fresh(
+                    candidate, dense, subject.inputs, target, 5, budget_s=1.5
+                )
                 results.add("recorded", runtime=runtime, **found.to_json())
             for number in range(figures):
                 if not results.of("artefact", runtime=runtime, number=number):
-                    found = subprocesses.fresh(candidate, dense, subject.inputs, target, 1, budget_s=1.5)
+                    found = subprocesses.fresh(
+                        candidate, dense, subject.inputs, target, 1, budget_s=1.5
+                    )
                     results.add("artefact", runtime=runtime, number=number, **found.to_json())
         except AutopruneError as error:
             print(f"{runtime}: {error}")
@@ -182,7 +211,10 @@ def table(results: Results) -> None:
         found = results.of("repeat", row=row)
         good = [each for each in found if "ratio" in each]
         if len(good) < 2:
-            print(f"| {row} | | {len(good)} | | {found[0]['why'] if found and 'why' in found[0] else ''} | | |")
+            print(
+                f"| {row} | | {len(good)} | | "
+                f"{found[0]['why'] if found and 'why' in found[0] else ''} | | |"
+            )
             continue
         ratios = [each["ratio"] for each in good]
         settled = [each["ratio"] for each in good if each["settled"]]
@@ -190,22 +222,29 @@ def table(results: Results) -> None:
         middle = statistics.median(ratios)
         inside = sum(each["ratio_low"] <= middle <= each["ratio_high"] for each in good)
         print(
-            f"| {row} | {good[0]['size']} | {len(good)} in {(good[-1]['at'] - good[0]['at']) / 60:.0f} min "
+            f"| {row} | {good[0]['size']} | {len(good)} in "
+            f"{(good[-1]['at'] - good[0]['at']) / 60:.0f} min "
             f"| {good[0]['processes']} | "
             f"{middle:.4f} | {cv(ratios):.2%}; interval covers {inside}/{len(good)}; "
-            f"{len(settled)} settled{f', their CV {cv(settled):.2%}' if len(settled) > 1 else ''} | "
+            f"{len(settled)} settled{f', their CV {cv(settled):.2%}' if len(settled) > 1 else ''} "
+            "| "
             f"{f'{cv(plain):.2%}' if len(plain) > 1 else ''} |"
         )
-    print("\n| plans | runtime | n | rank correlation | latency / FLOPs ratio: least, median, most |")
+    print(
+        "\n| plans | runtime | n | rank correlation | latency / FLOPs ratio: least, median, most |"
+    )
     print("|---|---|---|---|---|")
-    for model, runtime in dict.fromkeys((row["model"], row["runtime"]) for row in results.of("flops")):
+    for model, runtime in dict.fromkeys(
+        (row["model"], row["runtime"]) for row in results.of("flops")
+    ):
         found = results.of("flops", model=model, runtime=runtime)
         from scipy.stats import spearmanr
 
         rank = spearmanr([row["flops"] for row in found], [row["ratio"] for row in found]).statistic
         excess = sorted(row["ratio"] / row["flops"] for row in found)
         print(
-            f"| {model} | {runtime} | {len(found)} | {rank:.2f} | {excess[0]:.2f}, {statistics.median(excess):.2f}, "
+            f"| {model} | {runtime} | {len(found)} | {rank:.2f} | {excess[0]:.2f}, "
+            f"{statistics.median(excess):.2f}, "
             f"{excess[-1]:.2f} |"
         )
     for record in results.of("recorded"):
@@ -217,7 +256,8 @@ def table(results: Results) -> None:
         )
         print(
             f"\n{record['runtime']}: recorded {record['ratio']:.4f} ({record['ratio_low']:.4f} to "
-            f"{record['ratio_high']:.4f}); in fresh processes inside it or within 2 %: {good} of {len(found)}"
+            f"{record['ratio_high']:.4f}); in fresh processes inside it or within 2 %: {good} of "
+            f"{len(found)}"
         )
 
 
@@ -232,8 +272,12 @@ def plot(results: Results, folder: Path) -> None:
         for runtime in dict.fromkeys(row["runtime"] for row in results.of("flops", model=model)):
             rows = results.of("flops", model=model, runtime=runtime)
             x, y = [row["flops"] for row in rows], [row["ratio"] for row in rows]
-            figure.add_trace(graph_objects.Scatter(x=x, y=y, mode="markers", name=runtime), 1, place)
-        line = graph_objects.Scatter(x=[0, 1], y=[0, 1], mode="lines", name="latency = FLOPs", line={"dash": "dot"})
+            figure.add_trace(
+                graph_objects.Scatter(x=x, y=y, mode="markers", name=runtime), 1, place
+            )
+        line = graph_objects.Scatter(
+            x=[0, 1], y=[0, 1], mode="lines", name="latency = FLOPs", line={"dash": "dot"}
+        )
         figure.add_trace(line, 1, place)
     figure.update_xaxes(title="FLOPs, share of dense")
     figure.update_yaxes(title="latency, share of dense")
@@ -242,7 +286,9 @@ def plot(results: Results, folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", nargs="+", default=["repeat", "flops", "artefact"])
     parser.add_argument("--results", type=Path, default=Path("measuring.jsonl"))
     parser.add_argument("--size", type=int, default=224)
@@ -250,7 +296,9 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--plans", type=int, default=40)
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), help="of repeat")
-    parser.add_argument("--runtimes", nargs="+", default=["onnxruntime", "openvino", "eager", "compiled"])
+    parser.add_argument(
+        "--runtimes", nargs="+", default=["onnxruntime", "openvino", "eager", "compiled"]
+    )
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--plot", type=Path)
     given = parser.parse_args()

@@ -19,12 +19,15 @@ from autoprune.task import Inputs
 
 
 def build(name: str) -> nn.Module:
-    """A torchvision model with random weights, or `vit`: 6 blocks of width 192, patches of 16 pixels."""
+    """A torchvision model with random weights, or `vit`: 6 blocks of width 192, patches of 16
+    pixels."""
     import torchvision
 
     torch.manual_seed(0)
     if name == "vit":
-        settings = dict(image_size=224, patch_size=16, num_layers=6, num_heads=3, hidden_dim=192, mlp_dim=768)
+        settings = dict(
+            image_size=224, patch_size=16, num_layers=6, num_heads=3, hidden_dim=192, mlp_dim=768
+        )
         return torchvision.models.VisionTransformer(**settings).eval()
     return torchvision.models.get_model(name, weights=None).eval()
 
@@ -59,7 +62,10 @@ class Subject:
     def flops(self, keep: dict[str, Tensor]) -> float:
         """FLOPs of a plan over those of the dense model."""
         one = self.inputs.rows(1)
-        return flops.count(self.coupling.apply(self.model, keep), one).total / flops.count(self.model, one).total
+        return (
+            flops.count(self.coupling.apply(self.model, keep), one).total
+            / flops.count(self.model, one).total
+        )
 
     def artefacts(self, keep: dict[str, Tensor], target: Target) -> tuple[Any, Any]:
         """What the target's runtime takes: the plan's, and the dense model's."""

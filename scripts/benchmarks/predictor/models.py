@@ -1,4 +1,5 @@
-"""A small vision transformer for scripts/benchmarks/predictor: heads, MLP and stream can all be cut."""
+"""A small vision transformer for scripts/benchmarks/predictor: heads, MLP and stream can all be
+cut."""
 
 from __future__ import annotations
 
@@ -15,12 +16,17 @@ class Block(nn.Module):
         self.size = width // heads
         self.norm, self.second_norm = nn.LayerNorm(width), nn.LayerNorm(width)
         self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
-        self.out, self.up, self.down = nn.Linear(width, width), nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.out, self.up, self.down = (
+            nn.Linear(width, width),
+            nn.Linear(width, 4 * width),
+            nn.Linear(4 * width, width),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         given = self.norm(x)
         q, k, v = (
-            each(given).unflatten(-1, (-1, self.size)).transpose(1, 2) for each in (self.query, self.key, self.value)
+            each(given).unflatten(-1, (-1, self.size)).transpose(1, 2)
+            for each in (self.query, self.key, self.value)
         )
         x = x + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
         return x + self.down(F.gelu(self.up(self.second_norm(x))))

@@ -1,10 +1,14 @@
-"""autoprune's search against heuristics and peers: quality inside a latency budget, for the same training.
+"""autoprune's search against heuristics and peers: quality inside a latency budget, for the same
+training.
 
-Run: .venv/bin/python -m scripts.benchmarks.search (--quick | --standard | --tasks digits --budgets 0.5 0.3 --seeds 0)
-                                                  [--methods ours tpe ...] [--data FOLDER] [--out runs/benchmark_search]
-For every (task, budget, seed) all methods start from the same dense weights and spend the same epochs of training in
-all, distilled from the dense net; a one-shot method spends them on its one net. At the end every net is measured
-against the dense one in 5 fresh processes on ONNX Runtime, one thread, batch 1; one outside the budget does not count.
+Run: .venv/bin/python -m scripts.benchmarks.search (--quick | --standard | --tasks digits --budgets
+0.5 0.3 --seeds 0)
+                                                  [--methods ours tpe ...] [--data FOLDER] [--out
+                                                  runs/benchmark_search]
+For every (task, budget, seed) all methods start from the same dense weights and spend the same
+epochs of training in all, distilled from the dense net; a one-shot method spends them on its one
+net. At the end every net is measured against the dense one in 5 fresh processes on ONNX Runtime,
+one thread, batch 1; one outside the budget does not count.
 
   scratch   the net of uniform8 from random weights (Liu et al. 2019, arXiv:1810.05270)
   tp_l1     Torch-Pruning, the same share of every layer by L1       } bisected to the measured
@@ -17,12 +21,14 @@ against the dense one in 5 fresh processes on ONNX Runtime, one thread, batch 1;
   ours_widths  autoprune's search without whole blocks among its techniques; where it is named
   ours_cut   autoprune's search, training from the weights as cut, not repaired; where it is named
   ours4     autoprune's search with a quarter of the epochs
-  front     one run of autoprune's search without a budget, with the epochs of four cells, read at each budget;
+  front     one run of autoprune's search without a budget, with the epochs of four cells, read at
+  each budget;
             where it is named
   ours      autoprune's search as it comes
 
-The peers need `pip install torch-pruning==1.6.1 nvidia-modelopt torchprofile==0.0.4 requests omegaconf pulp`, the plot
-plotly, CIFAR-10 Pillow with WebP; what is not there is said in its cells. --quick takes no data and about 9 minutes,
+The peers need `pip install torch-pruning==1.6.1 nvidia-modelopt torchprofile==0.0.4 requests
+omegaconf pulp`, the plot plotly, CIFAR-10 Pillow with WebP; what is not there is said in its cells.
+--quick takes no data and about 9 minutes,
 --standard about 6 hours on two cores. Resumable: what lies in --out is not computed again
 (after a change of autoprune take a new one); `--table` only prints.
 """
@@ -48,8 +54,12 @@ from scripts.benchmarks.search.report import plot, report
 from scripts.benchmarks.search.tasks import CASES
 
 METHODS = {
-    name: (OWN | PEERS)[name] for name in ("scratch", "tp_l1", "tp_group", "uniform8", "fastnas", "netadapt")
-} | {name: OWN[name] for name in ("random", "tpe", "ours_widths", "ours_cut", "ours4", "front", "ours")}
+    name: (OWN | PEERS)[name]
+    for name in ("scratch", "tp_l1", "tp_group", "uniform8", "fastnas", "netadapt")
+} | {
+    name: OWN[name]
+    for name in ("random", "tpe", "ours_widths", "ours_cut", "ours4", "front", "ours")
+}
 DEFAULT = [name for name in METHODS if name not in ("ours_widths", "ours_cut", "front")]
 Key = tuple[str, float, int]  # task, budget, seed
 STANDARD: list[Key] = [
@@ -73,19 +83,30 @@ def figures(cell: Cell, model: nn.Module) -> tuple[dict[str, Any], np.ndarray]:
     right = correct(model, dense.task)
     record = {"error": 1 - float(right.mean()), "validation": cell.validation(model)}
     record |= {name: found[name] for name in ("ms", "ratio", "ratio_low", "ratio_high")}
-    return record | {"flops": costs.flops / whole.flops, "params": costs.params / whole.params}, right
+    return record | {
+        "flops": costs.flops / whole.flops,
+        "params": costs.params / whole.params,
+    }, right
 
 
 def one(cell: Cell, method: str, path: Path) -> None:
     """Run a method and keep what it came to in `path`, .json and .npz."""
-    record: dict[str, Any] = {"task": cell.case.name, "budget": cell.budget, "seed": cell.dense.seed, "method": method}
+    record: dict[str, Any] = {
+        "task": cell.case.name,
+        "budget": cell.budget,
+        "seed": cell.dense.seed,
+        "method": method,
+    }
     record |= {"allowed": cell.epochs, "dense_error": cell.dense.error}
     began = time.monotonic()
     try:
         model = METHODS[method](cell)
         record |= {"seconds": cell.spent.earlier + time.monotonic() - began}
         found, right = figures(cell, model)
-        write_whole(path.with_suffix(".npz"), lambda temporary: np.savez_compressed(temporary, correct=right))
+        write_whole(
+            path.with_suffix(".npz"),
+            lambda temporary: np.savez_compressed(temporary, correct=right),
+        )
         record |= {"status": "done", **found}
     except Missing as error:
         record |= {"status": "not installed", "reason": str(error)}
@@ -94,17 +115,27 @@ def one(cell: Cell, method: str, path: Path) -> None:
     except Exception as error:  # a peer's failures are of every kind
         traceback.print_exc()
         record |= {"status": "failed", "reason": f"{type(error).__name__}: {error}"[:300]}
-    record |= {"epochs": cell.spent.epochs, "training_s": cell.spent.training, "measuring_s": cell.spent.measuring}
+    record |= {
+        "epochs": cell.spent.epochs,
+        "training_s": cell.spent.training,
+        "measuring_s": cell.spent.measuring,
+    }
     record |= {"judging_s": cell.spent.judging}
     Run.write_json(path.with_suffix(".json"), {"seconds": time.monotonic() - began} | record)
-    shown = f"{record['error']:.2%} error, {record['ratio']:.1%}" if "error" in record else record.get("reason")
+    shown = (
+        f"{record['error']:.2%} error, {record['ratio']:.1%}"
+        if "error" in record
+        else record.get("reason")
+    )
     print(f"{path.stem}: {record['status']}, {shown}, {time.monotonic() - began:.0f} s", flush=True)
 
 
 def compute(keys: list[Key], methods: list[str], data: Path | None, out: Path) -> None:
     """All cells that are not there yet; the dense net of a (task, seed) is made ready once."""
     dense: Dense | None = None
-    for task, budget, seed in sorted(keys, key=lambda key: (list(CASES).index(key[0]), key[2], -key[1])):
+    for task, budget, seed in sorted(
+        keys, key=lambda key: (list(CASES).index(key[0]), key[2], -key[1])
+    ):
         for method in methods:
             name = f"{task}-{round(100 * budget)}-{seed}-{method}"
             path = out / "cells" / f"{name}.json"
@@ -116,17 +147,28 @@ def compute(keys: list[Key], methods: list[str], data: Path | None, out: Path) -
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     without = "scratch, netadapt and ours4"
-    parser.add_argument("--quick", action="store_true", help=f"digits, 30 %%, one seed, without {without}")
-    parser.add_argument("--standard", action="store_true", help="all tasks")
-    parser.add_argument("--tasks", nargs="+", choices=CASES, help="of those, or with --budgets and --seeds")
     parser.add_argument(
-        "--methods", nargs="+", choices=METHODS, help="all but ours_widths, ours_cut and front, unless named"
+        "--quick", action="store_true", help=f"digits, 30 %%, one seed, without {without}"
+    )
+    parser.add_argument("--standard", action="store_true", help="all tasks")
+    parser.add_argument(
+        "--tasks", nargs="+", choices=CASES, help="of those, or with --budgets and --seeds"
+    )
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        choices=METHODS,
+        help="all but ours_widths, ours_cut and front, unless named",
     )
     parser.add_argument("--budgets", nargs="+", type=float, help="shares of dense latency")
     parser.add_argument("--seeds", nargs="+", type=int)
-    parser.add_argument("--data", type=Path, help="folder with CIFAR10, FashionMNIST, FSDD and weights")
+    parser.add_argument(
+        "--data", type=Path, help="folder with CIFAR10, FashionMNIST, FSDD and weights"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark_search"))
     parser.add_argument("--table", action="store_true", help="print what is there")
     given = parser.parse_args()
@@ -140,7 +182,9 @@ def chosen(given: argparse.Namespace) -> list[Key]:
     """What is asked for: of --quick or --standard, or else every combination."""
     keys = QUICK if given.quick else STANDARD
     if not given.quick and not given.standard and given.tasks:
-        keys = list(itertools.product(given.tasks, given.budgets or (0.5, 0.3), given.seeds or (0,)))
+        keys = list(
+            itertools.product(given.tasks, given.budgets or (0.5, 0.3), given.seeds or (0,))
+        )
     return [
         key
         for key in keys

@@ -1,4 +1,5 @@
-"""What every method of benchmarks/search is given: the dense net, the budget, training and measuring that count."""
+"""What every method of benchmarks/search is given: the dense net, the budget, training and
+measuring that count."""
 
 from __future__ import annotations
 
@@ -75,7 +76,8 @@ def space(case: Case, **options: object) -> Space:
 
 @dataclass
 class Dense:
-    """The dense net of a (task, seed), what autoprune knows of it, and the figures that cells are compared with."""
+    """The dense net of a (task, seed), what autoprune knows of it, and the figures that cells are
+    compared with."""
 
     case: Case
     task: Task  # whose `given` is the dense net
@@ -95,10 +97,17 @@ class Dense:
         if path.with_suffix(".pt").exists():
             model.load_state_dict(torch.load(path.with_suffix(".pt"), weights_only=True))
         elif case.weights is not None:
-            stored = torch.load(data / case.weights, map_location="cpu", weights_only=True)["state_dict"]
-            model.load_state_dict({name.removeprefix("module."): each for name, each in stored.items()}, strict=False)
+            stored = torch.load(data / case.weights, map_location="cpu", weights_only=True)[
+                "state_dict"
+            ]
+            model.load_state_dict(
+                {name.removeprefix("module."): each for name, each in stored.items()}, strict=False
+            )
         else:
-            print(f"{case.name}, seed {seed}: training the dense net, {task.training.epochs} epochs", flush=True)
+            print(
+                f"{case.name}, seed {seed}: training the dense net, {task.training.epochs} epochs",
+                flush=True,
+            )
             train(model, task, task.training, seed=seed)
         model.eval()
         torch.save(model.state_dict(), path.with_suffix(".pt"))
@@ -124,7 +133,15 @@ class Dense:
         record |= {"flops": prepared.dense.flops, "params": prepared.dense.params}
         Run.write_json(path.with_suffix(".json"), record)
         print(f"{case.name}, seed {seed}: {json.dumps(record)}", flush=True)
-        return cls(case, task, seed, model, prepared, error, measure.artefact(model, prepared.inputs, TARGET))
+        return cls(
+            case,
+            task,
+            seed,
+            model,
+            prepared,
+            error,
+            measure.artefact(model, prepared.inputs, TARGET),
+        )
 
     @property
     def inputs(self) -> Inputs:
@@ -133,7 +150,8 @@ class Dense:
 
 @dataclass
 class Cell:
-    """One (task, budget, seed) for one method; `epochs` is what it may spend, `work` a folder of its own."""
+    """One (task, budget, seed) for one method; `epochs` is what it may spend, `work` a folder of
+    its own."""
 
     dense: Dense
     budget: float  # of dense latency
@@ -153,19 +171,29 @@ class Cell:
         return self.budget * MARGIN
 
     def train(self, model: nn.Module, epochs: float) -> nn.Module:
-        """Train `model` by the recovery, the dense net its teacher; part of an epoch is one on part of the data."""
+        """Train `model` by the recovery, the dense net its teacher; part of an epoch is one on part
+        of the data."""
         task, whole = self.dense.task, max(1, round(epochs))
         share = epochs / whole if epochs < 1 else 1.0
         if share < 1:
             data = task.data.train
-            generator = torch.Generator().manual_seed(self.dense.seed + round(1e3 * self.spent.epochs))
-            part = torch.randperm(len(data), generator=generator)[: max(128, math.ceil(share * len(data)))]
+            generator = torch.Generator().manual_seed(
+                self.dense.seed + round(1e3 * self.spent.epochs)
+            )
+            part = torch.randperm(len(data), generator=generator)[
+                : max(128, math.ceil(share * len(data)))
+            ]
             share = len(part) / len(data)
-            task = replace(task, data=replace(task.data, train=type(data)(*(each[part] for each in data.tensors))))
+            task = replace(
+                task,
+                data=replace(task.data, train=type(data)(*(each[part] for each in data.tensors))),
+            )
         for parameter in model.parameters():
             parameter.requires_grad_(True)
         with self.spent.on("training"):
-            train(model, task, self.case.recipe(whole), seed=self.dense.seed, teacher=self.dense.model)
+            train(
+                model, task, self.case.recipe(whole), seed=self.dense.seed, teacher=self.dense.model
+            )
         self.spent.epochs += share * whole
         return model
 
@@ -177,7 +205,12 @@ class Cell:
         with self.spent.on("measuring"):
             artefact = measure.artefact(model.eval(), self.dense.inputs, TARGET)
             found = measure.time_artefact(
-                artefact, self.dense.artefact, self.dense.inputs, TARGET, processes=processes, budget_s=SECONDS
+                artefact,
+                self.dense.artefact,
+                self.dense.inputs,
+                TARGET,
+                processes=processes,
+                budget_s=SECONDS,
             )
         return found
 
@@ -188,10 +221,12 @@ class Cell:
 
 
 def largest(cell: Cell, make: Callable[[float], nn.Module]) -> float:
-    """The share, of widths or FLOPs to remove, of the largest of the nets `make(share)` that fits; in 40 steps.
+    """The share, of widths or FLOPs to remove, of the largest of the nets `make(share)` that fits;
+    in 40 steps.
 
-    Latency does not fall evenly: the kernels like widths in eights. So after a bisection the gentler shares by up to
-    `AROUND` steps are tried as well. Those that fit are measured again in fresh processes, largest first.
+    Latency does not fall evenly: the kernels like widths in eights. So after a bisection the
+    gentler shares by up to `AROUND` steps are tried as well. Those that fit are measured again in
+    fresh processes, largest first.
     """
     sizes: dict[int, int] = {}  # of the nets that fit
     seen: dict[tuple[tuple[int, ...], ...], float] = {}
@@ -203,7 +238,8 @@ def largest(cell: Cell, make: Callable[[float], nn.Module]) -> float:
             model = make(step / STEPS)
             shapes = tuple(tuple(each.shape) for each in model.parameters())
             seen[shapes] = seen[shapes] if shapes in seen else cell.ratio(model)
-        except Exception as error:  # a peer's failures are of every kind; at another share it may do
+        except Exception as error:
+            # a peer's failures are of every kind; at another share it may do
             problem = f"{type(error).__name__}: {error}"
             return False
         if seen[shapes] > cell.limit:

@@ -1,4 +1,5 @@
-"""The methods of benchmarks/search that are autoprune's, or written here: a cell in, the trained net out."""
+"""The methods of benchmarks/search that are autoprune's, or written here: a cell in, the trained
+net out."""
 
 from __future__ import annotations
 
@@ -48,7 +49,9 @@ def measured(cell: Cell, plan: Plan) -> float:
     return ratio
 
 
-def variables(cell: Cell, multiple_of: int = 1, techniques: tuple[str, ...] = WIDTHS) -> list[Variable]:
+def variables(
+    cell: Cell, multiple_of: int = 1, techniques: tuple[str, ...] = WIDTHS
+) -> list[Variable]:
     """A decision for each group of units, or for all that the techniques cut."""
     criteria = ("l1", "l2", "taylor")
     chosen = space(cell.case, techniques=techniques, ratio=(0.0, 0.95), criteria=criteria)
@@ -62,11 +65,14 @@ def eights(cell: Cell) -> Plan:
     def plan(share: float) -> Plan:
         return uniform(decisions, WIDTHS, share)
 
-    return plan(largest(cell, lambda share: cell.dense.prepared.cut_by_magnitude(plan(share)).model))
+    return plan(
+        largest(cell, lambda share: cell.dense.prepared.cut_by_magnitude(plan(share)).model)
+    )
 
 
 def uniform8(cell: Cell) -> nn.Module:
-    """The same share of every group by L1, in eights; Li et al. 2017 (arXiv:1608.08710) with a look at the hardware."""
+    """The same share of every group by L1, in eights; Li et al. 2017 (arXiv:1608.08710) with a look
+    at the hardware."""
     return cell.train(cell.dense.prepared.cut_by_magnitude(eights(cell)).finish(), cell.epochs)
 
 
@@ -75,13 +81,16 @@ def scratch(cell: Cell) -> nn.Module:
     plan, coupling = eights(cell), cell.dense.prepared.coupling
     torch.manual_seed(cell.dense.seed + 1)
     fresh = cell.dense.task.build().eval()
-    return cell.train(apply(fresh, coupling, plan, Importance(fresh, coupling)).finish(), cell.epochs)
+    return cell.train(
+        apply(fresh, coupling, plan, Importance(fresh, coupling)).finish(), cell.epochs
+    )
 
 
 def _drawn(cell: Cell, decisions: list[Variable], draw: random.Random) -> Plan:
     """Random shares of all groups, by random criteria, that fit the budget."""
     for attempt in range(400):
-        least = min(0.8, 0.002 * attempt)  # the tighter the budget, the fewer plans fit: rather more is removed then
+        # the tighter the budget, the fewer plans fit: rather more is removed then
+        least = min(0.8, 0.002 * attempt)
         choices: dict[str, Choice] = {}
         for each in decisions:
             ratio, criterion = draw.uniform(least, 0.95), draw.choice(each.options.criteria)
@@ -93,7 +102,8 @@ def _drawn(cell: Cell, decisions: list[Variable], draw: random.Random) -> Plan:
 
 
 def random_search(cell: Cell) -> nn.Module:
-    """Random plans inside the budget, of the space that autoprune searches, trained alike; the best by validation."""
+    """Random plans inside the budget, of the space that autoprune searches, trained alike; the best
+    by validation."""
     decisions = variables(cell, techniques=TECHNIQUES)
     draw, best = random.Random(cell.dense.seed), (-1.0, nn.Module())
     scores = importance(_study(cell, {}), cell.dense.model, cell.dense.prepared.coupling)
@@ -114,7 +124,12 @@ def _study(cell: Cell, settings: dict[str, Any]) -> Study:
         cell.case.name,
         replace(cell.dense.task, description={"task": cell.case.name}),
         replace(
-            space(cell.case, techniques=given["techniques"], ratio=given["ratio"], criteria=given["criteria"]),
+            space(
+                cell.case,
+                techniques=given["techniques"],
+                ratio=given["ratio"],
+                criteria=given["criteria"],
+            ),
             share=given["share"],
         ),
         where,
@@ -126,7 +141,8 @@ def _study(cell: Cell, settings: dict[str, Any]) -> Study:
 
 
 class _Counting(Quiet):
-    """Counts the steps of all trainings of a search; ends it, as Ctrl-C does, where no further training fits into E."""
+    """Counts the steps of all trainings of a search; ends it, as Ctrl-C does, where no further
+    training fits into E."""
 
     def __init__(self, cell: Cell, stop: bool) -> None:
         self.cell, self.stop, self.last, self.what = cell, stop, (0.0, time.monotonic()), ""
@@ -182,13 +198,16 @@ def _ran(cell: Cell, study: Study, run: Run, stop: bool) -> int | None:
         cell.spent = Spent(**json.loads(path.read_text()))
     began, counting = time.monotonic(), _Counting(cell, stop)
     try:
-        with contextlib.suppress(VerificationError):  # the net is measured again here, as all others are
+        # the net is measured again here, as all others are
+        with contextlib.suppress(VerificationError):
             result = search(study, run, counting)
             return result.best.number if result.best is not None else None
     finally:
         counting.ended()
         whole = cell.spent.earlier + time.monotonic() - began
-        run.write_json(run.folder / f"spent-{time.time():.0f}.json", vars(cell.spent) | {"earlier": whole})
+        run.write_json(
+            run.folder / f"spent-{time.time():.0f}.json", vars(cell.spent) | {"earlier": whole}
+        )
     return None
 
 
@@ -209,9 +228,11 @@ def ours_widths(cell: Cell) -> nn.Module:
 
 
 def front(cell: Cell) -> nn.Module:
-    """The best inside the budget out of one run of autoprune's search without any, read as `autoprune export` does.
+    """The best inside the budget out of one run of autoprune's search without any, read as
+    `autoprune export` does.
 
-    That run is the same for all budgets; it trains `FRONT` plans with half of the epochs of a cell each.
+    That run is the same for all budgets; it trains `FRONT` plans with half of the epochs of a cell
+    each.
     """
     run = Run(cell.work.parent / f"{cell.case.name}-{cell.dense.seed}-front")
     settings = {"finalists": FRONT, "epochs": math.ceil(cell.epochs / 2)}
@@ -227,21 +248,25 @@ def front(cell: Cell) -> nn.Module:
 
 
 def ours_cut(cell: Cell) -> nn.Module:
-    """autoprune's search with every plan trained from the weights as cut, and not from repaired ones."""
+    """autoprune's search with every plan trained from the weights as cut, and not from repaired
+    ones."""
     return _searched(cell, {"repair": False}, stop=False)
 
 
 def tpe(cell: Cell) -> nn.Module:
-    """Plain TPE in the space that autoprune searches: every trial inside the budget is trained alike."""
+    """Plain TPE in the space that autoprune searches: every trial inside the budget is trained
+    alike."""
     settings = {"trials": 150, "finalists": None, "epochs": cell.case.trial, "repair": False}
     return _searched(cell, settings, stop=True)
 
 
 def netadapt(cell: Cell, step: float = 0.1, short: float = 0.5) -> nn.Module:
-    """Yang et al. 2018 (arXiv:1804.03230): in each round the group whose cut by a step of latency costs least quality.
+    """Yang et al. 2018 (arXiv:1804.03230): in each round the group whose cut by a step of latency
+    costs least quality.
 
-    For every group the smallest cut that takes the round's latency off, a short training, and the best by validation
-    goes into the next round. Short trainings take at most the share `short` of all epochs, the last one the rest.
+    For every group the smallest cut that takes the round's latency off, a short training, and the
+    best by validation goes into the next round. Short trainings take at most the share `short` of
+    all epochs, the last one the rest.
     """
     dense, prepared = cell.dense, cell.dense.prepared
     decisions = variables(cell)
@@ -251,11 +276,21 @@ def netadapt(cell: Cell, step: float = 0.1, short: float = 0.5) -> nn.Module:
 
     def plan(given: dict[str, int]) -> Plan:
         """Of the dense net: latency depends on widths alone."""
-        return Plan({key: Choice(technique[key], 1 - width / groups[key].size) for key, width in given.items()})
+        return Plan(
+            {
+                key: Choice(technique[key], 1 - width / groups[key].size)
+                for key, width in given.items()
+            }
+        )
 
     def smallest_cut(key: str, wanted: float) -> int | None:
-        """The largest width of a group with which the whole meets `wanted`, by bisection over steps of its width."""
-        unit = max(8, groups[key].size // 16) if groups[key].size >= 64 else max(1, groups[key].size // 8)
+        """The largest width of a group with which the whole meets `wanted`, by bisection over steps
+        of its width."""
+        unit = (
+            max(8, groups[key].size // 16)
+            if groups[key].size >= 64
+            else max(1, groups[key].size // 8)
+        )
         options = list(range(unit, widths[key], unit))
         if not options or measured(cell, plan(widths | {key: options[0]})) > wanted:
             return None
@@ -278,7 +313,9 @@ def netadapt(cell: Cell, step: float = 0.1, short: float = 0.5) -> nn.Module:
             if width is None or key not in coupling.members:
                 continue
             choice = Choice(technique[key], 1 - width / widths[key])
-            proposal = apply(model, coupling, Plan({key: choice}), Importance(model, coupling)).finish()
+            proposal = apply(
+                model, coupling, Plan({key: choice}), Importance(model, coupling)
+            ).finish()
             if cell.spent.epochs + each_epochs <= short * cell.epochs:
                 cell.train(proposal, each_epochs)
             quality = cell.validation(proposal)

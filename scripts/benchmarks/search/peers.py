@@ -1,4 +1,5 @@
-"""The peers of benchmarks/search: Torch-Pruning and ModelOpt's FastNAS, used as their examples use them."""
+"""The peers of benchmarks/search: Torch-Pruning and ModelOpt's FastNAS, used as their examples use
+them."""
 
 from __future__ import annotations
 
@@ -18,8 +19,11 @@ from scripts.benchmarks.search.cell import Cell, Missing, Refused, largest
 FLOOR = 0.95  # of any layer is the most that is removed where layers differ
 
 
-def _torch_pruning(cell: Cell, make: Callable[[nn.Module, Any, float, dict[str, Any]], Any], steps: int) -> nn.Module:
-    """The largest net of one of its pruners that fits; `make(model, example, ratio, settings)` is the pruner."""
+def _torch_pruning(
+    cell: Cell, make: Callable[[nn.Module, Any, float, dict[str, Any]], Any], steps: int
+) -> nn.Module:
+    """The largest net of one of its pruners that fits; `make(model, example, ratio, settings)` is
+    the pruner."""
     try:
         from scripts.benchmarks.coverage.peer_settings import settings, settle
     except ImportError as error:
@@ -50,14 +54,20 @@ def tp_l1(cell: Cell) -> nn.Module:
 
         heads = {"prune_num_heads": True, "head_pruning_ratio": ratio} if given["num_heads"] else {}
         return tp.pruner.MagnitudePruner(
-            model, example, tp.importance.MagnitudeImportance(p=1), pruning_ratio=ratio, **given, **heads
+            model,
+            example,
+            tp.importance.MagnitudeImportance(p=1),
+            pruning_ratio=ratio,
+            **given,
+            **heads,
         )
 
     return _torch_pruning(cell, make, 1)
 
 
 def tp_group(cell: Cell, steps: int = 5) -> nn.Module:
-    """Torch-Pruning: group norms compared over the whole net (Fang et al. 2023, arXiv:2301.12900), in several steps."""
+    """Torch-Pruning: group norms compared over the whole net (Fang et al. 2023, arXiv:2301.12900),
+    in several steps."""
 
     def make(model: nn.Module, example: Any, ratio: float, given: dict[str, Any]) -> Any:
         import torch_pruning as tp
@@ -77,10 +87,12 @@ def tp_group(cell: Cell, steps: int = 5) -> nn.Module:
 
 
 def fastnas(cell: Cell, images: int = 500, divisor: int = 4) -> nn.Module:
-    """ModelOpt's FastNAS; its limit on FLOPs is what is bisected. Its default divisor, 32, leaves small nets as is.
+    """ModelOpt's FastNAS; its limit on FLOPs is what is bisected. Its default divisor, 32, leaves
+    small nets as is.
 
-    Its score is the accuracy on `images` of the validation split, as its guide says. Steps of the divisor, of at most
-    a sixteenth of the widest layers, keep the number of its evaluations where its default has it for wide nets.
+    Its score is the accuracy on `images` of the validation split, as its guide says. Steps of the
+    divisor, of at most a sixteenth of the widest layers, keep the number of its evaluations where
+    its default has it for wide nets.
     """
     try:
         with warnings.catch_warnings():
@@ -107,9 +119,15 @@ def fastnas(cell: Cell, images: int = 500, divisor: int = 4) -> nn.Module:
 
     def pruned(share: float) -> nn.Module:
         model = copied(dense.model)
-        batches = [args[0] for args, _, _ in itertools.islice(task.batches("train", seed=dense.seed), 8)]
+        batches = [
+            args[0] for args, _, _ in itertools.islice(task.batches("train", seed=dense.seed), 8)
+        ]
         quiet = io.StringIO()
-        with warnings.catch_warnings(), contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(quiet),
+            contextlib.redirect_stderr(quiet),
+        ):
             warnings.simplefilter("ignore")
             found, _ = mtp.prune(
                 model,

@@ -1,7 +1,9 @@
-"""The tasks of benchmarks/search: nets, data read from a folder, how the dense net and the pruned ones are trained.
+"""The tasks of benchmarks/search: nets, data read from a folder, how the dense net and the pruned
+ones are trained.
 
-The folder holds CIFAR10 (lossless WebP sheets of 25 x 40 images, index.tsv.xz), FashionMNIST/raw (the publisher's four
-.gz files), FSDD/fsdd.npz (all recordings end to end) and weights/resnet20-12fca82f.th (akamaster's CIFAR ResNet-20).
+The folder holds CIFAR10 (lossless WebP sheets of 25 x 40 images, index.tsv.xz), FashionMNIST/raw
+(the publisher's four .gz files), FSDD/fsdd.npz (all recordings end to end) and
+weights/resnet20-12fca82f.th (akamaster's CIFAR ResNet-20).
 """
 
 from __future__ import annotations
@@ -33,11 +35,13 @@ TECHNIQUES = (*WIDTHS, "depth")  # what makes a net faster on ONNX Runtime
 
 @dataclass(frozen=True)
 class Case:
-    """A task: its net (`output` is the layer that stays whole), its data, and what training it gets.
+    """A task: its net (`output` is the layer that stays whole), its data, and what training it
+    gets.
 
-    `epochs` is what every method may spend on each cell, `trial` what random search and TPE spend on one plan.
-    `ours` are the settings of autoprune's own search: `trials` and `finalists` of Settings, `epochs` of
-    recovery of each plan trained, `techniques`, `criteria`, `ratio` and `share` of its space, `multiple_of` of widths.
+    `epochs` is what every method may spend on each cell, `trial` what random search and TPE spend
+    on one plan. `ours` are the settings of autoprune's own search: `trials` and `finalists` of
+    Settings, `epochs` of recovery of each plan trained, `techniques`, `criteria`, `ratio` and
+    `share` of its space, `multiple_of` of widths.
     """
 
     name: str
@@ -54,22 +58,35 @@ class Case:
     def task(self, folder: Path) -> Task:
         """The task with its data read."""
         return Task(
-            self.build, self.data(folder), F.cross_entropy, Metric("accuracy", accuracy), self.dense, description={}
+            self.build,
+            self.data(folder),
+            F.cross_entropy,
+            Metric("accuracy", accuracy),
+            self.dense,
+            description={},
         )
 
     def recipe(self, epochs: int) -> Recipe:
         """The recovery, the same for all methods."""
-        return Recipe(epochs=epochs, batch_size=64, device="cpu", learning_rate=self.learning_rate, distill=0.5)
+        return Recipe(
+            epochs=epochs,
+            batch_size=64,
+            device="cpu",
+            learning_rate=self.learning_rate,
+            distill=0.5,
+        )
 
 
-# ------------------------------------------------------------------------------------------------------------- nets
+# --- nets
 
 
 class _Basic(nn.Module):
-    """A block of CIFAR's ResNet; where it halves the image, the path is option A written as a 1 x 1 convolution.
+    """A block of CIFAR's ResNet; where it halves the image, the path is option A written as a 1 x 1
+    convolution.
 
-    Option A takes every second pixel and puts zeros in the new channels, a half on either side. As a convolution of
-    zeros and ones it computes the same, and the widths on its two sides can be pruned apart.
+    Option A takes every second pixel and puts zeros in the new channels, a half on either side. As
+    a convolution of zeros and ones it computes the same, and the widths on its two sides can be
+    pruned apart.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
@@ -83,7 +100,9 @@ class _Basic(nn.Module):
             self.path = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
             before = (outputs - inputs) // 2
             with torch.no_grad():
-                self.path.weight.copy_(F.pad(torch.eye(inputs), (0, 0, before, before))[:, :, None, None])
+                self.path.weight.copy_(
+                    F.pad(torch.eye(inputs), (0, 0, before, before))[:, :, None, None]
+                )
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, inputs, H, W) -> (N, outputs, H / stride, W / stride)."""
@@ -92,7 +111,8 @@ class _Basic(nn.Module):
 
 
 class ResNet20(nn.Module):
-    """He et al. 2015 (arXiv:1512.03385), 4.2; the names of akamaster's weights. (N, 3, 32, 32) -> (N, 10)."""
+    """He et al. 2015 (arXiv:1512.03385), 4.2; the names of akamaster's weights. (N, 3, 32, 32) ->
+    (N, 10)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -108,15 +128,24 @@ class ResNet20(nn.Module):
         return logits
 
 
-def _conv(inputs: int, outputs: int, size: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
+def _conv(
+    inputs: int, outputs: int, size: int, stride: int = 1, groups: int = 1
+) -> list[nn.Module]:
     conv = nn.Conv2d(inputs, outputs, size, stride, size // 2, groups=groups, bias=False)
     return [conv, nn.BatchNorm2d(outputs), nn.ReLU()]
 
 
 def mobilenet() -> nn.Module:
-    """Depthwise separable convolutions (Howard et al. 2017, arXiv:1704.04861); (N, 1, 28, 28) -> (N, 10)."""
+    """Depthwise separable convolutions (Howard et al. 2017, arXiv:1704.04861); (N, 1, 28, 28) ->
+    (N, 10)."""
     layers = _conv(1, 64, 3, 2)
-    for inputs, outputs, stride in ((64, 128, 1), (128, 256, 2), (256, 512, 1), (512, 512, 1), (512, 512, 1)):
+    for inputs, outputs, stride in (
+        (64, 128, 1),
+        (128, 256, 2),
+        (256, 512, 1),
+        (512, 512, 1),
+        (512, 512, 1),
+    ):
         layers += _conv(inputs, inputs, 3, stride, inputs) + _conv(inputs, outputs, 1)
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 10))
 
@@ -126,7 +155,10 @@ class SpokenLSTM(nn.Module):
 
     def __init__(self, bands: int = 40, width: int = 160) -> None:
         super().__init__()
-        self.lstm1, self.lstm2 = nn.LSTM(bands, width, batch_first=True), nn.LSTM(width, width, batch_first=True)
+        self.lstm1, self.lstm2 = (
+            nn.LSTM(bands, width, batch_first=True),
+            nn.LSTM(width, width, batch_first=True),
+        )
         self.hidden, self.fc = nn.Linear(width, 64), nn.Linear(64, 10)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -152,7 +184,8 @@ class _Encoder(nn.Module):
 
 
 class ViT(nn.Module):
-    """Dosovitskiy et al. 2020 (arXiv:2010.11929), small, with averaged tokens; (N, 1, 28, 28) -> (N, 10)."""
+    """Dosovitskiy et al. 2020 (arXiv:2010.11929), small, with averaged tokens; (N, 1, 28, 28) ->
+    (N, 10)."""
 
     def __init__(self, width: int = 256, depth: int = 4, heads: int = 8, patch: int = 7) -> None:
         super().__init__()
@@ -167,16 +200,19 @@ class ViT(nn.Module):
         return logits
 
 
-# ------------------------------------------------------------------------------------------------------------- data
+# --- data
 
 
 class Shifted(TensorDataset):
-    """Images with labels, each shifted by up to 4 pixels and mirrored half of the time, as CIFAR is trained with."""
+    """Images with labels, each shifted by up to 4 pixels and mirrored half of the time, as CIFAR is
+    trained with."""
 
     def __getitem__(self, index: int) -> tuple[Tensor, ...]:
         image, label = super().__getitem__(index)
         down, right, mirrored = (int(torch.randint(most, ())) for most in (9, 9, 2))
-        image = F.pad(image, (4, 4, 4, 4))[:, down : down + image.shape[1], right : right + image.shape[2]]
+        image = F.pad(image, (4, 4, 4, 4))[
+            :, down : down + image.shape[1], right : right + image.shape[2]
+        ]
         return image.flip(2) if mirrored else image, label
 
 
@@ -188,17 +224,25 @@ def _sheets(folder: Path, batch: str, labels: list[list[str]]) -> tuple[Tensor, 
     """The 10,000 images of a batch, 0..1, and their labels."""
     from PIL import Image
 
-    sheets = [np.asarray(Image.open(folder / f"{batch}.{k}.webp").convert("RGB")) for k in range(10)]
-    tiles = [sheet.reshape(25, 32, 40, 32, 3).swapaxes(1, 2).reshape(-1, 32, 32, 3) for sheet in sheets]
+    sheets = [
+        np.asarray(Image.open(folder / f"{batch}.{k}.webp").convert("RGB")) for k in range(10)
+    ]
+    tiles = [
+        sheet.reshape(25, 32, 40, 32, 3).swapaxes(1, 2).reshape(-1, 32, 32, 3) for sheet in sheets
+    ]
     images = torch.from_numpy(np.concatenate(tiles)).permute(0, 3, 1, 2).float() / 255
     return images, torch.tensor([int(label) for part, _, label, _ in labels if part == batch])
 
 
 @functools.cache
 def cifar10(folder: Path, train: int, validation: int) -> Data:
-    """The first images of the training set to train with, the next to validate, all of the test set."""
+    """The first images of the training set to train with, the next to validate, all of the test
+    set."""
     folder = folder / "CIFAR10"
-    index = [line.split("\t") for line in lzma.decompress((folder / "index.tsv.xz").read_bytes()).decode().splitlines()]
+    index = [
+        line.split("\t")
+        for line in lzma.decompress((folder / "index.tsv.xz").read_bytes()).decode().splitlines()
+    ]
     need = math.ceil((train + validation) / 10_000)
     parts = [_sheets(folder, f"data_batch_{number + 1}", index) for number in range(need)]
     images, labels = (torch.cat([part[place] for part in parts]) for place in (0, 1))
@@ -210,7 +254,9 @@ def cifar10(folder: Path, train: int, validation: int) -> Data:
     test, answers = _sheets(folder, "test_batch", index)
     whole = slice(train, train + validation)
     plain = _sets(
-        (normal(images[:train]), labels[:train]), (normal(images[whole]), labels[whole]), (normal(test), answers)
+        (normal(images[:train]), labels[:train]),
+        (normal(images[whole]), labels[whole]),
+        (normal(test), answers),
     )
     return replace(plain, train=Shifted(*plain.train.tensors))
 
@@ -224,9 +270,12 @@ def _idx(path: Path) -> Tensor:
 
 @functools.cache
 def fashion(folder: Path, train: int = 10_000, validation: int = 2_000) -> Data:
-    """The first images of the training set to train with, the next to validate, all of the test set."""
+    """The first images of the training set to train with, the next to validate, all of the test
+    set."""
     raw = folder / "FashionMNIST" / "raw"
-    images, labels = (_idx(raw / f"train-{name}-ubyte.gz") for name in ("images-idx3", "labels-idx1"))
+    images, labels = (
+        _idx(raw / f"train-{name}-ubyte.gz") for name in ("images-idx3", "labels-idx1")
+    )
     test, answers = (_idx(raw / f"t10k-{name}-ubyte.gz") for name in ("images-idx3", "labels-idx1"))
     whole = slice(train, train + validation)
     return _sets((images[:train], labels[:train]), (images[whole], labels[whole]), (test, answers))
@@ -235,22 +284,33 @@ def fashion(folder: Path, train: int = 10_000, validation: int = 2_000) -> Data:
 def _mel(bands: int, bins: int, rate: int) -> Tensor:
     """Triangles that are even on the mel scale, (bands, bins)."""
     top = 2595 * math.log10(1 + rate / 2 / 700)
-    places = (700 * (10 ** (torch.linspace(0, top, bands + 2) / 2595) - 1)) / (rate / 2) * (bins - 1)
+    places = (
+        (700 * (10 ** (torch.linspace(0, top, bands + 2) / 2595) - 1)) / (rate / 2) * (bins - 1)
+    )
     low, middle, high = places[:-2, None], places[1:-1, None], places[2:, None]
     bin_ = torch.arange(bins)
-    return torch.minimum((bin_ - low) / (middle - low), (high - bin_) / (high - middle)).clamp_min(0)
+    return torch.minimum((bin_ - low) / (middle - low), (high - bin_) / (high - middle)).clamp_min(
+        0
+    )
 
 
 @functools.cache
 def spoken(folder: Path, samples: int = 6_400, bands: int = 40) -> Data:
-    """Log-mel frames (N, 50, 40) of the first 0.8 s; takes under 5 test, as the publisher has it, 5 to 8 validate."""
+    """Log-mel frames (N, 50, 40) of the first 0.8 s; takes under 5 test, as the publisher has it, 5
+    to 8 validate."""
     archive = np.load(folder / "FSDD" / "fsdd.npz")
     pcm, offset, take = (archive[name] for name in ("pcm", "offset", "take"))
     sound = torch.zeros(len(take), samples)
     for number, row in enumerate(sound):
-        clip = torch.from_numpy(pcm[offset[number] : offset[number + 1]][:samples].astype(np.float32))
+        clip = torch.from_numpy(
+            pcm[offset[number] : offset[number + 1]][:samples].astype(np.float32)
+        )
         row[: len(clip)] = clip / 2**15
-    spectrum = torch.stft(sound, 256, 128, window=torch.hann_window(256), return_complex=True).abs().square()
+    spectrum = (
+        torch.stft(sound, 256, 128, window=torch.hann_window(256), return_complex=True)
+        .abs()
+        .square()
+    )
     frames = (_mel(bands, 129, 8_000) @ spectrum + 1e-6).log().transpose(1, 2)[:, :50]
     test, validation = torch.from_numpy(take < 5), torch.from_numpy((take >= 5) & (take < 9))
     train = ~(test | validation)
@@ -259,13 +319,22 @@ def spoken(folder: Path, samples: int = 6_400, bands: int = 40) -> Data:
     return _sets(*((frames[part], labels[part]) for part in (train, validation, test)))
 
 
-# ------------------------------------------------------------------------------------------------------------ cases
+# --- cases
 
 
 def ours(trials: int, finalists: int, epochs: int, **given: Any) -> dict[str, Any]:
     """`finalists` plans of `epochs` epochs each, out of `trials`."""
-    space = {"techniques": TECHNIQUES, "criteria": ("l1", "l2", "taylor"), "ratio": (0.0, 0.9), "share": None}
-    return {"trials": trials, "finalists": finalists, "epochs": epochs, "multiple_of": 8} | space | given
+    space = {
+        "techniques": TECHNIQUES,
+        "criteria": ("l1", "l2", "taylor"),
+        "ratio": (0.0, 0.9),
+        "share": None,
+    }
+    return (
+        {"trials": trials, "finalists": finalists, "epochs": epochs, "multiple_of": 8}
+        | space
+        | given
+    )
 
 
 CASES = {
