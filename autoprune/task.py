@@ -20,6 +20,9 @@ from autoprune.fingerprint import fingerprint
 
 __all__ = ["Batch", "Data", "Inputs", "Metric", "Recipe", "Task", "default_adapter", "main_output"]
 
+# Batches of a split without a length: ImageNet has 40,000 of 32; a stream that repeats has no end
+_ENDLESS = 100_000
+
 # Positional arguments, keyword arguments, target
 Batch = tuple[tuple[Any, ...], dict[str, Any], Any]
 
@@ -232,10 +235,8 @@ class Task:
     ) -> Iterator[Batch]:
         """Adapted batches of a split; shuffled by `seed` where one is given and the split is a data
         set."""
-        data = getattr(self.data, split)
-        for number, batch in enumerate(
-            faults.draw_samples(_loader(data, self.training, seed), f"the {split} data"), start=1
-        ):
+        loader = _loader(getattr(self.data, split), self.training, seed)
+        for number, batch in self._numbered(loader, split):
             with faults.code(f"the adapter, on batch {number} of the {split} data,"):
                 adapted = self.adapter(batch)
             yield adapted
@@ -244,7 +245,8 @@ class Task:
         """The number of batches of a split; an iterable without a length is gone through once to
         count them.
 
-        Raises ModelError for an iterator, which could not be gone through again.
+        Raises ModelError for an iterator, which could not be gone through again, and for a stream
+        that does not end.
         """
         loader = _loader(getattr(self.data, split), self.training, None)
         if isinstance(loader, Iterator):
@@ -252,13 +254,19 @@ class Task:
                 f"the {split} data is an iterator, used up after one epoch; give a data set or a "
                 "loader"
             )
-        try:
-            with faults.code(f"the length of the {split} data"):
-                return len(loader)
-        except CodeError as error:
-            if not isinstance(error.__cause__, TypeError):
-                raise
-            return sum(1 for _ in faults.draw_samples(loader, f"the {split} data"))
+        length = _length(loader, split)
+        return sum(1 for _ in self._numbered(loader, split)) if length is None else length
+
+    def _numbered(self, loader: Any, split: str) -> Iterator[tuple[int, Any]]:
+        """The batches of a loader, counted from 1. Raises ModelError where they do not end."""
+        for number, batch in enumerate(faults.draw_samples(loader, f"the {split} data"), start=1):
+            if number > _ENDLESS and _length(loader, split) is None:
+                raise ModelError(
+                    f"the {split} data goes on after {_ENDLESS:,} batches, and has no length; an "
+                    "epoch has to end: give it a length (`__len__`), or cut it with "
+                    "itertools.islice"
+                )
+            yield number, batch
 
     def calibration(self, count: int) -> Inputs:
         """The first `count` training inputs, in the data's own order, as one batch on the CPU.
@@ -325,6 +333,17 @@ def _description_of(section: Mapping[str, Any]) -> dict[str, Any]:
         **section,
         "training": {key: value for key, value in training.items() if _LATER.get(key) != value},
     }
+
+
+def _length(loader: Any, split: str) -> int | None:
+    """The number of batches of a loader; None where it does not know it."""
+    try:
+        with faults.code(f"the length of the {split} data"):
+            return len(loader)
+    except CodeError as error:
+        if not isinstance(error.__cause__, TypeError):
+            raise
+        return None
 
 
 def _loader(data: Any, recipe: Recipe, seed: int | None) -> Any:

@@ -228,6 +228,19 @@ def test_the_budgets_that_a_run_can_answer_are_those_of_plans_that_none_cheaper_
     )
 
 
+def test_a_finalists_own_figure_says_how_near_the_budget_was() -> None:
+    dense = Score(0.9, flops=1000)
+    judged = screened(5, 400, 0.1)
+    stopped = Candidate(6, judged.plan, Score(0.5, flops=560), False, "cost", "flops")
+    said = nearest_miss(
+        given({"flops": "55%"}),
+        dense,
+        [Candidate(0, Plan(), dense, False, "dense"), judged, stopped],
+    )
+    assert "The nearest was trial 6: flops 56%, over the limit of 55%" in said
+    assert "Reachable was nothing: no trial was trained to the end" in said
+
+
 @pytest.mark.promise("budgets")
 def test_every_budget_that_is_offered_is_kept_by_its_plan(finished: Path) -> None:
     offered = commands.answerable(given({"flops": "55%"}), Run(finished))

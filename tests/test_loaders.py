@@ -30,6 +30,7 @@ from torch.utils.data import (
     random_split,
 )
 
+from autoprune.errors import ModelError
 from autoprune.fingerprint import fingerprint
 from autoprune.task import Data, Metric, Recipe, Task
 from autoprune.training import data as training_data
@@ -292,3 +293,23 @@ class _Batches:
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self.batches)
+
+
+class _Stream:
+    def __init__(self, batch: Any) -> None:
+        self.batch = batch
+
+    def __iter__(self) -> Iterator[Any]:
+        while True:
+            yield self.batch
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_a_stream_without_an_end_is_refused(split: Any) -> None:
+    stream = _Stream((torch.zeros(1, 3), torch.zeros(1).long()))
+    task = replace(task_of(Rows), data=Data(stream, stream))
+    with pytest.raises(ModelError, match=f"the {split} data goes on after 100,000 batches"):
+        task.steps(split)
+    with pytest.raises(ModelError, match=r"give it a length \(`__len__`\), or cut it"):
+        for _ in task.batches(split):
+            pass

@@ -207,6 +207,7 @@ class _Search:
             listener.note(self.journal.damage)
         self.dense: Score | None = None
         self.tried = 0  # plans promoted since
+        self.measured_again: list[Candidate] = []  # finalists that did not keep the budget then
 
     def begin(self, *, judging: bool = True) -> None:
         """The dense baseline, and the first plans in the queue where any are to be judged."""
@@ -392,7 +393,8 @@ class _Search:
         if best is None:
             best = self._choose_and_export(interrupted)
         front = self.trials.write(best, final=True)
-        kept = records.answering(self.run, self.trials.candidates())
+        again = [*self.measured_again, *([best] if best is not None else [])]
+        kept = _with(records.answering(self.run, self.trials.candidates()), again)
         known = tuple(answers(self.study, self.dense, kept))
         return Result(
             self.run, self.dense, front, best, self.prepared.coupling.groups, interrupted, known
@@ -407,6 +409,9 @@ class _Search:
         failed: AutopruneError | None = None
         while True:
             best, judged = self._settle_best(interrupted, out)
+            self.measured_again += [
+                candidate for candidate in judged if not candidate.feasible and candidate.trained
+            ]
             self.trials.write(best, final=True)
             if best is None:
                 break

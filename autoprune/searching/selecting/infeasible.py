@@ -15,6 +15,9 @@ from autoprune.target import Budget
 
 __all__ = ["nearest_miss", "needless"]
 
+# Stages of a plan that was to be trained: it was, or a limit that is broken stopped it before
+_MEASURED = ("trained", "latency", "cost")
+
 
 def needless(study: Study, dense: Score) -> str | None:
     """Why there is nothing to search, where the dense model keeps the budget; None where it does
@@ -53,6 +56,8 @@ def nearest_miss(
     in `run`."""
     goal, budget = study.task.metric.goal, study.budget
     trained = any(candidate.stage == "trained" for candidate in candidates)
+    # A finalist is measured longer than a plan that is screened: its figure stands
+    longer = any(candidate.stage in _MEASURED for candidate in candidates)
     by_distance = [
         (
             max(
@@ -62,7 +67,7 @@ def nearest_miss(
             candidate,
         )
         for candidate in candidates
-        if candidate.stage != "failed" and not (trained and candidate.stage == "screened")
+        if candidate.stage != "failed" and not (longer and candidate.stage == "screened")
     ]
     if not by_distance:
         return f"no plan was tried to the end, so none meets the budget ({budget})"
@@ -93,7 +98,7 @@ def _reachable(study: Study, dense: Score, candidates: Sequence[Candidate], budg
     """The limits, in the budget's own quantities and units, that the trained trial nearest to it
     keeps."""
     goal = study.task.metric.goal
-    trained = [candidate for candidate in candidates if candidate.trained]
+    trained = [candidate for candidate in candidates if candidate.stage == "trained"]
     nearest = min(
         trained,
         key=lambda candidate: max(
