@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from autoprune.api import SearchResult, groups, load, measure, prune, search
+    from autoprune.budget import Budget, Limit
     from autoprune.errors import (
         AutopruneError,
         BudgetError,
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from autoprune.group import Group
     from autoprune.plan import Choice, Plan
     from autoprune.score import Candidate, Score
-    from autoprune.target import Budget, Limit, Target
+    from autoprune.target import Target
 
 _PLACES = {
     "api": ("SearchResult", "groups", "load", "measure", "prune", "search"),
@@ -48,7 +49,8 @@ _PLACES = {
     "group": ("Group",),
     "plan": ("Choice", "Plan"),
     "score": ("Candidate", "Score"),
-    "target": ("Budget", "Limit", "Target"),
+    "budget": ("Budget", "Limit"),
+    "target": ("Target",),
 }
 _HOME = {name: module for module, names in _PLACES.items() for name in names}
 

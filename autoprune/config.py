@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from autoprune import faults
+from autoprune.budget import Budget, Limit
 from autoprune.errors import InputError, StudyError, without_passwords
 from autoprune.reading import overrides, yaml_lines
 from autoprune.reading.bundled import bundled_paths, locate, read_target
@@ -25,7 +26,7 @@ from autoprune.reading.values import METRICS, duration
 from autoprune.reading.yaml_lines import Document, KeyPath, Place, key_paths
 from autoprune.space import Options as SpaceOptions
 from autoprune.space import Space
-from autoprune.target import Budget, Limit, Target
+from autoprune.target import Target
 
 if TYPE_CHECKING:
     from autoprune.study import Study

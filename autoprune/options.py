@@ -13,8 +13,8 @@ import typer
 from typer.core import TyperGroup
 
 from autoprune import __version__, faults
+from autoprune.budget import Limit
 from autoprune.errors import AutopruneError, BudgetError, InputError, paragraph
-from autoprune.target import Limit
 
 if TYPE_CHECKING:
     from autoprune.config import Config

@@ -32,6 +32,7 @@ __all__ = [
     "Format",
     "Kind",
     "Need",
+    "Quantity",
     "Runtime",
     "Technique",
     "check_settings",
@@ -44,12 +45,15 @@ __all__ = [
 ]
 
 Need = Literal["gradients", "squared gradients", "activations"]
-Kind = Literal["technique", "criterion", "runtime", "format", "model", "dataset", "executor"]
+Kind = Literal[
+    "technique", "criterion", "runtime", "quantity", "format", "model", "dataset", "executor"
+]
 
 _PACKAGES: dict[str, str] = {
     "technique": "pruning/techniques",
     "criterion": "pruning/criteria",
     "runtime": "measuring/runtimes",
+    "quantity": "measuring/quantities",
     "format": "formats",
     "model": "zoo/models",
     "dataset": "zoo/datasets",
@@ -57,7 +61,7 @@ _PACKAGES: dict[str, str] = {
 }
 
 
-_CALLED = ("technique", "criterion", "runtime", "format")  # by us, method by method
+_CALLED = ("technique", "criterion", "runtime", "quantity", "format")  # by us, method by method
 
 
 class Technique(Protocol):
@@ -137,6 +141,27 @@ class Runtime(Protocol):
 
     def version(self) -> str:
         """Name and version of the runtime, part of the key of every cached latency."""
+
+
+class Quantity(Protocol):
+    """What a call of the model needs beside time, measured in a fresh process; less is better.
+
+    A figure is a positive number in the base unit, whose factor in `units` is 1; the others are
+    what a limit may be written in. `title` is its row in tables. `tolerance` is the share by which
+    two measurements of one model may differ: more, and `verify` holds the record to be wrong.
+    """
+
+    units: Mapping[str, float]
+    example: str
+    title: str
+    tolerance: float
+
+    def unavailable(self, target: Target) -> str | None:
+        """Why it cannot be measured for `target` on this machine, or None."""
+
+    def begin(self, target: Target) -> Callable[[Callable[[], object]], float]:
+        """Called before the model is loaded; the result, called with one inference as a function,
+        measures."""
 
 
 class Format(Protocol):

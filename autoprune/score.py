@@ -8,10 +8,9 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 from autoprune.plan import Plan
+from autoprune.quantities import is_resource
 
 __all__ = [
-    "MEASURED_APART",
-    "NEED_A_RUN",
     "Candidate",
     "Score",
     "better",
@@ -20,18 +19,16 @@ __all__ = [
     "direction",
     "dominates",
     "pareto_front",
+    "resources_of",
 ]
 
-# A search measures them only where they are asked for
-MEASURED_APART = ("size_compressed", "memory", "energy")
-# What only running the model on the target tells
-NEED_A_RUN = ("latency", "throughput", "memory", "energy")
 _FIELDS = {
+    "latency": "latency_ms",
     "size": "size_bytes",
     "size_compressed": "size_compressed_bytes",
-    "memory": "memory_bytes",
-    "energy": "energy_mj",
 }
+# Of records written before quantities were plug-ins
+_BEFORE = {"memory_bytes": "memory", "energy_mj": "energy"}
 _LISTS = ("uncounted", "unavailable")
 _MS = ("latency_ms", "latency_ms_low", "latency_ms_high", "latency_ms_p90", "latency_ms_p99")
 # What depends on how fast the machine is
@@ -53,12 +50,13 @@ class Score:
     is the median ratio of a call to the dense model's call beside it. Of a study's candidates the
     milliseconds are that ratio of the study's one dense figure (`beside`), which has its own
     interval. `throughput` is inputs per second, the batch over the median latency; `throughput_low`
-    is the lower end of its interval. How `memory_bytes` (peak) and `energy_mj` (millijoules of one
-    call) are measured stands in `measuring/resources.py`. `unavailable` names what could not be
-    measured, each with the reason, as in `energy: this machine has no counter`. `metric_error` is
-    the standard error of the metric over its samples. `weights` says which of a finished model's
-    are kept, as the better on validation data: "trained", "repaired" or, where nothing was to be
-    repaired, "cut"; "inherited" are those of the trained model of a looser budget.
+    is the lower end of its interval. `resources` are what a call needs beside time, by quantity, as
+    `memory` in bytes or `energy` in millijoules; how each is measured stands in its file in
+    `measuring/quantities/`. `unavailable` names what could not be measured, each with the reason,
+    as in `energy: this machine has no counter`. `metric_error` is the standard error of the metric
+    over its samples. `weights` says which of a finished model's are kept, as the better on
+    validation data: "trained", "repaired" or, where nothing was to be repaired, "cut"; "inherited"
+    are those of the trained model of a looser budget.
     """
 
     metric: float | None = None
@@ -80,8 +78,7 @@ class Score:
     throughput: float | None = None
     throughput_low: float | None = None
     size_compressed_bytes: int | None = None
-    memory_bytes: int | None = None
-    energy_mj: float | None = None
+    resources: Mapping[str, float] = field(default_factory=dict)
     unavailable: tuple[str, ...] = ()
     # on further targets, by their name
     elsewhere: Mapping[str, Score] = field(default_factory=dict)
@@ -106,6 +103,7 @@ class Score:
     def from_json(cls, data: dict[str, Any]) -> Score:
         """The score that `to_json` wrote; unknown keys are left out."""
         known = {candidate.name for candidate in fields(cls)}
+        data = {**data, "resources": resources_of(data)}
         values = {key: value for key, value in data.items() if key in known}
         elsewhere = {
             name: cls.from_json(each) for name, each in values.get("elsewhere", {}).items()
@@ -123,7 +121,9 @@ class Score:
     def figure(self, name: str) -> float | None:
         """The figure of a quantity by its name in a study, as measured: `size` in bytes, `energy`
         in mJ, ..."""
-        value = getattr(self, _FIELDS.get(name, "latency_ms" if name == "latency" else name))
+        if is_resource(name):
+            return self.resources.get(name)
+        value = getattr(self, _FIELDS.get(name, name))
         return None if value is None else float(value)
 
     def objective(self, name: str) -> float:
@@ -196,7 +196,18 @@ class Score:
         elsewhere = {
             name: score.fill_from(other.on(name)) for name, score in self.elsewhere.items()
         }
-        return replace(self, **figures, elsewhere={**other.elsewhere, **elsewhere})
+        return replace(
+            self,
+            **figures,
+            resources={**other.resources, **self.resources},
+            elsewhere={**other.elsewhere, **elsewhere},
+        )
+
+
+def resources_of(data: Mapping[str, Any]) -> dict[str, float]:
+    """What a call needs, of a score's JSON object; also of one with a field for each."""
+    before = {name: data[key] for key, name in _BEFORE.items() if data.get(key) is not None}
+    return before | dict(data.get("resources", {}))
 
 
 @dataclass(frozen=True)

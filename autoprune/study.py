@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from autoprune.budget import Budget
 from autoprune.space import Space
-from autoprune.target import Budget, Target
+from autoprune.target import Target
 from autoprune.task import Recipe, Task
 
 __all__ = ["Settings", "Study"]

@@ -203,7 +203,7 @@ def laws() -> str:
         "# Plug-ins and their laws\n\nA plug-in is one file, or `package.module:Name`. "
         "`tests/contracts` holds each member to these laws.\n"
     )
-    for name in ("Technique", "Criterion", "Runtime", "Format"):
+    for name in ("Technique", "Criterion", "Runtime", "Quantity", "Format"):
         protocol = getattr(plugins, name)
         text += f"\n## {name}\n\n{inspect.getdoc(protocol)}\n"
         for part, method in inspect.getmembers(protocol, inspect.isfunction):

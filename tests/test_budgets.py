@@ -14,6 +14,7 @@ import pytest
 import yaml
 from test_search import Listens, quick, quicker, study
 
+from autoprune.budget import Budget
 from autoprune.errors import BudgetError, InputError
 from autoprune.plan import Choice, Plan
 from autoprune.reading.resume import open_run
@@ -27,7 +28,6 @@ from autoprune.searching.selecting.answers import answers, in_words
 from autoprune.searching.selecting.infeasible import nearest_miss, needless
 from autoprune.searching.selecting.promotion import best
 from autoprune.study import Study
-from autoprune.target import Budget
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 __all__ = ["quick"]  # a fixture that every test here uses

@@ -470,9 +470,9 @@ def test_measure_puts_targets_and_models_side_by_side(tmp_path, monkeypatch):
     assert [each["target"]["name"] for each in (first, second)] == ["cpu_onnxruntime", "own"]
     for each in (first, second):
         score = each["score"]
-        assert score["flops"] == 8482048 and score["memory_bytes"] > 4 * score["params"]
+        assert score["flops"] == 8482048 and score["resources"]["memory"] > 4 * score["params"]
         assert 0.8 < score["size_compressed_bytes"] / score["size_bytes"] < 1
-        assert (score["energy_mj"] is None) == any(
+        assert ("energy" not in score["resources"]) == any(
             text.startswith("energy: ") for text in score["unavailable"]
         )
         assert sum(layer["share"] for layer in each["layers"]) == pytest.approx(1)
@@ -487,7 +487,7 @@ def test_measure_shows_what_is_not_available_and_the_costliest_layers(monkeypatc
         flops=1000,
         params=30,
         latency_ms=1.0,
-        memory_bytes=2_000_000,
+        resources={"memory": 2_000_000},
         unavailable=("energy: no counter",),
     )
     layers = tuple(

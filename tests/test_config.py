@@ -13,9 +13,10 @@ import pytest
 import yaml
 
 from autoprune import config
+from autoprune.budget import Limit
 from autoprune.errors import InputError, MissingPackage, StudyError
 from autoprune.reading import values, yaml_lines
-from autoprune.target import Limit, Target
+from autoprune.target import Target
 
 WRONG = Path(__file__).parent / "wrong_studies"
 STUDY = """

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from autoprune import plugins
+from autoprune.budget import Budget
 from autoprune.errors import InputError, ModelError, VerificationError
 from autoprune.exporting import artefact, remeasured
 from autoprune.exporting.export import Finished, export
@@ -31,7 +32,7 @@ from autoprune.pruning.surgery import shrink
 from autoprune.score import Score
 from autoprune.space import Space
 from autoprune.study import Settings, Study
-from autoprune.target import Budget, Target
+from autoprune.target import Target
 from autoprune.task import Inputs, Recipe
 from autoprune.training import loop, tasks
 

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from typer.testing import CliRunner
 
 from autoprune import cli, faults, plugins
+from autoprune.budget import Budget
 from autoprune.errors import CodeError, ModelError, TrialsError, VerificationError
 from autoprune.run import Run
 from autoprune.score import Candidate
@@ -29,7 +30,7 @@ from autoprune.searching.selecting import finalists
 from autoprune.searching.stall import watch
 from autoprune.space import Options, Space
 from autoprune.study import Settings, Study
-from autoprune.target import Budget, Target
+from autoprune.target import Target
 from autoprune.task import Data, Metric, Recipe, Task
 from autoprune.training.loop import evaluate, train
 

@@ -17,7 +17,9 @@ NOUNS = (
     "fingerprint",
     "task",
     "target",
+    "quantities",
     "score",
+    "budget",
     "space",
     "run",
 )
@@ -42,7 +44,7 @@ ROOMS = {  # in a package of several, what may import what is before it; `room.m
         "ranking criteria techniques widths thresholds masks calibration importance reconstruction apply",
     ),
     "measuring": (
-        "einsum_flops flops energy timing resources runtimes quantization runtime_module onnx_slicing",
+        "einsum_flops flops quantities timing resources runtimes quantization runtime_module onnx_slicing",
         "sparse_kernels.kernels sparse_kernels.layers measure sparse_kernels profiling prediction",
     ),
     "searching": (
@@ -55,6 +57,7 @@ OPEN_SETS = (
     "pruning/criteria",
     "pruning/techniques",
     "measuring/runtimes",
+    "measuring/quantities",
     "formats",
     "zoo/models",
     "zoo/datasets",

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
+from autoprune.budget import Budget
 from autoprune.errors import InputError, MissingPackage, ModelError
 from autoprune.exporting import lowered
 from autoprune.exporting.export import Finished, export
@@ -41,7 +42,7 @@ from autoprune.pruning.importance import Importance
 from autoprune.searching.evaluating import costs
 from autoprune.space import Space
 from autoprune.study import Settings, Study
-from autoprune.target import Budget, Target
+from autoprune.target import Target
 from autoprune.task import Data, Inputs, Metric, Recipe, Task
 
 CPU = torch.device("cpu")

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from test_search import quick, study
 
+from autoprune.budget import Limit
 from autoprune.measuring import measure
 from autoprune.measuring.timing.latency import Latency
 from autoprune.plan import Plan
@@ -20,7 +21,6 @@ from autoprune.searching.evaluating.preparation import prepare
 from autoprune.searching.optuna_study.journal import Journal
 from autoprune.searching.search import Result
 from autoprune.searching.search import search as run_search
-from autoprune.target import Limit
 
 __all__ = ["quick"]  # a fixture that every test here uses
 pytestmark = [

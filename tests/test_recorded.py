@@ -80,7 +80,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
         )
 
     def measured(artefact: Any, inputs: Any, target: Any, wanted: Any) -> dict[str, Any]:
-        return {"memory_bytes": round(1e6 * noise.uniform(0.9, 1.1))} if "memory" in wanted else {}
+        return {"memory": round(1e6 * noise.uniform(0.9, 1.1))} if "memory" in wanted else {}
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(measure, "time_artefact", timed)

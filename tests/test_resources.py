@@ -14,11 +14,13 @@ from onnx import numpy_helper
 from torch import nn
 
 from autoprune import config
+from autoprune.budget import Budget
 from autoprune.errors import ModelError, StudyError
-from autoprune.measuring import energy, measure, resources
+from autoprune.measuring import measure, resources
+from autoprune.measuring.quantities import energy, memory
 from autoprune.score import Score
 from autoprune.searching.evaluating.quantities import asked_quantities
-from autoprune.target import Budget, Target
+from autoprune.target import Target
 from autoprune.task import Inputs
 
 EAGER, ONNX = Target(runtime="eager"), Target()
@@ -35,9 +37,7 @@ def test_peak_memory_grows_by_the_weights(target: Target) -> None:
     for width in (64, 2048):
         inputs = Inputs.of(torch.randn(1, width))
         artefact = measure.artefact(linear(width).eval(), inputs, target)
-        found.append(
-            resources.measure_resources(artefact, inputs, target, ["memory"])["memory_bytes"]
-        )
+        found.append(resources.measure_resources(artefact, inputs, target, ["memory"])["memory"])
     weights = 4 * 2048**2
     # ONNX Runtime holds the file beside what it makes of it
     assert 0.9 * weights < found[1] - found[0] < 6 * weights
@@ -52,7 +52,7 @@ def test_a_model_that_no_fresh_process_can_have_is_refused_not_zero() -> None:
     with pytest.raises(ModelError, match="cannot be handed to a fresh process"):
         resources.measure_resources(Local(), inputs, EAGER, ["memory"])
     score = measure.measure(Local(), inputs, EAGER)
-    assert score.memory_bytes is None and any(
+    assert "memory" not in score.resources and any(
         text.startswith("memory: ") for text in score.unavailable
     )
 
@@ -60,7 +60,7 @@ def test_a_model_that_no_fresh_process_can_have_is_refused_not_zero() -> None:
 def test_a_system_that_does_not_tell_the_peak_is_named(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> None:
-    monkeypatch.setattr(resources, "_PEAK", tmp_path / "status")
+    monkeypatch.setattr(memory, "_PEAK", tmp_path / "status")
     assert "does not tell the peak memory" in str(resources.unavailable("memory", EAGER))
     with pytest.raises(ModelError, match="memory cannot be measured: this system"):
         resources.measure_resources(b"", Inputs.of(torch.ones(1)), ONNX, ["memory"])
@@ -83,7 +83,7 @@ def test_energy_is_the_counters_move_over_the_calls() -> None:
 
 def test_without_zeus_or_counter_there_is_no_energy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(energy.importlib.util, "find_spec", lambda name: None)
-    assert "pip install 'autoprune[energy]'" in str(energy.unavailable(ONNX))
+    assert "pip install 'autoprune[energy]'" in str(energy.Energy().unavailable(ONNX))
     monkeypatch.undo()
     pytest.importorskip("zeus")
     from zeus.device.cpu import rapl
@@ -92,7 +92,7 @@ def test_without_zeus_or_counter_there_is_no_energy(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(
         energy, "_cpus", lambda: (_ for _ in ()).throw(rapl.ZeusRAPLNotSupportedError("no RAPL"))
     )
-    assert "no counter of its CPU's energy" in str(energy.unavailable(ONNX))
+    assert "no counter of its CPU's energy" in str(energy.Energy().unavailable(ONNX))
 
 
 def test_counters_add_up_packages_with_their_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,7 +136,7 @@ def test_what_is_asked_for_and_not_here_is_refused_before_training(
             target=Target(name="here"),
         )
 
-    monkeypatch.setattr(energy, "unavailable", lambda target: "no counter")
+    monkeypatch.setattr(energy.Energy, "unavailable", lambda self, target: "no counter")
     assert asked_quantities(study({"latency": "50%"}, "metric")) == ()
     assert asked_quantities(study({"size_compressed": "50%"}, "metric", "memory")) == (
         "size_compressed",
@@ -169,7 +169,7 @@ def test_objectives_and_budgets_are_read_from_a_study() -> None:
 
 
 def test_the_figures_are_named_as_the_quantities() -> None:
-    score = Score(size_compressed_bytes=1, memory_bytes=2, energy_mj=3.0)
+    score = Score(size_compressed_bytes=1, resources={"memory": 2, "energy": 3.0})
     assert [score.figure(name) for name in ("size_compressed", "memory", "energy")] == [
         1.0,
         2.0,

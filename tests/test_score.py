@@ -52,8 +52,7 @@ def test_objectives_by_their_short_names() -> None:
         latency_ratio=0.25,
         latency_ms=2.0,
         size_compressed_bytes=5,
-        memory_bytes=6,
-        energy_mj=1.5,
+        resources={"memory": 6, "energy": 1.5},
         throughput=9.0,
     )
     assert [
@@ -83,8 +82,8 @@ def test_directions_and_a_front_over_throughput() -> None:
 
 
 def test_a_score_is_completed_where_it_lacks_figures() -> None:
-    whole = Score(flops=1).fill_from(Score(flops=2, memory_bytes=3))
-    assert (whole.flops, whole.memory_bytes, whole.energy_mj) == (1, 3, None)
+    whole = Score(flops=1).fill_from(Score(flops=2, resources={"memory": 3}))
+    assert (whole.flops, whole.resources) == (1, {"memory": 3})
 
 
 @pytest.mark.parametrize("goal", ["maximize", "minimize"])

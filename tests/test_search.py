@@ -22,6 +22,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import autoprune
+from autoprune.budget import Budget
 from autoprune.errors import BudgetError, InputError, TrainingError
 from autoprune.plan import Choice, Plan
 from autoprune.run import Run
@@ -37,7 +38,7 @@ from autoprune.searching.selecting import finalists
 from autoprune.searching.selecting.infeasible import nearest_miss
 from autoprune.space import Options, Space
 from autoprune.study import Settings, Study
-from autoprune.target import Budget, Target
+from autoprune.target import Target
 from autoprune.task import Data, Metric, Recipe, Task
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")

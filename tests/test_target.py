@@ -6,9 +6,11 @@ import math
 
 import pytest
 
+from autoprune import quantities
+from autoprune.budget import Budget, Limit
 from autoprune.errors import InputError
 from autoprune.score import Score
-from autoprune.target import QUANTITIES, Budget, Limit, Target
+from autoprune.target import Target
 
 DENSE = Score(
     metric=0.9,
@@ -23,8 +25,7 @@ DENSE = Score(
     throughput=500.0,
     throughput_low=480.0,
     size_compressed_bytes=300,
-    memory_bytes=1000,
-    energy_mj=10.0,
+    resources={"memory": 1000, "energy": 10.0},
 )
 
 
@@ -125,7 +126,7 @@ def test_refusals_show_the_spelling(quantity: str, given: object) -> None:
     message = str(caught.value)
     assert quantity in message and repr(given) in message
     if "zero" not in message:
-        assert QUANTITIES[quantity][1] in message
+        assert quantities.units(quantity)[1] in message
 
 
 def test_an_unknown_quantity_names_the_nearest() -> None:
@@ -143,10 +144,10 @@ def test_an_unknown_quantity_names_the_nearest() -> None:
         ("size", Score(size_bytes=240), "50%"),
         ("nonzero_params", Score(nonzero_params=60), "50%"),
         ("size_compressed", Score(size_compressed_bytes=180), "50%"),
-        ("memory", Score(memory_bytes=600), "50%"),
-        ("memory", Score(memory_bytes=600), "500B"),
-        ("energy", Score(energy_mj=6.0), "50%"),
-        ("energy", Score(energy_mj=6.0), "5mJ"),
+        ("memory", Score(resources={"memory": 600}), "50%"),
+        ("memory", Score(resources={"memory": 600}), "500B"),
+        ("energy", Score(resources={"energy": 6.0}), "50%"),
+        ("energy", Score(resources={"energy": 6.0}), "5mJ"),
         ("throughput", Score(throughput=1100.0, throughput_low=1000.0), "1.2K/s"),
         ("throughput", Score(latency_ratio=0.7, latency_ratio_high=0.8), "150%"),
     ],
@@ -196,7 +197,7 @@ def test_no_drop_at_all_may_be_asked() -> None:
     assert limit.violation(Score(metric=0.8), DENSE, "maximize") == pytest.approx(0.1)
 
 
-@pytest.mark.parametrize("quantity", list(QUANTITIES))
+@pytest.mark.parametrize("quantity", quantities.names())
 def test_what_is_not_measured_is_not_judged(quantity: str) -> None:
     budget = Budget.parse({quantity: "0.01" if quantity == "metric_drop" else "50%"})
     assert budget.violations(Score(), DENSE, "maximize") == {}

@@ -17,6 +17,7 @@ from test_damaged_files import DAMAGES
 from test_exporting import MINE, WIDTHS, change, section
 from typer.testing import CliRunner
 
+from autoprune.budget import Budget
 from autoprune.cli import app
 from autoprune.errors import ModelError
 from autoprune.exporting.checks import checks
@@ -30,7 +31,7 @@ from autoprune.score import Score
 from autoprune.searching.evaluating.quantities import compress_score
 from autoprune.space import Space
 from autoprune.study import Settings, Study
-from autoprune.target import Budget, Target
+from autoprune.target import Target
 from autoprune.task import Recipe
 from autoprune.training import loop, tasks
 
@@ -57,7 +58,7 @@ def measured(artefact: Any, *args: Any, **options: Any) -> dict[str, Any]:
         if isinstance(artefact, bytes)
         else sum(each.numel() for each in artefact.parameters())
     )
-    return {"memory_bytes": 100_000 + size}
+    return {"memory": 100_000 + size}
 
 
 @pytest.fixture(scope="module")
@@ -82,15 +83,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     def score(module: torch.nn.Module, took: Latency) -> Score:
         quality = loop.evaluate(module, task, "validation", device="cpu")
         own = measure.costs(module, task.calibration(1)).evolve(
-            metric=quality.metric, loss=quality.loss, energy_mj=3.0, **measured(module, ["memory"]),
+            metric=quality.metric, loss=quality.loss, resources={"energy": 3.0, **measured(module, ["memory"])},
             test_metric=loop.evaluate(module, task, "test", device="cpu").metric,
         )  # fmt: skip
         own = measure.with_latency(own.evolve(size_bytes=measure.size_bytes(module)), took, 1)
         there = measure.artefact(module, task.calibration(2), further)
-        other = own.evolve(
-            size_bytes=len(there), metric=None, loss=None, test_metric=None, energy_mj=None
-        )
-        other = other.evolve(**measured(there, ["memory"]))
+        other = own.evolve(size_bytes=len(there), metric=None, loss=None, test_metric=None)
+        other = other.evolve(resources=measured(there, ["memory"]))
         return compress_score(module, None, own, ("size_compressed",)).evolve(
             elsewhere={further.name: other}
         )
@@ -149,9 +148,9 @@ RATIOS = (
     "throughput",
     "throughput_low",
 )
-COUNTS = ("flops", "params", "nonzero_params", "size_bytes", "memory_bytes")
+COUNTS = ("flops", "params", "nonzero_params", "size_bytes", "resources.memory")
 OWN = ("metric", "loss", "test_metric", "size_compressed_bytes", *COUNTS, *TIMES, *RATIOS)
-DENSE = ("flops", "params", "size_bytes", "memory_bytes", *TIMES[:3], *RATIOS)
+DENSE = ("flops", "params", "size_bytes", "resources.memory", *TIMES[:3], *RATIOS)
 FIGURES = [
     *OWN,
     *(f"dense.{name}" for name in DENSE),
@@ -268,7 +267,9 @@ def test_one_odd_measurement_is_no_failure(
 
 def test_a_fake_ends_with_status_4(made: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(made, tmp_path / "best"))
-    change(folder / "score.json", lambda record: record.update(throughput=1e6, memory_bytes=1))
+    change(
+        folder / "score.json", lambda record: record.update(throughput=1e6, resources={"memory": 1})
+    )
     ended = CliRunner().invoke(app, ["verify", str(folder), "--trust"])
     assert ended.exit_code == 4
     record = json.loads((folder / "verification.json").read_text())
@@ -276,7 +277,7 @@ def test_a_fake_ends_with_status_4(made: Path, tmp_path: Path) -> None:
         check["name"]: check["detail"] for check in record["checks"] if check["passed"] is False
     }
     assert list(said) == ["figures", "memory"]
-    assert "throughput 2500, recorded 1e+06" in said["figures"] and "memory_bytes" in said["memory"]
+    assert "throughput 2500, recorded 1e+06" in said["figures"] and "memory" in said["memory"]
 
 
 def test_records_of_before_still_pass(whole: Recorded) -> None:

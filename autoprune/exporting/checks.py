@@ -20,6 +20,7 @@ from autoprune.exporting.recorded import Recorded
 from autoprune.files import check_safetensors
 from autoprune.measuring import measure
 from autoprune.measuring.quantization import TOLERANCES
+from autoprune.quantities import is_resource
 from autoprune.task import Inputs
 from autoprune.training import judging, loop
 from autoprune.training.loop import Quality
@@ -265,15 +266,15 @@ def _further(recorded: Recorded) -> list[str]:
 
 
 def _resources(recorded: Recorded) -> Iterator[tuple[str, str]]:
-    """Memory and energy with the target, where they are recorded or limited there; none where the
-    record is broken."""
+    """What a call needs beside time, with the target, where it is recorded or limited there; none
+    where the record is broken."""
     try:
         for name in ("", *_further(recorded)):
             scores = (recorded.score.on(name), recorded.dense_score.on(name))
-            for quantity in ("memory", "energy"):
-                if recorded.limits(name, quantity) or any(
-                    score.figure(quantity) is not None for score in scores
-                ):
+            limited = [limit.quantity for limit in recorded.budget.limits if limit.target == name]
+            kept = (quantity for score in scores for quantity in score.resources)
+            for quantity in dict.fromkeys((*limited, *kept)):
+                if is_resource(quantity):
                     yield quantity, name
     except (ValueError, KeyError, TypeError, AttributeError, InputError):
         return

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from autoprune import plugins
+from autoprune.budget import Budget
 from autoprune.errors import AutopruneError, InputError, ModelError, brief
 from autoprune.exporting import artefact, lowered, shipped
 from autoprune.files import read_mapping
@@ -25,7 +26,6 @@ from autoprune.pruning.surgery.architecture import Outline
 from autoprune.run import Run
 from autoprune.score import Score
 from autoprune.study import Study
-from autoprune.target import Budget
 
 __all__ = ["REFERENCE_INPUTS", "Finished", "copy_artefact", "export", "refuse_foreign"]
 

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autoprune import plugins
+from autoprune import plugins, quantities
+from autoprune.budget import Budget, Limit
 from autoprune.errors import InputError
 from autoprune.exporting import artefact, lowered
 from autoprune.exporting.load import search_folders
@@ -23,7 +24,7 @@ from autoprune.measuring.runtime_module import Deployed
 from autoprune.measuring.timing import subprocesses
 from autoprune.pruning.surgery.architecture import Outline
 from autoprune.score import Score
-from autoprune.target import Budget, Limit, Target
+from autoprune.target import Target
 from autoprune.task import Inputs, Task
 from autoprune.training import tasks
 
@@ -81,6 +82,7 @@ class Recorded:
     @cached_property
     def budget(self) -> Budget:
         """The budget the model was chosen for."""
+        quantities.find(self.record["budget"], self.folders)
         return Budget.parse(self.record["budget"])
 
     @property

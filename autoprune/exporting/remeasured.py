@@ -1,18 +1,18 @@
-"""The checks of `verify` that run the model on the target: latency, throughput, memory, energy,
-against the record."""
+"""The checks of `verify` that run the model on the target: latency, throughput, what a call needs
+beside time, against the record."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from autoprune import plugins
+from autoprune import plugins, quantities
+from autoprune.budget import Limit
 from autoprune.errors import ModelError
 from autoprune.exporting.held import Failed, Found, Held, mismatches
 from autoprune.exporting.recorded import Recorded
 from autoprune.measuring import measure, resources
 from autoprune.measuring.timing.latency import Latency
 from autoprune.score import Score
-from autoprune.target import Limit
 
 __all__ = ["latency", "resource"]
 
@@ -22,11 +22,8 @@ _PROCESSES, _MORE, _SECONDS = 5, 15, 1.5
 _ROOM, _BUSY = 0.10, 0.35
 # Factors that milliseconds may be off by: a machine has its days
 _DENSE, _P90, _P99 = 2.0, 2.0, 5.0
-# Peak memory repeats to 1 %, a counter of energy hears its neighbours
-_WITHIN = {"memory": 0.1, "energy": 0.4}
-_LIMIT_ROOM = 0.03  # of a limit on either
+_LIMIT_ROOM = 0.03  # of a limit on what a call needs beside time
 _LATENCIES = ("ms", "ms_low", "ms_high", "ratio", "ratio_low", "ratio_high")
-_FIGURES = {"memory": "memory_bytes", "energy": "energy_mj"}
 
 
 def latency(recorded: Recorded, name: str = "") -> Found:
@@ -139,8 +136,9 @@ def _percentiles(name: str, known: Score, dense: Score, found: Latency) -> list[
 
 
 def resource(recorded: Recorded, quantity: str, name: str = "") -> Found:
-    """Peak memory or energy measured again, of the dense model too, held to limits and record."""
-    key, figure, target = _at(quantity, name), _FIGURES[quantity], recorded.on(name)
+    """What a call needs beside time measured again, of the dense model too, held to limits and
+    record."""
+    key, target = _at(quantity, name), recorded.on(name)
     score, dense = recorded.score.on(name), recorded.dense_score.on(name)
     if target.recorded:
         why = f"nothing is measured: the target answers what {target.recorded} has recorded"
@@ -149,13 +147,14 @@ def resource(recorded: Recorded, quantity: str, name: str = "") -> Found:
     if not isinstance(own, bytes) and hasattr(own, "read_bytes"):
         own = own.read_bytes()
     try:
+        inputs = recorded.reference[0]
         now, of = (
-            resources.measure_resources(artefact, recorded.reference[0], target, [quantity])[figure]
+            resources.measure_resources(artefact, inputs, target, [quantity])[quantity]
             for artefact in (own, other)
         )
     except ModelError as problem:
         return Found(f"not checked: {problem}", {}, {key: str(problem)})
-    measured, whole = Score().evolve(**{figure: now}), Score().evolve(**{figure: of})
+    measured, whole = Score(resources={quantity: now}), Score(resources={quantity: of})
     problems, unchecked = list[str](), dict[str, str]()
     for limit in recorded.limits(name, quantity):
         used = _spent_share(limit, measured, whole)
@@ -165,10 +164,10 @@ def resource(recorded: Recorded, quantity: str, name: str = "") -> Found:
         unchecked[f"the record of {key}"] = recorded.foreign
     else:
         names = {
-            figure: (now, score.figure(quantity)),
-            f"dense.{figure}": (of, dense.figure(quantity)),
+            quantity: (now, score.figure(quantity)),
+            f"dense.{quantity}": (of, dense.figure(quantity)),
         }
-        within = _WITHIN[quantity]
+        within = quantities.of_call(quantity).tolerance
         problems += mismatches(
             {
                 _at(each, name): Held(*pair, within)
@@ -176,7 +175,7 @@ def resource(recorded: Recorded, quantity: str, name: str = "") -> Found:
                 if pair[1] is not None
             }
         )
-    figures = {figure: now, f"dense_{figure}": of}
+    figures = {quantity: now, f"dense_{quantity}": of}
     if problems:
         raise Failed("; ".join(problems), **figures)
     return Found(f"{key} is {now:.6g}, of the dense model {of:.6g}", figures, unchecked)

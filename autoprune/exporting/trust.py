@@ -19,6 +19,7 @@ _BUNDLED = re.compile(r"(zoo|torchvision):\w+")
 _REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.:]*(\(.*)?", re.DOTALL)
 _FETCHES = ("weights", "weights_backbone", "download")
 _PLAIN = frozenset({"folder", "args"})
+_BY_QUANTITY = ("budget", "resources")  # mappings of which the keys are quantities
 
 
 def require_trust(folder: Path, trust: bool, command: str) -> None:
@@ -59,6 +60,9 @@ def _foreign_references(value: Any, key: str = "") -> Iterator[str]:
             yield from (
                 f"{name!r} with {value}={args[value]!r}" for value in _FETCHES if args.get(value)
             )
+        if key in _BY_QUANTITY:  # one of the user's own is code
+            for quantity in value:
+                yield from _foreign_references(str(quantity).partition(" on ")[0])
         for inner in value:
             if inner not in _PLAIN:
                 yield from _foreign_references(value[inner], str(inner))

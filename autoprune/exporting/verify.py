@@ -16,13 +16,12 @@ from autoprune.exporting.held import Check, Failed, Found
 from autoprune.exporting.recorded import NotHere, Recorded, Skipped
 from autoprune.exporting.trust import require_trust
 from autoprune.files import read_mapping
+from autoprune.quantities import is_runnable
 from autoprune.run import Run
 from autoprune.task import Task
 
 __all__ = ["verify", "verify_in_fresh_process"]
 
-# What runs a file of the artefact on the target
-_RUNS = ("latency", "memory", "energy")
 _UNMEASURED: dict[str, Any] = {
     "passed": None,
     "detail": "not measured: the files are not those that were written",
@@ -62,7 +61,7 @@ def verify(
     }
     found: list[dict[str, Any]] = []
     for name, check in checks(recorded):
-        pointless = name.partition(" on ")[0] in _RUNS and found[0]["passed"] is False
+        pointless = is_runnable(name.partition(" on ")[0]) and found[0]["passed"] is False
         found.append(
             done.get(name)
             or (_UNMEASURED | {"name": name} if pointless else _run_check(name, check))

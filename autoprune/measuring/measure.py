@@ -135,20 +135,20 @@ def with_latency(score: Score, measured: Latency, batch: int) -> Score:
 
 
 def _apart(score: Score, artefact: Any, inputs: Inputs, target: Target) -> Score:
-    """`score` with the compressed size, peak memory and energy, or the reasons why there are
-    none."""
-    found: dict[str, Any] = {
-        "size_compressed_bytes": resources.compressed_bytes(resources.stored_file(artefact))
-    }
-    missing = []
-    for quantity in ("memory", "energy"):
+    """`score` with the compressed size and what a call needs beside time, or the reasons why there
+    is none."""
+    compressed = resources.compressed_bytes(resources.stored_file(artefact))
+    needs, missing = dict[str, float](), list[str]()
+    for quantity in plugins.names("quantity"):
         try:
-            found |= resources.measure_resources(artefact, inputs, target, [quantity])
+            needs |= resources.measure_resources(artefact, inputs, target, [quantity])
         except ModelError as error:
             missing.append(
                 f"{quantity}: {str(error).removeprefix(f'{quantity} cannot be measured: ')}"
             )
-    return replace(score, unavailable=tuple(missing), **found)
+    return replace(
+        score, size_compressed_bytes=compressed, resources=needs, unavailable=tuple(missing)
+    )
 
 
 @contextlib.contextmanager

@@ -1,36 +1,23 @@
-"""What a call needs beside time: peak memory and energy, in a fresh process; and what a file
-compresses to.
+"""What a call needs beside time, measured in a fresh process; and what a file compresses to.
 
-Memory on a CPU: a process imports the runtime and the model's code, notes its resident memory, then
-loads the model and calls it a few times; the figure is the peak from there on, less what was noted.
-So it holds weights, activations and whatever the runtime allocates for them and for itself, some of
-which no pruning makes smaller. One process is
-enough: the figure repeats within 1 %. Linux alone tells the peak. On CUDA it is the peak of torch's
-allocator, `torch.cuda.max_memory_allocated`.
-
-Energy: the machine's own counter (RAPL for a CPU, NVML for a GPU, both read by the package zeus)
-over a second of calls, divided by them. It counts the whole package or board, idle power and other
-programs' work as well. Without a counter there is no figure: nothing is estimated.
+How each quantity is measured stands in its file in `measuring/quantities/`.
 """
 
 from __future__ import annotations
 
-import gc
 import importlib
 import json
-import os
 import pickle
 import sys
 import zlib
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from autoprune import plugins, scratch
+from autoprune import plugins, quantities, scratch
 from autoprune.errors import AutopruneError, ModelError
-from autoprune.measuring import energy
 from autoprune.measuring.timing import child
 from autoprune.target import Target
 
@@ -41,9 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["compressed_bytes", "measure_resources", "stored_file", "unavailable"]
 
-_CALLS, _LIMIT_S = 10, 600.0
-_PEAK, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-_FIGURES = {"memory": "memory_bytes", "energy": "energy_mj"}
+_LIMIT_S = 600.0
 
 
 def compressed_bytes(content: bytes) -> int:
@@ -80,38 +65,22 @@ def stored_file(artefact: bytes | nn.Module, model: nn.Module | None = None) -> 
 
 
 def unavailable(quantity: str, target: Target) -> str | None:
-    """Why memory or energy cannot be measured for a target on this machine, or None; no model is
-    needed to tell."""
-    if quantity == "energy":
-        return energy.unavailable(target)
-    if quantity != "memory":
+    """Why a quantity cannot be measured for a target on this machine, or None; no model is needed
+    to tell."""
+    if not quantities.is_resource(quantity):
         return None
-    if target.device.startswith("cuda"):
-        runtime = plugins.load("runtime", target.runtime)()
-        takes_module = runtime.artefact == "module"
-        return (
-            None
-            if takes_module
-            else f"runtime {target.runtime} does not tell what it allocates on {target.device}"
-        )
-    if not _PEAK.exists() or "VmHWM" not in _PEAK.read_text() or not os.access(_RESET, os.W_OK):
-        return (
-            "this system does not tell the peak memory of a process (Linux does, in "
-            "/proc/self/status)"
-        )
-    return None
+    return quantities.of_call(quantity).unavailable(target)
 
 
 def measure_resources(
     artefact: bytes | nn.Module, inputs: Inputs, target: Target, wanted: Collection[str]
-) -> dict[str, Any]:
-    """`memory_bytes` and `energy_mj` of an artefact (see `measure.artefact`), as far as they are
-    `wanted`.
+) -> dict[str, float]:
+    """The quantities of a call of an artefact (see `measure.artefact`) that are `wanted`, by name.
 
     Raises ModelError with the reason for what cannot be measured: no counter, a module that cannot
     be pickled, a process that fails.
     """
-    asked = [quantity for quantity in _FIGURES if quantity in wanted]
+    asked = [quantity for quantity in wanted if quantities.is_resource(quantity)]
     for quantity in asked:
         if (reason := unavailable(quantity, target)) is not None:
             raise ModelError(f"{quantity} cannot be measured: {reason}")
@@ -120,13 +89,12 @@ def measure_resources(
     with scratch.folder() as name:  # readable by this user alone
         folder = Path(name)
         _write_job(folder, artefact, inputs.rows(target.batch), target)
-        answer = _process(folder, asked)
-    return {_FIGURES[quantity]: answer[quantity] for quantity in asked}
+        return _process(folder, asked)
 
 
 def _write_job(folder: Path, artefact: Any, batch: Inputs, target: Target) -> None:
     runtime = plugins.load("runtime", target.runtime)()
-    job: dict[str, Any] = {"target": target.to_json(), "modules": []}
+    job: dict[str, Any] = {"target": target.to_json(), "modules": [], "path": sys.path}
     if isinstance(artefact, bytes):
         (folder / "model").write_bytes(artefact)
     if runtime.artefact == "onnx":
@@ -151,10 +119,10 @@ def _write_job(folder: Path, artefact: Any, batch: Inputs, target: Target) -> No
     (folder / "job.json").write_text(json.dumps(job))
 
 
-def _process(folder: Path, wanted: list[str]) -> dict[str, Any]:
+def _process(folder: Path, wanted: list[str]) -> dict[str, float]:
     what = f"a process that measures {' and '.join(wanted)}"
     child.run("autoprune.measuring.resources", [str(folder), *wanted], what, _LIMIT_S)
-    answer: dict[str, Any] = json.loads((folder / "answer.json").read_text())
+    answer: dict[str, float] = json.loads((folder / "answer.json").read_text())
     return answer
 
 
@@ -162,41 +130,19 @@ def _main(folder: Path, wanted: Collection[str]) -> None:
     """Measure the job in `folder`, and write answer.json there; a process of its own."""
     job = json.loads((folder / "job.json").read_text())
     target = Target(**job["target"])
+    # A quantity, or a module, of the user's own lies in the study's folder
+    sys.path += [folder for folder in job["path"] if folder not in sys.path]
     runtime = plugins.load("runtime", target.runtime)()
     for name in job["modules"]:
         importlib.import_module(name)
     onnx = runtime.artefact == "onnx"
     inputs = _arrays(folder / "inputs.npz") if onnx else _unpickle(folder / "inputs")
-    gc.collect()
-    peak = _peak(target)
+    measures = {name: quantities.of_call(name).begin(target) for name in wanted}
     call = runtime.prepare(
         folder / "model" if onnx else _handed_over(folder / "model"), inputs, target
     )
-    for _ in range(_CALLS):
-        call()
-    answer: dict[str, Any] = {"memory": peak()} if "memory" in wanted else {}
-    if "energy" in wanted:
-        answer["energy"] = energy.of_call(call, energy.counter(target))
+    answer = {name: measure(call) for name, measure in measures.items()}
     (folder / "answer.json").write_text(json.dumps(answer))
-
-
-def _peak(target: Target) -> Callable[[], int]:
-    """A function that gives the bytes at the peak since now, over what is held now."""
-    if target.device.startswith("cuda"):
-        import torch
-
-        # Before there is a context, nothing can be reset
-        torch.empty(1, device=target.device)
-        torch.cuda.reset_peak_memory_stats(target.device)
-        return lambda: int(torch.cuda.max_memory_allocated(target.device))
-    _RESET.write_text("5")  # the peak so far is forgotten: importing has one of its own
-    before = _resident("VmRSS")
-    return lambda: _resident("VmHWM") - before
-
-
-def _resident(field: str) -> int:
-    line = next(line for line in _PEAK.read_text().splitlines() if line.startswith(f"{field}:"))
-    return int(line.split()[1]) * 1024
 
 
 def _arrays(path: Path) -> list[Any]:

@@ -7,11 +7,12 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from autoprune import quantities
+from autoprune.budget import Limit
 from autoprune.reading.recorded import RECORDED
 from autoprune.reading.references import check_plugin, check_reference
 from autoprune.reading.schema import Options, StudySchema, TaskSchema
 from autoprune.reading.yaml_lines import Document, KeyPath
-from autoprune.target import Limit
 
 __all__ = ["check"]
 
@@ -22,7 +23,7 @@ def check(values: StudySchema, document: Document, folders: Sequence[Path]) -> N
 
     Raises StudyError with file, key and line; MissingPackage.
     """
-    _check_budget(values, document)
+    _check_budget(values, document, folders)
     _check_space(values, document, folders)
     _check_recovery(values, document)
     if values.target.runtime != RECORDED:
@@ -38,10 +39,13 @@ def check(values: StudySchema, document: Document, folders: Sequence[Path]) -> N
         _check_task(values.task, document, folders)
 
 
-def _check_budget(values: StudySchema, document: Document) -> None:
+def _check_budget(values: StudySchema, document: Document, folders: Sequence[Path]) -> None:
     for quantity, given in values.budget.items():
         with document.placing(("budget", quantity)):
+            quantities.find([quantity], folders)
             Limit.parse(quantity, given)
+    with document.placing(("search", "objectives")):
+        quantities.find(values.search.objectives, folders)
     objectives, costs = set(values.search.objectives), set(values.budget) - {"metric_drop"}
     shown = ", ".join(values.search.objectives)
     if not costs and not objectives - {"metric", "loss"}:

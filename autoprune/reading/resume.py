@@ -9,12 +9,12 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from autoprune.budget import Budget
 from autoprune.errors import InputError, without_passwords
 from autoprune.files import read_mapping
 from autoprune.reading.schema import Recovery, Training
 from autoprune.reading.yaml_lines import KeyPath
 from autoprune.run import Run
-from autoprune.target import Budget
 
 __all__ = ["differences", "open_run", "refuse_changed"]
 

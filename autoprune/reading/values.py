@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from autoprune import quantities
 from autoprune.errors import nearest
 
 __all__ = [
@@ -61,19 +62,6 @@ LOSSES = (  # those of torch.nn.functional that take (output, target)
     "smooth_l1_loss",
     "soft_margin_loss",
 )
-OBJECTIVES = (
-    "metric",
-    "loss",
-    "latency",
-    "throughput",
-    "flops",
-    "params",
-    "nonzero_params",
-    "size",
-    "size_compressed",
-    "memory",
-    "energy",
-)
 SAMPLERS = ("tpe", "nsga2", "gp", "random")
 _LONGEST = 40  # characters of a time
 _SECONDS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -101,6 +89,11 @@ def one_of(kind: str, known: tuple[str, ...], value: str) -> str:
             f"unknown {kind} {value!r}{nearest(value, known)}; known: {', '.join(known)}"
         )
     return value
+
+
+def _check_objective(value: str) -> str:
+    known = ("metric", "loss", *(name for name in quantities.names() if name != "metric_drop"))
+    return _reference_or("objective", known, value)
 
 
 def _reference_or(kind: str, known: tuple[str, ...], value: str) -> str:
@@ -188,6 +181,6 @@ TargetDevice = Annotated[str, AfterValidator(partial(_device, ("cpu", "cuda")))]
 Ratio = Annotated[list[float], AfterValidator(_range)]
 Duration = Annotated[str | None, BeforeValidator(_check_time)]
 Url = Annotated[str | None, AfterValidator(_url)]
-Objective = Annotated[str, AfterValidator(partial(one_of, "objective", OBJECTIVES))]
+Objective = Annotated[str, AfterValidator(_check_objective)]
 Objectives = Annotated[list[Objective], Field(min_length=1), AfterValidator(_once)]
 Named = BeforeValidator(_as_mapping)

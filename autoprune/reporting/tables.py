@@ -4,13 +4,16 @@ checks."""
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from autoprune import plugins
 from autoprune.group import Group
+from autoprune.quantities import is_resource, of_call
 from autoprune.reporting import words
 from autoprune.reporting.records import Result
 from autoprune.score import Candidate, Score
@@ -34,8 +37,6 @@ _COLUMNS = 4  # of candidates side by side
 _EXTRAS: Mapping[str, tuple[str, Callable[[float | None], str]]] = {
     "throughput": ("inputs/s", words.count),
     "size_compressed": ("compressed", words.size),
-    "memory": ("memory", words.size),
-    "energy": ("energy", words.energy),
 }
 # Of the costs; the quantity of each, its name, its figure
 _ROWS: Sequence[tuple[str, str, Callable[[Score], str]]] = (
@@ -44,7 +45,6 @@ _ROWS: Sequence[tuple[str, str, Callable[[Score], str]]] = (
     ("nonzero_params", "nonzero parameters", lambda score: words.count(score.nonzero_params)),
     ("size", "size of the file", lambda score: words.size(score.size_bytes)),
     ("size_compressed", "compressed (zlib)", lambda score: words.size(score.size_compressed_bytes)),
-    ("memory", "peak memory", lambda score: words.size(score.memory_bytes)),
     ("latency", "latency, median", words.latency),
     (
         "latency_ms_p90",
@@ -58,7 +58,6 @@ _ROWS: Sequence[tuple[str, str, Callable[[Score], str]]] = (
     ),
     ("latency_ratio", "latency, of dense", words.ratio),
     ("throughput", "inputs per second", lambda score: words.count(score.throughput)),
-    ("energy", "energy of a call", lambda score: words.energy(score.energy_mj)),
 )
 _FIGURES = {name: figure for name, (_, figure) in _EXTRAS.items()} | {"size": words.size}
 
@@ -112,6 +111,7 @@ def front(
         "size",
     ]
     extras = [name for name in _EXTRAS if name in asked]
+    extras += sorted(name for name in asked if " on " not in name and is_resource(name))
     extras += [name for name in asked if " on " in name]
     names += [_EXTRAS[name][0] if name in _EXTRAS else name for name in extras]
     for name in names:
@@ -204,12 +204,18 @@ def costs(scores: Mapping[str, Score]) -> list[Table]:
         table.add_column("")
         for name in part:
             table.add_column(name, justify="right", overflow="fold")
-        for quantity, label, shown in _ROWS:
+        own = (name for score in part.values() for name in score.resources)
+        needs = dict.fromkeys((*plugins.names("quantity"), *own))
+        for quantity, label, shown in (*_ROWS, *map(_resource_row, needs)):
             cells = [_cell(score, quantity, shown) for score in part.values()]
             if set(cells) != {words.MISSING}:
                 table.add_row(label, *cells)
         tables.append(table)
     return tables
+
+
+def _resource_row(name: str) -> tuple[str, str, Callable[[Score], str]]:
+    return name, of_call(name).title, partial(words.resource, name)
 
 
 def _cell(score: Score, quantity: str, shown: Callable[[Score], str]) -> str:
@@ -298,6 +304,8 @@ def _extra(score: Score, name: str) -> str:
     quantity, _, target = name.partition(" on ")
     if quantity == "latency":
         return words.ratio(score.on(target)).replace(" [", "\n[")
+    if is_resource(quantity):
+        return words.resource(quantity, score.on(target))
     return _FIGURES[quantity](score.on(target).figure(quantity))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import asdict
 
+from autoprune import quantities
 from autoprune.group import Group
 from autoprune.plan import Choice
 from autoprune.pruning.widths import units_left
@@ -16,7 +17,6 @@ __all__ = [
     "busy",
     "choice",
     "count",
-    "energy",
     "expected_time",
     "latency",
     "metric",
@@ -25,6 +25,7 @@ __all__ = [
     "quality",
     "ratio",
     "recipe",
+    "resource",
     "size",
     "span",
 ]
@@ -54,11 +55,10 @@ def size(value: float | None) -> str:
     return f"{value:g} B"
 
 
-def energy(value: float | None) -> str:
-    """Millijoules, as `1.23 mJ`."""
-    if value is None:
-        return MISSING
-    return f"{value / 1e3:.3g} J" if value >= 1e3 else f"{value:.3g} mJ"
+def resource(name: str, score: Score) -> str:
+    """What a call needs, as `1.23 MB` of memory."""
+    value = score.figure(name)
+    return MISSING if value is None else quantities.show(name, value)
 
 
 def milliseconds(value: float | None) -> str:

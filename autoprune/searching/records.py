@@ -23,7 +23,7 @@ from autoprune.plan import Plan
 from autoprune.pruning.surgery.architecture import Outline
 from autoprune.pruning.widths import widths_of
 from autoprune.run import Run, write_whole
-from autoprune.score import MEASURED_APART, Candidate, Score, pareto_front
+from autoprune.score import Candidate, Score, pareto_front
 from autoprune.searching.evaluating.baseline import save_weights
 from autoprune.searching.evaluating.integrity import digests, intact
 from autoprune.study import Study
@@ -46,7 +46,8 @@ __all__ = [
 # That a budget may limit
 _QUANTITIES = ("metric", "latency", "flops", "params", "nonzero_params", "size")
 
-_FIGURES = [name for name in Score().to_json() if name not in ("uncounted", "unavailable")]
+_APART = ("uncounted", "unavailable", "resources")  # what is no single figure
+_FIGURES = [name for name in Score().to_json() if name not in _APART]
 _COLUMNS = [
     "trial",
     "state",
@@ -56,6 +57,7 @@ _COLUMNS = [
     "origin",
     "seconds",
     *_FIGURES,
+    "resources",
     "uncounted",
     "techniques",
     "widths",
@@ -66,7 +68,8 @@ _COLUMNS = [
 def worth_keeping(candidate: Candidate, before: Sequence[Candidate], goal: str) -> bool:
     """Whether no earlier trial is as good in quality and in every cost: only then can a budget want
     this one."""
-    measured = [name for name in MEASURED_APART if candidate.score.figure(name) is not None]
+    compressed = candidate.score.size_compressed_bytes is not None
+    measured = [*(["size_compressed"] if compressed else []), *candidate.score.resources]
     alike = [
         candidate
         for candidate in before
@@ -251,6 +254,9 @@ def _row(trial: Any, candidate: Candidate | None, groups: Sequence[Group]) -> di
         figures = candidate.score.to_json()
         techniques = sorted({choice.technique for _, choice in candidate.plan})
         row |= {name: figures[name] for name in _FIGURES}
+        row["resources"] = " ".join(
+            f"{name}={value:g}" for name, value in candidate.score.resources.items()
+        )
         row |= {
             "stage": candidate.stage,
             "feasible": _feasible(candidate),

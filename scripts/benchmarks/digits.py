@@ -19,7 +19,7 @@ import sys
 import time
 from pathlib import Path
 
-from autoprune.target import Budget
+from autoprune.budget import Budget
 
 
 def one(seed: int, budget: str, out: Path) -> dict[str, float]:

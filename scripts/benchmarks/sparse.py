@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from autoprune.budget import Budget
 from autoprune.plan import Choice, Plan
 from autoprune.pruning.coupling.verify import discover
 from autoprune.score import Score, better
@@ -33,7 +34,7 @@ from autoprune.searching.evaluating.preparation import importance
 from autoprune.searching.evaluating.recovery import Recovered, Recovery
 from autoprune.space import Space
 from autoprune.study import Settings, Study
-from autoprune.target import Budget, Target
+from autoprune.target import Target
 from autoprune.task import Metric, Recipe, Task
 from autoprune.training.loop import evaluate, train
 from autoprune.zoo.datasets.digits import digits

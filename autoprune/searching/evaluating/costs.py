@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from autoprune import plugins
+from autoprune.budget import Budget
 from autoprune.measuring import measure, quantization, resources
 from autoprune.measuring.onnx_slicing.graphs import Graphs
 from autoprune.measuring.sparse_kernels import lower
@@ -24,12 +25,13 @@ from autoprune.pruning.apply import Pruned
 from autoprune.pruning.coupling.coupling import Coupling
 from autoprune.pruning.masks import Masks
 from autoprune.pruning.surgery.shrink import replace_tensors
+from autoprune.quantities import is_resource
 from autoprune.run import Run
-from autoprune.score import Score
+from autoprune.score import Score, resources_of
 from autoprune.searching.evaluating.figures import Figures
 from autoprune.searching.evaluating.quantities import asked_quantities, compress_score
 from autoprune.study import Study
-from autoprune.target import Budget, Target
+from autoprune.target import Target
 from autoprune.task import Inputs
 
 __all__ = ["Costs"]
@@ -229,17 +231,16 @@ class Costs:
         *,
         final: bool = False,
     ) -> Score:
-        """With peak memory and energy, as far as they are asked for; `final`: of a trained model,
-        measured anew."""
+        """With what a call needs beside time, as far as it is asked for; `final`: of a trained
+        model, measured again."""
         kind, anew = (
             "final-resources" if final else "resources",
             final and not self.figures.recorded,
         )
-        found = {} if anew else dict(self.figures.recall(kind, key) or {})
-        missing = [
-            name for name in self._asked if anew or score.evolve(**found).figure(name) is None
-        ]
-        if self.figures.recorded and (unknown := sorted({"memory", "energy"} & set(missing))):
+        kept = {} if anew else dict(self.figures.recall(kind, key) or {})
+        found = resources_of({"resources": kept, **kept})
+        missing = [name for name in self._asked if is_resource(name) and name not in found]
+        if self.figures.recorded and (unknown := sorted(missing)):
             raise self.figures.missing(f"the {' and '.join(unknown)} of this plan")
         if (
             new := resources.measure_resources(
@@ -250,7 +251,7 @@ class Costs:
         ):
             found |= new
             self.figures.keep(kind, key, found)
-        return score.evolve(**found)
+        return score.evolve(resources={**score.resources, **found})
 
     def of_finished(self, model: nn.Module, pruned: Pruned, score: Score, processes: int) -> Score:
         """As `latency`, of a model that is trained and whose masks are done: its zeros are the

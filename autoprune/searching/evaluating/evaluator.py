@@ -15,7 +15,8 @@ from autoprune.errors import TrainingError
 from autoprune.plan import Plan
 from autoprune.pruning.apply import Pruned, apply
 from autoprune.pruning.importance import Importance
-from autoprune.score import NEED_A_RUN, Candidate, Score
+from autoprune.quantities import needs_run
+from autoprune.score import Candidate, Score
 from autoprune.searching.callback import Listener
 from autoprune.searching.evaluating.origin import fewer
 from autoprune.searching.evaluating.preparation import Prepared
@@ -67,7 +68,7 @@ class Evaluator:
         pruned = apply(self.prepared.model, self.prepared.coupling, plan, self.importance)
         listener.on_step(number, "counting")
         score = self.prepared.costs.score(pruned)
-        if set(NEED_A_RUN) & set(study.search.objectives) or not self._broken_limits(score):
+        if any(map(needs_run, study.search.objectives)) or not self._broken_limits(score):
             listener.on_step(number, f"measuring on {study.target.name}")
             score = self._measure_latency(pruned, score)
         if reasons := self._broken_limits(score):
@@ -110,7 +111,7 @@ class Evaluator:
             *self.study.search.objectives,
             *(limit.quantity for limit in self.study.budget.limits),
         }
-        if self.study.search.finalists is None or not asked & set(NEED_A_RUN):
+        if self.study.search.finalists is None or not any(map(needs_run, asked)):
             return latency()
         score = decide(lambda processes: latency(processes=processes), self._broken_limits)
         return latency(processes=_MORE) if self._is_blurred(score) else score
@@ -129,7 +130,7 @@ class Evaluator:
         """What a plan costs, as it is before it is trained: what is limited in fresh processes."""
         pruned = apply(self.prepared.model, self.prepared.coupling, plan, self.importance)
         score = self.prepared.costs.score(pruned)
-        if not any(limit.quantity in NEED_A_RUN for limit in self.study.budget.limits):
+        if not any(needs_run(limit.quantity) for limit in self.study.budget.limits):
             return score
         self.listener.on_step(number, f"measuring on {self.study.target.name}")
         return self._measure_latency(pruned, score)

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from autoprune import faults
+from autoprune.budget import Budget
 from autoprune.errors import BudgetError, ModelError, StudyError, TrainingError
 from autoprune.plan import Plan
 from autoprune.pruning.apply import Pruned, apply
@@ -29,7 +30,6 @@ from autoprune.searching.evaluating.costs import Costs
 from autoprune.searching.evaluating.origin import origin
 from autoprune.space import Variable, uniform
 from autoprune.study import Study
-from autoprune.target import Budget
 from autoprune.task import Batch, Inputs
 from autoprune.training import losses
 from autoprune.training.loop import train

@@ -9,21 +9,21 @@ from torch import nn
 
 from autoprune.errors import StudyError
 from autoprune.measuring import resources
-from autoprune.score import MEASURED_APART, Score
+from autoprune.quantities import measured_apart
+from autoprune.score import Score
 from autoprune.study import Study
 
 __all__ = ["asked_quantities", "compress_score"]
 
 
 def asked_quantities(study: Study) -> tuple[str, ...]:
-    """The quantities among `MEASURED_APART` that are limited or an objective.
+    """The quantities that are limited or an objective, and else not measured.
 
     Raises StudyError, with the key, for one that cannot be measured on this machine.
     """
     limited = {limit.quantity for limit in study.budget.limits}
-    wanted = tuple(
-        name for name in MEASURED_APART if name in limited or name in study.search.objectives
-    )
+    asked = dict.fromkeys((*sorted(limited), *study.search.objectives))
+    wanted = tuple(name for name in asked if measured_apart(name))
     for name in wanted:
         if (reason := resources.unavailable(name, study.target)) is not None:
             key = f"budget.{name}" if name in limited else "search.objectives"

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from autoprune.budget import Budget, Limit
 from autoprune.errors import ModelError
 from autoprune.measuring.prediction.predictor import Predictor
 from autoprune.measuring.sparse_kernels import lower
@@ -25,12 +26,12 @@ from autoprune.plan import Plan
 from autoprune.pruning.apply import Pruned, apply, effective, kept_units
 from autoprune.pruning.importance import Importance
 from autoprune.pruning.masks import Masks
+from autoprune.quantities import TIMED, is_resource
 from autoprune.run import Run
 from autoprune.score import Score
 from autoprune.searching.evaluating.preparation import Prepared
 from autoprune.space import NONE, plan_of
 from autoprune.study import Study
-from autoprune.target import QUANTITIES, Budget, Limit
 
 __all__ = ["Steering"]
 
@@ -42,11 +43,13 @@ _SHARES, _LEVELS = (1.0, 0.95, 0.9), (0.8, 0.6, 0.4, 0.25)
 _STEPS, _RANGE = 11, 1e4  # of bisection, on a logarithmic scale
 _LEARNT = 160  # plans are enough to learn from: it takes longer for each
 _REMEMBERED = 256  # plans, by the units that they keep
-_TIMED = ("latency", "throughput")
-# What is not known of a plan before it has run
-_UNFORESEEN = ("metric_drop", "memory", "energy")
 # Of a profile, at most: seconds, of the time limit, plans
 _PROFILE_S, _PROFILE_SHARE, _PLANS = 60.0, 0.2, 40
+
+
+def _is_foreseen(quantity: str) -> bool:
+    """Whether it is known of a plan before it is trained, and before it has run."""
+    return quantity != "metric_drop" and not is_resource(quantity)
 
 
 @dataclass
@@ -78,11 +81,11 @@ class Steering:
     ) -> Steering:
         """Profile the targets whose latency is limited (the study's `own` in any case), or take
         what is kept of it."""
-        foreseen = [limit for limit in study.budget.limits if limit.quantity not in _UNFORESEEN]
+        foreseen = [limit for limit in study.budget.limits if _is_foreseen(limit.quantity)]
         wanted = [
             name
             for name in study.search.objectives
-            if name in QUANTITIES and name not in _UNFORESEEN
+            if name not in ("metric", "loss") and _is_foreseen(name)
         ]
         whole = all(limit.quantity == "metric_drop" for limit in study.budget.limits) and bool(
             wanted
@@ -90,7 +93,7 @@ class Steering:
         if whole:
             foreseen = [Limit(wanted[0], 1.0, relative=True)]
         steering = cls(study, prepared, dense, importance, Budget(tuple(foreseen)), whole)
-        limited = [limit.target for limit in foreseen if limit.quantity in _TIMED]
+        limited = [limit.target for limit in foreseen if limit.quantity in TIMED]
         timed = dict.fromkeys([""] * own + limited)
         seconds = min(
             _PROFILE_S, _PROFILE_SHARE / max(1, len(timed)) * (study.search.timeout_s or math.inf)
@@ -98,7 +101,7 @@ class Steering:
         found = {target: steering._profile_target(target, run, seconds) for target in timed}
         known = {target: each for target, each in found.items() if each is not None}
         limits = (
-            limit for limit in foreseen if limit.quantity not in _TIMED or limit.target in known
+            limit for limit in foreseen if limit.quantity not in TIMED or limit.target in known
         )
         return replace(steering, budget=Budget(tuple(limits)), predictors=known)
 
@@ -132,7 +135,7 @@ class Steering:
         """What is to be expected of used / limit - 1, by the key of each limit that is foreseen,
         without a margin."""
         keep = self._keeps(plan)
-        counted = any(limit.quantity not in _TIMED for limit in self.budget.limits)
+        counted = any(limit.quantity not in TIMED for limit in self.budget.limits)
         score = self._count_costs(plan, keep) if counted else Score()
         elsewhere = {
             target: self._foreseen(target, keep, score.on(target)) for target in self.predictors
@@ -265,7 +268,7 @@ class Steering:
             further = {
                 limit.target
                 for limit in self.budget.limits
-                if limit.target and limit.quantity not in _TIMED
+                if limit.target and limit.quantity not in TIMED
             }
             elsewhere = {target: costs.on(target).score(pruned) for target in further}
             sized = any(

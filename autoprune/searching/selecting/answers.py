@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from autoprune.score import NEED_A_RUN, Candidate, Score
+from autoprune.budget import Limit
+from autoprune.quantities import needs_run
+from autoprune.score import Candidate, Score
 from autoprune.searching.selecting.promotion import EDGE
 from autoprune.study import Study
-from autoprune.target import Limit
 
 __all__ = ["Answer", "answers", "in_words"]
 
@@ -106,7 +107,7 @@ def _kept_limits(limits: Sequence[Limit], candidate: Candidate, dense: Score) ->
         used = limit.usage(candidate.score.judged(candidate.stage), dense, "maximize")
         if used is None:
             return None
-        margin = EDGE if candidate.stage == "screened" and limit.quantity in NEED_A_RUN else 0.0
+        margin = EDGE if candidate.stage == "screened" and needs_run(limit.quantity) else 0.0
         used = used * (1 - margin) if limit.lower else used / (1 - margin)
         unit = 10.0 ** (math.floor(math.log10(used)) - _DIGITS + 1) if used > 0 else 1.0
         rounded = math.floor(used / unit) if limit.lower else math.ceil(used / unit)

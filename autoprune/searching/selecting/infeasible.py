@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from autoprune.budget import Budget
 from autoprune.score import Candidate, Score
 from autoprune.searching.selecting.answers import answers, in_words
 from autoprune.study import Study
-from autoprune.target import Budget
 
 __all__ = ["nearest_miss", "needless"]
 

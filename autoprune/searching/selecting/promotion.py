@@ -7,7 +7,8 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 
 from autoprune.plan import Plan
-from autoprune.score import NEED_A_RUN, Candidate, Score, costs_of
+from autoprune.quantities import needs_run
+from autoprune.score import Candidate, Score, costs_of
 from autoprune.study import Study
 
 __all__ = ["EDGE", "alike", "best", "least_cost_wanted", "next_promotion"]
@@ -204,7 +205,7 @@ def _inside(study: Study, dense: Score, score: Score, margin: float) -> bool:
             if limit.quantity == "metric_drop"
             else limit.violation(score.at_middle(), dense, "maximize")
         )
-        if found is not None and found > (-margin if limit.quantity in NEED_A_RUN else 0):
+        if found is not None and found > (-margin if needs_run(limit.quantity) else 0):
             return False
     return True
 

@@ -15,13 +15,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from autoprune.budget import Budget
 from autoprune.measuring import measure
 from autoprune.measuring.timing.latency import Latency
 from autoprune.run import Run
 from autoprune.searching.evaluating.preparation import Prepared, prepare
 from autoprune.space import Options, Space
 from autoprune.study import Settings, Study
-from autoprune.target import Budget, Target
+from autoprune.target import Target
 from autoprune.task import Inputs, Task
 from autoprune.training.loop import evaluate, train
 from scripts.benchmarks.search.tasks import WIDTHS, Case

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from autoprune.budget import Budget
 from autoprune.errors import VerificationError
 from autoprune.plan import Choice, Plan
 from autoprune.pruning.apply import apply
@@ -32,7 +33,6 @@ from autoprune.searching.search import search
 from autoprune.searching.selecting.finalists import settle
 from autoprune.space import Variable, uniform
 from autoprune.study import Settings, Study
-from autoprune.target import Budget
 from scripts.benchmarks.repair import copied
 from scripts.benchmarks.search.cell import TARGET, Cell, Refused, Spent, largest, space
 from scripts.benchmarks.search.tasks import TECHNIQUES, WIDTHS

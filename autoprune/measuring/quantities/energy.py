@@ -1,5 +1,10 @@
 """Energy of a call, from the machine's own counter: RAPL for a CPU, NVML (or AMD's SMI) for a GPU,
-read by zeus."""
+read by the package zeus.
+
+It is what the counter moves by over a second of calls, divided by them. It counts the whole package
+or board, idle power and other programs' work as well. Without a counter there is no figure: nothing
+is estimated.
+"""
 
 from __future__ import annotations
 
@@ -7,22 +12,38 @@ import importlib.util
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
 
 from autoprune.errors import ModelError
 from autoprune.target import Target
 
-__all__ = ["counter", "of_call", "unavailable"]
+__all__ = ["Energy"]
 
 _SECONDS, _FEWEST = 1.0, 10
 
 
-def unavailable(target: Target) -> str | None:
-    """Why there is no energy figure for a target on this machine, or None."""
-    try:
-        counter(target)()
-    except ModelError as error:
-        return str(error)
-    return None
+@dataclass(frozen=True)
+class Energy:
+    """Millijoules of a call."""
+
+    units: ClassVar = {"uJ": 1e-3, "mJ": 1.0, "J": 1e3}
+    example: ClassVar = "50% (of dense) or 3mJ, of one call"
+    title: ClassVar = "energy of a call"
+    # The counter hears other programs
+    tolerance: ClassVar = 0.4
+
+    def unavailable(self, target: Target) -> str | None:
+        """Why this machine has no counter that may be read, or None."""
+        try:
+            counter(target)()
+        except ModelError as error:
+            return str(error)
+        return None
+
+    def begin(self, target: Target) -> Callable[[Callable[[], object]], float]:
+        """Read the counter only when the model is loaded."""
+        return lambda call: of_call(call, counter(target))
 
 
 def counter(target: Target) -> Callable[[], float]:

@@ -1,0 +1,1 @@
+"""What a call needs beside time, a file each; measured by `autoprune.measuring.resources`."""
