@@ -1,4 +1,4 @@
-"""Write docs/reference/{study,cli,python,plugins,errors}.md from the code.
+"""Write docs/reference/{study,cli,python,plugins,errors,targets}.md from the code.
 
 Run: .venv/bin/python scripts/make_reference.py [--check]
 With --check nothing is written, and the exit status is 1 where a page is not what the code says (a
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import reference_errors
+import reference_targets
 import typer
 from pydantic import BaseModel
 
@@ -222,6 +223,7 @@ PAGES = {
     "python": python,
     "plugins": laws,
     "errors": reference_errors.page,
+    "targets": reference_targets.page,
 }
 
 
