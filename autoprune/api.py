@@ -70,7 +70,7 @@ def groups(model: nn.Module, inputs: Any) -> Groups:
 
 
 def _discover(model: nn.Module, inputs: Any) -> Coupling:
-    """The proved groups; warns where training cannot be followed."""
+    """The verified groups; warns where training cannot be followed."""
     coupling = discover(model, Inputs.of(inputs))
     if coupling.unfollowed:
         warnings.warn(coupling.unfollowed, stacklevel=3)
@@ -95,7 +95,7 @@ def prune(
     pruning; never depth or masks); a Plan; or `{pattern on layer names: {"technique": ..., "ratio":
     ..., "criterion": ...}}`. Criteria that need gradients take them from `batches` and `loss`,
     those that need activations from `batches`. Widths of at least twice `multiple_of` are rounded
-    to it. `repair` solves the cut layers anew by least squares on `batches` (He et al. 2017,
+    to it. `repair` reconstructs the cut layers by least squares on `batches` (He et al. 2017,
     arXiv:1707.06168) and keeps what a fifth of these, held out, speaks for. It wants some hundred
     inputs; training afterwards starts better from it than from the weights as cut. Warns of groups
     left uncut, and of shares more than 0.1 from what was asked. Raises PlanError, with the reasons,
@@ -107,7 +107,10 @@ def prune(
         arguments.whole(multiple_of, "multiple_of")
         given = arguments.batches(batches, adapter)
         if repair and given is None:
-            raise InputError("repair needs batches of data: give batches=")
+            raise InputError(
+                "repair (layers reconstructed by least squares) needs batches of data: give "
+                "batches="
+            )
         scored = (
             None
             if loss is None
@@ -173,9 +176,10 @@ def search(
 
     `train`, `validation`, `test`: data sets of `(inputs, target)` or of dictionaries with labels,
     or data loaders. `metric`: a built-in name or `function(outputs, targets) -> float` over a whole
-    split. `space`, `recovery` as in a study's YAML. `trials` plans are judged untrained, the best
-    `finalists` of them trained; "all": every plan inside the budget is trained. `model` is
-    untouched. Raises BudgetError where no plan meets the budget, InputError for what does not fit.
+    split. `space`, `recovery` as in a study's YAML. `trials` plans are evaluated without
+    fine-tuning, the best `finalists` of them trained; "all": every plan inside the budget is
+    trained. `model` is untouched. Raises BudgetError where no plan meets the budget, InputError for
+    what does not fit.
     """
     asked = {
         "trials": trials,

@@ -123,7 +123,8 @@ def search(
     seed: Seed = None,
     sets: Sets = None,
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Start anew; an earlier run is kept as NAME.1.")
+        bool,
+        typer.Option("--fresh", help="Start again from nothing; an earlier run is kept as NAME.1."),
     ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -333,7 +334,7 @@ def export(
     trial: Annotated[int | None, typer.Option(help="Export this trial of the front.")] = None,
     budget: Budgets = None,
     train: Annotated[
-        bool, typer.Option("--train", help="Train the best judged plan for the budget first.")
+        bool, typer.Option("--train", help="Train the best evaluated plan for the budget first.")
     ] = False,
     formats: Annotated[
         list[str] | None, typer.Option("--format", help="A format to write; may be repeated.")

@@ -72,9 +72,9 @@ class Technique(Protocol):
     removes larger parts says by a method `steps(shape)` how many a weight of that shape has: the
     share is the k / steps nearest to `ratio`, k < steps. One of weights that is `gradual` says by a
     method `share(progress)` how much of what goes is gone by `progress`, in [0, 1], of the
-    training, and by `filled(part)` how much after a `part` of the way where layers are solved anew
-    meanwhile: never less than before, and all of it at 1. For one that is `elementwise` only the
-    order of the elements counts.
+    training, and by `filled(part)` how much after a `part` of the way where layers are
+    reconstructed meanwhile: never less than before, and all of it at 1. For one that is
+    `elementwise` only the order of the elements counts.
     """
 
     level: Literal["units", "weights", "blocks"]

@@ -55,8 +55,8 @@ class Score:
     `measuring/quantities/`. `unavailable` names what could not be measured, each with the reason,
     as in `energy: this machine has no counter`. `metric_error` is the standard error of the metric
     over its samples. `weights` says which of a finished model's are kept, as the better on
-    validation data: "trained", "repaired" or, where nothing was to be repaired, "cut"; "inherited"
-    are those of the trained model of a looser budget.
+    validation data: "trained", "repaired" (reconstructed by least squares) or, where nothing was to
+    be reconstructed, "cut"; "inherited" are those of the trained model of a looser budget.
     """
 
     metric: float | None = None

@@ -1,4 +1,4 @@
-"""Write docs/reference/{study,cli,python,plugins,errors}.md from the code.
+"""Write docs/reference/{study,cli,python,plugins,errors,targets}.md from the code.
 
 Run: .venv/bin/python scripts/make_reference.py [--check]
 With --check nothing is written, and the exit status is 1 where a page is not what the code says (a
@@ -17,11 +17,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import reference_errors
+import reference_targets
 import typer
 from pydantic import BaseModel
 
 import autoprune
-from autoprune import cli, errors, plugins
+from autoprune import cli, plugins
 from autoprune.reading.schema import StudySchema
 
 FOLDER = Path(__file__).parent.parent / "docs" / "reference"
@@ -215,27 +217,14 @@ def laws() -> str:
     return text
 
 
-def kinds() -> str:
-    text = (
-        "# Errors\n\nEvery error that is raised on purpose is an `AutopruneError`: one paragraph "
-        "that says what came, "
-        "what is needed and\nwhat to do; on the command line it ends with the exit status.\n\n"
-        "| kind | exit status | what it means |\n|---|---:|---|\n"
-    )
-    found = [
-        value
-        for value in vars(errors).values()
-        if isinstance(value, type) and issubclass(value, errors.AutopruneError)
-    ]
-    for kind in found:
-        text += (
-            f"| `{kind.__name__}` | {kind.exit_status} | "
-            f"{' '.join((inspect.getdoc(kind) or '').split())} |\n"
-        )
-    return text
-
-
-PAGES = {"study": study, "cli": commands, "python": python, "plugins": laws, "errors": kinds}
+PAGES = {
+    "study": study,
+    "cli": commands,
+    "python": python,
+    "plugins": laws,
+    "errors": reference_errors.page,
+    "targets": reference_targets.page,
+}
 
 
 def main() -> int:

@@ -127,7 +127,7 @@ def test_another_budget_leaves_the_results_of_the_first_as_they_are(finished: Pa
 
         return Listens(at)
 
-    for step in ("judging", "exporting"):
+    for step in ("evaluating", "exporting"):
         with pytest.raises(GeneratorExit, match="killed"):
             searched(finished, {"flops": "35%"}, kill_at(step))
         assert contents(finished) == before and not (folder / "best").exists()
@@ -292,7 +292,7 @@ def test_the_best_judged_plan_is_trained_for_a_budget_there_and_then(
     lower = given({"flops": "4.4%"})
     with pytest.raises(
         BudgetError,
-        match=r"no plan that was judged in .* keeps the budget .*Judged plans go down to",
+        match=r"no plan that was evaluated in .* keeps the budget .*Evaluated plans go down to",
     ):
         commands.export_trained(lower, open_run(lower.resolved, finished), tmp_path / "lower")
     assert not (finished / lower.budget.folder_name).exists() and not (tmp_path / "lower").exists()

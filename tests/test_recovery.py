@@ -131,9 +131,10 @@ def test_too_little_data_to_repair_on_is_said_and_training_starts_as_cut(
     )
     plan = Plan({"3:weights": Choice("weight", 0.5)})
     given(plan, 1), given(plan, 2)
-    assert [note for note in listener.notes if "repair" in note] == [
-        "layers are not repaired after a cut: "
-        "a repair needs at least 2 inputs, one of them to judge by, better some hundred; got 1"
+    assert [note for note in listener.notes if "reconstruct" in note] == [
+        "layers are not reconstructed after a cut: "
+        "a reconstruction needs at least 2 inputs, one of them to judge by, better some hundred; "
+        "got 1"
     ]
     cut = apply(
         given.prepared.model, given.prepared.coupling, plan, given.importance
@@ -245,7 +246,7 @@ def test_a_trained_plan_is_never_worse_than_the_same_plan_untrained(
     assert not better(
         Score(metric=before.metric, loss=before.loss, metric_error=before.error), score, "maximize"
     )
-    told = [note for note in listener.notes if "kept as it was before, repaired" in note]
+    told = [note for note in listener.notes if "kept as it was before, reconstructed" in note]
     assert (score.weights == "repaired") == (len(told) == 1)
     assert score.weights == "trained" or after == replace(before, error=None)
 

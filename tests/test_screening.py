@@ -126,7 +126,7 @@ def test_more_trials_go_on_and_train_only_what_is_better_now(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("number", "step"), [(7, "judging"), pytest.param(14, "training", marks=pytest.mark.slow)]
+    ("number", "step"), [(7, "evaluating"), pytest.param(14, "training", marks=pytest.mark.slow)]
 )
 def test_a_killed_search_ends_like_one_that_was_not(tmp_path: Path, number: int, step: str) -> None:
     whole = searched(tmp_path / "whole")
@@ -151,14 +151,14 @@ def test_another_budget_is_searched_at_its_own_edge_and_judges_nothing_twice(
     assert tighter.best is not None and (tighter.best.score.flops or dense) <= 0.3 * dense
     screened = [row for row in table if row["stage"] == "screened"]
     assert 11 < len(screened) <= 23 and len(listener.trained()) <= 2
-    judged = [number for number, what in listener.began if what.startswith("judging it untrained")]
+    judged = [number for number, what in listener.began if what.startswith("evaluating it without")]
     fresh = [row for row in screened if int(row["trial"]) in judged]
     assert len({row["plan"] for row in fresh}) == len(fresh) and not {
         row["plan"] for row in fresh
     } & {row["plan"] for row in screened if int(row["trial"]) < 12}
     back = Listens()
     searched(tmp_path, back)  # that budget has had its trials
-    assert not back.trained() and not any(what.startswith("judging") for _, what in back.began)
+    assert not back.trained() and not any(what.startswith("evaluating") for _, what in back.began)
 
 
 def test_a_run_of_another_version_is_not_gone_on_with(tmp_path: Path) -> None:
@@ -171,9 +171,9 @@ def test_a_run_of_another_version_is_not_gone_on_with(tmp_path: Path) -> None:
     (name,) = optuna.get_all_study_names(storage)
     optuna.load_study(study_name=name, storage=storage).set_user_attr("version", 1)
     for budget in ({"flops": "55%"}, {"flops": "40%"}):
-        with pytest.raises(InputError, match="start anew with --fresh"):
+        with pytest.raises(InputError, match="start again with --fresh"):
             searched(tmp_path, budget=budget)
-    with pytest.raises(InputError, match="start anew with --fresh"):
+    with pytest.raises(InputError, match="start again with --fresh"):
         Journal.read(screening(), Run(tmp_path), Score())
 
 
@@ -1027,7 +1027,7 @@ def test_a_run_keeps_a_log_of_what_was_said(tmp_path: Path) -> None:
         what in said for _, what in listener.began
     )
     assert (
-        "proving the groups" in lines[1] and sum("ends, screened" in line for line in lines) == 11
+        "verifying the groups" in lines[1] and sum("ends, screened" in line for line in lines) == 11
     )
     searched(tmp_path)
     assert log.read_text().startswith(said) and len(log.read_text()) > len(said)

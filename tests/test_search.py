@@ -111,7 +111,9 @@ class Listens:
         assert seconds is not None and seconds > 0
 
     def on_step(self, trial: int, what: str) -> None:
-        if not what.startswith(("proving", "measuring the dense")):  # what every start begins with
+        if not what.startswith(
+            ("verifying the groups", "measuring the dense")
+        ):  # what every start begins with
             self.began.append((trial, what))
         self.at(trial, what)
 

@@ -57,8 +57,6 @@ def apply_lowering(folder: Path, model: nn.Module, asked: bool | None = None) ->
     if asked:
         raise InputError(
             f"{folder} has no {LOWERING}: its target is not torch's eager runtime, or no sparse "
-            "kernel was faster "
-            "there; load it without lowered=True, or lower it here: "
-            "autoprune.measuring.lowering.lower"
+            "kernel was faster there; load it without lowered=True"
         )
     return model

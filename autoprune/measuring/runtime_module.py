@@ -57,7 +57,7 @@ class Deployed(nn.Module):
             if any(not tensor.dim() or tensor.shape[0] != self._size for tensor in tensors):
                 raise ModelError(
                     f"the outputs have no row for each input, so a batch of {size} cannot be "
-                    "judged after one of "
+                    "evaluated after one of "
                     f"{self._size} on runtime {self._target.runtime}; give data whose batches are "
                     "of one size"
                 )

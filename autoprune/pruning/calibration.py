@@ -136,7 +136,7 @@ def join_batches(batches: Iterable[Batch], count: int) -> Inputs:
         if held >= count:
             break
     if not parts:
-        raise InputError("a repair needs at least one batch; the data gave none")
+        raise InputError("a reconstruction needs at least one batch; the data gave none")
     batched = parts[0].batch_size
     columns = zip(*(part.tensors() for part in parts), strict=True)
     joined = [

@@ -60,7 +60,7 @@ def refuse_changed(resolved: Mapping[str, Any], folder: Path) -> None:
         raise InputError(
             f"{folder} holds a run of another study, and only budget, trials, finalists, timeout "
             "and export may "
-            f"change; what differs: {'; '.join(changed)}. Start anew with --fresh, which keeps "
+            f"change; what differs: {'; '.join(changed)}. Start again with --fresh, which keeps "
             "the old folder as "
             f"{folder.name}.1, or give another folder with --out"
         )
@@ -100,11 +100,11 @@ def _recorded_study(run: Run) -> dict[str, Any]:
         old = read_mapping(run.study)
     except ValueError as error:
         raise InputError(
-            f"{run.folder}: {error}; --fresh starts anew and keeps the old folder as NAME.1"
+            f"{run.folder}: {error}; --fresh starts again and keeps the old folder as NAME.1"
         ) from error
     if not isinstance(old.get("budget") or {}, dict):
         raise InputError(
-            f"{run.study} has no budget; --fresh starts anew and keeps the old folder as NAME.1"
+            f"{run.study} has no budget; --fresh starts again and keeps the old folder as NAME.1"
         )
     search = old.get("search")
     # Runs before this had the password in it

@@ -45,11 +45,11 @@ class Row(Protocol):
 
     @property
     def loss(self) -> float:
-        """Loss of the repaired model."""
+        """Loss of the reconstructed model."""
 
     @property
     def metric(self) -> float:
-        """Metric of the repaired model."""
+        """Metric of the reconstructed model."""
 
     @property
     def latency(self) -> float | None:
@@ -84,8 +84,8 @@ def table(found: Map) -> Table:
     ratio."""
     ratios = sorted({row.ratio for row in found.rows})
     made = plain(
-        f"{found.metric}, loss added and latency where one decision alone is taken; untrained, "
-        "repaired",
+        f"{found.metric}, loss added and latency where one decision alone is taken; "
+        "reconstructed by least squares, without fine-tuning",
         f"dense: {words.metric(found.dense.metric)}, loss {found.dense.loss:.4g}; latency: "
         "predicted, of dense",
     )
@@ -141,7 +141,7 @@ def plot(found: Map, path: Path) -> None:
             x=saved, y=added, mode="lines+markers", name=name, text=texts, hoverinfo="name+text+y"
         )
     figure.update_layout(
-        title="What each decision costs when it alone is taken (untrained, repaired)",
+        title="What each decision costs when it alone is taken (reconstructed, not fine-tuned)",
         xaxis_title="latency saved, % of dense (predicted)" if timed else "share removed, %",
         yaxis_title="loss added",
         template="plotly_white",

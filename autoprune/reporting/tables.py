@@ -228,14 +228,14 @@ def answers(known: Sequence[Answer], metric: str) -> Table:
     trains."""
     table = plain(
         "Budgets that this run can answer",
-        "untrained: judged after a repair; --train trains that plan",
+        "screened: evaluated without fine-tuning; --train trains that plan",
     )
     for name in ("--budget", "trial", "", metric):
         table.add_column(
             name, justify="left" if name in ("--budget", "") else "right", overflow="fold"
         )
     for candidate in known:
-        how = "trained" if candidate.trained else "untrained, needs --train"
+        how = "trained" if candidate.trained else "screened, needs --train"
         quality = words.metric(candidate.candidate.score.metric)
         table.add_row(
             " --budget ".join(candidate.budget.split(",")),

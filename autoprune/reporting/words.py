@@ -145,12 +145,12 @@ def outcome(candidate: Candidate) -> str:
     """One candidate in a few words: its quality and latency, or why it stopped."""
     score = candidate.score
     screened = candidate.stage == "screened"
-    kind = {"screened": "untrained ", "cost": "as cut, ", "latency": "as cut, "}.get(
+    kind = {"screened": "screened ", "cost": "as cut, ", "latency": "as cut, "}.get(
         candidate.stage, ""
     )
     parts = [] if score.metric is None else [f"{kind}metric {quality(score)}"]
     if score.weights not in (None, "trained"):
-        parts.append(f"weights as {score.weights}")
+        parts.append(f"weights as {score.weights.replace('repaired', 'reconstructed')}")
     if score.latency_ratio is not None:
         parts.append(f"latency {score.latency_ratio * 100:.1f} % of dense")
     if candidate.reason:

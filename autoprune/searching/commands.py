@@ -87,7 +87,7 @@ def sensitivity(
         evaluate = Evaluator(study, prepared, dense, scores, listener)
         listener.on_step(0, f"profiling {study.target.name}")
         steering = Steering.of(study, prepared, dense, scores, run, own=True)
-        listener.on_step(0, "judging single decisions")
+        listener.on_step(0, "evaluating single decisions")
         mark = f"{study.task.digest()}-{study.search.seed}"
         rows = sensitivities(
             prepared.variables,

@@ -72,7 +72,7 @@ class Failures:
         raise TrialsError(
             f"{len(self._row)} trials failed one after the other, {what}: "
             f"{paragraph(self._row[-1][1], 220)}. The "
-            f"tracebacks are in {self._run.folder}/trials/*/error.txt; mend the cause and give "
+            f"tracebacks are in {self._run.folder}/trials/*/error.txt; remove the cause and give "
             "the same command again: "
-            "what was judged and trained so far is kept"
+            "what was evaluated and trained so far is kept"
         )

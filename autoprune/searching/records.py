@@ -244,7 +244,7 @@ def _row(trial: Any, candidate: Candidate | None, groups: Sequence[Group]) -> di
     elif candidate is None and attrs.get("held_back"):
         row |= {
             "state": "WAITING",
-            "reason": "held back while the best were trained; judged when the search goes on",
+            "reason": "held back while the best were trained; evaluated when the search goes on",
         }
     elif candidate is None and trial.state.is_finished():
         row["reason"] = (

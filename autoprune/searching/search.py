@@ -95,7 +95,7 @@ def train_best(study: Study, run: Run, listener: Listener | None = None) -> Resu
         run.sweep()
         limit = TimeLimit(study.search.timeout_s)
         log = listener = Logbook(
-            listener, run.folder / "log.txt", f"train the best judged for {study.budget}"
+            listener, run.folder / "log.txt", f"train the best evaluated plan for {study.budget}"
         )
         prepared = _prepare_and_check(study, run, listener)
         dense = baseline.establish(study, prepared, run, listener)
@@ -106,8 +106,9 @@ def train_best(study: Study, run: Run, listener: Listener | None = None) -> Resu
                 run.folder,
             )
             raise BudgetError(
-                f"no plan that was judged in {run.folder} keeps the budget ({study.budget}). "
-                f"{judged or 'None was judged untrained'}; search under this budget judges more"
+                f"no plan that was evaluated in {run.folder} keeps the budget ({study.budget}). "
+                f"{judged or 'None was evaluated without fine-tuning'}; search under this budget "
+                "evaluates more"
             )
         Run.write_yaml(run.study, dict(study.resolved))
         log.open()
@@ -235,7 +236,8 @@ class _Search:
         if left and finalists:
             beside = f"; {probes} techniques were measured alone" if probes else ""
             self.listener.note(
-                f"{left} plans are judged untrained, the best {finalists} are trained{beside}"
+                f"{left} plans are evaluated without fine-tuning, the best {finalists} are "
+                f"trained{beside}"
             )
         self.listener.on_plan(self.prepared.seconds(self.study, left, trained), whole)
         if done:
@@ -296,12 +298,12 @@ class _Search:
                 return
             if self._late_to_judge() and self.screening.has_begun(candidates):
                 self.listener.note(
-                    f"{done} plans are judged: what is left of the time limit is for training"
+                    f"{done} plans are evaluated: what is left of the time limit is for training"
                 )
                 return
             if self.screening.enough(candidates, done):
                 self.listener.note(
-                    f"no better plan was found for long: {done} are judged, now the best are "
+                    f"no better plan was found for long: {done} are evaluated, now the best are "
                     "trained"
                 )
                 return

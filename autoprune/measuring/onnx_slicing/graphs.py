@@ -92,7 +92,7 @@ class Graphs:
             self._mismatch(model, coupling, apart) if apart else None
         )
         return (
-            f"every candidate is exported anew, which takes seconds each: {reason}"
+            f"every candidate is exported again, which takes seconds each: {reason}"
             if reason
             else None
         )

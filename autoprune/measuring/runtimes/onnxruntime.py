@@ -94,7 +94,7 @@ def _session(artefact: bytes | Path, target: Target) -> Any:
     if target.dtype == "int8" and b"QuantizeLinear" not in content:
         raise ModelError(
             "the target asks for int8 and the graph is not quantised; convert it with "
-            "precision.convert"
+            "quantization.convert"
         )
     with scratch.folder() as folder:
         optimised = Path(folder) / "optimised.onnx"

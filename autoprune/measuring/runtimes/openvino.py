@@ -138,7 +138,7 @@ def _check(compiled: Any, target: Target) -> None:
         raise ModelError(
             "the target asks for int8 and OpenVINO computes the graph in "
             f"{', '.join(sorted(kinds)) or hint}: it is "
-            "not quantised (precision.convert does that), or none of its layers can be"
+            "not quantised (quantization.convert does that), or none of its layers can be"
         )
     if hint != _HINTS[target.dtype] or (kinds and not kinds & _KERNELS[target.dtype]):
         raise InputError(

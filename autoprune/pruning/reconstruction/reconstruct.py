@@ -70,7 +70,8 @@ class Reference:
     ) -> None:
         if min(images, positions) < 1:
             raise InputError(
-                f"a repair needs images and positions of at least 1; got {images} and {positions}"
+                f"a reconstruction needs images and positions of at least 1; got {images} and "
+                f"{positions}"
             )
         # A forward may write into buffers
         copy = replace_tensors(dense, lambda name, tensor: tensor.clone())
@@ -78,8 +79,8 @@ class Reference:
         self.inputs = join_batches(batches, images)
         if self.inputs.batch_size < 2:
             raise InputError(
-                "a repair needs at least 2 inputs, one of them to judge by, better some hundred; "
-                "got 1"
+                "a reconstruction needs at least 2 inputs, one of them to judge by, better some "
+                "hundred; got 1"
             )
         seen = _Observed(copy, self.inputs.batch_size, positions, seed)
         _run(copy, self.inputs, seen)

@@ -123,7 +123,7 @@ def _unfollowed_reason(model: nn.Module, error: Exception, used: set[str]) -> st
     )
     return (
         f"in training mode the forward fails on these inputs{f' in {where}' if where else ''} "
-        f"({type(error).__name__}: {said}); only the path of evaluation is followed and proved, "
+        f"({type(error).__name__}: {said}); only the path of evaluation is followed and verified, "
         "and what runs in "
         f"training alone{listed} may break after a cut"
     )

@@ -89,7 +89,7 @@ def establish(study: Study, prepared: Prepared, run: Run, listener: Listener) ->
         raise InputError(
             f"{run.folder} has results of this study, but its data or what is behind it "
             f"({behind}) has changed since. "
-            f"Start anew with --fresh, which keeps the old folder as {run.folder.name}.1, or give "
+            f"Start again with --fresh, which keeps the old folder as {run.folder.name}.1, or give "
             "another --out"
         )
     listener.note(prepared.origin)
@@ -133,7 +133,7 @@ def _set_aside(run: Run, listener: Listener) -> None:
         return  # a kill left the weights alone: score.json is written last
     place = run.dense.rename(free_name(run.dense, "damaged-"))
     listener.note(
-        f"{run.dense} is damaged, or was not finished; it is kept as {place.name}, and made anew"
+        f"{run.dense} is damaged, or was not finished; it is kept as {place.name}, and made again"
     )
 
 

@@ -148,7 +148,7 @@ class Evaluator:
         pruned = apply(self.prepared.model, self.prepared.coupling, plan, self.importance)
         listener.on_step(number, f"measuring on {self.study.target.name}")
         score = self.prepared.costs.latency(pruned, self.prepared.costs.score(pruned), brief=True)
-        listener.on_step(number, "judging it untrained")
+        listener.on_step(number, "evaluating it without fine-tuning")
         try:
             quality = self.judge_untrained(plan)
         except TrainingError as error:
@@ -197,7 +197,7 @@ class Evaluator:
 
         In fp32, whatever the target's dtype: it only tells samplers which way is better.
         """
-        self.listener.on_step(number, "judging it untrained")
+        self.listener.on_step(number, "evaluating it without fine-tuning")
         try:
             quality = evaluate(
                 self.recovery.untrained_model(plan, repair=False),

@@ -120,7 +120,7 @@ def prepare(study: Study, run: Run | None = None, listener: Listener | None = No
                 raise StudyError(str(error), key="task.weights") from error
     model.to("cpu").eval()
     listener = listener or Quiet()
-    listener.on_step(0, "proving the groups of units")
+    listener.on_step(0, "verifying the groups of units")
     inputs = study.task.calibration(max(2, study.target.batch))
     coupling = discover(model, inputs)
     refuses = importance(study, model, coupling, batches=1).refuses

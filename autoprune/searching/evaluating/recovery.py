@@ -97,9 +97,10 @@ class Recovery:
             f"{name} {value.score.metric:.4g}, loss {value.score.loss:.4g}"
             for value in (start, done)
         )
+        kept = (start.score.weights or "").replace("repaired", "reconstructed")
         self.listener.note(
             f"trial {number}: {first} before training, {last} after it; "
-            f"it is kept as it was before, {start.score.weights}"
+            f"it is kept as it was before, {kept}"
         )
         return start
 
@@ -208,7 +209,7 @@ class Recovery:
                 self.model, draw_batches(self.study), images=images, positions=positions
             )
         except InputError as error:
-            self.listener.note(f"layers are not repaired after a cut: {error}")
+            self.listener.note(f"layers are not reconstructed after a cut: {error}")
             return None
 
 

@@ -387,7 +387,7 @@ def _check_version(found: optuna.Study, run: Run, damage: str | None) -> None:
         raise InputError(
             f"{run.folder} was searched by another version of autoprune, whose plans and figures "
             "do not compare with "
-            "this one's; start anew with --fresh, which keeps the old folder"
+            "this one's; start again with --fresh, which keeps the old folder"
         )
 
 

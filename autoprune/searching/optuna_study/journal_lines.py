@@ -55,8 +55,7 @@ def whole(content: bytes) -> tuple[bytes, int]:
     if lost and not replay._studies:
         raise InputError(
             "no line of this run's study.journal can be read; put a copy in its place, or start "
-            "anew with --fresh, "
-            "which keeps the old folder"
+            "again with --fresh, which keeps the old folder"
         )
     return b"".join(kept), lost
 

@@ -134,6 +134,6 @@ def _journal(path: Path, change: bool) -> tuple[Any, str | None]:
         return JournalStorage(JournalFileBackend(str(path))), said
     except (ValueError, KeyError, AssertionError, TypeError) as error:
         raise InputError(
-            f"{path} cannot be read as a journal ({str(error)[:100]}); start anew with --fresh, "
+            f"{path} cannot be read as a journal ({str(error)[:100]}); start again with --fresh, "
             "which keeps this folder"
         ) from error

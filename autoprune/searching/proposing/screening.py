@@ -102,7 +102,7 @@ class Screening:
         )
         if levels > settings.trials or not self.steering.budget.limits:
             return proposals(prepared, self.steering, [ranked, *masked, *alone])
-        self.evaluate.listener.on_step(0, f"judging {levels} single decisions")
+        self.evaluate.listener.on_step(0, f"evaluating {levels} single decisions")
         judge, listener = self.evaluate.judge_untrained, self.evaluate.listener
         rows = sensitivities(
             self.variables,

@@ -92,7 +92,7 @@ def sensitivities(
                     continue
                 except BaseException as error:
                     reason = failures.add(error, run.folder)
-                    note(f"{variable.name} by {technique} alone cannot be judged: {reason}")
+                    note(f"{variable.name} by {technique} alone cannot be evaluated: {reason}")
                     failures.check()
                     continue
                 failures.clear()

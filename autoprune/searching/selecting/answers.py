@@ -95,7 +95,7 @@ def in_words(found: Sequence[Answer], run: Path) -> str:
             f"autoprune export {run} --budget {' --budget '.join(judged[0].split(','))} "
             "--train --out DIR"
         )
-        parts.append(f"Judged plans go down to {judged[0]}, trained by `{command}`")
+        parts.append(f"Evaluated plans go down to {judged[0]}, trained by `{command}`")
     return ". ".join(parts)
 
 
