@@ -18,11 +18,11 @@ from autoprune.group import Group
 from autoprune.measuring.measure import measure as _measure
 from autoprune.outcome import SearchResult
 from autoprune.plan import Plan
-from autoprune.pruning.apply import apply
 from autoprune.pruning.calibration import Evidence
 from autoprune.pruning.coupling.coupling import Coupling
 from autoprune.pruning.coupling.verify import discover
 from autoprune.pruning.importance import Importance
+from autoprune.pruning.pruner import Pruner
 from autoprune.pruning.reconstruction.reconstruct import Reference
 from autoprune.score import Score
 from autoprune.searching.callback import Listener
@@ -119,11 +119,12 @@ def prune(
         coupling = _discover(model, inputs)
         importance = Importance(model, coupling, Evidence(model, given, scored))
         request = plans.resolve_request(plan, coupling.groups, importance, criterion, multiple_of)
-        pruned = apply(model, coupling, request.plan, importance, gradual=repair)
+        pruner = Pruner(model, coupling, importance)
+        pruned = pruner.apply(request.plan, gradual=repair)
         if repair and given:
             pruned.fill(functools.partial(Reference(model, given()).repair, ridge=0.1))
         smaller = pruned.finish()
-        request.tell(model, smaller, coupling, importance)
+        request.tell(smaller, pruner)
         return smaller
 
 

@@ -16,9 +16,9 @@ from autoprune import arguments, plugins
 from autoprune.errors import InputError, PlanError, StudyError
 from autoprune.group import Group
 from autoprune.plan import Choice, Plan
-from autoprune.pruning.apply import effective, kept_units
-from autoprune.pruning.coupling.coupling import Coupling, tensor_of
+from autoprune.pruning.coupling.coupling import tensor_of
 from autoprune.pruning.importance import Importance
+from autoprune.pruning.pruner import Pruner
 from autoprune.pruning.thresholds import Threshold
 from autoprune.space import Options, Space, fits, matches, uniform, unscored_reason
 
@@ -41,13 +41,12 @@ class Request:
     left: Mapping[str, str] = field(default_factory=dict)
     told: Sequence[str] = ()  # of patterns, what their blocks cannot come to
 
-    def tell(
-        self, model: nn.Module, smaller: nn.Module, coupling: Coupling, importance: Importance
-    ) -> None:
+    def tell(self, smaller: nn.Module, pruner: Pruner) -> None:
         """Warn of the groups left uncut, and of those whose share removed is far from the ratio
         asked for."""
         uncut = [f"{key} is left uncut: {reason}" for key, reason in self.left.items()]
-        got = _removed_shares(self.plan, model, smaller, coupling, importance)
+        coupling = pruner.coupling
+        got = _removed_shares(self.plan, smaller, pruner)
         lines = [*uncut, *self.told]
         lines += [
             f"{key}: asked {asked.ratio:.2f}, removed {got[key]:.2f} "
@@ -268,15 +267,11 @@ def _blocks(
     }
 
 
-def _removed_shares(
-    plan: Plan, model: nn.Module, smaller: nn.Module, coupling: Coupling, importance: Importance
-) -> dict[str, float]:
+def _removed_shares(plan: Plan, smaller: nn.Module, pruner: Pruner) -> dict[str, float]:
     """The share of each group that is gone, by key; of a weights group what is zero. Those of
     removed blocks lack."""
-    keep, said = (
-        kept_units(coupling, plan, importance),
-        effective(coupling, plan, importance).choices,
-    )
+    resolved, coupling = pruner.resolve(plan), pruner.coupling
+    keep, said = resolved.kept, resolved.plan.choices
     alive, weights = coupling.kept_mask(keep), dict(smaller.named_parameters())
     shares: dict[str, float] = {}
     for group in coupling.groups:
@@ -288,7 +283,7 @@ def _removed_shares(
             shares[group.key] = (
                 1 - float(keep[group.key].double().mean()) if group.key in keep else 0.0
             )
-        elif (weight := weights.get(tensor_of(model, group.name))) is not None:
+        elif (weight := weights.get(tensor_of(pruner.model, group.name))) is not None:
             shares[group.key] = float((weight == 0).double().mean())
     return shares
 

@@ -47,7 +47,7 @@ STAGES = {  # heading, and the commands and functions that meet it -> where the 
         "pruning",
         "space",
     ),
-    ("Plans", "`prune`"): ("plan", "plans", "pruning/apply", "reading/plan_file"),
+    ("Plans", "`prune`"): ("plan", "plans", "pruning/pruner", "reading/plan_file"),
     ("Criteria, techniques and reconstruction", "`search`, `prune`"): (
         "pruning/calibration",
         "pruning/criteria",

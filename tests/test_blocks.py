@@ -18,7 +18,7 @@ from autoprune.pruning.coupling.verify import discover
 from autoprune.run import Run
 from autoprune.searching.callback import Quiet
 from autoprune.searching.evaluating.evaluator import Evaluator
-from autoprune.searching.evaluating.preparation import Prepared, importance, prepare
+from autoprune.searching.evaluating.preparation import Prepared, prepare
 from autoprune.searching.proposing.budget_scaling import Steering
 from autoprune.searching.proposing.heuristics import by_importance, proposals, shallower
 from autoprune.searching.proposing.local_search import exchange, narrow
@@ -83,7 +83,7 @@ def steering(prepared: Prepared, folder: Path, **budget: str) -> Steering:
         given,
         prepared,
         prepared.dense,
-        importance(given, prepared.model, prepared.coupling),
+        prepared.pruner(given),
         Run(folder),
     )
 
@@ -247,7 +247,7 @@ def evaluator(given: Study, prepared: Prepared) -> Evaluator:
         given,
         prepared,
         prepared.dense,
-        importance(given, prepared.model, prepared.coupling),
+        prepared.pruner(given),
         Quiet(),
     )
 

@@ -17,9 +17,9 @@ import autoprune
 from autoprune.errors import PlanError
 from autoprune.group import Group
 from autoprune.plan import Choice, Plan
-from autoprune.pruning.apply import Pruned, apply, effective, follows, kept_units
 from autoprune.pruning.coupling.verify import discover, relative_error
 from autoprune.pruning.importance import Importance
+from autoprune.pruning.pruner import Pruned, Pruner
 from autoprune.pruning.surgery.architecture import Outline
 from autoprune.pruning.surgery.forward import outputs_of
 from autoprune.reporting import tables
@@ -83,8 +83,8 @@ def test_each_block_that_can_go_is_a_group() -> None:
 def test_a_removed_block_is_the_dense_one_with_its_branch_at_zero() -> None:
     model = net()
     coupling = discover(model, INPUTS)
-    pruned = apply(
-        model, coupling, Plan({"stage.1:blocks": Choice("depth", 1.0)}), Importance(model, coupling)
+    pruned = Pruner(model, coupling, Importance(model, coupling)).apply(
+        Plan({"stage.1:blocks": Choice("depth", 1.0)})
     )
     assert pruned.removed == ["stage.1"]
     for parameter in model.stage[1].parameters():
@@ -103,7 +103,7 @@ def test_depth_width_and_masks_go_together_and_an_outline_builds_it_again() -> N
         "stage.1.one:weights": Choice("weight", 0.5, "l1"),
         "stage.2.one:weights": Choice("weight", 0.5, "l1"),
     }
-    pruned = apply(model, coupling, Plan(choices), Importance(model, coupling))
+    pruned = Pruner(model, coupling, Importance(model, coupling)).apply(Plan(choices))
     smaller = pruned.finish()
     assert tuple(smaller.stage[0].one.weight.shape) == (4, 4, 3, 3)
     assert int((smaller.stage[2].one.weight == 0).sum()) == 8 * 4 * 9 // 2
@@ -121,9 +121,16 @@ def test_what_a_plan_says_of_blocks_that_go_is_of_no_effect() -> None:
     inside = {"stage.1.one:units": width, "stage.1.two:weights": Choice("weight", 0.5, "l1")}
     # the stream runs through the block, and stays
     stays = {"stem.0:units": width, "stage.0.one:units": width}
-    assert effective(coupling, Plan(depth | inside | stays), importance) == Plan(depth | stays)
-    assert effective(coupling, Plan(inside | stays), importance) == Plan(inside | stays)
-    assert set(kept_units(coupling, Plan(depth | inside | stays), importance)) == {*depth, *stays}
+    assert Pruner(model, coupling, importance).resolve(Plan(depth | inside | stays)).plan == Plan(
+        depth | stays
+    )
+    assert Pruner(model, coupling, importance).resolve(Plan(inside | stays)).plan == Plan(
+        inside | stays
+    )
+    assert set(Pruner(model, coupling, importance).resolve(Plan(depth | inside | stays)).kept) == {
+        *depth,
+        *stays,
+    }
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # nothing to be told of what was asked of it
         autoprune.prune(model, INPUTS.args[0], Plan(depth | inside))
@@ -234,8 +241,8 @@ def test_a_finished_model_is_measured_as_its_plan_is(monkeypatch: pytest.MonkeyP
     )
     monkeypatch.setattr(costs.measure, "artefact", lambda *_, **__: pytest.fail("exported anew"))
     found = costs.Costs(replace(study(), target=Target()), model, coupling, INPUTS)
-    plan = apply(
-        model, coupling, Plan({"stage.1:blocks": Choice("depth", 1.0)}), Importance(model, coupling)
+    plan = Pruner(model, coupling, Importance(model, coupling)).apply(
+        Plan({"stage.1:blocks": Choice("depth", 1.0)})
     )
     found.latency(plan, found.score(plan))
     found.of_finished(plan.finish(), plan, found.score(plan), 0)
@@ -277,18 +284,20 @@ def test_a_cut_follows_one_whose_blocks_it_has_lost_as_well() -> None:
         choices = {
             f"{names[name]}:blocks": Choice("depth", ratio) for name, ratio in ratios.items()
         }
-        return apply(model, coupling, Plan(choices), importance)
+        return Pruner(model, coupling, importance).apply(Plan(choices))
 
     def inside(ratio: float) -> Pruned:
         choices = {"stage.0.one:units": Choice("structured", ratio)}
-        return apply(model, coupling, Plan(choices), importance)
+        return Pruner(model, coupling, importance).apply(Plan(choices))
 
-    assert follows(cut(first=1, second=1), cut(first=1)) and not follows(
-        cut(second=1), cut(first=1)
+    assert cut(first=1, second=1).resolved.follows(cut(first=1).resolved) and not cut(
+        second=1
+    ).resolved.follows(cut(first=1).resolved)
+    assert cut(first=1).resolved.follows(inside(0.5).resolved) and not inside(0.5).resolved.follows(
+        cut(first=1).resolved
     )
-    assert follows(cut(first=1), inside(0.5)) and not follows(inside(0.5), cut(first=1))
-    deeper = apply(
-        model, coupling, Plan({"stage.0:blocks": Choice("depth", 1)}), importance, after=inside(0.5)
+    deeper = Pruner(model, coupling, importance).apply(
+        Plan({"stage.0:blocks": Choice("depth", 1)}), after=inside(0.5)
     )
     alone = cut(first=1)
     error = relative_error(outputs_of(deeper.model, INPUTS), outputs_of(alone.model, INPUTS))

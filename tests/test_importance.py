@@ -17,11 +17,11 @@ from autoprune.errors import InputError, PlanError
 from autoprune.group import Group
 from autoprune.plan import Choice, Plan
 from autoprune.plugins import Need
-from autoprune.pruning.apply import apply, kept_units
 from autoprune.pruning.calibration import Evidence, activations, gradients
 from autoprune.pruning.coupling.coupling import Coupling
 from autoprune.pruning.coupling.verify import discover
 from autoprune.pruning.importance import Importance
+from autoprune.pruning.pruner import Pruner
 from autoprune.task import Inputs
 
 
@@ -194,7 +194,7 @@ def test_a_plan_that_does_not_fit_is_refused(key: str, choice: Choice, message: 
     model, inputs = member("perceptron").make()
     coupling = discover(model, inputs)
     with pytest.raises(PlanError, match=message):
-        apply(model, coupling, Plan({key: choice}), Importance(model, coupling))
+        Pruner(model, coupling, Importance(model, coupling)).apply(Plan({key: choice}))
 
 
 def test_unknown_names_in_a_plan_are_input_errors() -> None:
@@ -202,7 +202,7 @@ def test_unknown_names_in_a_plan_are_input_errors() -> None:
     coupling = discover(model, inputs)
     for choice in (Choice("structurd", 0.5), Choice("neuron", 0.5, "l11")):
         with pytest.raises(InputError, match="did you mean"):
-            apply(model, coupling, Plan({"0:units": choice}), Importance(model, coupling))
+            Pruner(model, coupling, Importance(model, coupling)).apply(Plan({"0:units": choice}))
 
 
 @pytest.mark.parametrize("name", ["Grouped", "group_norm", "Shuffled", "half_of_shape"])
@@ -213,7 +213,9 @@ def test_every_cell_loses_the_same_count(name: str, ratio: float) -> None:
     for group in coupling.prunable():
         if group.level == "units" and "conv" in group.kinds:
             plan = Plan({group.key: Choice("structured", ratio)})
-            cuts = coupling.cuts(kept_units(coupling, plan, Importance(model, coupling)))
+            cuts = coupling.cuts(
+                Pruner(model, coupling, Importance(model, coupling)).resolve(plan).kept
+            )
             cells, size = coupling.members[group.key].shape
             gone = min(round(size * ratio), size - 1)
             produced = next(
@@ -336,7 +338,9 @@ def test_units_without_a_batch_norm_are_refused_by_number() -> None:
     with pytest.raises(InputError, match=said):
         importance.units(coupling.group("6:units"), "batchnorm")
     with pytest.raises(PlanError, match=f"batchnorm cannot rank '6:units': .*{said}"):
-        apply(model, coupling, Plan({"6:units": Choice("neuron", 0.5, "batchnorm")}), importance)
+        Pruner(model, coupling, importance).apply(
+            Plan({"6:units": Choice("neuron", 0.5, "batchnorm")})
+        )
 
 
 @pytest.mark.parametrize(
@@ -353,11 +357,8 @@ def test_a_criterion_of_the_other_level_is_refused(key: str, criterion: str, say
     assert says in str(Importance(model, coupling).refuses(criterion, coupling.group(key)))
     technique = "weight" if key.endswith("weights") else "structured"
     with pytest.raises(PlanError, match=says):
-        apply(
-            model,
-            coupling,
-            Plan({key: Choice(technique, 0.5, criterion)}),
-            Importance(model, coupling),
+        Pruner(model, coupling, Importance(model, coupling)).apply(
+            Plan({key: Choice(technique, 0.5, criterion)})
         )
 
 
@@ -578,7 +579,9 @@ def test_patterns_hold_on_what_a_cut_left_and_through_training(
         {"0:units": Choice("structured", 0.25), "3:weights": Choice(technique, 0.5, criterion)}
     )
     assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
-    pruned = apply(model, coupling, plan, Importance(model, coupling, labelled(model, IMAGES)))
+    pruned = Pruner(model, coupling, Importance(model, coupling, labelled(model, IMAGES))).apply(
+        plan
+    )
     weight = dict(pruned.model.named_parameters())["3.weight"]
     assert weight.shape == (8, 6, 1, 1)  # of 8 inputs 6 are left: 4 and a rest of 2
     held = weight.detach() != 0

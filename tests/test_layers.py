@@ -41,7 +41,7 @@ LAYERS = (
 ROOMS = {  # in a package of several, what may import what is before it; `room.module` stands apart from its room
     "pruning": (
         "surgery tracing coupling",
-        "ranking criteria techniques widths thresholds masks calibration importance reconstruction apply",
+        "ranking criteria techniques widths thresholds masks calibration importance reconstruction pruner",
     ),
     "measuring": (
         "einsum_flops flops quantities timing resources runtimes quantization runtime_module onnx_slicing",

@@ -36,9 +36,9 @@ from autoprune.measuring.sparse_kernels.lower import Lowered, lower, openvino_co
 from autoprune.measuring.timing import latency
 from autoprune.measuring.timing.latency import Latency
 from autoprune.plan import Choice, Plan
-from autoprune.pruning.apply import apply
 from autoprune.pruning.coupling.verify import discover
 from autoprune.pruning.importance import Importance
+from autoprune.pruning.pruner import Pruner
 from autoprune.searching.evaluating import costs
 from autoprune.space import Space
 from autoprune.study import Settings, Study
@@ -537,12 +537,12 @@ def test_a_search_times_sparse_plans_lowered(
     key = next(
         group.key for group in coupling.groups if group.level == "weights" and group.size == 512
     )
-    whole = apply(dense, coupling, Plan(), Importance(dense, coupling))
+    whole = Pruner(dense, coupling, Importance(dense, coupling)).apply(Plan())
     found.latency(whole, found.score(whole))  # the dense model is timed once, for all plans
     seen.clear()
     for technique, layers in (("weight", 1), ("block(rows=4, columns=4)", 1)):
-        plan = apply(
-            dense, coupling, Plan({key: Choice(technique, 0.75)}), Importance(dense, coupling)
+        plan = Pruner(dense, coupling, Importance(dense, coupling)).apply(
+            Plan({key: Choice(technique, 0.75)})
         )
         found.latency(plan, found.score(plan))
         assert len(list(lowered_layers(seen[-1]))) == layers

@@ -12,9 +12,9 @@ from torch import nn
 from autoprune import plugins
 from autoprune.errors import InputError
 from autoprune.plan import Choice, Plan
-from autoprune.pruning.apply import Pruned, apply
 from autoprune.pruning.coupling.verify import discover
 from autoprune.pruning.importance import Importance
+from autoprune.pruning.pruner import Pruned, Pruner
 from autoprune.pruning.techniques.sparse import Sparse
 
 
@@ -27,7 +27,7 @@ def prepared(
         {"0:weights": Choice(technique, ratio)}
         | {key.replace("__", ":"): choice for key, choice in more.items()}
     )
-    return model, apply(model, coupling, plan, Importance(model, coupling), gradual=True)
+    return model, Pruner(model, coupling, Importance(model, coupling)).apply(plan, gradual=True)
 
 
 def zeros(model: nn.Module, name: str = "0.weight") -> int:
@@ -156,10 +156,14 @@ def test_taylor_masks_use_the_gradients_cut_alike() -> None:
     plan = Plan(
         {"0:units": Choice("neuron", 0.5, "l1"), "3:weights": Choice("weight", 0.5, "taylor")}
     )
-    pruned = apply(model, coupling, plan, Importance(model, coupling, lambda need: gradients))
-    cut = apply(
-        model, coupling, Plan({"0:units": Choice("neuron", 0.5, "l1")}), Importance(model, coupling)
-    ).model
+    pruned = Pruner(model, coupling, Importance(model, coupling, lambda need: gradients)).apply(
+        plan
+    )
+    cut = (
+        Pruner(model, coupling, Importance(model, coupling))
+        .apply(Plan({"0:units": Choice("neuron", 0.5, "l1")}))
+        .model
+    )
     weight = dict(cut.named_parameters())["3.weight"].detach()
     masked = dict(pruned.model.named_parameters())["3.weight"].detach()
     assert set(masked[masked != 0].tolist()) == set(
@@ -170,7 +174,9 @@ def test_taylor_masks_use_the_gradients_cut_alike() -> None:
 def test_a_shared_weight_is_masked_once_for_both_layers() -> None:
     model, inputs = member("TiedWeights").make()
     coupling = discover(model, inputs)
-    pruned = apply(
-        model, coupling, Plan({"first:weights": Choice("sparse", 0.5)}), Importance(model, coupling)
-    ).finish()
+    pruned = (
+        Pruner(model, coupling, Importance(model, coupling))
+        .apply(Plan({"first:weights": Choice("sparse", 0.5)}))
+        .finish()
+    )
     assert zeros(pruned, "first.weight") == 50 and pruned.second.weight is pruned.first.weight

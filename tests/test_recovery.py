@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from autoprune.plan import Choice, Plan
-from autoprune.pruning.apply import Pruned, apply
+from autoprune.pruning.pruner import Pruned
 from autoprune.pruning.reconstruction.reconstruct import Reference
 from autoprune.score import Score, better
 from autoprune.searching.evaluating import recovery as recovering
 from autoprune.searching.evaluating.evaluator import Evaluator
-from autoprune.searching.evaluating.preparation import importance, prepare
+from autoprune.searching.evaluating.preparation import prepare
 from autoprune.task import Recipe, Task
 from autoprune.training import loop
 
@@ -31,8 +31,8 @@ def evaluator(
     ready = prepare(asked)
     for name, parameter in ready.model.named_parameters():
         parameter.requires_grad_(name != frozen)
-    scores = importance(asked, ready.model, ready.coupling)
-    return Evaluator(asked, ready, Score(1.0, flops=10**9), scores, listener or Listens())
+    pruner = ready.pruner(asked)
+    return Evaluator(asked, ready, Score(1.0, flops=10**9), pruner, listener or Listens())
 
 
 @pytest.fixture
@@ -55,9 +55,9 @@ CUT = Plan({"0:units": Choice("structured", 0.5)})
 def test_training_starts_from_repaired_layers_or_as_cut(starts: list[dict[str, Tensor]]) -> None:
     for repair in (True, False):
         given = evaluator(Recipe(epochs=1, repair=repair, **RECIPE))
-        model, coupling = given.prepared.model, given.prepared.coupling
+        model = given.prepared.model
         assert given(CUT, 1).candidate.stage == "trained"
-        pruned = apply(model, coupling, CUT, given.importance)
+        pruned = given.pruner.apply(CUT)
         repaired = (
             Reference(model, TASK.batches("train", seed=0))
             .repair(pruned.model, pruned.cuts)
@@ -77,9 +77,7 @@ def test_a_layer_that_is_frozen_in_part_is_not_repaired(
 ) -> None:
     given = evaluator(Recipe(epochs=1, repair=True, **RECIPE), frozen=frozen)
     done = given(CUT, 1)
-    cut = apply(
-        given.prepared.model, given.prepared.coupling, CUT, given.importance
-    ).model.state_dict()
+    cut = given.pruner.apply(CUT).model.state_dict()
     assert done.model is not None and torch.equal(done.model.state_dict()[frozen], cut[frozen])
     assert all(torch.equal(starts[-1][name], cut[name]) for name in ("3.weight", "3.bias"))
     assert not torch.equal(starts[-1]["6.weight"], cut["6.weight"])
@@ -91,7 +89,7 @@ def test_weights_that_are_masked_stay_zero_when_repaired(starts: list[dict[str, 
     given(plan, 1)
     begun, cut = (
         starts[-1]["3.weight"],
-        apply(given.prepared.model, given.prepared.coupling, plan, given.importance),
+        given.pruner.apply(plan),
     )
     masked = cut.model.state_dict()["3.weight"] == 0
     assert int(masked.sum()) == masked.numel() // 2
@@ -105,11 +103,11 @@ def test_weights_that_are_masked_stay_zero_when_repaired(starts: list[dict[str, 
 def test_without_epochs_the_repaired_model_is_what_comes_out(plan: Plan) -> None:
     done = evaluator(Recipe(epochs=0, repair=True, **RECIPE))(plan, 1)
     given = evaluator(Recipe(epochs=0, **RECIPE))
-    model, coupling = given.prepared.model, given.prepared.coupling
-    pruned = apply(model, coupling, plan, given.importance)
+    model = given.prepared.model
+    pruned = given.pruner.apply(plan)
     reference = Reference(model, TASK.batches("train", seed=0))
     if "sparse" in str(plan.to_json()):
-        pruned = apply(model, coupling, plan, given.importance, gradual=True)
+        pruned = given.pruner.apply(plan, gradual=True)
         pruned.fill(reference.repair)
         wanted = pruned.finish().state_dict()
     else:
@@ -136,9 +134,7 @@ def test_too_little_data_to_repair_on_is_said_and_training_starts_as_cut(
         "a reconstruction needs at least 2 inputs, one of them to judge by, better some hundred; "
         "got 1"
     ]
-    cut = apply(
-        given.prepared.model, given.prepared.coupling, plan, given.importance
-    ).model.state_dict()
+    cut = given.pruner.apply(plan).model.state_dict()
     assert all(torch.equal(starts[-1][name], tensor) for name, tensor in cut.items())
 
 
@@ -289,7 +285,7 @@ def test_iterations_that_cannot_be_are_told(epochs: int, name: str) -> None:
 
 def shallower(given: Evaluator, plan: Plan) -> Pruned:
     """A cut that another budget has trained, made up: the dense weights, but of what the plan cuts."""
-    return apply(given.prepared.model, given.prepared.coupling, plan, given.importance)
+    return given.pruner.apply(plan)
 
 
 @pytest.mark.promise("budgets")
@@ -303,9 +299,7 @@ def test_a_deeper_plan_starts_from_a_trained_shallower_one_where_that_is_the_bet
     loop.train(trained.model, TASK, Recipe(epochs=15, **RECIPE), seed=0)
     trained.model.eval()
     given(deep, 1, trained)
-    left = apply(
-        given.prepared.model, given.prepared.coupling, deep, given.importance, after=trained
-    ).model.state_dict()
+    left = given.pruner.apply(deep, after=trained).model.state_dict()
     assert all(torch.equal(starts[-1][name], left[name]) for name in left if "weight" in name)
     assert any("trained model of a looser budget" in note for note in listener.notes)
     assert not any("looser" in note for note in _notes_beside_a_worse_model(starts, deep, gentle))

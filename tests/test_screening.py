@@ -32,7 +32,7 @@ from autoprune.searching import commands, logbook
 from autoprune.searching.callback import Quiet
 from autoprune.searching.evaluating import recovery as recovering
 from autoprune.searching.evaluating.evaluator import Evaluator, decide
-from autoprune.searching.evaluating.preparation import Prepared, importance, prepare
+from autoprune.searching.evaluating.preparation import Prepared, prepare
 from autoprune.searching.evaluating.probes import useful
 from autoprune.searching.optuna_study.journal import Journal
 from autoprune.searching.proposing import budget_scaling as steering_module
@@ -80,8 +80,8 @@ def prepared() -> Prepared:
 
 def steering(prepared: Prepared, folder: Path, **budget: str) -> Steering:
     given = screening(budget or {"flops": "55%"})
-    scores = importance(given, prepared.model, prepared.coupling)
-    return Steering.of(given, prepared, prepared.dense, scores, Run(folder))
+    pruner = prepared.pruner(given)
+    return Steering.of(given, prepared, prepared.dense, pruner, Run(folder))
 
 
 def test_the_best_of_many_judged_untrained_are_trained(tmp_path: Path) -> None:
@@ -305,8 +305,8 @@ def test_an_interval_that_takes_more_than_may_be_left_is_measured_in_more_proces
 
     given = screening({"latency": "50%"}, objectives=("metric", "latency"))
     dense = Score(1.0, latency_ratio=1.0, latency_ratio_high=1.0)
-    scores = importance(given, prepared.model, prepared.coupling)
-    evaluate = Evaluator(given, prepared, dense, scores, Listens())
+    pruner = prepared.pruner(given)
+    evaluate = Evaluator(given, prepared, dense, pruner, Listens())
     monkeypatch.setattr(prepared.costs, "latency", latency)
     score = evaluate.finalist(Plan({"0:units": Choice("structured", 0.5)}), 1)
     assert seen == asked and score.latency_ratio_high == value + (reach if asked == [5] else 0.001)
@@ -396,8 +396,8 @@ def test_a_counted_limit_on_a_further_target_is_foreseen(
         screening({"size on cpu_onnxruntime": "50%"}), further=(Target("cpu_onnxruntime"),)
     )
     ready = prepare(given)
-    scores = importance(given, ready.model, ready.coupling)
-    found = Steering.of(given, ready, ready.dense, scores, Run(tmp_path))
+    pruner = ready.pruner(given)
+    found = Steering.of(given, ready, ready.dense, pruner, Run(tmp_path))
     assert found.violations(Plan()) == {"size on cpu_onnxruntime": pytest.approx(1.0)}
     assert found.violation(uniform(ready.variables, ("structured",), 0.9)) < 0
 
@@ -464,16 +464,16 @@ def test_plans_that_keep_the_same_units_have_one_effect(prepared: Prepared, tmp_
     found = steering(prepared, tmp_path)
 
     def effect(ratio: float, technique: str = "structured", key: str = "3:units") -> Any:
-        return found.effect(Plan({key: Choice(technique, ratio)}))
+        return found.pruner.resolve(Plan({key: Choice(technique, ratio)})).net_id
 
     assert effect(0.5) == effect(0.51) != effect(0.6)  # of 16 units
-    assert effect(0.01) == found.effect(Plan())
+    assert effect(0.01) == found.pruner.resolve(Plan()).net_id
     assert effect(0.5, "weight", "3:weights") != effect(0.51, "weight", "3:weights")
 
 
 @pytest.mark.promise("options")
 def test_plans_that_mask_the_same_weights_are_one_net(prepared: Prepared, tmp_path: Path) -> None:
-    nets = Nets(steering(prepared, tmp_path))
+    nets = Nets(steering(prepared, tmp_path).pruner)
     cut = {"0:units": Choice("structured", 0.5)}
     nets.add(Plan({**cut, "3:weights": Choice("weight", 0.5, "l1")}))
     for technique, ratio, criterion, known in (
@@ -512,9 +512,9 @@ def test_a_sample_that_comes_to_a_net_judged_before_is_moved_on(
     prepared: Prepared, tmp_path: Path
 ) -> None:
     given = screening({"flops": "55%"})
-    scores = importance(given, prepared.model, prepared.coupling)
+    pruner = prepared.pruner(given)
     found = Screening(
-        Evaluator(given, prepared, prepared.dense, scores, Quiet()),
+        Evaluator(given, prepared, prepared.dense, pruner, Quiet()),
         Run(tmp_path),
         "",
         lambda: False,
@@ -525,7 +525,7 @@ def test_a_sample_that_comes_to_a_net_judged_before_is_moved_on(
     for number in range(8):
         nets.append(found.scale_sample(f"{number}")(sample))
         plan = plan_of(prepared.variables, nets[-1])
-        effects.add(found.steering.effect(plan))
+        effects.add(found.steering.pruner.resolve(plan).net_id)
         assert found.steering.fits(plan)
         found.learn([Candidate(number, plan, Score(flops=1), False, "screened")])
     assert nets[0] == found.steering.fit_to_budget(sample) and len(effects) == 8
@@ -579,9 +579,9 @@ def test_what_is_left_of_the_budget_is_given_back_to_units(
 def test_samples_spend_the_budget(prepared: Prepared, tmp_path: Path) -> None:
     """Not only by one factor for all: after that no single step of any group fits any more."""
     given = screening({"flops": "50%"})
-    scores = importance(given, prepared.model, prepared.coupling)
+    pruner = prepared.pruner(given)
     found = Screening(
-        Evaluator(given, prepared, prepared.dense, scores, Quiet()),
+        Evaluator(given, prepared, prepared.dense, pruner, Quiet()),
         Run(tmp_path),
         "",
         lambda: False,
@@ -605,9 +605,9 @@ def test_nothing_is_given_back_where_no_limit_is_foreseen(
     prepared: Prepared, tmp_path: Path
 ) -> None:
     given = screening({"memory": "50%"})
-    scores = importance(given, prepared.model, prepared.coupling)
+    pruner = prepared.pruner(given)
     found = Screening(
-        Evaluator(given, prepared, prepared.dense, scores, Quiet()),
+        Evaluator(given, prepared, prepared.dense, pruner, Quiet()),
         Run(tmp_path),
         "",
         lambda: False,

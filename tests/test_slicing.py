@@ -13,9 +13,9 @@ from autoprune.measuring.measure import time_artefact
 from autoprune.measuring.onnx_slicing.reshapes import BATCH, loose_shape
 from autoprune.measuring.onnx_slicing.slicer import Slicer, export
 from autoprune.plan import Choice, Plan
-from autoprune.pruning.apply import apply
 from autoprune.pruning.coupling.verify import discover
 from autoprune.pruning.importance import Importance
+from autoprune.pruning.pruner import Pruner
 from autoprune.pruning.surgery.attention import Attention as CutAttention
 from autoprune.pruning.surgery.shrink import Cut, shrink
 from autoprune.space import fits
@@ -347,7 +347,7 @@ def test_a_search_slices_for_the_batch_and_the_dtype_of_its_target(name, dtype):
         for group in units
     }
     plan = Plan({key: Choice(techniques[0], 0.5) for key, techniques in offered.items()})
-    pruned = apply(model, coupling, plan, Importance(model, coupling))
+    pruned = Pruner(model, coupling, Importance(model, coupling)).apply(plan)
     score = found.latency(pruned, found.score(pruned), brief=True)
     assert score.latency_ms is not None and score.latency_ms > 0
     assert score.size_bytes < len(found.dense)
@@ -403,8 +403,8 @@ def test_torchs_attention_is_sliced_in_the_form_that_is_exported(batch_first):
         technique = next(
             each for each in ("structured", "heads", "neuron") if not fits(each, group)
         )
-        pruned = apply(
-            model, coupling, Plan({group.key: Choice(technique, 0.5)}), Importance(model, coupling)
+        pruned = Pruner(model, coupling, Importance(model, coupling)).apply(
+            Plan({group.key: Choice(technique, 0.5)})
         )
         forms = {
             type(module)
@@ -641,7 +641,7 @@ def test_the_size_that_is_judged_is_that_of_the_file_that_ships(tmp_path, kind, 
     coupling = discover(net, inputs)
     keys = [group.key for group in coupling.prunable() if group.level == "units"]
     plan = Plan({key: Choice("neuron", ratio) for key in keys})
-    pruned = apply(net, coupling, plan, Importance(net, coupling))
+    pruned = Pruner(net, coupling, Importance(net, coupling)).apply(plan)
     costs = Costs(replace(study({"size": "90%"}), target=Target()), net, coupling, inputs)
     plugins.load("format", "onnx")().save(pruned.model, inputs, tmp_path / "model.onnx")
     shipped = (tmp_path / "model.onnx").stat().st_size

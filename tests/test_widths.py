@@ -9,9 +9,9 @@ from rich.console import Console
 
 from autoprune.group import Group
 from autoprune.plan import Choice, Plan
-from autoprune.pruning.apply import kept_units
 from autoprune.pruning.coupling.coupling import trace
 from autoprune.pruning.importance import Importance
+from autoprune.pruning.pruner import Pruner
 from autoprune.pruning.widths import widths_of
 from autoprune.reporting import tables, words
 from autoprune.score import Candidate, Score
@@ -63,7 +63,7 @@ def test_the_widths_are_those_of_the_cut_model(row: Member, ratio: float) -> Non
     coupling = trace(model, inputs)
     variables = Space(Options(("structured", "neuron", "heads"))).resolve(coupling.groups)
     plan = uniform(variables, ("structured", "neuron", "heads"), ratio)
-    keep = kept_units(coupling, plan, Importance(model, coupling))
+    keep = Pruner(model, coupling, Importance(model, coupling)).resolve(plan).kept
     alive = coupling.kept_mask(keep)
     kept = {key: int(alive[coupling.members[key].flatten()].sum()) for key in keep}
     said = widths_of(coupling.groups, plan)

@@ -13,14 +13,13 @@ from autoprune.exporting.verify import verify_in_fresh_process
 from autoprune.files import read_mapping
 from autoprune.group import Group
 from autoprune.plan import Plan
-from autoprune.pruning.apply import check_plan
 from autoprune.run import Run
 from autoprune.score import Candidate, Score, pareto_front
 from autoprune.searching import records
 from autoprune.searching.callback import Listener
 from autoprune.searching.evaluating import baseline
 from autoprune.searching.evaluating.evaluator import PROCESSES, Evaluator
-from autoprune.searching.evaluating.preparation import Prepared, importance, out_of_reach, prepare
+from autoprune.searching.evaluating.preparation import Prepared, out_of_reach, prepare
 from autoprune.searching.optuna_study.journal import Journal
 from autoprune.searching.proposing.budget_scaling import Steering
 from autoprune.searching.proposing.sensitivity import RATIOS, Sensitivity, sensitivities
@@ -83,10 +82,10 @@ def sensitivity(
     with watch(study, listener) as listener, run.lock():
         prepared = prepare(study, run, listener)
         dense = baseline.establish(study, prepared, run, listener)
-        scores = importance(study, prepared.model, prepared.coupling)
-        evaluate = Evaluator(study, prepared, dense, scores, listener)
+        pruner = prepared.pruner(study)
+        evaluate = Evaluator(study, prepared, dense, pruner, listener)
         listener.on_step(0, f"profiling {study.target.name}")
-        steering = Steering.of(study, prepared, dense, scores, run, own=True)
+        steering = Steering.of(study, prepared, dense, pruner, run, own=True)
         listener.on_step(0, "evaluating single decisions")
         mark = f"{study.task.digest()}-{study.search.seed}"
         rows = sensitivities(
@@ -137,12 +136,11 @@ def apply_plan(study: Study, plan: Plan, out: Path, listener: Listener | None = 
     run = Run(out.parent / f".{out.name}.run")
     with watch(study, listener) as listener, run.lock():
         prepared = prepare(study, run, listener)
-        check_plan(prepared.coupling, plan, importance(study, prepared.model, prepared.coupling))
+        prepared.pruner(study).check(plan)
         listener.on_plan(None, 1)
         dense = baseline.establish(study, prepared, run, listener)
         loose = replace(study, budget=type(study.budget)())
-        scores = importance(study, prepared.model, prepared.coupling)
-        evaluator = Evaluator(loose, prepared, dense, scores, listener)
+        evaluator = Evaluator(loose, prepared, dense, prepared.pruner(study), listener)
         done = evaluator(plan, 1) if len(plan) else evaluator.baseline()
         if done.model is None:
             raise TrainingError(f"training this plan broke down: {done.candidate.reason}")

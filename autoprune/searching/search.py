@@ -18,7 +18,6 @@ from autoprune.searching.evaluating import baseline
 from autoprune.searching.evaluating.evaluator import Evaluator
 from autoprune.searching.evaluating.preparation import (
     Prepared,
-    importance,
     prepare,
     require_reachable,
 )
@@ -246,8 +245,8 @@ class _Search:
             )
         dense = baseline.establish(self.study, self.prepared, self.run, self.listener)
         task = self.study.task.digest()
-        scores = importance(self.study, self.prepared.model, self.prepared.coupling)
-        evaluate = Evaluator(self.study, self.prepared, dense, scores, self.listener)
+        pruner = self.prepared.pruner(self.study)
+        evaluate = Evaluator(self.study, self.prepared, dense, pruner, self.listener)
         self.dense, self.trials = dense, Trials(evaluate, self.journal, self.run, task)
         if lost := records.damaged_models(self.run, self.trials.candidates()):
             listed = ", ".join(map(str, lost))

@@ -12,7 +12,7 @@ from optuna.trial import Trial
 
 from autoprune import plugins
 from autoprune.plan import Plan
-from autoprune.pruning.apply import Pruned, apply, follows
+from autoprune.pruning.pruner import Pruned
 from autoprune.run import Run
 from autoprune.score import Candidate, Score, by_quality, pareto_front
 from autoprune.searching import records
@@ -78,16 +78,14 @@ class Trials:
     def _shallower(self, plan: Plan) -> Pruned | None:
         """Of the models trained for other budgets that lost nothing which the plan keeps, the one
         with least left."""
-        ready, scores = self.evaluate.prepared, self.evaluate.importance
-        wanted = apply(ready.model, ready.coupling, plan, scores)
+        pruner = self.evaluate.pruner
+        wanted = pruner.resolve(plan)
         for candidate in sorted(
             self.of_other_budgets(), key=lambda candidate: candidate.score.nonzero_params or 0
         ):
-            pruned = apply(ready.model, ready.coupling, candidate.plan, scores)
-            if follows(wanted, pruned):
-                return replace(
-                    pruned, model=records.kept_model(self.run, candidate.number, ready.model)
-                )
+            if wanted.follows(pruner.resolve(candidate.plan)):
+                model = records.kept_model(self.run, candidate.number, pruner.model)
+                return replace(pruner.apply(candidate.plan), model=model)
         return None
 
     def screen(self, plan: Plan, number: int) -> Evaluated:

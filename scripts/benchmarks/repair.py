@@ -26,9 +26,9 @@ from torch.utils.data import TensorDataset
 
 from autoprune.group import Group
 from autoprune.plan import Choice, Plan
-from autoprune.pruning.apply import Pruned, apply
 from autoprune.pruning.coupling.verify import discover
 from autoprune.pruning.importance import Importance
+from autoprune.pruning.pruner import Pruned, Pruner
 from autoprune.pruning.reconstruction.reconstruct import Reference
 from autoprune.pruning.surgery.shrink import replace_tensors
 from autoprune.task import Data, Metric, Recipe, Task
@@ -106,7 +106,8 @@ def spearman(first: list[float], second: list[float]) -> float:
 def plans(dense: nn.Module, task: Task, given: argparse.Namespace) -> list[Pruned]:
     """The dense model under plans whose every group loses a random share, by L1."""
     coupling = discover(dense, task.calibration(2))
-    importance, draw = Importance(dense, coupling), random.Random(given.seed)
+    pruner = Pruner(dense, coupling, Importance(dense, coupling))
+    draw = random.Random(given.seed)
     units = [group for group in coupling.prunable() if group.level == "units"]
 
     def choice(group: Group) -> Choice:
@@ -115,7 +116,7 @@ def plans(dense: nn.Module, task: Task, given: argparse.Namespace) -> list[Prune
         )
 
     return [
-        apply(dense, coupling, Plan({group.key: choice(group) for group in units}), importance)
+        pruner.apply(Plan({group.key: choice(group) for group in units}))
         for _ in range(given.plans)
     ]
 

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from autoprune.budget import Budget
 from autoprune.plan import Choice, Plan
 from autoprune.pruning.coupling.verify import discover
+from autoprune.pruning.pruner import Pruner
 from autoprune.score import Score, better
 from autoprune.searching.callback import Quiet
 from autoprune.searching.evaluating.preparation import importance
@@ -95,7 +96,8 @@ def recovery(net: str, seed: int, epochs: int) -> Recovery:
     )
     inputs = task.calibration(2)
     coupling = discover(dense, inputs)
-    return Recovery(study, dense, coupling, importance(study, dense, coupling), inputs, Quiet())
+    pruner = Pruner(dense, coupling, importance(study, dense, coupling))
+    return Recovery(study, pruner, inputs, Quiet())
 
 
 def cells(given: argparse.Namespace, known: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -113,7 +115,7 @@ def cells(given: argparse.Namespace, known: dict[str, Any]) -> Iterator[tuple[st
             made = recovery(net, seed, given.epochs)
             groups = [
                 each
-                for each in made.coupling.groups
+                for each in made.pruner.coupling.groups
                 if each.level == "weights" and not each.refusal
             ]
             for name, (ratio, technique) in named.items():

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from autoprune.errors import ModelError
 from autoprune.plan import Choice, Plan
-from autoprune.pruning.apply import apply, follows, partly
 from autoprune.pruning.coupling.coupling import Coupling
 from autoprune.pruning.coupling.masked_reference import masked_outputs
 from autoprune.pruning.coupling.verify import TOLERANCE, discover, relative_error
 from autoprune.pruning.importance import Importance
+from autoprune.pruning.pruner import Pruner, partly
 from autoprune.pruning.surgery.architecture import Outline
 from autoprune.pruning.surgery.forward import output_tensors, outputs_of
 from autoprune.pruning.surgery.shrink import named_tensors, widths
@@ -131,14 +131,14 @@ def test_a_cut_in_two_steps_is_the_cut_at_once_of_what_was_trained_between(row: 
         for group in units(coupling)
     }
     plan = Plan({key: Choice(name, 0.7) for key, name in fitting.items()})
-    half = apply(model, coupling, partly(plan, 0.5), importance)
+    half = Pruner(model, coupling, importance).apply(partly(plan, 0.5))
     dense = copy.deepcopy(model)
     with torch.no_grad():
         for trained in (half.model, dense):
             for parameter in trained.parameters():
                 parameter.mul_(1.5)
-    twice = apply(model, coupling, plan, importance, after=half)
-    once = apply(dense, coupling, plan, importance)
+    twice = Pruner(model, coupling, importance).apply(plan, after=half)
+    once = Pruner(dense, coupling, importance).apply(plan)
     assert twice.cuts and [cut.tensor for cut in twice.cuts] == [cut.tensor for cut in once.cuts]
     assert (
         relative_error(outputs_of(twice.model, inputs), outputs_of(once.model, inputs)) <= TOLERANCE
@@ -169,12 +169,14 @@ def test_a_cut_that_keeps_a_unit_for_want_of_another_follows_no_earlier_one() ->
     coupling = discover(model, inputs)
     importance = Importance(model, coupling)
     plan = Plan({"first:units": Choice("neuron", 0.8)})
-    once, half = (apply(model, coupling, each, importance) for each in (plan, partly(plan, 0.1)))
-    assert not follows(once, half) and follows(once, once)
+    once, half = (
+        Pruner(model, coupling, importance).apply(each) for each in (plan, partly(plan, 0.1))
+    )
+    assert not once.resolved.follows(half.resolved) and once.resolved.follows(once.resolved)
     gentle = Plan({"first:units": Choice("neuron", 0.2)})
-    assert follows(apply(model, coupling, gentle, importance), half)
-    whole = apply(model, coupling, Plan(), importance)
-    assert follows(once, whole) and not whole.lost and once.lost
+    assert Pruner(model, coupling, importance).apply(gentle).resolved.follows(half.resolved)
+    whole = Pruner(model, coupling, importance).apply(Plan())
+    assert once.resolved.follows(whole.resolved) and not whole.lost and once.lost
 
 
 @every_member
@@ -285,7 +287,7 @@ def test_half_of_the_units_is_about_half_to_three_quarters_of_the_parameters(
         group.key: Choice("structured" if "conv" in group.kinds else "neuron", 0.5)
         for group in units(coupling)
     }
-    pruned = apply(model, coupling, Plan(choices), Importance(model, coupling))
+    pruned = Pruner(model, coupling, Importance(model, coupling)).apply(Plan(choices))
     share = 1 - sum(p.numel() for p in pruned.model.parameters()) / sum(
         p.numel() for p in model.parameters()
     )
@@ -349,9 +351,11 @@ def test_a_shared_weight_is_one_weights_group_under_its_first_name() -> None:
     coupling = discover(model, inputs)
     weights = [group.name for group in coupling.groups if group.level == "weights"]
     assert sorted(weights) == ["back", "hidden", "words"]
-    pruned = apply(
-        model, coupling, Plan({"words:weights": Choice("weight", 0.5)}), Importance(model, coupling)
-    ).finish()
+    pruned = (
+        Pruner(model, coupling, Importance(model, coupling))
+        .apply(Plan({"words:weights": Choice("weight", 0.5)}))
+        .finish()
+    )
     assert int((pruned.words_out.weight == 0).sum()) == 120
     assert pruned.words_out.weight is pruned.words.weight
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from autoprune.measuring.onnx_slicing.slicer import Slicer
-from autoprune.pruning.apply import Pruned
 from autoprune.pruning.coupling.coupling import Coupling
 from autoprune.pruning.coupling.verify import randomise, telling_keep
+from autoprune.pruning.pruner import Pruned
 from autoprune.pruning.surgery.attention import Attention
 from autoprune.task import Inputs
 

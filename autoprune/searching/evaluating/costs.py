@@ -21,9 +21,9 @@ from autoprune.measuring.onnx_slicing.graphs import Graphs
 from autoprune.measuring.sparse_kernels import lower
 from autoprune.measuring.timing.latency import Latency
 from autoprune.measuring.timing.subprocesses import machine
-from autoprune.pruning.apply import Pruned
 from autoprune.pruning.coupling.coupling import Coupling
 from autoprune.pruning.masks import Masks
+from autoprune.pruning.pruner import Pruned
 from autoprune.pruning.surgery.shrink import replace_tensors
 from autoprune.quantities import is_resource
 from autoprune.run import Run
@@ -177,7 +177,9 @@ class Costs:
 
     def _predict_latency(self, pruned: Pruned, score: Score) -> Score:
         """Of a plan that the recorded run has not measured; the score says so."""
-        score = self._with(self.figures.predict_latency(self.architecture, pruned.kept), score)
+        score = self._with(
+            self.figures.predict_latency(self.architecture, pruned.resolved.kept), score
+        )
         said = f"latency was predicted: {self.target.recorded} has not measured this plan"
         return score.evolve(unavailable=tuple(dict.fromkeys((*score.unavailable, said))))
 

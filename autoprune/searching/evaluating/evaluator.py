@@ -13,8 +13,7 @@ from torch import nn
 
 from autoprune.errors import TrainingError
 from autoprune.plan import Plan
-from autoprune.pruning.apply import Pruned, apply
-from autoprune.pruning.importance import Importance
+from autoprune.pruning.pruner import Pruned, Pruner
 from autoprune.quantities import needs_run
 from autoprune.score import Candidate, Score
 from autoprune.searching.callback import Listener
@@ -53,19 +52,19 @@ class Evaluated:
 @dataclass(frozen=True)
 class Evaluator:
     """What every evaluation needs: the study, the prepared and trained dense model with its score,
-    importance."""
+    what makes models of plans."""
 
     study: Study
     prepared: Prepared
     dense: Score
-    importance: Importance
+    pruner: Pruner
     listener: Listener
 
     def __call__(self, plan: Plan, number: int, shallower: Pruned | None = None) -> Evaluated:
         """Judge a plan; see `Recovery.recover`. A training that breaks down is a failed candidate,
         not an error."""
         study, listener = self.study, self.listener
-        pruned = apply(self.prepared.model, self.prepared.coupling, plan, self.importance)
+        pruned = self.pruner.apply(plan)
         listener.on_step(number, "counting")
         score = self.prepared.costs.score(pruned)
         if any(map(needs_run, study.search.objectives)) or not self._broken_limits(score):
@@ -94,10 +93,7 @@ class Evaluator:
     @functools.cached_property
     def recovery(self) -> Recovery:
         """How plans get their quality back."""
-        ready = self.prepared
-        return Recovery(
-            self.study, ready.model, ready.coupling, self.importance, ready.inputs, self.listener
-        )
+        return Recovery(self.study, self.pruner, self.prepared.inputs, self.listener)
 
     def _measure_latency(self, pruned: Pruned, score: Score) -> Score:
         """With the latency; a finalist's, which was chosen by a brief look at it, from fresh
@@ -128,7 +124,7 @@ class Evaluator:
 
     def finalist(self, plan: Plan, number: int) -> Score:
         """What a plan costs, as it is before it is trained: what is limited in fresh processes."""
-        pruned = apply(self.prepared.model, self.prepared.coupling, plan, self.importance)
+        pruned = self.pruner.apply(plan)
         score = self.prepared.costs.score(pruned)
         if not any(needs_run(limit.quantity) for limit in self.study.budget.limits):
             return score
@@ -145,7 +141,7 @@ class Evaluator:
         repair has put off does not count.
         """
         listener = self.listener
-        pruned = apply(self.prepared.model, self.prepared.coupling, plan, self.importance)
+        pruned = self.pruner.apply(plan)
         listener.on_step(number, f"measuring on {self.study.target.name}")
         score = self.prepared.costs.latency(pruned, self.prepared.costs.score(pruned), brief=True)
         listener.on_step(number, "evaluating it without fine-tuning")

@@ -18,11 +18,11 @@ from autoprune import faults
 from autoprune.budget import Budget
 from autoprune.errors import BudgetError, ModelError, StudyError, TrainingError
 from autoprune.plan import Plan
-from autoprune.pruning.apply import Pruned, apply
 from autoprune.pruning.calibration import Evidence
 from autoprune.pruning.coupling.coupling import Coupling
 from autoprune.pruning.coupling.verify import discover
 from autoprune.pruning.importance import Importance
+from autoprune.pruning.pruner import Pruned, Pruner
 from autoprune.run import Run
 from autoprune.score import Score
 from autoprune.searching.callback import CLOSING_S, FRESH_S, Listener, Quiet
@@ -66,7 +66,13 @@ class Prepared:
         plain = Plan(
             {key: type(choice)(choice.technique, choice.ratio, "l1") for key, choice in plan}
         )
-        return apply(self.model, self.coupling, plain, Importance(self.model, self.coupling))
+        weights = Importance(self.model, self.coupling)
+        return Pruner(self.model, self.coupling, weights).apply(plain)
+
+    def pruner(self, study: Study) -> Pruner:
+        """What makes models of plans, ranked by what the study's data shows of the model as it is
+        now."""
+        return Pruner(self.model, self.coupling, importance(study, self.model, self.coupling))
 
     def cost(self, plan: Plan) -> Score:
         """FLOPs, parameters, size and measured latency of a plan."""

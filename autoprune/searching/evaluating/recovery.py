@@ -11,9 +11,7 @@ from torch import nn
 
 from autoprune.errors import InputError, TrainingError
 from autoprune.plan import Plan
-from autoprune.pruning.apply import Pruned, apply, follows, partly
-from autoprune.pruning.coupling.coupling import Coupling
-from autoprune.pruning.importance import Importance
+from autoprune.pruning.pruner import Pruned, Pruner, partly
 from autoprune.pruning.reconstruction.reconstruct import Reference
 from autoprune.pruning.surgery.shrink import Cut
 from autoprune.score import Score, better
@@ -41,20 +39,23 @@ class Recovered:
 
 @dataclass(frozen=True)
 class Recovery:
-    """How plans of one dense, trained `model` are recovered, as a study says."""
+    """How plans of one dense, trained model are recovered, as a study says."""
 
     study: Study
-    model: nn.Module
-    coupling: Coupling
-    importance: Importance
+    pruner: Pruner
     inputs: Inputs
     listener: Listener
+
+    @property
+    def model(self) -> nn.Module:
+        """The dense model, trained."""
+        return self.pruner.model
 
     def untrained_model(self, plan: Plan, *, repair: bool = True) -> nn.Module:
         """The plan's model with its layers solved anew, or, where that is not to be, with its norms
         taken anew."""
         gradual = repair and self.reference is not None
-        pruned = apply(self.model, self.coupling, plan, self.importance, gradual=gradual)
+        pruned = self.pruner.apply(plan, gradual=gradual)
         if gradual:
             pruned.fill(self._reconstruct)
         model = pruned.finish()
@@ -107,9 +108,9 @@ class Recovery:
     def _inherit(self, plan: Plan, shallower: Pruned) -> Recovered | None:
         """What the plan leaves of a trained model, untrained; None where it keeps what that has
         lost."""
-        if not follows(apply(self.model, self.coupling, plan, self.importance), shallower):
+        if not self.pruner.resolve(plan).follows(shallower.resolved):
             return None
-        model = apply(self.model, self.coupling, plan, self.importance, after=shallower).finish()
+        model = self.pruner.apply(plan, after=shallower).finish()
         try:
             recalibrate(model, self.study.task)
             return self._judge(model.to("cpu").eval(), "inherited")
@@ -134,7 +135,7 @@ class Recovery:
         raises in training."""
         if not _trainable(self.model):
             return True
-        return _trainable(apply(self.model, self.coupling, plan, self.importance).model)
+        return _trainable(self.pruner.apply(plan).model)
 
     def trained(self, plan: Plan, number: int = 0, shallower: Pruned | None = None) -> nn.Module:
         """The plan's model trained, with its masks multiplied in and its batch-norm statistics
@@ -146,18 +147,16 @@ class Recovery:
         recipe = self.study.recovery
         parts, epochs = recipe.iterations, recipe.epochs
         share, done, after = epochs // (parts + 1), 0, shallower
-        whole = apply(self.model, self.coupling, plan, self.importance)
+        whole = self.pruner.resolve(plan)
         for part in range(1, parts) if share else ():
             going = partly(plan, part / parts)
-            made = apply(self.model, self.coupling, going, self.importance, gradual=True)
-            if not (made.lost and follows(whole, made)) or (
-                after is not None and not follows(made, after)
+            made = self.pruner.apply(going, gradual=True)
+            if not (made.lost and whole.follows(made.resolved)) or (
+                after is not None and not made.resolved.follows(after.resolved)
             ):
                 continue
             if after is not None:
-                made = apply(
-                    self.model, self.coupling, going, self.importance, gradual=True, after=after
-                )
+                made = self.pruner.apply(going, gradual=True, after=after)
             self._train(made, replace(recipe, epochs=share), done, repaired=after is None)
             done, after = done + share, made
         if parts > 1 and not done:
@@ -167,7 +166,7 @@ class Recovery:
                 else f"{epochs} epochs do not part"
             )
             self.listener.note(f"trial {number} is cut at once, not in {parts} iterations: {why}")
-        pruned = apply(self.model, self.coupling, plan, self.importance, gradual=True, after=after)
+        pruned = self.pruner.apply(plan, gradual=True, after=after)
         self._train(pruned, replace(recipe, epochs=epochs - done), done, repaired=after is None)
         model = pruned.finish()
         recalibrate(model, self.study.task)

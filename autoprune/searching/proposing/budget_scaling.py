@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from autoprune.budget import Budget, Limit
@@ -23,9 +22,7 @@ from autoprune.measuring.prediction.predictor import Predictor
 from autoprune.measuring.sparse_kernels import lower
 from autoprune.measuring.timing.latency import Latency
 from autoprune.plan import Plan
-from autoprune.pruning.apply import Pruned, apply, effective, kept_units
-from autoprune.pruning.importance import Importance
-from autoprune.pruning.masks import Masks
+from autoprune.pruning.pruner import Pruner
 from autoprune.quantities import TIMED, is_resource
 from autoprune.run import Run
 from autoprune.score import Score
@@ -42,7 +39,6 @@ _MARGINS |= {"size": 0.005, "size_compressed": 0.005}
 _SHARES, _LEVELS = (1.0, 0.95, 0.9), (0.8, 0.6, 0.4, 0.25)
 _STEPS, _RANGE = 11, 1e4  # of bisection, on a logarithmic scale
 _LEARNT = 160  # plans are enough to learn from: it takes longer for each
-_REMEMBERED = 256  # plans, by the units that they keep
 # Of a profile, at most: seconds, of the time limit, plans
 _PROFILE_S, _PROFILE_SHARE, _PLANS = 60.0, 0.2, 40
 
@@ -59,14 +55,13 @@ class Steering:
     study: Study
     prepared: Prepared
     dense: Score
-    importance: Importance
+    pruner: Pruner
     # What of it can be foreseen; where no cost is limited, that of the dense model
     budget: Budget
     whole: bool = False  # no cost is limited, so the whole front is wanted
     # By target, "" the study's own
     predictors: Mapping[str, Predictor] = field(default_factory=dict)
     _known: dict[Any, Score] = field(default_factory=dict)
-    _kept: dict[Plan, Mapping[str, Tensor]] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -74,7 +69,7 @@ class Steering:
         study: Study,
         prepared: Prepared,
         dense: Score,
-        importance: Importance,
+        pruner: Pruner,
         run: Run,
         *,
         own: bool = False,
@@ -92,7 +87,7 @@ class Steering:
         )
         if whole:
             foreseen = [Limit(wanted[0], 1.0, relative=True)]
-        steering = cls(study, prepared, dense, importance, Budget(tuple(foreseen)), whole)
+        steering = cls(study, prepared, dense, pruner, Budget(tuple(foreseen)), whole)
         limited = [limit.target for limit in foreseen if limit.quantity in TIMED]
         timed = dict.fromkeys([""] * own + limited)
         seconds = min(
@@ -134,9 +129,9 @@ class Steering:
     def violations(self, plan: Plan) -> dict[str, float]:
         """What is to be expected of used / limit - 1, by the key of each limit that is foreseen,
         without a margin."""
-        keep = self._keeps(plan)
+        keep = self.pruner.resolve(plan).kept
         counted = any(limit.quantity not in TIMED for limit in self.budget.limits)
-        score = self._count_costs(plan, keep) if counted else Score()
+        score = self._count_costs(plan) if counted else Score()
         elsewhere = {
             target: self._foreseen(target, keep, score.on(target)) for target in self.predictors
         }
@@ -149,7 +144,7 @@ class Steering:
         sparse kernels."""
         if target not in self.predictors or self._teaches_nothing(plan, target):
             return None
-        return self.predictors[target].ratio(self._keeps(plan))
+        return self.predictors[target].ratio(self.pruner.resolve(plan).kept)
 
     def fits(self, plan: Plan, share: float = 1.0) -> bool:
         """Whether a plan is expected to spend at most `share` of the budget, less the margin."""
@@ -195,38 +190,9 @@ class Steering:
                 )
         return scaled(high)
 
-    def effective(self, plan: Plan) -> Plan:
-        """The plan without what it says of blocks that go."""
-        return effective(self.prepared.coupling, plan, self.importance)
-
-    def effect(self, plan: Plan) -> Hashable:
-        """What a plan comes to: plans that keep the same units and mask alike are one, whatever
-        ranked them."""
-        keep = self._keeps(plan)
-        kept = [
-            (key, bytes(each.to(torch.uint8).tolist()))
-            for key, each in keep.items()
-            if not bool(each.all())
-        ]
-        return (*kept, *((key, choice) for key, choice in self.effective(plan) if key not in keep))
-
-    def shape(self, plan: Plan) -> Hashable:
-        """The same for all plans of one `effect`, and for those that differ in how equal shares are
-        masked."""
-        keep = self._keeps(plan)
-        kept = [
-            (key, bytes(each.to(torch.uint8).tolist()))
-            for key, each in keep.items()
-            if not bool(each.all())
-        ]
-        return (
-            *kept,
-            *((key, choice.ratio) for key, choice in self.effective(plan) if key not in keep),
-        )
-
     def observe(self, plan: Plan, score: Score) -> None:
         """Learn from a measured plan, while there is much to learn."""
-        keep = self._keeps(plan)
+        keep = self.pruner.resolve(plan).kept
         for target, predictor in self.predictors.items():
             found = score.on(target)
             if predictor.measured >= _LEARNT or self._teaches_nothing(plan, target):
@@ -239,31 +205,18 @@ class Steering:
                 ratios = (found.latency_ratio, found.latency_ratio_low, found.latency_ratio_high)
                 predictor.observe(keep, Latency(found.latency_ms, low, high, *ratios, 1, True))
 
-    def _keeps(self, plan: Plan) -> Mapping[str, Tensor]:
-        """`kept_units` of a plan, remembered: neighbours are looked at by what they cost and by
-        what they come to."""
-        if plan not in self._kept:
-            if len(self._kept) >= _REMEMBERED:
-                self._kept.clear()
-            self._kept[plan] = kept_units(self.prepared.coupling, plan, self.importance)
-        return self._kept[plan]
-
     def _teaches_nothing(self, plan: Plan, target: str) -> bool:
         """Whether there are zeros that run on sparse kernels, whose latency says nothing of
         widths."""
-        masked = any(key.endswith(":weights") for key, _ in self.effective(plan))
+        masked = bool(self.pruner.resolve(plan).masks)
         return masked and lower.lowers(self.prepared.costs.on(target).target)
 
-    def _count_costs(self, plan: Plan, keep: Mapping[str, Tensor]) -> Score:
+    def _count_costs(self, plan: Plan) -> Score:
         """What can be counted of a plan; the same for all that come to the same widths and
         masks."""
-        widths = [
-            (key, tuple(kept.tolist()) if key.endswith(":blocks") else int(kept.sum()))
-            for key, kept in keep.items()
-        ]
-        key = (*widths, *((key, choice) for key, choice in self.effective(plan) if key not in keep))
+        key = self.pruner.resolve(plan).cost_id
         if key not in self._known:
-            pruned = apply(self.prepared.model, self.prepared.coupling, plan, self.importance)
+            pruned = self.pruner.apply(plan)
             costs = self.prepared.costs
             further = {
                 limit.target
@@ -307,11 +260,7 @@ class Steering:
             return Predictor.from_json(kept)
 
         def measure(keep: Mapping[str, Tensor]) -> Latency:
-            cuts = coupling.cuts(keep)
-            smaller = coupling.apply(model, keep, cuts)
-            return costs.time_plan(
-                Pruned(smaller, Masks(smaller), cuts, coupling.removed_blocks(keep))
-            )
+            return costs.time_plan(self.pruner.cut(keep))
 
         try:
             found = Predictor.profile(

@@ -49,7 +49,7 @@ def proposals(
             _to_budget(variables, steering, unit_techniques(variables), share),
             *(solve(share) for solve in solved),
         ]
-    known, different = Nets(steering), list[Plan]()
+    known, different = Nets(steering.pruner), list[Plan]()
     for plan in plans:
         if plan not in known:
             known.add(plan)
@@ -77,7 +77,7 @@ def by_importance(variables: Sequence[Variable], steering: Steering) -> list[Var
     """The blocks, the least important by its first criterion first."""
 
     def importance(block: Variable) -> float:
-        return float(steering.importance.blocks(block.groups[0], block.options.criteria[0]))
+        return float(steering.pruner.importance.blocks(block.groups[0], block.options.criteria[0]))
 
     return sorted((variable for variable in variables if variable.whole), key=importance)
 
@@ -164,7 +164,10 @@ def _under_threshold(
     ]
     scores = {
         variable.name: torch.cat(
-            [steering.importance.weights(group, criterion).flatten() for group in variable.groups]
+            [
+                steering.pruner.importance.weights(group, criterion).flatten()
+                for group in variable.groups
+            ]
         )
         for variable in variables
     }
@@ -198,7 +201,8 @@ def _importances(prepared: Prepared, steering: Steering) -> Mapping[str, torch.T
         if variable.groups[0].level == "units" and variable.options.techniques:
             criterion = variable.options.criteria[0]
             units = [
-                steering.importance.units(group, criterion).flatten() for group in variable.groups
+                steering.pruner.importance.units(group, criterion).flatten()
+                for group in variable.groups
             ]
             found[variable.name] = torch.cat(units)
     return found

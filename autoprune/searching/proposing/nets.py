@@ -6,8 +6,7 @@ import hashlib
 from collections.abc import Hashable
 
 from autoprune.plan import Plan
-from autoprune.pruning.apply import apply
-from autoprune.searching.proposing.budget_scaling import Steering
+from autoprune.pruning.pruner import Pruner
 
 __all__ = ["Nets"]
 
@@ -18,8 +17,8 @@ class Nets:
     rank alike, do.
     """
 
-    def __init__(self, steering: Steering) -> None:
-        self._steering = steering
+    def __init__(self, pruner: Pruner) -> None:
+        self._pruner = pruner
         # By what is cheap to tell of the net
         self._plans: dict[Hashable, list[Plan]] = {}
         self._masks: dict[Plan, bytes] = {}
@@ -27,23 +26,22 @@ class Nets:
     def add(self, plan: Plan) -> None:
         """Remember the net that a plan comes to."""
         if plan not in self:
-            self._plans.setdefault(self._steering.shape(plan), []).append(plan)
+            self._plans.setdefault(self._pruner.resolve(plan).shape_id, []).append(plan)
 
     def __contains__(self, plan: object) -> bool:
         assert isinstance(plan, Plan)
-        alike = self._plans.get(self._steering.shape(plan), [])
+        alike = self._plans.get(self._pruner.resolve(plan).shape_id, [])
         if not alike:
             return False
-        effect = self._steering.effect(plan)
-        if any(self._steering.effect(other) == effect for other in alike):
+        net = self._pruner.resolve(plan).net_id
+        if any(self._pruner.resolve(other).net_id == net for other in alike):
             return True
         return any(self._mask_digest(other) == self._mask_digest(plan) for other in alike)
 
     def _mask_digest(self, plan: Plan) -> bytes:
         """A digest of the masks that are set on what the cut left."""
         if plan not in self._masks:
-            prepared = self._steering.prepared
-            pruned = apply(prepared.model, prepared.coupling, plan, self._steering.importance)
+            pruned = self._pruner.apply(plan)
             found = hashlib.sha256()
             for name, keep in sorted(pruned.masks.final().items()):
                 found.update(name.encode() + keep.cpu().numpy().tobytes())

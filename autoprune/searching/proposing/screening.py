@@ -74,13 +74,13 @@ class Screening:
         """What plans will cost, after a profile of the target, which is kept in the run."""
         self.evaluate.listener.on_step(0, f"profiling {self.study.target.name}")
         return Steering.of(
-            self.study, self.evaluate.prepared, self.dense, self.evaluate.importance, self.run
+            self.study, self.evaluate.prepared, self.dense, self.evaluate.pruner, self.run
         )
 
     @functools.cached_property
     def nets(self) -> Nets:
         """Those that were judged."""
-        return Nets(self.steering)
+        return Nets(self.steering.pruner)
 
     def proposals(self) -> list[Plan]:
         """The first plans; a ranking of all units among them and, where trials outnumber
@@ -240,7 +240,7 @@ class Screening:
         )
         new = [child for child in fuller if plan_of(self.variables, child) not in self.nets]
         order = self.surrogate.order(
-            [self.steering.effective(plan_of(self.variables, child)) for child in new]
+            [self.steering.pruner.resolve(plan_of(self.variables, child)).plan for child in new]
         )
         return new[order[0]] if new else None
 
@@ -259,7 +259,10 @@ class Screening:
             )
             found += [child for child in children if child is not None]
             order = self.surrogate.order(
-                [self.steering.effective(plan_of(self.variables, child)) for child in found]
+                [
+                    self.steering.pruner.resolve(plan_of(self.variables, child)).plan
+                    for child in found
+                ]
             )
             found = [found[place] for place in order]
             start = found[:_PARENTS] or start
@@ -274,7 +277,7 @@ class Screening:
                 self.steering.observe(candidate.plan, candidate.score)
                 if candidate.stage == "screened" and candidate.score.loss is not None:
                     self.surrogate.observe(
-                        self.steering.effective(candidate.plan), candidate.score.loss
+                        self.steering.pruner.resolve(candidate.plan).plan, candidate.score.loss
                     )
 
     def fitting(self, candidates: list[Candidate]) -> bool:

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from autoprune.formats.onnx import Onnx
 from autoprune.formats.program import Program
-from autoprune.pruning.apply import apply
 from autoprune.pruning.coupling.verify import discover, relative_error
 from autoprune.pruning.importance import Importance
+from autoprune.pruning.pruner import Pruner
 from autoprune.pruning.surgery.forward import output_tensors, outputs_of
 from autoprune.task import Inputs
 from scripts.benchmarks.coverage.measure import Watch, emit, finite, prepared, reason
@@ -33,7 +33,7 @@ def measure(case: Case) -> None:
     if not len(chosen):
         emit(status="refused", reason="nothing to prune")
         return
-    pruned = apply(model, coupling, chosen, Importance(model, coupling)).finish()
+    pruned = Pruner(model, coupling, Importance(model, coupling)).apply(chosen).finish()
     problems, neither = list[str](), list[str]()
     for name, file in (("onnx", Onnx()), ("program", Program())):
         try:

@@ -13,9 +13,9 @@ import torch_pruning as tp
 from torch import nn
 
 from autoprune.plan import Choice, Plan
-from autoprune.pruning.apply import apply
 from autoprune.pruning.coupling.verify import discover
 from autoprune.pruning.importance import Importance
+from autoprune.pruning.pruner import Pruner
 from autoprune.task import Inputs
 from scripts.benchmarks.coverage.measure import emit, output_names, prepared, rss_mb
 from scripts.benchmarks.coverage.models import case
@@ -51,7 +51,7 @@ def ours(model: nn.Module, inputs: Inputs) -> Callable[[], Any]:
 
     def candidate() -> None:
         plan = {key: Choice(name, random.uniform(0, 0.9)) for key, name in groups.items() if name}
-        apply(model, coupling, Plan(plan), importance).finish()
+        Pruner(model, coupling, importance).apply(Plan(plan)).finish()
 
     return candidate
 

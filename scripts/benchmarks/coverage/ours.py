@@ -12,11 +12,11 @@ from autoprune import plugins
 from autoprune.errors import AutopruneError
 from autoprune.group import Group
 from autoprune.plan import Choice, Plan
-from autoprune.pruning.apply import apply
 from autoprune.pruning.coupling.coupling import Coupling
 from autoprune.pruning.coupling.masked_reference import masked_outputs
 from autoprune.pruning.coupling.verify import discover
 from autoprune.pruning.importance import Importance
+from autoprune.pruning.pruner import Pruner
 from autoprune.pruning.surgery.forward import outputs_of
 from autoprune.space import fits
 from autoprune.task import Inputs
@@ -98,12 +98,12 @@ def times(model: nn.Module, coupling: Coupling, chosen: Plan, seconds: float) ->
     """Applying a plan, with the importance known (as in a search) and with the ranking included,
     beside deep copies."""
     known = Importance(model, coupling)
-    apply(model, coupling, chosen, known)
+    Pruner(model, coupling, known).apply(chosen)
     copied, applied, ranked = interleaved(
         [
             deep_copy(model),
-            lambda: apply(model, coupling, chosen, known),
-            lambda: apply(model, coupling, chosen, Importance(model, coupling)),
+            lambda: Pruner(model, coupling, known).apply(chosen),
+            lambda: Pruner(model, coupling, Importance(model, coupling)).apply(chosen),
         ],
         min(20.0, seconds / 6),
     )
@@ -113,7 +113,7 @@ def times(model: nn.Module, coupling: Coupling, chosen: Plan, seconds: float) ->
 def check(case: Case, model: nn.Module, inputs: Inputs, coupling: Coupling, chosen: Plan) -> None:
     """What was removed, and whether the cut model computes what the masked one does."""
     importance = Importance(model, coupling)
-    pruned = apply(model, coupling, chosen, importance)
+    pruned = Pruner(model, coupling, importance).apply(chosen)
     smaller = pruned.model
     touched = {cut.tensor for cut in pruned.cuts}
     total = parameters(model)

@@ -18,9 +18,9 @@ from torch import nn
 from autoprune.budget import Budget
 from autoprune.errors import VerificationError
 from autoprune.plan import Choice, Plan
-from autoprune.pruning.apply import apply
 from autoprune.pruning.coupling.verify import discover
 from autoprune.pruning.importance import Importance
+from autoprune.pruning.pruner import Pruner
 from autoprune.reading.schema import Recovery
 from autoprune.run import Run
 from autoprune.score import Candidate
@@ -82,7 +82,7 @@ def scratch(cell: Cell) -> nn.Module:
     torch.manual_seed(cell.dense.seed + 1)
     fresh = cell.dense.task.build().eval()
     return cell.train(
-        apply(fresh, coupling, plan, Importance(fresh, coupling)).finish(), cell.epochs
+        Pruner(fresh, coupling, Importance(fresh, coupling)).apply(plan).finish(), cell.epochs
     )
 
 
@@ -109,7 +109,7 @@ def random_search(cell: Cell) -> nn.Module:
     scores = importance(_study(cell, {}), cell.dense.model, cell.dense.prepared.coupling)
     while cell.spent.epochs + cell.case.trial <= cell.epochs:
         plan = _drawn(cell, decisions, draw)
-        model = apply(cell.dense.model, cell.dense.prepared.coupling, plan, scores).finish()
+        model = Pruner(cell.dense.model, cell.dense.prepared.coupling, scores).apply(plan).finish()
         model = cell.train(model, cell.case.trial)
         best = max(best, (cell.validation(model), model), key=lambda pair: pair[0])
     return best[1]
@@ -313,9 +313,11 @@ def netadapt(cell: Cell, step: float = 0.1, short: float = 0.5) -> nn.Module:
             if width is None or key not in coupling.members:
                 continue
             choice = Choice(technique[key], 1 - width / widths[key])
-            proposal = apply(
-                model, coupling, Plan({key: choice}), Importance(model, coupling)
-            ).finish()
+            proposal = (
+                Pruner(model, coupling, Importance(model, coupling))
+                .apply(Plan({key: choice}))
+                .finish()
+            )
             if cell.spent.epochs + each_epochs <= short * cell.epochs:
                 cell.train(proposal, each_epochs)
             quality = cell.validation(proposal)
