@@ -1,4 +1,5 @@
-"""Budget: what a model may cost on its target, every limit with its unit."""
+"""Budget: what a model may cost on its target, every limit with its unit; Feasibility: whether it
+is kept."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from autoprune import quantities
 from autoprune.errors import InputError
 from autoprune.score import Score
 
-__all__ = ["Budget", "Limit"]
+__all__ = ["Budget", "Feasibility", "Limit"]
 
 _LONGEST_LIMIT = 40  # characters
 _LOWER = ("throughput",)  # quantities whose limit is the least that is needed
@@ -96,37 +97,6 @@ class Limit:
         unit, factor = quantities.largest_unit(self.quantity, self.value)
         return f"{_digits(self.value / factor)}{unit}"
 
-    def usage(self, score: Score, dense: Score, goal: str) -> float | None:
-        """What `score` spends of this limit (of throughput: reaches), in the limit's terms; None
-        while not measured.
-
-        Latency is judged on the upper end of its interval, throughput on its lower: feasible means
-        feasible. Where the dense figure is known, milliseconds are that of the ratio's end: a limit
-        in ms and the same one in per cent of dense are one limit.
-        """
-        score, dense = score.on(self.target), dense.on(self.target)
-        slowest = score.latency_ratio_high
-        if self.quantity == "latency":
-            ms = dense.latency_ms
-            if self.relative or slowest is None or ms is None:
-                return slowest if self.relative else score.latency_ms_high
-            return slowest * ms
-        if self.quantity == "throughput":
-            fastest = 1.0 if self.relative else dense.throughput
-            if fastest is not None and slowest:
-                return fastest / slowest
-            return None if self.relative else score.throughput_low
-        if self.quantity == "metric_drop":
-            if score.metric is None or dense.metric is None:
-                return None
-            return (
-                dense.metric - score.metric if goal == "maximize" else score.metric - dense.metric
-            )
-        value, of = score.figure(self.quantity), dense.figure(self.quantity)
-        if value is None or not self.relative:
-            return value
-        return value / of if of else None
-
     @property
     def lower(self) -> bool:
         """Whether this is the least that is needed, not the most that is allowed."""
@@ -136,6 +106,12 @@ class Limit:
         """Whether `used`, as `usage` gives it, breaks this limit."""
         return used < self.value if self.lower else used > self.value
 
+    def violation(self, used: float) -> float:
+        """`used / limit - 1` (throughput: `limit / used - 1`), at most 0 where it is kept."""
+        if self.lower:
+            return self.value / used - 1
+        return used / self.value - 1 if self.value > 0 else used
+
     def excess(self, used: float) -> str:
         """`flops 62%, over the limit of 50%`; four digits where they tell the two apart; of a
         latency the upper end."""
@@ -143,16 +119,6 @@ class Limit:
         shown = Limit(self.quantity, rounded if self.broken(rounded) else used, self.relative)
         end = " up to" if self.quantity == "latency" else ""
         return f"{self.key}{end} {shown}, {'under' if self.lower else 'over'} the limit of {self}"
-
-    def violation(self, score: Score, dense: Score, goal: str) -> float | None:
-        """`used / limit - 1` (throughput: `limit / used - 1`), at most 0 where it is kept; None
-        while not measured."""
-        used = self.usage(score, dense, goal)
-        if used is None:
-            return None
-        if self.lower:
-            return self.value / used - 1
-        return used / self.value - 1 if self.value > 0 else used
 
 
 @dataclass(frozen=True)
@@ -165,31 +131,6 @@ class Budget:
     def parse(cls, given: Mapping[str, object]) -> Budget:
         """`Budget.parse({"latency": "50%"})`. Raises InputError."""
         return cls(tuple(Limit.parse(quantity, value) for quantity, value in given.items()))
-
-    def violations(self, score: Score, dense: Score, goal: str) -> dict[str, float]:
-        """Violation of every limit that is measured by now, by its key; at most 0 where it is
-        kept."""
-        found = {limit.key: limit.violation(score, dense, goal) for limit in self.limits}
-        return {key: value for key, value in found.items() if value is not None}
-
-    def broken(self, score: Score, dense: Score, goal: str) -> list[str]:
-        """One phrase for each limit that is measured and not kept, as `latency up to 62%, over the
-        limit of 50%`."""
-        broken = []
-        for limit in self.limits:
-            used = limit.usage(score, dense, goal)
-            if used is not None and limit.broken(used):
-                broken.append(limit.excess(used))
-        return broken
-
-    def unmeasured(self, score: Score, dense: Score, goal: str) -> list[str]:
-        """One phrase for each limit of which nothing is known: what cannot be told to be kept is
-        not kept."""
-        return [
-            f"{limit.key} was not measured"
-            for limit in self.limits
-            if limit.usage(score, dense, goal) is None
-        ]
 
     def to_json(self) -> dict[str, str]:
         """`{"latency": "50%"}`, as in a study."""
@@ -210,3 +151,77 @@ class Budget:
             f"{limit.key} at {'least' if limit.lower else 'most'} {limit}" for limit in self.limits
         )
         return ", ".join(words) or "no limit"
+
+
+@dataclass(frozen=True)
+class Feasibility:
+    """A budget held against the scores of one study: `dense` is what its shares are shares of,
+    `goal` the metric's."""
+
+    budget: Budget
+    dense: Score
+    goal: str
+
+    def usage(self, limit: Limit, score: Score) -> float | None:
+        """What `score` spends of a limit (of throughput: reaches), in the limit's terms; None while
+        not measured.
+
+        Latency is judged on the upper end of its interval, throughput on its lower: feasible means
+        feasible. Where the dense figure is known, milliseconds are that of the ratio's end: a limit
+        in ms and the same one in per cent of dense are one limit.
+        """
+        score, dense = score.on(limit.target), self.dense.on(limit.target)
+        slowest = score.latency_ratio_high
+        if limit.quantity == "latency":
+            ms = dense.latency_ms
+            if limit.relative or slowest is None or ms is None:
+                return slowest if limit.relative else score.latency_ms_high
+            return slowest * ms
+        if limit.quantity == "throughput":
+            fastest = 1.0 if limit.relative else dense.throughput
+            if fastest is not None and slowest:
+                return fastest / slowest
+            return None if limit.relative else score.throughput_low
+        if limit.quantity == "metric_drop":
+            if score.metric is None or dense.metric is None:
+                return None
+            drop = dense.metric - score.metric
+            return drop if self.goal == "maximize" else -drop
+        figure, of = score.figure(limit.quantity), dense.figure(limit.quantity)
+        if figure is None or not limit.relative:
+            return figure
+        return figure / of if of else None
+
+    def violations(self, score: Score) -> dict[str, float]:
+        """`used / limit - 1` (throughput: `limit / used - 1`) of every limit that is measured by
+        now, by its key; at most 0 where it is kept."""
+        used = {limit: self.usage(limit, score) for limit in self.budget.limits}
+        return {
+            limit.key: limit.violation(spent) for limit, spent in used.items() if spent is not None
+        }
+
+    def violation(self, score: Score) -> float:
+        """The worst of them, 0 where nothing is measured."""
+        return max(self.violations(score).values(), default=0.0)
+
+    def reasons(self, score: Score) -> list[str]:
+        """Why the budget is not kept: one phrase for each limit that is measured and broken, as
+        `latency up to 62%, over the limit of 50%`."""
+        used = [(limit, self.usage(limit, score)) for limit in self.budget.limits]
+        return [
+            limit.excess(spent)
+            for limit, spent in used
+            if spent is not None and limit.broken(spent)
+        ]
+
+    def unmeasured(self, score: Score) -> list[str]:
+        """One phrase for each limit of which nothing is known: what cannot be told to be kept is
+        not kept."""
+        limits = self.budget.limits
+        return [
+            f"{limit.key} was not measured" for limit in limits if self.usage(limit, score) is None
+        ]
+
+    def fits(self, score: Score) -> bool:
+        """Whether no limit that is measured is broken."""
+        return not self.reasons(score)

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from autoprune.budget import Budget
+from autoprune.budget import Budget, Feasibility
+from autoprune.score import Score
 from autoprune.space import Space
 from autoprune.target import Target
 from autoprune.task import Recipe, Task
@@ -57,3 +58,7 @@ class Study:
     folder: Path = Path()
     further: tuple[Target, ...] = ()
     resolved: Mapping[str, Any] = field(default_factory=dict)
+
+    def feasibility(self, dense: Score) -> Feasibility:
+        """The budget, held against scores beside that of the dense model."""
+        return Feasibility(self.budget, dense, self.task.metric.goal)

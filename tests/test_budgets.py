@@ -279,7 +279,7 @@ def test_the_best_judged_plan_is_trained_for_a_budget_there_and_then(
     assert [each.stage for each in listener.ended] in (["trained"], ["screened", "trained"])
     record = json.loads((tmp_path / "out" / "score.json").read_text())
     assert record["budget"] == made.budget.to_json() and record["trial"] == result.best.number
-    assert not made.budget.broken(Score.from_json(record), result.dense, "maximize")
+    assert made.feasibility(result.dense).fits(Score.from_json(record))
     assert (
         contents(finished) == before
         and budgets(finished / made.budget.folder_name) == [made.budget.to_json()] * 3

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from test_search import quick, study
 
-from autoprune.budget import Limit
+from autoprune.budget import Budget, Feasibility, Limit
 from autoprune.measuring import measure
 from autoprune.measuring.timing.latency import Latency
 from autoprune.plan import Plan
@@ -113,9 +113,8 @@ def test_limits_in_units_and_in_shares_of_dense_are_the_same(high: float, target
             Limit.parse(f"{quantity} on {target}" if target else quantity, each)
             for each in (share, units)
         )
-        assert one.violation(score, dense, "maximize") == pytest.approx(
-            other.violation(score, dense, "maximize")
-        )
+        used = [Feasibility(Budget((limit,)), dense, "maximize") for limit in (one, other)]
+        assert used[0].violation(score) == pytest.approx(used[1].violation(score))
 
 
 def test_every_millisecond_is_the_ratio_of_one_dense_figure(tmp_path: Path, drifting: None) -> None:
@@ -160,7 +159,8 @@ def test_dense_is_all_of_dense(tmp_path: Path) -> None:
     )
     for name, limit in (("latency", "90%"), ("memory", "90%")):
         for score in (prepared.dense, again, prepared.cost(Plan())):
-            assert Limit.parse(name, limit).usage(score, prepared.dense, "maximize") == 1.0
+            feasibility = own.feasibility(prepared.dense)
+            assert feasibility.usage(Limit.parse(name, limit), score) == 1.0
 
 
 def test_milliseconds_of_an_earlier_run_follow_the_dense_figure_of_now() -> None:

@@ -22,6 +22,7 @@ from scipy.stats import spearmanr
 from test_search import TASK, Listens, crash_at, figures, quick, quicker, study
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
+from autoprune.budget import Budget, Feasibility
 from autoprune.errors import BudgetError, InputError, MissingPackage, TrainingError
 from autoprune.group import Group
 from autoprune.plan import Choice, Plan
@@ -279,7 +280,7 @@ def test_more_processes_decide_where_the_first_do_not(
         seen.append(processes)
         return Score(latency_ratio=value, latency_ratio_high=value + reach)
 
-    decide(measured, lambda score: ["latency"] if (score.latency_ratio_high or 0) > 0.5 else [])
+    decide(measured, Feasibility(Budget.parse({"latency": "50%"}), Score(), "maximize"))
     assert seen == asked
 
 

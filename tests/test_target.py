@@ -7,7 +7,7 @@ import math
 import pytest
 
 from autoprune import quantities
-from autoprune.budget import Budget, Limit
+from autoprune.budget import Budget, Feasibility, Limit
 from autoprune.errors import InputError
 from autoprune.score import Score
 from autoprune.target import Target
@@ -27,6 +27,10 @@ DENSE = Score(
     size_compressed_bytes=300,
     resources={"memory": 1000, "energy": 10.0},
 )
+
+
+def held(*limits: Limit, goal: str = "maximize") -> Feasibility:
+    return Feasibility(Budget(limits), DENSE, goal)
 
 
 @pytest.mark.parametrize(
@@ -153,32 +157,27 @@ def test_an_unknown_quantity_names_the_nearest() -> None:
     ],
 )
 def test_violation_is_used_over_limit_minus_one(quantity: str, used: Score, limit: str) -> None:
-    assert Limit.parse(quantity, limit).violation(used, DENSE, "maximize") == pytest.approx(0.2)
-    assert (
-        Budget.parse({quantity: limit})
-        .broken(used, DENSE, "maximize")[0]
-        .startswith(f"{quantity} ")
-    )
+    feasibility = held(Limit.parse(quantity, limit))
+    assert feasibility.violation(used) == pytest.approx(0.2) and not feasibility.fits(used)
+    assert feasibility.reasons(used)[0].startswith(f"{quantity} ")
 
 
 def test_throughput_is_a_lower_limit_and_the_same_as_one_on_latency() -> None:
     for ratio in (0.5, 2 / 3, 0.7, 1.0):
         score = Score(latency_ratio=ratio, latency_ratio_high=ratio)
         least, most = Limit.parse("throughput", "150%"), Limit("latency", 1 / 1.5, relative=True)
-        assert least.violation(score, DENSE, "maximize") == pytest.approx(
-            most.violation(score, DENSE, "maximize")
-        )
+        assert held(least).violation(score) == pytest.approx(held(most).violation(score))
     limit = Limit.parse("throughput", "200/s")
     assert not limit.broken(200) and limit.broken(199) and not limit.broken(5000)
     budget = Budget((limit,))
     assert str(budget) == "throughput at least 200/s"
-    assert budget.broken(Score(throughput_low=120.0), DENSE, "maximize") == [
+    assert held(*budget.limits).reasons(Score(throughput_low=120.0)) == [
         "throughput 120/s, under the limit of 200/s"
     ]
-    assert budget.broken(Score(throughput_low=199.99999), DENSE, "maximize") == [
+    assert held(*budget.limits).reasons(Score(throughput_low=199.99999)) == [
         "throughput 199.99999/s, under the limit of 200/s"
     ]
-    assert budget.broken(Score(throughput_low=201.0), DENSE, "maximize") == []
+    assert held(*budget.limits).reasons(Score(throughput_low=201.0)) == []
 
 
 @pytest.mark.parametrize(
@@ -187,21 +186,21 @@ def test_throughput_is_a_lower_limit_and_the_same_as_one_on_latency() -> None:
 )
 def test_metric_drop_is_towards_worse(goal: str, metric: float, drop: float) -> None:
     limit = Limit.parse("metric_drop", 0.01)
-    assert limit.usage(Score(metric=metric), DENSE, goal) == pytest.approx(drop)
-    assert (limit.violation(Score(metric=metric), DENSE, goal) > 0) == (drop > 0.01)  # type: ignore[operator]
+    assert held(limit, goal=goal).usage(limit, Score(metric=metric)) == pytest.approx(drop)
+    assert (held(limit, goal=goal).violation(Score(metric=metric)) > 0) == (drop > 0.01)
 
 
 def test_no_drop_at_all_may_be_asked() -> None:
     limit = Limit.parse("metric_drop", 0)
-    assert limit.violation(Score(metric=0.9), DENSE, "maximize") == 0.0
-    assert limit.violation(Score(metric=0.8), DENSE, "maximize") == pytest.approx(0.1)
+    assert held(limit).violation(Score(metric=0.9)) == 0.0
+    assert held(limit).violation(Score(metric=0.8)) == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize("quantity", quantities.names())
 def test_what_is_not_measured_is_not_judged(quantity: str) -> None:
     budget = Budget.parse({quantity: "0.01" if quantity == "metric_drop" else "50%"})
-    assert budget.violations(Score(), DENSE, "maximize") == {}
-    assert budget.broken(Score(), DENSE, "maximize") == []
+    assert held(*budget.limits).violations(Score()) == {}
+    assert held(*budget.limits).reasons(Score()) == []
 
 
 def test_a_budget_round_trips_and_prints() -> None:
@@ -228,9 +227,9 @@ def test_a_budget_round_trips_and_prints() -> None:
 
 def test_all_limits_count() -> None:
     budget = Budget.parse({"latency": "50%", "flops": "50%"})
-    violations = budget.violations(Score(latency_ratio_high=0.4, flops=750), DENSE, "maximize")
+    violations = held(*budget.limits).violations(Score(latency_ratio_high=0.4, flops=750))
     assert violations == {"latency": pytest.approx(-0.2), "flops": pytest.approx(0.5)}
-    assert budget.broken(Score(latency_ratio_high=0.4, flops=750), DENSE, "maximize") == [
+    assert held(*budget.limits).reasons(Score(latency_ratio_high=0.4, flops=750)) == [
         "flops 75%, over the limit of 50%"
     ]
 
@@ -255,9 +254,9 @@ def test_a_limit_on_a_further_target_is_judged_there() -> None:
     both = here.evolve(elsewhere={"cpu_eager": Score(latency_ratio=0.7, latency_ratio_high=0.7)})
     assert Score.from_json(both.to_json()) == both
     # not measured there: not yet judged
-    assert set(budget.violations(here, DENSE, "maximize")) == {"latency"}
-    assert budget.violations(both, DENSE, "maximize")["latency on cpu_eager"] == pytest.approx(
+    assert set(held(*budget.limits).violations(here)) == {"latency"}
+    assert held(*budget.limits).violations(both)["latency on cpu_eager"] == pytest.approx(
         0.7 / 0.6 - 1
     )
-    (said,) = budget.broken(both, DENSE, "maximize")
+    (said,) = held(*budget.limits).reasons(both)
     assert said == "latency on cpu_eager up to 70%, over the limit of 60%"

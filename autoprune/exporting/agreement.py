@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+from autoprune.budget import Feasibility
 from autoprune.exporting.held import Failed, Found, Held, mismatches
 from autoprune.exporting.recorded import Recorded
 from autoprune.measuring import measure, resources
@@ -135,9 +136,9 @@ def _of_study(recorded: Recorded) -> list[str]:
 def budget(recorded: Recorded) -> Found:
     """The recorded figures keep every limit; what has to be measured has checks of its own
     beside."""
-    score, dense, goal = recorded.score, recorded.dense_score, recorded.record["goal"]
+    feasibility = Feasibility(recorded.budget, recorded.dense_score, recorded.record["goal"])
     limits = [limit for limit in recorded.budget.limits if limit.quantity != "latency"]
-    spent = {limit.key: limit.usage(score, dense, goal) for limit in limits}
+    spent = {limit.key: feasibility.usage(limit, recorded.score) for limit in limits}
     broken = [
         f"{limit.key} has no figure" if used is None else limit.excess(used)
         for limit, used in zip(limits, spent.values(), strict=True)

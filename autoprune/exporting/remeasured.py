@@ -3,10 +3,11 @@ beside time, against the record."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from autoprune import plugins, quantities
-from autoprune.budget import Limit
+from autoprune.budget import Budget, Feasibility, Limit
 from autoprune.errors import ModelError
 from autoprune.exporting.held import Failed, Found, Held, mismatches
 from autoprune.exporting.recorded import Recorded
@@ -96,7 +97,8 @@ def _compare_latency(
 
 
 def _spent_share(limit: Limit, score: Score, dense: Score) -> float:
-    used = Limit(limit.quantity, limit.value, limit.relative).usage(score, dense, "maximize")
+    here = replace(limit, target="")
+    used = Feasibility(Budget((here,)), dense, "maximize").usage(here, score)
     assert used is not None  # both were measured
     return used
 

@@ -105,7 +105,7 @@ def check(study: Study) -> Checked:
     """Everything that can be known without training. Raises ModelError, StudyError."""
     with watch(study, None) as listener:
         prepared = prepare(study, None, listener)
-    broken = out_of_reach(study, prepared, study.budget)
+    broken = out_of_reach(study, prepared)
     unreachable = f"even the most-pruned plan has {'; '.join(broken)}" if broken else None
     return Checked(
         prepared.coupling.groups,
@@ -150,7 +150,7 @@ def apply_plan(study: Study, plan: Plan, out: Path, listener: Listener | None = 
         if study.task.data.test is not None:
             tested = judge(done.model, study.task, study.target, "test", study.recovery.device)
             score = score.evolve(test_metric=tested.metric)
-        broken = study.budget.broken(score, dense, study.task.metric.goal)
+        broken = study.feasibility(dense).reasons(score)
         if broken:
             listener.note(f"this plan is outside the study's budget: {'; '.join(broken)}")
         budget = study.budget if not broken else loose.budget
@@ -211,9 +211,7 @@ def export_from(
             best = _asked_for(study, prepared, run, kept, trial)
         model = records.kept_model(run, best.number, prepared.model)
         done = Finished(best.plan, model, prepared.model, best.score, dense, best.number)
-        kept_budget = trial is None or not study.budget.broken(
-            best.score, dense, study.task.metric.goal
-        )
+        kept_budget = trial is None or study.feasibility(dense).fits(best.score)
         budget = study.budget if kept_budget else type(study.budget)()
         listener.on_step(0, "exporting")
         score = export(study, done, out, budget=budget)

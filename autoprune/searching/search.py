@@ -123,7 +123,7 @@ def _prepare_and_check(study: Study, run: Run, listener: Listener) -> Prepared:
     """What is known before anything is trained; refuses a budget that no plan can keep, or that
     dense keeps."""
     prepared = prepare(study, run, listener)
-    require_reachable(study, prepared, study.budget)
+    require_reachable(study, prepared)
     if (reason := needless(study, prepared.dense)) is not None:
         raise InputError(reason)
     return prepared

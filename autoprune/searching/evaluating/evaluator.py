@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
+from autoprune.budget import Feasibility
 from autoprune.errors import TrainingError
 from autoprune.plan import Plan
 from autoprune.pruning.pruner import Pruned, Pruner
@@ -34,11 +35,12 @@ _BLUR = 0.03  # of the budget: what the model that ships may leave of it
 _JUDGED = 1000
 
 
-def decide(measured: Callable[[int], Score], broken: Callable[[Score], list[str]]) -> Score:
+def decide(measured: Callable[[int], Score], feasibility: Feasibility) -> Score:
     """What is measured in fresh processes; in more of them where the first leave open whether the
     budget is kept."""
     score = measured(PROCESSES)
-    return measured(_MORE) if broken(score) and not broken(score.at_middle()) else score
+    open_still = not feasibility.fits(score) and feasibility.fits(score.at_middle())
+    return measured(_MORE) if open_still else score
 
 
 @dataclass(frozen=True)
@@ -67,10 +69,10 @@ class Evaluator:
         pruned = self.pruner.apply(plan)
         listener.on_step(number, "counting")
         score = self.prepared.costs.score(pruned)
-        if any(map(needs_run, study.search.objectives)) or not self._broken_limits(score):
+        if any(map(needs_run, study.search.objectives)) or not self.feasibility.reasons(score):
             listener.on_step(number, f"measuring on {study.target.name}")
             score = self._measure_latency(pruned, score)
-        if reasons := self._broken_limits(score):
+        if reasons := self.feasibility.reasons(score):
             stage = "latency" if score.latency_ms is not None else "cost"
             return self._judge_infeasible(plan, number, pruned, score, stage, "; ".join(reasons))
         listener.on_step(number, f"training {study.recovery.epochs} epochs")
@@ -91,6 +93,11 @@ class Evaluator:
         return replace(self.judge_known(plan, number, score), model=model)
 
     @functools.cached_property
+    def feasibility(self) -> Feasibility:
+        """The budget, held against scores."""
+        return self.study.feasibility(self.dense)
+
+    @functools.cached_property
     def recovery(self) -> Recovery:
         """How plans get their quality back."""
         return Recovery(self.study, self.pruner, self.prepared.inputs, self.listener)
@@ -109,17 +116,13 @@ class Evaluator:
         }
         if self.study.search.finalists is None or not any(map(needs_run, asked)):
             return latency()
-        score = decide(lambda processes: latency(processes=processes), self._broken_limits)
+        score = decide(lambda processes: latency(processes=processes), self.feasibility)
         return latency(processes=_MORE) if self._is_blurred(score) else score
 
     def _is_blurred(self, score: Score) -> bool:
         """Whether an interval takes more of the budget than may be left of it: in more processes it
         is narrower."""
-        goal = self.study.task.metric.goal
-        used, middle = (
-            max(self.study.budget.violations(value, self.dense, goal).values(), default=0.0)
-            for value in (score, score.at_middle())
-        )
+        used, middle = map(self.feasibility.violation, (score, score.at_middle()))
         return used - middle > _BLUR and middle < -_BLUR
 
     def finalist(self, plan: Plan, number: int) -> Score:
@@ -150,7 +153,7 @@ class Evaluator:
         except TrainingError as error:
             return Evaluated(Candidate(number, plan, score, False, "failed", str(error)))
         score = score.evolve(metric=quality.metric, loss=quality.loss)
-        broken = self._broken_limits(score.judged("screened"))
+        broken = self.feasibility.reasons(score.judged("screened"))
         return Evaluated(
             Candidate(number, plan, score, False, "screened", "; ".join(broken) or None)
         )
@@ -180,7 +183,7 @@ class Evaluator:
     def judge_known(self, plan: Plan, number: int, score: Score) -> Evaluated:
         """A plan that is trained, with the score that it came to; where that was before, its model
         was kept then."""
-        broken = self._broken_limits(score)
+        broken = self.feasibility.reasons(score)
         return Evaluated(
             Candidate(number, plan, score, not broken, "trained", "; ".join(broken) or None)
         )
@@ -214,12 +217,9 @@ class Evaluator:
             )
         )
 
-    def _broken_limits(self, score: Score) -> list[str]:
-        return self.study.budget.broken(score, self.dense, self.study.task.metric.goal)
-
     def baseline(self) -> Evaluated:
         """Trial 0: the dense model itself."""
-        broken = self._broken_limits(self.dense)
+        broken = self.feasibility.reasons(self.dense)
         candidate = Candidate(
             0,
             Plan(),

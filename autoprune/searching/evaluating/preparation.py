@@ -15,7 +15,6 @@ import torch
 from torch import nn
 
 from autoprune import faults
-from autoprune.budget import Budget
 from autoprune.errors import BudgetError, ModelError, StudyError, TrainingError
 from autoprune.plan import Plan
 from autoprune.pruning.calibration import Evidence
@@ -177,10 +176,10 @@ def draw_batches(study: Study) -> Iterator[Batch]:
         yield from study.task.batches("train", seed=study.search.seed)
 
 
-def require_reachable(study: Study, prepared: Prepared, budget: Budget) -> None:
+def require_reachable(study: Study, prepared: Prepared) -> None:
     """Raise BudgetError where even the most-pruned plan breaks the budget, before anything is
     trained."""
-    broken = out_of_reach(study, prepared, budget)
+    broken = out_of_reach(study, prepared)
     if broken:
         raise BudgetError(
             "no plan can meet the budget: the most-pruned plan of this space still has "
@@ -189,9 +188,9 @@ def require_reachable(study: Study, prepared: Prepared, budget: Budget) -> None:
         )
 
 
-def out_of_reach(study: Study, prepared: Prepared, budget: Budget) -> list[str]:
+def out_of_reach(study: Study, prepared: Prepared) -> list[str]:
     """The limits that even the most-pruned plan breaks, a phrase each."""
-    return budget.broken(prepared.smallest, prepared.dense, study.task.metric.goal)
+    return study.feasibility(prepared.dense).reasons(prepared.smallest)
 
 
 def _epoch_seconds(study: Study, model: nn.Module, steps: int = 3) -> float:

@@ -314,15 +314,11 @@ class Journal:
         """By limit; of a trial that was only screened by what is to be expected of it when
         trained."""
         assert self._dense is not None
-        return self._study.budget.violations(
-            score.judged(stage), self._dense, self._study.task.metric.goal
-        )
+        return self._study.feasibility(self._dense).violations(score.judged(stage))
 
     def _candidate(self, trial: FrozenTrial, dense: Score) -> Candidate:
         score, attrs = Score.from_json(trial.user_attrs["score"]).beside(dense), trial.user_attrs
-        broken = self._study.budget.broken(
-            score.judged(attrs["stage"]), dense, self._study.task.metric.goal
-        )
+        broken = self._study.feasibility(dense).reasons(score.judged(attrs["stage"]))
         feasible = not broken and attrs["stage"] in ("dense", "trained")
         reason = attrs["reason"] if attrs["stage"] == "failed" else "; ".join(broken) or None
         return Candidate(

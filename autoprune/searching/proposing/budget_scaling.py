@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from autoprune.budget import Budget, Limit
+from autoprune.budget import Budget, Feasibility, Limit
 from autoprune.errors import ModelError
 from autoprune.measuring.prediction.predictor import Predictor
 from autoprune.measuring.sparse_kernels import lower
@@ -100,6 +100,10 @@ class Steering:
         )
         return replace(steering, budget=Budget(tuple(limits)), predictors=known)
 
+    @property
+    def _feasibility(self) -> Feasibility:
+        return replace(self.study, budget=self.budget).feasibility(self.dense)
+
     def shares(self) -> tuple[float, ...]:
         """Of the budget, that proposals are solved for; the first may turn out to lie outside."""
         return _LEVELS if self.whole or not self.budget.limits else _SHARES
@@ -109,10 +113,7 @@ class Steering:
         every level."""
         if not self.whole:
             return 1.0
-        goal = self.study.task.metric.goal
-        lowest = 1 + max(
-            self.budget.violations(self.prepared.smallest, self.dense, goal).values(), default=0.0
-        )
+        lowest = 1 + self._feasibility.violation(self.prepared.smallest)
         return random.Random(draw).uniform(min(lowest, 1.0), 1.0)
 
     def violation(self, plan: Plan) -> float:
@@ -137,7 +138,7 @@ class Steering:
         }
         own = elsewhere.pop("", score)
         score = own.evolve(elsewhere={**score.elsewhere, **elsewhere})
-        return self.budget.violations(score, self.dense, self.study.task.metric.goal)
+        return self._feasibility.violations(score)
 
     def latency(self, plan: Plan, target: str = "") -> float | None:
         """The ratio to dense that is predicted; None where nothing is known of it, as of zeros on

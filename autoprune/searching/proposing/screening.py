@@ -221,8 +221,8 @@ class Screening:
         `score` is the finalist's in fresh processes: what is foreseen of its neighbours is
         corrected by it, limit by limit.
         """
-        goal, foreseen = self.study.task.metric.goal, self.steering.violations(plan)
-        real = self.study.budget.violations(score, self.dense, goal)
+        foreseen = self.steering.violations(plan)
+        real = self.study.feasibility(self.dense).violations(score)
         if self.steering.whole or not foreseen or max(real.values(), default=0.0) > -_LEFT:
             return None
         off = {

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from autoprune.budget import Limit
+from autoprune.budget import Budget, Feasibility, Limit
 from autoprune.quantities import needs_run
 from autoprune.score import Candidate, Score
 from autoprune.searching.selecting.promotion import EDGE
@@ -55,6 +55,7 @@ def answers(study: Study, dense: Score, candidates: Sequence[Candidate]) -> list
     limits = [limit for limit in study.budget.limits if limit.quantity != "metric_drop"]
     costs = [name for name in study.search.objectives if name not in ("metric", "loss")]
     limits = limits or [Limit(name, 1.0, relative=True) for name in costs]
+    feasibility = Feasibility(Budget(tuple(limits)), dense, study.task.metric.goal)
     sign = -1.0 if study.task.metric.goal == "maximize" else 1.0
 
     def metric(candidate: Candidate) -> Quality:
@@ -74,7 +75,7 @@ def answers(study: Study, dense: Score, candidates: Sequence[Candidate]) -> list
         pairs = [
             (kept, candidate)
             for candidate in chosen
-            if (kept := _kept_limits(limits, candidate, dense)) is not None
+            if (kept := _kept_limits(feasibility, candidate)) is not None
         ]
         for kept, candidate in _spread(_front(pairs, quality)):
             budget = ",".join(f"{limit.key}={limit}" for limit in kept)
@@ -99,24 +100,23 @@ def in_words(found: Sequence[Answer], run: Path) -> str:
     return ". ".join(parts)
 
 
-def _kept_limits(limits: Sequence[Limit], candidate: Candidate, dense: Score) -> list[Limit] | None:
+def _kept_limits(feasibility: Feasibility, candidate: Candidate) -> list[Limit] | None:
     """The limits as tight as a candidate keeps them; None where one is not measured, or dense keeps
     it too."""
-    found = []
-    for limit in limits:
-        used = limit.usage(candidate.score.judged(candidate.stage), dense, "maximize")
+    kept = []
+    for limit in feasibility.budget.limits:
+        used = feasibility.usage(limit, candidate.score.judged(candidate.stage))
         if used is None:
             return None
         margin = EDGE if candidate.stage == "screened" and needs_run(limit.quantity) else 0.0
         used = used * (1 - margin) if limit.lower else used / (1 - margin)
         unit = 10.0 ** (math.floor(math.log10(used)) - _DIGITS + 1) if used > 0 else 1.0
         rounded = math.floor(used / unit) if limit.lower else math.ceil(used / unit)
-        found.append(replace(limit, value=float(f"{rounded * unit:.6g}")))
-    own = [limit.usage(dense, dense, "maximize") for limit in limits]
-    needless = all(
-        of is not None and not limit.broken(of) for limit, of in zip(found, own, strict=True)
-    )
-    return None if needless else found
+        kept.append(replace(limit, value=float(f"{rounded * unit:.6g}")))
+    tight = replace(feasibility, budget=Budget(tuple(kept)))
+    dense = feasibility.dense
+    needless = tight.fits(dense) and not tight.unmeasured(dense)
+    return None if needless else kept
 
 
 def _front(

@@ -111,15 +111,15 @@ def _again(
 ) -> tuple[Score, list[str]]:
     """The score measured again, with the test metric where the budget is kept, and what is broken
     of the budget."""
-    model, goal = kept_model(run, candidate.number, prepared.model), study.task.metric.goal
+    model, feasibility = kept_model(run, candidate.number, prepared.model), study.feasibility(dense)
     finished = functools.partial(
         prepared.costs.of_finished,
         model,
         prepared.cut_by_magnitude(candidate.plan),
         candidate.score,
     )
-    score = decide(finished, lambda score: study.budget.broken(score, dense, goal))
-    broken = study.budget.broken(score, dense, goal) + study.budget.unmeasured(score, dense, goal)
+    score = decide(finished, feasibility)
+    broken = feasibility.reasons(score) + feasibility.unmeasured(score)
     if not broken and study.task.data.test is not None:
         tested = judge(model, study.task, study.target, "test", study.recovery.device)
         score = score.evolve(test_metric=tested.metric)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from autoprune.budget import Budget
+from autoprune.budget import Feasibility
 from autoprune.score import Candidate, Score
 from autoprune.searching.selecting.answers import answers, in_words
 from autoprune.study import Study
@@ -25,12 +25,12 @@ def needless(study: Study, dense: Score) -> str | None:
 
     With no limit on a cost there is the cheapest model to be found that keeps its quality.
     """
-    goal, limits = study.task.metric.goal, study.budget.limits
+    limits = study.budget.limits
     costs = set(study.search.objectives) - {"metric", "loss"}
     if costs and {limit.quantity for limit in limits} <= {"metric_drop"}:
         return None
     used = {
-        limit.key: (limit, limit.usage(dense, dense, goal))
+        limit.key: (limit, study.feasibility(dense).usage(limit, dense))
         for limit in limits
         if limit.quantity != "metric_drop"
     }
@@ -54,18 +54,12 @@ def nearest_miss(
 ) -> str:
     """Why no plan meets the study's budget: how near the best came, and which budget was reachable,
     in `run`."""
-    goal, budget = study.task.metric.goal, study.budget
+    budget, feasibility = study.budget, study.feasibility(dense)
     trained = any(candidate.stage == "trained" for candidate in candidates)
     # A finalist is measured longer than a plan that is screened: its figure stands
     longer = any(candidate.stage in _MEASURED for candidate in candidates)
     by_distance = [
-        (
-            max(
-                budget.violations(candidate.score.judged(candidate.stage), dense, goal).values(),
-                default=0.0,
-            ),
-            candidate,
-        )
+        (feasibility.violation(candidate.score.judged(candidate.stage)), candidate)
         for candidate in candidates
         if candidate.stage != "failed" and not (longer and candidate.stage == "screened")
     ]
@@ -73,7 +67,7 @@ def nearest_miss(
         return f"no plan was tried to the end, so none meets the budget ({budget})"
     nearest = min(by_distance, key=lambda pair: (pair[0], pair[1].number))[1]
     reached = (
-        "; ".join(budget.broken(nearest.score.judged(nearest.stage), dense, goal))
+        "; ".join(feasibility.reasons(nearest.score.judged(nearest.stage)))
         or "its model was not kept"
     )
     failed = [candidate for candidate in candidates if candidate.stage == "failed"]
@@ -89,28 +83,25 @@ def nearest_miss(
         f"no plan meets the budget ({budget}). The nearest "
         f"{'that is trained ' if trained else ''}was trial "
         f"{nearest.number}: {reached}. Reachable was "
-        f"{_reachable(study, dense, candidates, budget)}.{further}{broke} "
+        f"{_reachable(study, feasibility, candidates)}.{further}{broke} "
         f"Give a budget like that, more trials, or a wider space.default.ratio"
     )
 
 
-def _reachable(study: Study, dense: Score, candidates: Sequence[Candidate], budget: Budget) -> str:
+def _reachable(study: Study, feasibility: Feasibility, candidates: Sequence[Candidate]) -> str:
     """The limits, in the budget's own quantities and units, that the trained trial nearest to it
     keeps."""
-    goal = study.task.metric.goal
     trained = [candidate for candidate in candidates if candidate.stage == "trained"]
     nearest = min(
         trained,
-        key=lambda candidate: max(
-            budget.violations(candidate.score, dense, goal).values(), default=0.0
-        ),
+        key=lambda candidate: feasibility.violation(candidate.score),
         default=None,
     )
     if nearest is None:
         return "nothing: no trial was trained to the end"
     limits = []
-    for limit in budget.limits:
-        used = limit.usage(nearest.score, dense, goal)
+    for limit in feasibility.budget.limits:
+        used = feasibility.usage(limit, nearest.score)
         if used is not None:
             up = 10.0 ** (math.floor(math.log10(abs(used))) - 2) if used else 1.0
             least, most = (

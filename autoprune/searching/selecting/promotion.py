@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
+from autoprune.budget import Feasibility
 from autoprune.plan import Plan
 from autoprune.quantities import needs_run
 from autoprune.score import Candidate, Score, costs_of
@@ -126,15 +127,15 @@ def best(
     equal latency are much alike. Those `refilled`, by their numbers, lie closer to the edge: what
     they rest on was measured in fresh processes.
     """
-    goal = study.task.metric.goal
+    feasibility, goal = study.feasibility(dense), study.task.metric.goal
     screened = [candidate for candidate in candidates if candidate.stage == "screened"]
     fitting = [
         candidate
         for candidate in screened
-        if _inside(study, dense, candidate.score, 0.0 if candidate.number in refilled else EDGE)
+        if _inside(feasibility, candidate.score, 0.0 if candidate.number in refilled else EDGE)
     ]
     fitting = fitting or [
-        candidate for candidate in screened if _inside(study, dense, candidate.score, 0.0)
+        candidate for candidate in screened if _inside(feasibility, candidate.score, 0.0)
     ]
     unique = list({_net(candidate): candidate for candidate in reversed(fitting)}.values())
     if study.budget.limits and not least_cost_wanted(study):
@@ -196,18 +197,15 @@ def alike(first: Plan, second: Plan) -> bool:
     return sum(map(apart, {*first.choices, *second.choices})) < _LEAST_DISTANCE
 
 
-def _inside(study: Study, dense: Score, score: Score, margin: float) -> bool:
+def _inside(feasibility: Feasibility, score: Score, margin: float) -> bool:
     """Whether the costs keep the budget; what was looked at but briefly, with a margin against the
     winner's curse."""
-    for limit in study.budget.limits:
-        found = (
-            None
-            if limit.quantity == "metric_drop"
-            else limit.violation(score.at_middle(), dense, "maximize")
-        )
-        if found is not None and found > (-margin if needs_run(limit.quantity) else 0):
-            return False
-    return True
+    violations = feasibility.violations(score.evolve(metric=None).at_middle())
+    allowed = {
+        limit.key: -margin if needs_run(limit.quantity) else 0
+        for limit in feasibility.budget.limits
+    }
+    return all(violation <= allowed[key] for key, violation in violations.items())
 
 
 def _spread(ordered: list[Candidate]) -> list[Candidate]:
