@@ -26,6 +26,7 @@ from autoprune.searching.proposing.loss_model import Surrogate
 from autoprune.searching.proposing.screening import Screening
 from autoprune.searching.proposing.sensitivity import knapsack, sensitivities
 from autoprune.searching.search import search as run_search
+from autoprune.searching.session import Session
 from autoprune.space import Options, Space, parameters, plan_of
 from autoprune.study import Study
 from autoprune.task import Inputs
@@ -77,15 +78,18 @@ def prepared() -> Prepared:
         return prepare(deep())
 
 
-def steering(prepared: Prepared, folder: Path, **budget: str) -> Steering:
-    given = deep(budget)
-    return Steering.of(
+def evaluator(given: Study, prepared: Prepared) -> Evaluator:
+    return Evaluator(
         given,
         prepared,
         prepared.dense,
         prepared.pruner(given),
-        Run(folder),
+        Quiet(),
     )
+
+
+def steering(prepared: Prepared, folder: Path, **budget: str) -> Steering:
+    return Steering.of(Session(Run(folder), evaluator(deep(budget), prepared)))
 
 
 def gone(plan: Plan) -> set[str]:
@@ -163,15 +167,19 @@ def test_a_block_is_exchanged_whole(prepared: Prepared, tmp_path: Path) -> None:
     assert exchange(prepared.variables, [stays], lambda given: True, "0") is None
 
 
-def test_a_knapsack_takes_the_block_that_costs_least(prepared: Prepared, tmp_path: Path) -> None:
+def test_a_knapsack_takes_the_block_that_costs_least(
+    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = steering(prepared, tmp_path, flops="80%")
     cheap, seen = "4:blocks", list[Plan]()
 
-    def judge(plan: Plan) -> Quality:
+    def judge(_: Evaluator, plan: Plan) -> Quality:
         seen.append(plan)
         return Quality(0.9, 0.0 if not plan else 0.01 if set(plan.choices) == {cheap} else 1.0)
 
-    rows = sensitivities(prepared.variables, judge, found, Run(tmp_path), "")
+    monkeypatch.setattr(Evaluator, "judge_untrained", judge)
+    own = Session(Run(tmp_path), evaluator(deep(), prepared))
+    rows = sensitivities(own, found)
     of_blocks = [row for row in rows if row.variable in BLOCKS]
     assert [(row.variable, row.ratio) for row in of_blocks] == [(key, 1.0) for key in BLOCKS]
     # each judged once
@@ -242,18 +250,10 @@ def test_where_all_blocks_go_and_nothing_else_learns_nothing_is_trained(prepared
     )
 
 
-def evaluator(given: Study, prepared: Prepared) -> Evaluator:
-    return Evaluator(
-        given,
-        prepared,
-        prepared.dense,
-        prepared.pruner(given),
-        Quiet(),
-    )
-
-
 def test_a_sample_that_keeps_too_much_is_steered_inside(prepared: Prepared, tmp_path: Path) -> None:
-    found = Screening(evaluator(deep({"flops": "20%"}), prepared), Run(tmp_path), "", lambda: False)
+    found = Screening(
+        Session(Run(tmp_path), evaluator(deep({"flops": "20%"}), prepared)), lambda: False
+    )
     sample = parameters(prepared.variables, Plan({"2:blocks": Choice("depth", 1.0)}))
     nets = [found.scale_sample(str(draw))(sample) for draw in range(5)]
     assert all(found.steering.fits(plan_of(prepared.variables, net)) for net in nets)

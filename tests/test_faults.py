@@ -36,7 +36,7 @@ from autoprune.training.loop import evaluate, train
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 
-engine = sys.modules["autoprune.searching.search"]
+engine = sys.modules["autoprune.searching.winner"]
 
 
 class Abrupt(BaseException):

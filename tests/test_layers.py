@@ -49,7 +49,7 @@ ROOMS = {  # in a package of several, what may import what is before it; `room.m
     ),
     "searching": (
         "executors callback failures interrupt time_limit logbook stall",
-        "evaluating optuna_study records selecting proposing trials search commands",
+        "evaluating session optuna_study records selecting proposing trials announcement stages winner search commands",
     ),
 }
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

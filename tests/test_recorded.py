@@ -86,7 +86,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
         patch.setattr(measure, "time_artefact", timed)
         patch.setattr(resources, "measure_resources", measured)
         patch.setattr(
-            sys.modules["autoprune.searching.search"], "verify_in_fresh_process", lambda *given: {}
+            sys.modules["autoprune.searching.winner"], "verify_in_fresh_process", lambda *given: {}
         )
         folder = tmp_path_factory.mktemp("recorded")
         return folder, searched(folder)

@@ -13,8 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -47,6 +46,7 @@ from autoprune.searching.proposing.sensitivity import Sensitivity, knapsack
 from autoprune.searching.search import Result
 from autoprune.searching.search import search as run_search
 from autoprune.searching.selecting.promotion import alike, best, next_promotion
+from autoprune.searching.session import Session
 from autoprune.space import NONE, Options, Space, parameters, plan_of, uniform
 from autoprune.study import Study
 from autoprune.target import Target
@@ -79,10 +79,13 @@ def prepared() -> Prepared:
         return prepare(screening())
 
 
-def steering(prepared: Prepared, folder: Path, **budget: str) -> Steering:
-    given = screening(budget or {"flops": "55%"})
+def session(given: Study, prepared: Prepared, folder: Path) -> Session:
     pruner = prepared.pruner(given)
-    return Steering.of(given, prepared, prepared.dense, pruner, Run(folder))
+    return Session(Run(folder), Evaluator(given, prepared, prepared.dense, pruner, Quiet()))
+
+
+def steering(prepared: Prepared, folder: Path, **budget: str) -> Steering:
+    return Steering.of(session(screening(budget or {"flops": "55%"}), prepared, folder))
 
 
 def test_the_best_of_many_judged_untrained_are_trained(tmp_path: Path) -> None:
@@ -397,8 +400,7 @@ def test_a_counted_limit_on_a_further_target_is_foreseen(
         screening({"size on cpu_onnxruntime": "50%"}), further=(Target("cpu_onnxruntime"),)
     )
     ready = prepare(given)
-    pruner = ready.pruner(given)
-    found = Steering.of(given, ready, ready.dense, pruner, Run(tmp_path))
+    found = Steering.of(session(given, ready, tmp_path))
     assert found.violations(Plan()) == {"size on cpu_onnxruntime": pytest.approx(1.0)}
     assert found.violation(uniform(ready.variables, ("structured",), 0.9)) < 0
 
@@ -513,13 +515,7 @@ def test_a_sample_that_comes_to_a_net_judged_before_is_moved_on(
     prepared: Prepared, tmp_path: Path
 ) -> None:
     given = screening({"flops": "55%"})
-    pruner = prepared.pruner(given)
-    found = Screening(
-        Evaluator(given, prepared, prepared.dense, pruner, Quiet()),
-        Run(tmp_path),
-        "",
-        lambda: False,
-    )
+    found = Screening(session(given, prepared, tmp_path), lambda: False)
     sample = parameters(prepared.variables, Plan())
     sample |= {"0:units.technique": "structured", "0:units.ratio": 0.5}
     nets, effects = list[dict[str, Any]](), set()
@@ -580,13 +576,7 @@ def test_what_is_left_of_the_budget_is_given_back_to_units(
 def test_samples_spend_the_budget(prepared: Prepared, tmp_path: Path) -> None:
     """Not only by one factor for all: after that no single step of any group fits any more."""
     given = screening({"flops": "50%"})
-    pruner = prepared.pruner(given)
-    found = Screening(
-        Evaluator(given, prepared, prepared.dense, pruner, Quiet()),
-        Run(tmp_path),
-        "",
-        lambda: False,
-    )
+    found = Screening(session(given, prepared, tmp_path), lambda: False)
     keys = ("0:units", "3:units")
     sample = parameters(prepared.variables, Plan()) | {
         f"{key}.technique": "structured" for key in keys
@@ -606,13 +596,7 @@ def test_nothing_is_given_back_where_no_limit_is_foreseen(
     prepared: Prepared, tmp_path: Path
 ) -> None:
     given = screening({"memory": "50%"})
-    pruner = prepared.pruner(given)
-    found = Screening(
-        Evaluator(given, prepared, prepared.dense, pruner, Quiet()),
-        Run(tmp_path),
-        "",
-        lambda: False,
-    )
+    found = Screening(session(given, prepared, tmp_path), lambda: False)
     assert not found.steering.budget.limits
     sample = parameters(prepared.variables, Plan()) | {
         "0:units.technique": "structured",
@@ -690,12 +674,7 @@ def test_the_neighbour_that_is_judged_is_the_most_promising_of_many(
     prepared: Prepared, tmp_path: Path
 ) -> None:
     asked = screening({"flops": "55%"}, trials=50)
-    loops = Screening(
-        cast(Any, SimpleNamespace(study=asked, prepared=prepared, dense=prepared.dense)),
-        Run(tmp_path),
-        "",
-        bool,
-    )
+    loops = Screening(session(asked, prepared, tmp_path), bool)
     steered, draw = steering(prepared, tmp_path), random.Random(1)
     loops.__dict__["steering"] = steered
     given = [

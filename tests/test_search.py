@@ -152,7 +152,7 @@ def quicker(monkeypatch: pytest.MonkeyPatch) -> None:
         return result
 
     monkeypatch.setitem(
-        vars(sys.modules["autoprune.searching.search"]), "verify_in_fresh_process", passed
+        vars(sys.modules["autoprune.searching.winner"]), "verify_in_fresh_process", passed
     )
     monkeypatch.setattr(commands, "verify_in_fresh_process", passed)
 

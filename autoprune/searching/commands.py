@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from autoprune import plugins
+from autoprune.budget import Budget
 from autoprune.errors import BudgetError, InputError, TrainingError
 from autoprune.exporting.export import Finished, copy_artefact, export, refuse_foreign
 from autoprune.exporting.verify import verify_in_fresh_process
@@ -16,18 +17,20 @@ from autoprune.plan import Plan
 from autoprune.run import Run
 from autoprune.score import Candidate, Score, pareto_front
 from autoprune.searching import records
+from autoprune.searching.announcement import warnings_of
 from autoprune.searching.callback import Listener
-from autoprune.searching.evaluating import baseline
-from autoprune.searching.evaluating.evaluator import PROCESSES, Evaluator
-from autoprune.searching.evaluating.preparation import Prepared, out_of_reach, prepare
+from autoprune.searching.evaluating.evaluator import PROCESSES
+from autoprune.searching.evaluating.preparation import out_of_reach, prepare
 from autoprune.searching.optuna_study.journal import Journal
 from autoprune.searching.proposing.budget_scaling import Steering
 from autoprune.searching.proposing.sensitivity import RATIOS, Sensitivity, sensitivities
-from autoprune.searching.search import Result, train_best, warnings_of
+from autoprune.searching.search import Result, train_best
 from autoprune.searching.selecting.answers import Answer, answers
 from autoprune.searching.selecting.finalists import settle
 from autoprune.searching.selecting.infeasible import nearest_miss, needless
+from autoprune.searching.session import Session, hold, open_session
 from autoprune.searching.stall import watch
+from autoprune.searching.winner import with_figures
 from autoprune.space import Variable
 from autoprune.study import Study
 from autoprune.task import Recipe
@@ -79,26 +82,12 @@ def sensitivity(
 ) -> Map:
     """Every technique of every decision at some ratios, judged untrained; what `run` has is not
     judged again."""
-    with watch(study, listener) as listener, run.lock():
-        prepared = prepare(study, run, listener)
-        dense = baseline.establish(study, prepared, run, listener)
-        pruner = prepared.pruner(study)
-        evaluate = Evaluator(study, prepared, dense, pruner, listener)
-        listener.on_step(0, f"profiling {study.target.name}")
-        steering = Steering.of(study, prepared, dense, pruner, run, own=True)
-        listener.on_step(0, "evaluating single decisions")
-        mark = f"{study.task.digest()}-{study.search.seed}"
-        rows = sensitivities(
-            prepared.variables,
-            evaluate.judge_untrained,
-            steering,
-            run,
-            mark,
-            ratios=ratios,
-            report=listener.progress,
-            note=listener.note,
-        )
-        return Map(evaluate.judge_untrained(Plan()), study.task.metric.name, rows)
+    with open_session(study, run, listener) as session:
+        steering = Steering.of(session, own=True)
+        session.listener.on_step(0, "evaluating single decisions")
+        rows = sensitivities(session, steering, ratios=ratios)
+        dense = session.evaluator.judge_untrained(Plan())
+        return Map(dense, study.task.metric.name, rows)
 
 
 def check(study: Study) -> Checked:
@@ -134,13 +123,13 @@ def apply_plan(study: Study, plan: Plan, out: Path, listener: Listener | None = 
         plugins.create("technique", choice.technique, (study.folder,))
         plugins.create("criterion", choice.criterion, (study.folder,))
     run = Run(out.parent / f".{out.name}.run")
-    with watch(study, listener) as listener, run.lock():
+    loose = replace(study, budget=Budget())
+    with hold(study, run, listener) as listener:
         prepared = prepare(study, run, listener)
         prepared.pruner(study).check(plan)
         listener.on_plan(None, 1)
-        dense = baseline.establish(study, prepared, run, listener)
-        loose = replace(study, budget=type(study.budget)())
-        evaluator = Evaluator(loose, prepared, dense, prepared.pruner(study), listener)
+        session = Session.begin(loose, run, prepared, listener)
+        dense, evaluator = session.dense, session.evaluator
         done = evaluator(plan, 1) if len(plan) else evaluator.baseline()
         if done.model is None:
             raise TrainingError(f"training this plan broke down: {done.candidate.reason}")
@@ -153,7 +142,7 @@ def apply_plan(study: Study, plan: Plan, out: Path, listener: Listener | None = 
         broken = study.feasibility(dense).reasons(score)
         if broken:
             listener.note(f"this plan is outside the study's budget: {'; '.join(broken)}")
-        budget = study.budget if not broken else loose.budget
+        budget = study.budget if not broken else Budget()
         score = export(
             study, Finished(plan, done.model, prepared.model, score, dense), out, budget=budget
         )
@@ -191,28 +180,23 @@ def export_from(
     Raises InputError for a trial without a model, BudgetError that says what is reachable where the
     front has none.
     """
-    with watch(study, listener) as listener, run.lock():
-        prepared = prepare(study, run, listener)
-        dense = baseline.establish(study, prepared, run, listener)
+    with open_session(study, run, listener) as session:
+        prepared, dense, listener = session.prepared, session.dense, session.listener
         candidates = Journal.read(study, run, dense)
         front = pareto_front(candidates, study.search.objectives, study.task.metric.goal)
         kept = records.with_models(run, candidates)
         if trial is None:
-            found, judged = settle(study, prepared, dense, run, kept, listener)
+            found, judged = settle(session, kept)
             if found is None:
-                known = {candidate.number: candidate for candidate in judged}
-                seen = [
-                    known.get(candidate.number, candidate)
-                    for candidate in records.answering(run, candidates)
-                ]
+                seen = with_figures(records.answering(run, candidates), judged)
                 raise BudgetError(nearest_miss(study, dense, seen, run.folder))
             best = found
         else:
-            best = _asked_for(study, prepared, run, kept, trial)
+            best = _asked_for(session, kept, trial)
         model = records.kept_model(run, best.number, prepared.model)
         done = Finished(best.plan, model, prepared.model, best.score, dense, best.number)
         kept_budget = trial is None or study.feasibility(dense).fits(best.score)
-        budget = study.budget if kept_budget else type(study.budget)()
+        budget = study.budget if kept_budget else Budget()
         listener.on_step(0, "exporting")
         score = export(study, done, out, budget=budget)
         listener.on_step(0, "verifying in a fresh process")
@@ -220,9 +204,8 @@ def export_from(
     return Result(Run(out), dense, front, replace(best, score=score), prepared.coupling.groups)
 
 
-def _asked_for(
-    study: Study, prepared: Prepared, run: Run, kept: list[Candidate], number: int
-) -> Candidate:
+def _asked_for(session: Session, kept: list[Candidate], number: int) -> Candidate:
+    study, prepared, run = session.study, session.prepared, session.run
     found = next((candidate for candidate in kept if candidate.number == number), None)
     if found is None:
         raise InputError(

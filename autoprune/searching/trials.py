@@ -13,13 +13,13 @@ from optuna.trial import Trial
 from autoprune import plugins
 from autoprune.plan import Plan
 from autoprune.pruning.pruner import Pruned
-from autoprune.run import Run
 from autoprune.score import Candidate, Score, by_quality, pareto_front
 from autoprune.searching import records
-from autoprune.searching.evaluating.evaluator import Evaluated, Evaluator
+from autoprune.searching.evaluating.evaluator import Evaluated
 from autoprune.searching.failures import Failures
 from autoprune.searching.optuna_study.journal import Journal
 from autoprune.searching.selecting.finalists import rank_finalists
+from autoprune.searching.session import Session
 
 __all__ = ["Trials"]
 
@@ -29,11 +29,11 @@ _WRITTEN = 10  # screened trials, between two times that the table is written
 class Trials:
     """What both loops of a search share. `told` counts the trials that this process has ended."""
 
-    def __init__(self, evaluate: Evaluator, journal: Journal, run: Run, task: str) -> None:
-        """`task` is the digest of the study's task."""
-        self.evaluate, self.journal, self.run, self.task = evaluate, journal, run, task
-        self.study, self.dense, self.told = evaluate.study, evaluate.dense, 0
-        self.failures = Failures(run)
+    def __init__(self, session: Session, journal: Journal) -> None:
+        """Nothing is told yet."""
+        self.session, self.journal, self.run = session, journal, session.run
+        self.evaluate, self.study, self.dense = session.evaluator, session.study, session.dense
+        self.told, self.failures = 0, Failures(session.run)
         self._executor = plugins.load("executor", self.study.search.executor)()
 
     def candidates(self) -> list[Candidate]:
@@ -78,7 +78,7 @@ class Trials:
     def _shallower(self, plan: Plan) -> Pruned | None:
         """Of the models trained for other budgets that lost nothing which the plan keeps, the one
         with least left."""
-        pruner = self.evaluate.pruner
+        pruner = self.session.pruner
         wanted = pruner.resolve(plan)
         for candidate in sorted(
             self.of_other_budgets(), key=lambda candidate: candidate.score.nonzero_params or 0
@@ -114,14 +114,14 @@ class Trials:
             for candidate in front
         ]
         records.write_front(self.run, self.study, self.dense, front, chosen)
-        groups = self.evaluate.prepared.coupling.groups
+        groups = self.session.prepared.coupling.groups
         records.write_table(self.run, candidates, self.journal.trials(), groups)
         return front
 
     def _fail(self, plan: Plan, number: int, error: BaseException) -> Evaluated:
         """What a trial is that raised something: failed, with one line of why."""
         reason = self.failures.add(error, self.run.trial(number))
-        self.evaluate.listener.note(f"trial {number} failed: {reason}")
+        self.session.listener.note(f"trial {number} failed: {reason}")
         return Evaluated(Candidate(number, plan, Score(), False, "failed", reason))
 
     def _keep(self, evaluated: Evaluated) -> None:
@@ -131,7 +131,7 @@ class Trials:
             return
         goal, model = self.study.task.metric.goal, evaluated.model
         if model is not None and records.worth_keeping(candidate, self.candidates(), goal):
-            records.keep_model(self.run, candidate, model, self.evaluate.prepared.model)
+            records.keep_model(self.run, candidate, model, self.session.prepared.model)
         if candidate.stage == "trained":
             records.keep_result(self.run, self._key(candidate.plan), candidate)
 
@@ -141,7 +141,7 @@ class Trials:
         self.told += 1
         if candidate.stage != "screened" or self.told % _WRITTEN == 0:
             self.write()
-        self.evaluate.listener.on_trial(
+        self.session.listener.on_trial(
             candidate, next(iter(rank_finalists(self.study, self.candidates())), None)
         )
 
@@ -150,5 +150,5 @@ class Trials:
         targets: list[object] = [
             target.to_json() for target in (self.study.target, *self.study.further)
         ]
-        text = json.dumps([plan.digest, self.task, recipe, *targets], sort_keys=True)
+        text = json.dumps([plan.digest, self.study.task.digest(), recipe, *targets], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]

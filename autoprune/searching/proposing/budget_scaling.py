@@ -27,6 +27,7 @@ from autoprune.quantities import TIMED, is_resource
 from autoprune.run import Run
 from autoprune.score import Score
 from autoprune.searching.evaluating.preparation import Prepared
+from autoprune.searching.session import Session
 from autoprune.space import NONE, plan_of
 from autoprune.study import Study
 
@@ -64,18 +65,11 @@ class Steering:
     _known: dict[Any, Score] = field(default_factory=dict)
 
     @classmethod
-    def of(
-        cls,
-        study: Study,
-        prepared: Prepared,
-        dense: Score,
-        pruner: Pruner,
-        run: Run,
-        *,
-        own: bool = False,
-    ) -> Steering:
+    def of(cls, session: Session, *, own: bool = False) -> Steering:
         """Profile the targets whose latency is limited (the study's `own` in any case), or take
         what is kept of it."""
+        study = session.study
+        session.listener.on_step(0, f"profiling {study.target.name}")
         foreseen = [limit for limit in study.budget.limits if _is_foreseen(limit.quantity)]
         wanted = [
             name
@@ -87,13 +81,20 @@ class Steering:
         )
         if whole:
             foreseen = [Limit(wanted[0], 1.0, relative=True)]
-        steering = cls(study, prepared, dense, pruner, Budget(tuple(foreseen)), whole)
+        steering = cls(
+            study,
+            session.prepared,
+            session.dense,
+            session.pruner,
+            Budget(tuple(foreseen)),
+            whole,
+        )
         limited = [limit.target for limit in foreseen if limit.quantity in TIMED]
         timed = dict.fromkeys([""] * own + limited)
         seconds = min(
             _PROFILE_S, _PROFILE_SHARE / max(1, len(timed)) * (study.search.timeout_s or math.inf)
         )
-        found = {target: steering._profile_target(target, run, seconds) for target in timed}
+        found = {target: steering._profile_target(target, session.run, seconds) for target in timed}
         known = {target: each for target, each in found.items() if each is not None}
         limits = (
             limit for limit in foreseen if limit.quantity not in TIMED or limit.target in known

@@ -13,9 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from autoprune.plan import Plan
-from autoprune.run import Run
 from autoprune.score import Candidate, Score
-from autoprune.searching.evaluating.evaluator import Evaluator
 from autoprune.searching.proposing.budget_scaling import Steering
 from autoprune.searching.proposing.heuristics import (
     by_importance,
@@ -29,6 +27,7 @@ from autoprune.searching.proposing.loss_model import Surrogate
 from autoprune.searching.proposing.nets import Nets
 from autoprune.searching.proposing.sensitivity import RATIOS, knapsack, sensitivities
 from autoprune.searching.selecting.promotion import best
+from autoprune.searching.session import Session
 from autoprune.space import parameters, plan_of
 
 __all__ = ["Screening"]
@@ -46,14 +45,11 @@ _PATIENCE, _IDLE = 60, 0.5
 
 
 class Screening:
-    """Which plans are judged untrained next. `mark` names the task and its seed, for what is
-    kept."""
+    """Which plans are judged untrained next."""
 
     def __init__(
         self,
-        evaluate: Evaluator,
-        run: Run,
-        mark: str,
+        session: Session,
         late: Callable[[], bool],
         of_other_budgets: Callable[[], list[Candidate]] = list,
     ) -> None:
@@ -62,20 +58,16 @@ class Screening:
         `of_other_budgets()`: what was trained for them, the best first; scaled to this one it is
         among the first plans.
         """
-        self.evaluate, self.run, self.mark, self.late = evaluate, run, mark, late
-        self.of_other_budgets = of_other_budgets
-        self.study, self.dense = evaluate.study, evaluate.dense
-        self.variables = evaluate.prepared.variables
+        self.session, self.late, self.of_other_budgets = session, late, of_other_budgets
+        self.study, self.dense = session.study, session.dense
+        self.variables = session.prepared.variables
         self.surrogate = Surrogate(self.variables)
         self._observed: set[int] = set()
 
     @functools.cached_property
     def steering(self) -> Steering:
         """What plans will cost, after a profile of the target, which is kept in the run."""
-        self.evaluate.listener.on_step(0, f"profiling {self.study.target.name}")
-        return Steering.of(
-            self.study, self.evaluate.prepared, self.dense, self.evaluate.pruner, self.run
-        )
+        return Steering.of(self.session)
 
     @functools.cached_property
     def nets(self) -> Nets:
@@ -85,7 +77,7 @@ class Screening:
     def proposals(self) -> list[Plan]:
         """The first plans; a ranking of all units among them and, where trials outnumber
         sensitivities, a knapsack."""
-        settings, prepared = self.study.search, self.evaluate.prepared
+        settings, prepared = self.study.search, self.session.prepared
         if settings.finalists is None:
             return proposals(prepared, self.steering)
 
@@ -102,18 +94,9 @@ class Screening:
         )
         if levels > settings.trials or not self.steering.budget.limits:
             return proposals(prepared, self.steering, [ranked, *masked, *alone])
-        self.evaluate.listener.on_step(0, f"evaluating {levels} single decisions")
-        judge, listener = self.evaluate.judge_untrained, self.evaluate.listener
-        rows = sensitivities(
-            self.variables,
-            judge,
-            self.steering,
-            self.run,
-            self.mark,
-            report=listener.progress,
-            late=self.late,
-            note=listener.note,
-        )
+        self.session.listener.on_step(0, f"evaluating {levels} single decisions")
+        judge = self.session.evaluator.judge_untrained
+        rows = sensitivities(self.session, self.steering, late=self.late)
         if not rows:
             return proposals(prepared, self.steering, [ranked, *masked, *alone])
         dense, losses = judge(Plan()), {row.variable: row.loss for row in rows}

@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass
 
 from autoprune.errors import TrainingError
 from autoprune.plan import Plan
-from autoprune.run import Run
 from autoprune.searching.failures import Failures
 from autoprune.searching.proposing.budget_scaling import Steering
+from autoprune.searching.session import Session
 from autoprune.space import NONE, Variable, parameters, plan_of
 from autoprune.training.loop import Quality
 
@@ -46,29 +46,25 @@ class Sensitivity:
 
 
 def sensitivities(
-    variables: Sequence[Variable],
-    judge: Callable[[Plan], Quality],
+    session: Session,
     steering: Steering,
-    run: Run,
-    mark: str,
     *,
     ratios: Sequence[float] = RATIOS,
-    report: Callable[[float], None] = lambda share: None,
     late: Callable[[], bool] = lambda: False,
-    note: Callable[[str], None] = lambda text: None,
 ) -> list[Sensitivity]:
     """Every technique of every variable at some ratios, by its first criterion; kept in the run,
     none is judged twice.
 
-    `mark` names what they depend on beside the plan: model, data, seed. Ratios are moved into each
-    variable's range; a block has one, 1. None where it is `late()` before all are judged; what
-    breaks the model's outputs down has no row, nor what raises anything else, which is told to
-    `note`.
+    Ratios are moved into each variable's range; a block has one, 1. None where it is `late()`
+    before all are judged; what breaks the model's outputs down has no row, nor what raises anything
+    else, which the listener is told.
     """
-    found: list[Sensitivity] = []
-    failures = Failures(run)
+    rows: list[Sensitivity] = []
+    run, listener, failures = session.run, session.listener, Failures(session.run)
     alone = [
-        (variable, technique) for variable in variables for technique in variable.options.techniques
+        (variable, technique)
+        for variable in session.prepared.variables
+        for technique in variable.options.techniques
     ]
     for place, (variable, technique) in enumerate(alone):
         low, high = variable.options.ratio
@@ -82,27 +78,29 @@ def sensitivities(
             for ratio in asked
         }
         for plan, ratio in plans.items():
-            kept = run.recall("sensitivity", key := f"{_VERSION}-{mark}-{plan.digest}")
+            kept = run.recall("sensitivity", key := f"{_VERSION}-{session.cache_key}-{plan.digest}")
             if kept is None:
                 if late():
                     return []
                 try:
-                    kept = asdict(judge(plan))
+                    kept = asdict(session.evaluator.judge_untrained(plan))
                 except TrainingError:  # outputs that have broken down say enough
                     continue
                 except BaseException as error:
                     reason = failures.add(error, run.folder)
-                    note(f"{variable.name} by {technique} alone cannot be evaluated: {reason}")
+                    listener.note(
+                        f"{variable.name} by {technique} alone cannot be evaluated: {reason}"
+                    )
                     failures.check()
                     continue
                 failures.clear()
                 run.cache("sensitivity", key, kept)
             quality, latency = Quality(**kept), steering.latency(plan)
-            found.append(
+            rows.append(
                 Sensitivity(variable.name, technique, ratio, quality.loss, quality.metric, latency)
             )
-        report((place + 1) / len(alone))
-    return found
+        listener.progress((place + 1) / len(alone))
+    return rows
 
 
 def knapsack(

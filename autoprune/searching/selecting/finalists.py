@@ -7,14 +7,13 @@ import functools
 from collections.abc import Sequence
 from dataclasses import replace
 
-from autoprune.run import Run
 from autoprune.score import Candidate, Score, by_quality, costs_of
 from autoprune.searching.callback import Listener
 from autoprune.searching.evaluating.evaluator import PROCESSES, decide
-from autoprune.searching.evaluating.preparation import Prepared
 from autoprune.searching.failures import ends_the_search, reason_of
 from autoprune.searching.records import kept_model
 from autoprune.searching.selecting.promotion import least_cost_wanted
+from autoprune.searching.session import Session
 from autoprune.study import Study
 from autoprune.training.judging import judge
 
@@ -64,12 +63,7 @@ def _show_quality(score: Score) -> str:
 
 
 def settle(
-    study: Study,
-    prepared: Prepared,
-    dense: Score,
-    run: Run,
-    candidates: Sequence[Candidate],
-    listener: Listener,
+    session: Session, candidates: Sequence[Candidate]
 ) -> tuple[Candidate | None, list[Candidate]]:
     """The best candidate that keeps the budget when measured again in fresh processes, with its
     test metric; or None.
@@ -77,6 +71,7 @@ def settle(
     Beside it all candidates, with the figures of those that were measured again and did not keep
     it.
     """
+    study, listener = session.study, session.listener
     judged = {candidate.number: candidate for candidate in candidates}
     order = rank_finalists(study, candidates)
     _tell_coarse(study, order, listener)
@@ -85,7 +80,7 @@ def settle(
             0, f"measuring trial {candidate.number} again in {PROCESSES} fresh processes"
         )
         try:
-            score, broken = _again(study, prepared, dense, run, candidate)
+            score, broken = _again(session, candidate)
         except Exception as error:  # the next one takes its place
             if ends_the_search(error):
                 raise
@@ -106,12 +101,11 @@ def settle(
     return None, list(judged.values())
 
 
-def _again(
-    study: Study, prepared: Prepared, dense: Score, run: Run, candidate: Candidate
-) -> tuple[Score, list[str]]:
+def _again(session: Session, candidate: Candidate) -> tuple[Score, list[str]]:
     """The score measured again, with the test metric where the budget is kept, and what is broken
     of the budget."""
-    model, feasibility = kept_model(run, candidate.number, prepared.model), study.feasibility(dense)
+    study, prepared, feasibility = session.study, session.prepared, session.evaluator.feasibility
+    model = kept_model(session.run, candidate.number, prepared.model)
     finished = functools.partial(
         prepared.costs.of_finished,
         model,

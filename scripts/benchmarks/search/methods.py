@@ -25,12 +25,12 @@ from autoprune.reading.schema import Recovery
 from autoprune.run import Run
 from autoprune.score import Candidate
 from autoprune.searching.callback import Quiet
-from autoprune.searching.evaluating.baseline import establish
-from autoprune.searching.evaluating.preparation import importance, prepare
+from autoprune.searching.evaluating.preparation import importance
 from autoprune.searching.optuna_study.journal import Journal
 from autoprune.searching.records import kept_model, with_models
 from autoprune.searching.search import search
 from autoprune.searching.selecting.finalists import settle
+from autoprune.searching.session import open_session
 from autoprune.space import Variable, uniform
 from autoprune.study import Settings, Study
 from scripts.benchmarks.repair import copied
@@ -238,10 +238,9 @@ def front(cell: Cell) -> nn.Module:
     settings = {"finalists": FRONT, "epochs": math.ceil(cell.epochs / 2)}
     study = _study(cell, settings)
     _ran(cell, replace(study, budget=Budget()), run, stop=False)
-    prepared = prepare(study, run)
-    dense = establish(study, prepared, run, Quiet())
-    kept = with_models(run, Journal.read(study, run, dense))
-    best, _ = settle(study, prepared, dense, run, kept, Quiet())
+    with open_session(study, run, None) as session:
+        kept = with_models(run, Journal.read(study, run, session.dense))
+        best, _ = settle(session, kept)
     if best is None:
         raise Refused("no plan that is trained keeps the budget")
     return kept_model(run, best.number, cell.dense.model)
