@@ -7,35 +7,27 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
 from autoprune import plugins
 from autoprune.errors import InputError, StudyError, nearest
 from autoprune.group import Group
 from autoprune.plan import Choice, Plan
 
-if TYPE_CHECKING:
-    from optuna.distributions import CategoricalDistribution, FloatDistribution
-
 __all__ = [
     "NONE",
     "Options",
-    "Parameters",
     "Space",
     "Variable",
-    "distributions",
     "fits",
     "highest_ratio",
     "matches",
-    "parameters",
-    "plan_of",
     "uniform",
     "unit_techniques",
     "unscored_reason",
 ]
 
 NONE = "none"  # the technique of what is left as it is
-Parameters = Mapping[str, Any]  # of a trial, by name
 # Criterion, group -> why it cannot score the group
 Refuses = Callable[[str, Group], str | None]
 _KINDS: dict[plugins.Kind, str] = {"technique": "techniques", "criterion": "criteria"}
@@ -335,48 +327,6 @@ def fits(technique: str, group: Group) -> str | None:
         return f"{technique} acts on {plugin.level}, this group is of {group.level}"
     reason: str | None = plugin.fits(group)
     return reason
-
-
-def distributions(
-    variables: Sequence[Variable],
-) -> dict[str, CategoricalDistribution | FloatDistribution]:
-    """What Optuna may choose from, by parameter: technique, ratio and criterion of every
-    variable."""
-    from optuna.distributions import CategoricalDistribution, FloatDistribution
-
-    found: dict[str, CategoricalDistribution | FloatDistribution] = {}
-    for variable in variables:
-        options = variable.options
-        found[f"{variable.name}.technique"] = CategoricalDistribution((NONE, *options.techniques))
-        found[f"{variable.name}.ratio"] = FloatDistribution(*options.ratio)
-        found[f"{variable.name}.criterion"] = CategoricalDistribution(options.criteria)
-    return found
-
-
-def plan_of(variables: Sequence[Variable], parameters: Mapping[str, object]) -> Plan:
-    """The plan that the parameters of a trial stand for."""
-    choices: dict[str, Choice] = {}
-    for variable in variables:
-        technique, ratio, criterion = (
-            parameters[f"{variable.name}.{key}"] for key in ("technique", "ratio", "criterion")
-        )
-        if technique != NONE:
-            choices |= variable.choices(str(technique), float(ratio), str(criterion))  # type: ignore[arg-type]
-    return Plan(choices)
-
-
-def parameters(variables: Sequence[Variable], plan: Plan) -> dict[str, object]:
-    """The trial parameters under which `plan_of` gives `plan`, for enqueueing it."""
-    found: dict[str, object] = {}
-    for variable in variables:
-        choice = plan.choices.get(variable.groups[0].key)
-        found[f"{variable.name}.technique"] = choice.technique if choice else NONE
-        low, high = variable.options.ratio
-        found[f"{variable.name}.ratio"] = min(max(choice.ratio, low), high) if choice else low
-        found[f"{variable.name}.criterion"] = (
-            choice.criterion if choice else variable.options.criteria[0]
-        )
-    return found
 
 
 def unit_techniques(variables: Sequence[Variable]) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ import torch
 from test_search import TASK, Listens, quick, quicker, study
 from torch import Tensor, nn
 
+from autoprune.decision import Decisions
 from autoprune.plan import Choice, Plan
 from autoprune.pruning.coupling.verify import discover
 from autoprune.run import Run
@@ -27,7 +28,7 @@ from autoprune.searching.proposing.screening import Screening
 from autoprune.searching.proposing.sensitivity import knapsack, sensitivities
 from autoprune.searching.search import search as run_search
 from autoprune.searching.session import Session
-from autoprune.space import Options, Space, parameters, plan_of
+from autoprune.space import Options, Space
 from autoprune.study import Study
 from autoprune.task import Inputs
 from autoprune.training.loop import Quality, evaluate
@@ -120,51 +121,42 @@ def test_some_blocks_go_beside_even_widths(prepared: Prepared, tmp_path: Path) -
     assert shallower(prepared.variables, found, []) == []
 
 
+def with_blocks_at(prepared: Prepared, ratio: float) -> Decisions:
+    whole = Decisions.of_plan(prepared.variables, Plan())
+    return whole.evolve(*(whole[key].at(ratio, "depth") for key in BLOCKS))
+
+
 def test_scaling_leaves_blocks_as_they_are_unless_there_is_nothing_else(
     prepared: Prepared, tmp_path: Path
 ) -> None:
     found = steering(prepared, tmp_path, flops="50%")
-    given = parameters(
-        prepared.variables,
-        Plan({"2:blocks": Choice("depth", 1.0), "0:units": Choice("structured", 0.1)}),
-    )
-    scaled = found.fit_to_budget(given)
-    assert scaled["2:blocks.ratio"] == 1.0 and scaled["0:units.ratio"] != 0.1
-    blocks = {
-        f"{key}.{name}": value
-        for key in BLOCKS
-        for name, value in (("technique", "depth"), ("ratio", 0.2))
-    }
-    alone = plan_of(
-        prepared.variables, found.fit_to_budget(parameters(prepared.variables, Plan()) | blocks)
-    )
+    plan = Plan({"2:blocks": Choice("depth", 1.0), "0:units": Choice("structured", 0.1)})
+    scaled = found.fit_to_budget(Decisions.of_plan(prepared.variables, plan))
+    assert scaled["2:blocks"].ratio == 1.0 and scaled["0:units"].ratio != 0.1
+    alone = found.fit_to_budget(with_blocks_at(prepared, 0.2)).plan
     assert gone(alone) == set(BLOCKS) and not widths(alone)
 
 
 def test_a_block_is_exchanged_whole(prepared: Prepared, tmp_path: Path) -> None:
     found = steering(prepared, tmp_path, flops="60%")
 
-    def fits(given: Mapping[str, Any]) -> bool:
-        return found.fits(plan_of(prepared.variables, given))
+    def fits(sample: Decisions) -> bool:
+        return found.fits(sample.plan)
 
-    start = parameters(prepared.variables, Plan())
-    parent = narrow([each for each in prepared.variables if each.whole], start, fits, "0")
-    taken = gone(plan_of(prepared.variables, parent))
+    start = Decisions.of_plan(prepared.variables, Plan())
+    blocks = Decisions([one for one in start.values() if one.variable.whole])
+    parent = start.evolve(*narrow(blocks, fits, "0").values())
+    taken = gone(parent.plan)
     assert fits(parent) and 1 <= len(taken) < 4
-    children = [exchange(prepared.variables, [parent], fits, str(draw)) for draw in range(40)]
-    plans = [plan_of(prepared.variables, child) for child in children if child is not None]
+    children = [exchange([parent], fits, str(draw)) for draw in range(40)]
+    plans = [child.plan for child in children if child is not None]
     assert len(plans) > 30 and all(found.fits(plan) for plan in plans)
     # one for another
     assert any(len(gone(plan)) == len(taken) and gone(plan) != taken for plan in plans)
     # one for some widths
     assert any(len(gone(plan)) < len(taken) and widths(plan) for plan in plans)
-    stays = start | {
-        f"{key}.{name}": value
-        for key in BLOCKS
-        for name, value in (("technique", "depth"), ("ratio", 0.3))
-    }
     # there is nothing to give back
-    assert exchange(prepared.variables, [stays], lambda given: True, "0") is None
+    assert exchange([with_blocks_at(prepared, 0.3)], lambda sample: True, "0") is None
 
 
 def test_a_knapsack_takes_the_block_that_costs_least(
@@ -254,10 +246,10 @@ def test_a_sample_that_keeps_too_much_is_steered_inside(prepared: Prepared, tmp_
     found = Screening(
         Session(Run(tmp_path), evaluator(deep({"flops": "20%"}), prepared)), lambda: False
     )
-    sample = parameters(prepared.variables, Plan({"2:blocks": Choice("depth", 1.0)}))
+    sample = Decisions.of_plan(prepared.variables, Plan({"2:blocks": Choice("depth", 1.0)}))
     nets = [found.scale_sample(str(draw))(sample) for draw in range(5)]
-    assert all(found.steering.fits(plan_of(prepared.variables, net)) for net in nets)
-    assert all(net["2:blocks.ratio"] == 1.0 for net in nets) and nets[0] != nets[1]
+    assert all(found.steering.fits(net.plan) for net in nets)
+    assert all(net["2:blocks"].ratio == 1.0 for net in nets) and nets[0] != nets[1]
 
 
 def test_how_confident_a_model_is_does_not_count_untrained(prepared: Prepared) -> None:

@@ -21,6 +21,7 @@ NOUNS = (
     "score",
     "budget",
     "space",
+    "decision",
     "run",
 )
 NOUNS += ("study",)

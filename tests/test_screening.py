@@ -22,6 +22,7 @@ from test_search import TASK, Listens, crash_at, figures, quick, quicker, study
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from autoprune.budget import Budget, Feasibility
+from autoprune.decision import Decision, Decisions
 from autoprune.errors import BudgetError, InputError, MissingPackage, TrainingError
 from autoprune.group import Group
 from autoprune.plan import Choice, Plan
@@ -47,7 +48,7 @@ from autoprune.searching.search import Result
 from autoprune.searching.search import search as run_search
 from autoprune.searching.selecting.promotion import alike, best, next_promotion
 from autoprune.searching.session import Session
-from autoprune.space import NONE, Options, Space, parameters, plan_of, uniform
+from autoprune.space import NONE, Options, Space, uniform
 from autoprune.study import Study
 from autoprune.target import Target
 from autoprune.training.batches import sample
@@ -77,6 +78,21 @@ def prepared() -> Prepared:
     with pytest.MonkeyPatch.context() as patch:
         quicker(patch)
         return prepare(screening())
+
+
+def untouched(prepared: Prepared) -> Decisions:
+    return Decisions.of_plan(prepared.variables, Plan())
+
+
+def narrowed(prepared: Prepared, ratios: Mapping[str, float]) -> Decisions:
+    """Structured at these ratios, everything else left as it is."""
+    whole = untouched(prepared)
+    return whole.evolve(*(whole[key].at(ratio, "structured") for key, ratio in ratios.items()))
+
+
+def wider(decision: Decision) -> Decision:
+    """By one step of width."""
+    return decision.at(decision.ratio - decision.variable.step / decision.variable.groups[0].size)
 
 
 def session(given: Study, prepared: Prepared, folder: Path) -> Session:
@@ -409,9 +425,9 @@ def test_few_units_are_given_back_one_by_one() -> None:
     group = Group("a", "units", ("a",), ("conv",), (12,))
     few = Space(Options(("structured",), (0.0, 0.9), ("l1",))).resolve([group], 8)
     assert few[0].step == 1
-    start = {"a:units.technique": "structured", "a:units.ratio": 0.75, "a:units.criterion": "l1"}
-    found = fill(few, start, lambda given: given["a:units.ratio"] >= 0.3, "0")
-    assert found["a:units.ratio"] == pytest.approx(4 / 12)
+    start = Decisions([Decision(few[0], "structured", 0.75, "l1")])
+    full = fill(start, lambda sample: sample["a:units"].ratio >= 0.3, "0")
+    assert full["a:units"].ratio == pytest.approx(4 / 12)
 
 
 @pytest.mark.parametrize("share", [1.0, 0.8])
@@ -422,13 +438,13 @@ def test_any_plan_is_scaled_to_the_edge_of_the_budget(
     found = steering(prepared, tmp_path, flops=limit)
     generator = torch.Generator().manual_seed(0)
     for _ in range(5):
-        given = parameters(prepared.variables, Plan())
-        for variable in prepared.variables:
-            technique = "structured" if "structured" in variable.options.techniques else NONE
+        cut = []
+        for decision in untouched(prepared).values():
+            offered = "structured" in decision.variable.options.techniques
             ratio = 0.05 + 0.85 * float(torch.rand((), generator=generator))
-            given |= {f"{variable.name}.technique": technique, f"{variable.name}.ratio": ratio}
-        scaled = found.fit_to_budget(given, share)
-        score = prepared.costs.score(prepared.cut_by_magnitude(plan_of(prepared.variables, scaled)))
+            cut.append(decision.at(ratio, "structured" if offered else NONE))
+        scaled = found.fit_to_budget(Decisions(cut), share)
+        score = prepared.costs.score(prepared.cut_by_magnitude(scaled.plan))
         spent = (score.flops or 0) / (prepared.dense.flops or 1) / (float(limit[:-1]) / 100)
         assert share * 0.7 < spent <= share + 1e-9  # widths of 8 and 16 units come in coarse steps
 
@@ -437,11 +453,8 @@ def test_what_cannot_fit_is_cut_as_far_as_the_space_allows(
     prepared: Prepared, tmp_path: Path
 ) -> None:
     found = steering(prepared, tmp_path, flops="1%")
-    given = parameters(prepared.variables, Plan()) | {
-        "0:units.technique": "structured",
-        "0:units.ratio": 0.1,
-    }
-    assert found.fit_to_budget(given)["0:units.ratio"] == pytest.approx(0.9)
+    sample = narrowed(prepared, {"0:units": 0.1})
+    assert found.fit_to_budget(sample)["0:units"].ratio == pytest.approx(0.9)
 
 
 def test_latency_is_foreseen_and_corrected(prepared: Prepared, tmp_path: Path) -> None:
@@ -516,12 +529,11 @@ def test_a_sample_that_comes_to_a_net_judged_before_is_moved_on(
 ) -> None:
     given = screening({"flops": "55%"})
     found = Screening(session(given, prepared, tmp_path), lambda: False)
-    sample = parameters(prepared.variables, Plan())
-    sample |= {"0:units.technique": "structured", "0:units.ratio": 0.5}
-    nets, effects = list[dict[str, Any]](), set()
+    sample = narrowed(prepared, {"0:units": 0.5})
+    nets, effects = list[Decisions](), set()
     for number in range(8):
         nets.append(found.scale_sample(f"{number}")(sample))
-        plan = plan_of(prepared.variables, nets[-1])
+        plan = nets[-1].plan
         effects.add(found.steering.pruner.resolve(plan).net_id)
         assert found.steering.fits(plan)
         found.learn([Candidate(number, plan, Score(flops=1), False, "screened")])
@@ -532,19 +544,17 @@ def test_a_sample_that_leaves_too_much_as_it_is_loses_more_until_it_fits(
     prepared: Prepared, tmp_path: Path
 ) -> None:
     found = steering(prepared, tmp_path, flops="8%")
-    sample = parameters(prepared.variables, Plan())
-    sample |= {"0:units.technique": "structured", "0:units.ratio": 0.1}
 
-    def fits(given: Mapping[str, Any]) -> bool:
-        return found.fits(plan_of(prepared.variables, given))
+    def fits(sample: Decisions) -> bool:
+        return found.fits(sample.plan)
 
-    scaled = found.fit_to_budget(sample)
+    scaled = found.fit_to_budget(narrowed(prepared, {"0:units": 0.1}))
     assert not fits(scaled)
-    nets = [narrow(prepared.variables, scaled, fits, str(draw)) for draw in range(10)]
-    assert all(fits(net) for net in nets) and len({tuple(net.items()) for net in nets}) > 1
-    assert narrow(prepared.variables, nets[0], fits, "0") == nets[0]
-    least = narrow(prepared.variables, scaled, lambda given: False, "0")
-    assert all(least[f"{each.name}.ratio"] == each.options.ratio[1] for each in prepared.variables)
+    nets = [narrow(scaled, fits, str(draw)) for draw in range(10)]
+    assert all(fits(net) for net in nets) and len({net.plan for net in nets}) > 1
+    assert narrow(nets[0], fits, "0") == nets[0]
+    least = narrow(scaled, lambda sample: False, "0")
+    assert all(one.ratio == one.variable.options.ratio[1] for one in least.values())
 
 
 def test_what_is_left_of_the_budget_is_given_back_to_units(
@@ -552,25 +562,17 @@ def test_what_is_left_of_the_budget_is_given_back_to_units(
 ) -> None:
     found = steering(prepared, tmp_path, flops="50%")
     keys = ("0:units", "3:units")
-    start = {
-        **parameters(prepared.variables, Plan()),
-        **{f"{key}.technique": "structured" for key in keys},
-        **{f"{key}.ratio": 0.7 for key in keys},
-    }
+    start = narrowed(prepared, dict.fromkeys(keys, 0.7))
 
-    def fits(given: Mapping[str, Any]) -> bool:
-        return found.fits(plan_of(prepared.variables, given))
+    def fits(sample: Decisions) -> bool:
+        return found.fits(sample.plan)
 
-    nets = [fill(prepared.variables, start, fits, str(draw)) for draw in range(4)]
-    assert nets[0] == fill(prepared.variables, start, fits, "0")
+    nets = [fill(start, fits, str(draw)) for draw in range(4)]
+    assert nets[0] == fill(start, fits, "0")
     for net in nets:
-        assert fits(net) and all(net[f"{key}.ratio"] < 0.7 for key in keys)
-        assert {key: value for key, value in net.items() if key.endswith("technique")} == {
-            key: value for key, value in start.items() if key.endswith("technique")
-        }
-        for variable in (each for each in prepared.variables if each.name in keys):
-            step = variable.step / variable.groups[0].size
-            assert not fits({**net, f"{variable.name}.ratio": net[f"{variable.name}.ratio"] - step})
+        assert fits(net) and all(net[key].ratio < 0.7 for key in keys)
+        assert all(net[key].technique == decision.technique for key, decision in start.items())
+        assert not any(fits(net.evolve(wider(net[key]))) for key in keys)
 
 
 def test_samples_spend_the_budget(prepared: Prepared, tmp_path: Path) -> None:
@@ -578,18 +580,12 @@ def test_samples_spend_the_budget(prepared: Prepared, tmp_path: Path) -> None:
     given = screening({"flops": "50%"})
     found = Screening(session(given, prepared, tmp_path), lambda: False)
     keys = ("0:units", "3:units")
-    sample = parameters(prepared.variables, Plan()) | {
-        f"{key}.technique": "structured" for key in keys
-    }
     for number, ratios in enumerate(((0.3, 0.9), (0.9, 0.3), (0.5, 0.6))):
-        net = found.scale_sample(str(number))(
-            sample | {f"{key}.ratio": each for key, each in zip(keys, ratios, strict=True)}
-        )
-        assert found.steering.fits(plan_of(prepared.variables, net))
-        for variable in (each for each in prepared.variables if each.name in keys):
-            step = variable.step / variable.groups[0].size
-            wider = net | {f"{variable.name}.ratio": net[f"{variable.name}.ratio"] - step}
-            assert not found.steering.fits(plan_of(prepared.variables, wider))
+        sample = narrowed(prepared, dict(zip(keys, ratios, strict=True)))
+        net = found.scale_sample(str(number))(sample)
+        assert found.steering.fits(net.plan)
+        for key in keys:
+            assert not found.steering.fits(net.evolve(wider(net[key])).plan)
 
 
 def test_nothing_is_given_back_where_no_limit_is_foreseen(
@@ -598,10 +594,7 @@ def test_nothing_is_given_back_where_no_limit_is_foreseen(
     given = screening({"memory": "50%"})
     found = Screening(session(given, prepared, tmp_path), lambda: False)
     assert not found.steering.budget.limits
-    sample = parameters(prepared.variables, Plan()) | {
-        "0:units.technique": "structured",
-        "0:units.ratio": 0.5,
-    }
+    sample = narrowed(prepared, {"0:units": 0.5})
     assert found.scale_sample("0")(sample) == sample
 
 
@@ -609,28 +602,19 @@ def test_an_exchange_gives_width_to_one_group_and_takes_it_from_another(
     prepared: Prepared, tmp_path: Path
 ) -> None:
     found = steering(prepared, tmp_path, flops="50%")
-    start = {
-        **parameters(prepared.variables, Plan()),
-        **{f"{key}.technique": "structured" for key in ("0:units", "3:units")},
-        **{f"{key}.ratio": 0.5 for key in ("0:units", "3:units")},
-    }
-    parent = found.fit_to_budget(start)
+    parent = found.fit_to_budget(narrowed(prepared, {"0:units": 0.5, "3:units": 0.5}))
 
-    def fits(given: Mapping[str, Any]) -> bool:
-        return found.fits(plan_of(prepared.variables, given))
+    def fits(sample: Decisions) -> bool:
+        return found.fits(sample.plan)
 
-    seen = set()
+    moves = set()
     for draw in range(30):
-        child = exchange(prepared.variables, [parent], fits, str(draw))
-        assert (
-            child is not None
-            and fits(child)
-            and child == exchange(prepared.variables, [parent], fits, str(draw))
-        )
-        moved = {key: child[key] - parent[key] for key in child if key.endswith("units.ratio")}
-        seen.add(tuple(round(moved[key], 3) for key in sorted(moved)))
-    assert any(min(each) < 0 < max(each) for each in seen), seen
-    assert exchange(prepared.variables, [parent], lambda given: False, "0") is None
+        child = exchange([parent], fits, str(draw))
+        assert child is not None and fits(child) and child == exchange([parent], fits, str(draw))
+        units = [key for key in child if key.endswith(":units")]
+        moves.add(tuple(round(child[key].ratio - parent[key].ratio, 3) for key in units))
+    assert any(min(move) < 0 < max(move) for move in moves), moves
+    assert exchange([parent], lambda sample: False, "0") is None
 
 
 def _screened(number: int, metric: float, latency: float) -> Candidate:
@@ -678,31 +662,26 @@ def test_the_neighbour_that_is_judged_is_the_most_promising_of_many(
     steered, draw = steering(prepared, tmp_path), random.Random(1)
     loops.__dict__["steering"] = steered
     given = [
-        steered.fit_to_budget(parameters(prepared.variables, drawn(prepared, draw)))
+        steered.fit_to_budget(Decisions.of_plan(prepared.variables, drawn(prepared, draw)))
         for _ in range(25)
     ]
     candidates = []
-    for number, each in enumerate(given):
-        plan = plan_of(prepared.variables, each)
+    for number, net in enumerate(given):
+        plan = net.plan
         assert prepared.dense.flops is not None
         flops = round(0.55 * prepared.dense.flops * (1 + steered.violation(plan)))
         score = prepared.dense.evolve(loss=late_groups_matter(plan), flops=flops)
         candidates.append(Candidate(number, plan, score, False, "screened"))
 
-    def tight(given: dict[str, Any]) -> bool:
+    def tight(sample: Decisions) -> bool:
         """Whether the budget is spent: no group can be given a step of width back."""
-        for each in (each for each in prepared.variables if each.groups[0].level == "units"):
-            wider = max(0.0, given[f"{each.name}.ratio"] - each.multiple_of / each.groups[0].size)
-            cut = wider < given[f"{each.name}.ratio"] and given[f"{each.name}.technique"] != NONE
-            if cut and steered.fits(
-                plan_of(prepared.variables, given | {f"{each.name}.ratio": wider})
-            ):
-                return False
-        return True
+        units = [one for one in sample.values() if one.variable.groups[0].level == "units"]
+        cut = [one for one in units if one.acts and wider(one).ratio < one.ratio]
+        return not any(steered.fits(sample.evolve(wider(one)).plan) for one in cut)
 
     def neighbours() -> list[float]:
         found = [loops.neighbour(candidates, given.__getitem__, str(each)) for each in range(10)]
-        plans = [plan_of(prepared.variables, each) for each in found if each is not None]
+        plans = [each.plan for each in found if each is not None]
         assert len(plans) == 10 and all(steered.fits(plan) for plan in plans)
         # others would come to nets judged before
         assert sum(tight(each) for each in found if each is not None) >= 8

@@ -7,16 +7,19 @@ from typing import Any
 
 import pytest
 
+from autoprune.decision import Decisions
 from autoprune.errors import StudyError
 from autoprune.group import Group
 from autoprune.plan import Choice, Plan
+from autoprune.searching.optuna_study.parameters import (
+    distributions,
+    from_parameters,
+    to_parameters,
+)
 from autoprune.space import (
     Options,
     Space,
     Variable,
-    distributions,
-    parameters,
-    plan_of,
     uniform,
     unscored_reason,
 )
@@ -167,9 +170,10 @@ def test_a_plan_comes_back_from_its_parameters(share: Any) -> None:
     variables = Space(share=share).resolve(GROUPS)
     plan = uniform(variables, ("structured", "sparse"), 0.37)
     for each in (plan, Plan()):
-        found = parameters(variables, each)
-        assert plan_of(variables, found) == each
-        assert set(found) == set(distributions(variables)) and len(found) == 3 * len(variables)
+        decisions = Decisions.of_plan(variables, each)
+        flat = to_parameters(decisions)
+        assert decisions.plan == each and from_parameters(variables, flat) == decisions
+        assert set(flat) == set(distributions(variables)) and len(flat) == 3 * len(variables)
 
 
 def test_uniform_clips_to_the_range_and_takes_the_first_that_is_offered() -> None:
@@ -218,8 +222,7 @@ def test_a_rounded_width_stays_in_the_range(high: float) -> None:
     variable = by_name(Space(Options(ratio=(0.0, high))), multiple_of=8)["layer1.0.conv:units"]
     plan = uniform([variable], ("structured",), 1.0)
     assert plan.choices["layer1.0.conv:units"].ratio <= high + 1e-9
-    given = parameters([variable], plan)["layer1.0.conv:units.ratio"]
-    assert isinstance(given, float) and given <= high
+    assert Decisions.of_plan([variable], plan)["layer1.0.conv:units"].ratio <= high
 
 
 def test_each_group_is_offered_the_criteria_that_fit_its_level() -> None:
@@ -310,7 +313,7 @@ def test_a_plan_says_the_share_that_really_goes(
     for ratio, share in wanted.items():
         assert variable.choices(technique, ratio, "l1")["layer2.conv:weights"].ratio == share
         plan = uniform([variable], (technique,), ratio)
-        assert plan_of([variable], parameters([variable], plan)) == plan
+        assert Decisions.of_plan([variable], plan).plan == plan
 
 
 def test_a_pattern_may_have_a_multiple_of_its_own() -> None:
@@ -338,4 +341,4 @@ def test_blocks_are_decided_one_by_one_and_go_whole() -> None:
     assert a.choices("depth", 0.5, "l1") == {"stage.a:blocks": Choice("depth", 1.0)}
     assert b.choices("depth", 0.49, "l1") == {"stage.b:blocks": Choice("depth", 0.0)}
     plan = Plan(a.choices("depth", 0.7, "l1"))
-    assert plan_of(variables, parameters(variables, plan)) == plan
+    assert Decisions.of_plan(variables, plan).plan == plan

@@ -15,7 +15,6 @@ from autoprune.searching.selecting.promotion import next_promotion
 from autoprune.searching.session import Session
 from autoprune.searching.time_limit import TimeLimit
 from autoprune.searching.trials import Trials
-from autoprune.space import plan_of
 
 __all__ = ["ROUNDS", "Stages"]
 
@@ -90,7 +89,7 @@ class Stages:
             else:
                 self.screening.learn(candidates)
                 draw = self.journal.draw()
-                child = self.screening.neighbour(candidates, self.journal.parameters, draw)
+                child = self.screening.neighbour(candidates, self.journal.decisions, draw)
                 trial, plan = self.journal.ask(child, steer=self.screening.scale_sample(draw))
             self.trials.run_one(trial, plan, self.trials.screen)
 
@@ -146,13 +145,13 @@ class Stages:
             or any(finalist.number in fuller for fuller in refills.values())
         ):
             return False
-        given = self.journal.parameters(finalist.number)
+        given = self.journal.decisions(finalist.number)
         # It has what is no longer searched
-        if plan_of(self.session.prepared.variables, given) != finalist.plan:
+        if given.plan != finalist.plan:
             return False
         score = self.session.evaluator.finalist(finalist.plan, finalist.number)
         self.screening.learn(self.trials.candidates())
-        fuller = self.screening.refill(given, finalist.plan, score, self.journal.draw())
+        fuller = self.screening.refill(given, score, self.journal.draw())
         if fuller is None:
             return False
         self.trials.run_one(*self.journal.refill(finalist, fuller), self.trials.screen)

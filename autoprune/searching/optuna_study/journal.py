@@ -10,14 +10,20 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from autoprune.decision import Decisions
 from autoprune.errors import InputError
 from autoprune.plan import Plan
 from autoprune.run import Run
 from autoprune.score import Candidate, Score, direction
 from autoprune.searching.evaluating.probes import Probe
+from autoprune.searching.optuna_study.parameters import (
+    distributions,
+    from_parameters,
+    to_parameters,
+)
 from autoprune.searching.optuna_study.samplers import SAMPLERS, Steered
 from autoprune.searching.optuna_study.storage import open_storage
-from autoprune.space import Parameters, Variable, distributions, parameters, plan_of
+from autoprune.space import Variable
 from autoprune.study import Study
 
 __all__ = ["Journal"]
@@ -109,13 +115,11 @@ class Journal:
                 and self.count_finished() < self._study.search.trials
             )
             if proposing:
-                self.optuna.enqueue_trial(parameters(self._variables, Plan()), skip_if_exists=True)
+                self.optuna.enqueue_trial(self._parameters(Plan()), skip_if_exists=True)
             self._keep_probes(probes)
             if proposing:
                 for plan in proposals():
-                    self.optuna.enqueue_trial(
-                        parameters(self._variables, plan), skip_if_exists=True
-                    )
+                    self.optuna.enqueue_trial(self._parameters(plan), skip_if_exists=True)
                 self.optuna.set_user_attr("proposed", True)
 
     def missing_probes(self, probes: Sequence[Probe]) -> list[Probe]:
@@ -143,7 +147,10 @@ class Journal:
             )
 
     def ask(
-        self, given: Parameters | None = None, *, steer: Callable[[Parameters], Any] | None = None
+        self,
+        given: Decisions | None = None,
+        *,
+        steer: Callable[[Decisions], Decisions] | None = None,
     ) -> tuple[Trial, Plan]:
         """The next trial and its plan: one that waits in the queue, else `given`, else the
         sampler's, moved by `steer`.
@@ -152,10 +159,10 @@ class Journal:
         """
         with _quiet():
             if given is not None and not self.waits():
-                self.optuna.enqueue_trial(dict(given))
+                self.optuna.enqueue_trial(to_parameters(given))
             # What is missing of parameters that were queued under another budget is left whole
             if self.waits():
-                untouched = parameters(self._variables, Plan())
+                untouched = Decisions.of_plan(self._variables, Plan())
                 self.optuna.sampler = Steered(
                     optuna.samplers.RandomSampler(), self._variables, lambda _: untouched
                 )
@@ -164,7 +171,7 @@ class Journal:
                 sampler = SAMPLERS[settings.sampler](seed, settings.trials)
                 self.optuna.sampler = Steered(sampler, self._variables, steer) if steer else sampler
             trial = self.optuna.ask(dict(distributions(self._variables)))
-            chosen = plan_of(self._variables, trial.params)
+            chosen = from_parameters(self._variables, trial.params).plan
             self._mark_begin(trial, chosen)
         return trial, chosen
 
@@ -174,29 +181,31 @@ class Journal:
         with _quiet():
             self._hold_back()
             self.optuna.enqueue_trial(
-                self.parameters(candidate.number), user_attrs={"promotes": candidate.number}
+                to_parameters(self.decisions(candidate.number)),
+                user_attrs={"promotes": candidate.number},
             )
             self.optuna.sampler = optuna.samplers.RandomSampler()
             trial = self.optuna.ask(dict(distributions(self._variables)))
             self._mark_begin(trial, candidate.plan)
         return trial
 
-    def refill(self, candidate: Candidate, given: Parameters) -> tuple[Trial, Plan]:
-        """A trial of `given` parameters: those of a finalist, with what it leaves of the budget
-        given back."""
+    def refill(self, candidate: Candidate, fuller: Decisions) -> tuple[Trial, Plan]:
+        """A trial of a finalist with what it leaves of the budget given back."""
         with _quiet():
             self._hold_back()
-            self.optuna.enqueue_trial(dict(given), user_attrs={"refills": candidate.number})
+            self.optuna.enqueue_trial(
+                to_parameters(fuller), user_attrs={"refills": candidate.number}
+            )
             return self.ask()
 
-    def parameters(self, number: int) -> dict[str, Any]:
+    def decisions(self, number: int) -> Decisions:
         """Those of a trial, as far as they are searched now; what it does not have is left
         whole."""
         asked = self.optuna.get_trials(deepcopy=False)[number].params
-        return {
-            name: asked.get(name, value)
-            for name, value in parameters(self._variables, Plan()).items()
-        }
+        return from_parameters(self._variables, asked)
+
+    def _parameters(self, plan: Plan) -> dict[str, Any]:
+        return to_parameters(Decisions.of_plan(self._variables, plan))
 
     def _mark_begin(self, trial: Trial, plan: Plan) -> None:
         trial.set_user_attr("plan", plan.to_json())

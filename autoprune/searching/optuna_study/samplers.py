@@ -14,7 +14,13 @@ import optuna
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from autoprune.space import Parameters, Variable, distributions
+from autoprune.decision import Decisions
+from autoprune.searching.optuna_study.parameters import (
+    distributions,
+    from_parameters,
+    to_parameters,
+)
+from autoprune.space import Variable
 
 __all__ = ["SAMPLERS", "Steered", "population"]
 
@@ -82,10 +88,11 @@ class Steered(optuna.samplers.BaseSampler):
         self,
         inner: optuna.samplers.BaseSampler,
         variables: Sequence[Variable],
-        steer: Callable[[Parameters], Any],
+        steer: Callable[[Decisions], Decisions],
     ) -> None:
-        """`steer` takes and gives the parameters of a trial, all of them."""
-        self._inner, self._all, self._steer = inner, distributions(variables), steer
+        """`steer` takes and gives the decisions of a trial, about all variables."""
+        self._inner, self._variables, self._steer = inner, variables, steer
+        self._all = distributions(variables)
 
     def infer_relative_search_space(self, study: Any, trial: FrozenTrial) -> dict[str, Any]:
         """All parameters, so that Optuna asks for none of them alone."""
@@ -106,7 +113,7 @@ class Steered(optuna.samplers.BaseSampler):
                     )
                     continue
                 found[name] = self._inner.sample_independent(study, trial, name, each)
-        return dict(self._steer(found))
+        return to_parameters(self._steer(from_parameters(self._variables, found)))
 
     def sample_independent(
         self, study: Any, trial: FrozenTrial, param_name: str, param_distribution: Any

@@ -17,6 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from autoprune.budget import Budget, Feasibility, Limit
+from autoprune.decision import Decisions
 from autoprune.errors import ModelError
 from autoprune.measuring.prediction.predictor import Predictor
 from autoprune.measuring.sparse_kernels import lower
@@ -28,7 +29,6 @@ from autoprune.run import Run
 from autoprune.score import Score
 from autoprune.searching.evaluating.preparation import Prepared
 from autoprune.searching.session import Session
-from autoprune.space import NONE, plan_of
 from autoprune.study import Study
 
 __all__ = ["Steering"]
@@ -152,44 +152,27 @@ class Steering:
         """Whether a plan is expected to spend at most `share` of the budget, less the margin."""
         return self.violation(plan) <= share - 1
 
-    def fit_to_budget(self, parameters: Mapping[str, Any], share: float = 1.0) -> dict[str, Any]:
-        """A trial's parameters with all ratios scaled by the least factor at which the plan fits;
-        the most if none.
+    def fit_to_budget(self, sample: Decisions, share: float = 1.0) -> Decisions:
+        """A sample with all ratios scaled by the least factor at which the plan fits; the most if
+        none.
 
         Blocks stay or go as they did, unless there is nothing else to scale.
         """
-        variables = self.prepared.variables
-        cut = [
-            variable
-            for variable in variables
-            if parameters[f"{variable.name}.technique"] != NONE
-            and parameters[f"{variable.name}.ratio"] > 0
-        ]
-        scalable = [variable for variable in cut if not variable.whole] or cut
-        ratios = {
-            variable.name: float(parameters[f"{variable.name}.ratio"]) for variable in scalable
-        }
-        if not self.budget.limits or not ratios:
-            return dict(parameters)
-        highest = {variable.name: variable.options.ratio for variable in variables}
+        cut = [decision for decision in sample.values() if decision.acts and decision.ratio > 0]
+        scalable = [decision for decision in cut if not decision.variable.whole] or cut
+        if not self.budget.limits or not scalable:
+            return sample
 
-        def scaled(factor: float) -> dict[str, Any]:
-            moved = {
-                f"{name}.ratio": min(max(ratio * factor, highest[name][0]), highest[name][1])
-                for name, ratio in ratios.items()
-            }
-            return {**parameters, **moved}
+        def scaled(factor: float) -> Decisions:
+            return sample.evolve(*(decision.at(decision.ratio * factor) for decision in scalable))
 
-        high = max(highest[name][1] / ratio for name, ratio in ratios.items())
+        high = max(decision.variable.options.ratio[1] / decision.ratio for decision in scalable)
         low = high / _RANGE
-        if self.fits(plan_of(variables, scaled(high)), share):
+        if self.fits(scaled(high).plan, share):
             for _ in range(_STEPS):
                 middle = (low * high) ** 0.5
-                low, high = (
-                    (low, middle)
-                    if self.fits(plan_of(variables, scaled(middle)), share)
-                    else (middle, high)
-                )
+                enough = self.fits(scaled(middle).plan, share)
+                low, high = (low, middle) if enough else (middle, high)
         return scaled(high)
 
     def observe(self, plan: Plan, score: Score) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from autoprune import plugins
+from autoprune.decision import Decisions
 from autoprune.plan import Plan
 from autoprune.pruning.thresholds import Threshold
 from autoprune.searching.evaluating.preparation import Prepared
@@ -19,8 +20,6 @@ from autoprune.space import (
     NONE,
     Variable,
     highest_ratio,
-    parameters,
-    plan_of,
     uniform,
     unit_techniques,
 )
@@ -66,11 +65,17 @@ def _to_budget(
     # Nothing is known beforehand of what is limited: at several ratios
     if not steering.budget.limits:
         highest *= share
-    start = parameters(variables, uniform(variables, techniques, highest))
-    for place, block in enumerate(order := by_importance(variables, steering)):
-        # Scaled, they go one after the other
-        start[f"{block.name}.ratio"] = highest * (1 - place / len(order))
-    return plan_of(variables, steering.fit_to_budget(start, share))
+    start, order = _uniform(variables, techniques, highest), by_importance(variables, steering)
+    # Scaled, they go one after the other
+    blocks = (
+        start[block.name].at(highest * (1 - place / len(order)))
+        for place, block in enumerate(order)
+    )
+    return steering.fit_to_budget(start.evolve(*blocks), share).plan
+
+
+def _uniform(variables: Sequence[Variable], techniques: Sequence[str], ratio: float) -> Decisions:
+    return Decisions.of_plan(variables, uniform(variables, techniques, ratio))
 
 
 def by_importance(variables: Sequence[Variable], steering: Steering) -> list[Variable]:
@@ -90,14 +95,9 @@ def shallower(
 
     def solve(count: int, share: float) -> Plan:
         techniques = unit_techniques(variables)
-        highest = highest_ratio(variables, techniques)
-        start = parameters(variables, uniform(variables, techniques, highest))
-        for block in order[:count]:
-            start |= {
-                f"{block.name}.technique": block.options.techniques[0],
-                f"{block.name}.ratio": 1.0,
-            }
-        return plan_of(variables, steering.fit_to_budget(start, share))
+        start = _uniform(variables, techniques, highest_ratio(variables, techniques))
+        gone = (start[block.name].at(1.0, block.options.techniques[0]) for block in order[:count])
+        return steering.fit_to_budget(start.evolve(*gone), share).plan
 
     counts = sorted({math.ceil(share * len(order)) for share in _DEPTHS} - {0})
     return [functools.partial(solve, count) for count in counts]
@@ -113,17 +113,16 @@ def ranked_globally(prepared: Prepared, steering: Steering, share: float) -> Pla
     shares = _importances(prepared, steering)
     pooled = torch.cat(list(shares.values())).sort().values if shares else torch.zeros(1)
 
+    untouched = Decisions.of_plan(prepared.variables, Plan())
+
     def at(level: int) -> Plan:
         threshold = pooled[min(len(pooled) - 1, round(level / _LEVELS * (len(pooled) - 1)))]
-        found: dict[str, object] = dict(parameters(prepared.variables, Plan()))
-        for variable in prepared.variables:
-            if variable.name in shares:
-                low, high = variable.options.ratio
-                gone = float((shares[variable.name] < threshold).float().mean())
-                technique = variable.options.techniques[0]
-                found[f"{variable.name}.technique"] = technique if gone > 0 else NONE
-                found[f"{variable.name}.ratio"] = min(max(gone, low), high)
-        return plan_of(prepared.variables, found)
+        cut = []
+        for name, importance in shares.items():
+            gone = float((importance < threshold).float().mean())
+            technique = untouched[name].variable.options.techniques[0]
+            cut.append(untouched[name].at(gone, technique if gone > 0 else NONE))
+        return untouched.evolve(*cut).plan
 
     return at(_least(lambda level: steering.fits(at(level), share)))
 
@@ -171,15 +170,11 @@ def _under_threshold(
         )
         for variable in variables
     }
-    ranked, untouched = Threshold(scores), dict(parameters(prepared.variables, Plan()))
+    ranked, untouched = Threshold(scores), Decisions.of_plan(prepared.variables, Plan())
 
     def at(level: int) -> Plan:
-        found: dict[str, object] = dict(untouched)
-        for variable in variables:
-            low, high = variable.options.ratio
-            found[f"{variable.name}.technique"] = technique
-            found[f"{variable.name}.ratio"] = min(max(ratios[level][variable.name], low), high)
-        return plan_of(prepared.variables, found)
+        cut = (untouched[name].at(ratio, technique) for name, ratio in ratios[level].items())
+        return untouched.evolve(*cut).plan
 
     ratios = [ranked.ratios(level / _LEVELS) for level in range(_LEVELS + 1)]
     return at(_least(lambda level: steering.fits(at(level), share)))

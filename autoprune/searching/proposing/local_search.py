@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import replace
 
-from autoprune.space import NONE, Parameters, Variable
+from autoprune.decision import Decision, Decisions
+from autoprune.space import Variable
 
-__all__ = ["exchange", "fill", "narrow"]
+__all__ = ["Fits", "exchange", "fill", "narrow"]
 
 _TRIES = 30
 _STEPS = (1, 1, 2, 4)  # of width, that a group is given at once
@@ -17,14 +18,12 @@ _OTHERWISE = 0.2  # how often something else than a width is changed
 _SHARE = 0.08  # the step of what has no width
 
 
-def exchange(
-    variables: Sequence[Variable],
-    parents: Sequence[Parameters],
-    fits: Callable[[Parameters], bool],
-    seed: str,
-) -> dict[str, Any] | None:
-    """A neighbour of one of `parents` (best first) that `fits`, or None where none was found; the
-    same for one `seed`.
+Fits = Callable[[Decisions], bool]
+
+
+def exchange(parents: Sequence[Decisions], fits: Fits, seed: str) -> Decisions | None:
+    """A neighbour of one of `parents` (best first) that `fits`, or None where none is; the same for
+    one `seed`.
 
     One group is widened; if the plan then no longer fits, another is narrowed until it does. Now
     and then a criterion or a technique is changed instead.
@@ -32,118 +31,90 @@ def exchange(
     draw = random.Random(seed)
     for _ in range(_TRIES):
         parent = parents[min(draw.randrange(len(parents)), draw.randrange(len(parents)))]
-        if (
-            draw.random() < _OTHERWISE
-            and (found := _change_choice(variables, parent, draw)) is not None
-        ):
-            found = found if fits(found) else _pay_for(variables, found, fits, draw, None)
+        if draw.random() < _OTHERWISE and (neighbour := _change_choice(parent, draw)) is not None:
+            neighbour = neighbour if fits(neighbour) else _pay_for(neighbour, fits, draw, None)
         else:
-            found = _widen(variables, parent, fits, draw)
-        if found is not None:
-            return found
+            neighbour = _widen(parent, fits, draw)
+        if neighbour is not None:
+            return neighbour
     return None
 
 
-def narrow(
-    variables: Sequence[Variable],
-    parameters: Parameters,
-    fits: Callable[[Parameters], bool],
-    seed: str,
-) -> dict[str, Any]:
-    """`parameters` with one group after another, drawn at random, narrowed until they fit; all,
-    where they never do."""
-    draw, found = random.Random(seed), dict(parameters)
-    for variable in draw.sample(variables, len(variables)):
-        if fits(found):
+def narrow(sample: Decisions, fits: Fits, seed: str) -> Decisions:
+    """The sample with one group after another, drawn at random, narrowed until it fits; all, where
+    it never does."""
+    draw = random.Random(seed)
+    for name in draw.sample([*sample], len(sample)):
+        if fits(sample):
             break
-        least = _move_ratio(variable, found, 1.0)
-        found = (_pay_for([variable], found, fits, draw, None) if fits(least) else None) or least
-    return found
+        least = sample.evolve(_move_ratio(sample[name], 1.0))
+        sample = (_narrow_until(sample, name, fits) if fits(least) else None) or least
+    return sample
 
 
-def fill(
-    variables: Sequence[Variable],
-    parameters: Parameters,
-    fits: Callable[[Parameters], bool],
-    seed: str,
-) -> dict[str, Any]:
-    """`parameters` that fit, with units given back a step each in turn, in an order drawn at
-    random, while they fit."""
-    found = dict(parameters)
-    given = [variable for variable in variables if variable.groups[0].level == "units"]
-    wide = random.Random(seed).sample(given, len(given))
+def fill(sample: Decisions, fits: Fits, seed: str) -> Decisions:
+    """A sample that fits, with units given back a step each in turn, in an order drawn at random,
+    while it fits."""
+    units = [name for name, one in sample.items() if one.variable.groups[0].level == "units"]
+    wide = random.Random(seed).sample(units, len(units))
     while wide:
-        for variable in tuple(wide):
-            wider = _move_ratio(variable, found, -_least(variable))
-            if _ratio(variable, wider) < _ratio(variable, found) and fits(wider):
-                found = wider
+        for name in tuple(wide):
+            step = _least(sample[name].variable)
+            wider = sample.evolve(_move_ratio(sample[name], -step))
+            if wider[name].removed < sample[name].removed and fits(wider):
+                sample = wider
             else:
-                wide.remove(variable)
-    return found
+                wide.remove(name)
+    return sample
 
 
-def _widen(
-    variables: Sequence[Variable],
-    parent: Parameters,
-    fits: Callable[[Parameters], bool],
-    draw: random.Random,
-) -> dict[str, Any] | None:
+def _widen(parent: Decisions, fits: Fits, draw: random.Random) -> Decisions | None:
     cut = [
-        variable for variable in variables if _ratio(variable, parent) > variable.options.ratio[0]
+        decision
+        for decision in parent.values()
+        if decision.removed > decision.variable.options.ratio[0]
     ]
     if not cut:
         return None
     wider = draw.choice(cut)
-    found = _move_ratio(wider, parent, -_step(wider) * draw.choice(_STEPS))
-    return found if fits(found) else _pay_for(variables, found, fits, draw, wider)
+    steps = draw.choice(_STEPS)
+    neighbour = parent.evolve(_move_ratio(wider, -_step(wider.variable) * steps))
+    return neighbour if fits(neighbour) else _pay_for(neighbour, fits, draw, wider.variable.name)
 
 
 def _pay_for(
-    variables: Sequence[Variable],
-    given: Parameters,
-    fits: Callable[[Parameters], bool],
-    draw: random.Random,
-    spared: Variable | None,
-) -> dict[str, Any] | None:
-    """`given` with one group narrowed until it fits."""
-    payer = draw.choice([variable for variable in variables if variable is not spared] or [None])
-    if payer is None:
-        return None
-    found = dict(given)
-    while _ratio(payer, found) < payer.options.ratio[1] - 1e-9:
-        found = _move_ratio(payer, found, _step(payer))
-        if fits(found):
-            return found
+    sample: Decisions, fits: Fits, draw: random.Random, spared: str | None
+) -> Decisions | None:
+    """The sample with one group, not the one that is spared, narrowed until it fits."""
+    payer = draw.choice([name for name in sample if name != spared] or [None])
+    return None if payer is None else _narrow_until(sample, payer, fits)
+
+
+def _narrow_until(sample: Decisions, name: str, fits: Fits) -> Decisions | None:
+    variable = sample[name].variable
+    while sample[name].removed < variable.options.ratio[1] - 1e-9:
+        sample = sample.evolve(_move_ratio(sample[name], _step(variable)))
+        if fits(sample):
+            return sample
     return None
 
 
-def _change_choice(
-    variables: Sequence[Variable], parent: Parameters, draw: random.Random
-) -> dict[str, Any] | None:
+def _change_choice(parent: Decisions, draw: random.Random) -> Decisions | None:
     """Another criterion or technique somewhere, at the same ratio."""
-    places = [
-        (
-            f"{variable.name}.{key}",
-            [other for other in offered if other != parent[f"{variable.name}.{key}"]],
-        )
-        for variable in variables
-        for key, offered in (
-            ("criterion", variable.options.criteria),
-            ("technique", variable.options.techniques),
-        )
-        if parent[f"{variable.name}.technique"] != NONE
-    ]
-    places = [(name, others) for name, others in places if others]
+    places: list[list[Decision]] = []
+    for decision in parent.values():
+        if decision.acts:
+            options = decision.variable.options
+            by_criterion = [replace(decision, criterion=name) for name in options.criteria]
+            by_technique = [replace(decision, technique=name) for name in options.techniques]
+            places += [
+                [other for other in others if other != decision]
+                for others in (by_criterion, by_technique)
+            ]
+    places = [others for others in places if others]
     if not places:
         return None
-    name, others = draw.choice(places)
-    return {**parent, name: draw.choice(others)}
-
-
-def _ratio(variable: Variable, parameters: Parameters) -> float:
-    removed = parameters[f"{variable.name}.technique"] != NONE
-    ratio = float(parameters[f"{variable.name}.ratio"]) if removed else 0.0
-    return variable.round_ratio(variable.groups[0], ratio) if variable.whole else ratio
+    return parent.evolve(draw.choice(draw.choice(places)))
 
 
 def _step(variable: Variable) -> float:
@@ -162,10 +133,10 @@ def _least(variable: Variable) -> float:
     return variable.step / variable.groups[0].size
 
 
-def _move_ratio(variable: Variable, parameters: Parameters, by: float) -> dict[str, Any]:
-    low, high = variable.options.ratio
-    ratio = min(max(_ratio(variable, parameters) + by, low), high)
-    technique = parameters[f"{variable.name}.technique"]
-    if technique == NONE and ratio > 0:
-        technique = variable.options.techniques[0]
-    return {**parameters, f"{variable.name}.ratio": ratio, f"{variable.name}.technique": technique}
+def _move_ratio(decision: Decision, by: float) -> Decision:
+    """The decision with a higher or a lower ratio; what begins to be cut is so by its first
+    technique."""
+    wanted = decision.at(decision.removed + by)
+    if not wanted.acts and wanted.ratio > 0:
+        return wanted.at(wanted.ratio, wanted.variable.options.techniques[0])
+    return wanted

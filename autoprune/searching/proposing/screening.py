@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
+from autoprune.decision import Decisions
 from autoprune.plan import Plan
 from autoprune.score import Candidate, Score
 from autoprune.searching.proposing.budget_scaling import Steering
@@ -22,13 +22,12 @@ from autoprune.searching.proposing.heuristics import (
     shallower,
     thresholds,
 )
-from autoprune.searching.proposing.local_search import exchange, fill, narrow
+from autoprune.searching.proposing.local_search import Fits, exchange, fill, narrow
 from autoprune.searching.proposing.loss_model import Surrogate
 from autoprune.searching.proposing.nets import Nets
 from autoprune.searching.proposing.sensitivity import RATIOS, knapsack, sensitivities
 from autoprune.searching.selecting.promotion import best
 from autoprune.searching.session import Session
-from autoprune.space import parameters, plan_of
 
 __all__ = ["Screening"]
 
@@ -117,14 +116,13 @@ class Screening:
         one."""
 
         def scaled(plan: Plan, share: float) -> Plan:
-            return plan_of(
-                self.variables, self.steering.fit_to_budget(parameters(self.variables, plan), share)
-            )
+            sample = Decisions.of_plan(self.variables, plan)
+            return self.steering.fit_to_budget(sample, share).plan
 
         best_ones = self.of_other_budgets()[: self.study.search.finalists or 0]
         return [functools.partial(scaled, one.plan) for one in best_ones]
 
-    def scale_sample(self, draw: str) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+    def scale_sample(self, draw: str) -> Callable[[Decisions], Decisions]:
         """How a sample is moved: scaled to the budget, or where the whole front is wanted to one of
         its levels.
 
@@ -134,38 +132,36 @@ class Screening:
         """
         share = self.steering.share(draw)
 
-        def fits(sample: Mapping[str, Any]) -> bool:
-            return self.steering.fits(plan_of(self.variables, sample), share)
+        def fits(sample: Decisions) -> bool:
+            return self.steering.fits(sample.plan, share)
 
-        def moved(sample: Mapping[str, Any]) -> dict[str, Any]:
-            found = narrow(self.variables, self.steering.fit_to_budget(sample, share), fits, draw)
-            found = self._fill_up(found, fits, draw)
-            plan = plan_of(self.variables, found)
-            if plan not in self.nets:
-                return found
-            used = self.steering.violation(plan)
+        def moved(sample: Decisions) -> Decisions:
+            scaled = narrow(self.steering.fit_to_budget(sample, share), fits, draw)
+            full = self._fill_up(scaled, fits, draw)
+            if full.plan not in self.nets:
+                return full
+            used = self.steering.violation(full.plan)
             new = self._new(used if self.steering.whole else max(used, 0.0))
-            return exchange(self.variables, [found], new, draw) or found
+            return exchange([full], new, draw) or full
 
         return moved
 
-    def _within(self, allowed: float) -> Callable[[Mapping[str, Any]], bool]:
-        """Whether parameters come to a net that costs no more than is `allowed`."""
-        return lambda child: self.steering.violation(plan_of(self.variables, child)) <= allowed
+    def _within(self, allowed: float) -> Fits:
+        """Whether decisions come to a net that costs no more than is `allowed`."""
+        return lambda child: self.steering.violation(child.plan) <= allowed
 
-    def _new(self, allowed: float) -> Callable[[Mapping[str, Any]], bool]:
-        """Whether parameters come to a net that costs no more than is `allowed` and was not judged
+    def _new(self, allowed: float) -> Fits:
+        """Whether decisions come to a net that costs no more than is `allowed` and was not judged
         yet."""
         within = self._within(allowed)
-        return lambda child: within(child) and plan_of(self.variables, child) not in self.nets
+        return lambda child: within(child) and child.plan not in self.nets
 
     def neighbour(
-        self, candidates: list[Candidate], given: Callable[[int], dict[str, Any]], draw: str
-    ) -> dict[str, Any] | None:
-        """Parameters of the most promising of some neighbours of the best plans so far, a few moves
-        away.
+        self, candidates: list[Candidate], given: Callable[[int], Decisions], draw: str
+    ) -> Decisions | None:
+        """The most promising of some neighbours of the best plans so far, a few moves away.
 
-        None where it is the sampler's turn, or there is none. `given` are the parameters of a trial
+        None where it is the sampler's turn, or there is none. `given` are the decisions of a trial
         by its number.
         """
         done = sum(candidate.stage == "screened" for candidate in candidates)
@@ -179,32 +175,25 @@ class Screening:
             parents = [random.Random(draw).choice(parents)]
             allowed = self.steering.violation(parents[0].plan)
         new = self._new(allowed)
-        found = self._promising([given(parent.number) for parent in parents], new, draw)
-        if found is None:
+        child = self._promising([given(parent.number) for parent in parents], new, draw)
+        if child is None:
             return None
-        full = self._fill_up(found, self._within(allowed), draw)
-        return full if new(full) else found
+        full = self._fill_up(child, self._within(allowed), draw)
+        return full if new(full) else child
 
-    def _fill_up(
-        self, given: dict[str, Any], fits: Callable[[Mapping[str, Any]], bool], draw: str
-    ) -> dict[str, Any]:
+    def _fill_up(self, sample: Decisions, fits: Fits, draw: str) -> Decisions:
         """With what is left of the budget given back to units, where anything of it is foreseen."""
-        return (
-            fill(self.variables, given, fits, draw)
-            if self.steering.budget.limits and fits(given)
-            else given
-        )
+        foreseen = self.steering.budget.limits and fits(sample)
+        return fill(sample, fits, draw) if foreseen else sample
 
-    def refill(
-        self, given: dict[str, Any], plan: Plan, score: Score, draw: str
-    ) -> dict[str, Any] | None:
-        """A finalist's parameters with what is left of the budget given back to units; None where
-        none fits any more.
+    def refill(self, finalist: Decisions, score: Score, draw: str) -> Decisions | None:
+        """A finalist with what is left of the budget given back to units; None where none fits any
+        more.
 
         `score` is the finalist's in fresh processes: what is foreseen of its neighbours is
         corrected by it, limit by limit.
         """
-        foreseen = self.steering.violations(plan)
+        foreseen = self.steering.violations(finalist.plan)
         real = self.study.feasibility(self.dense).violations(score)
         if self.steering.whole or not foreseen or max(real.values(), default=0.0) > -_LEFT:
             return None
@@ -214,42 +203,34 @@ class Screening:
             if key in real and used > -1
         }
 
-        def fits(child: Mapping[str, Any]) -> bool:
-            spent = self.steering.violations(plan_of(self.variables, child))
+        def fits(child: Decisions) -> bool:
+            spent = self.steering.violations(child.plan)
             return all((1 + used) * off.get(key, 1.0) <= 1 - _REST for key, used in spent.items())
 
-        fuller = (
-            fill(self.variables, given, fits, f"{draw} {attempt}") for attempt in range(_CHILDREN)
-        )
-        new = [child for child in fuller if plan_of(self.variables, child) not in self.nets]
-        order = self.surrogate.order(
-            [self.steering.pruner.resolve(plan_of(self.variables, child)).plan for child in new]
-        )
-        return new[order[0]] if new else None
+        fuller = (fill(finalist, fits, f"{draw} {attempt}") for attempt in range(_CHILDREN))
+        new = self._by_promise([child for child in fuller if child.plan not in self.nets])
+        return new[0] if new else None
 
-    def _promising(
-        self, start: list[dict[str, Any]], fits: Callable[[Mapping[str, Any]], bool], draw: str
-    ) -> dict[str, Any] | None:
+    def _promising(self, start: list[Decisions], fits: Fits, draw: str) -> Decisions | None:
         """Of neighbours that fit, of the neighbours of the most promising of these, and so on, the
         most promising."""
         if not self.surrogate.ready:
-            return exchange(self.variables, start, fits, draw)
-        found: list[dict[str, Any]] = []
+            return exchange(start, fits, draw)
+        promising: list[Decisions] = []
         for step in range(_MOVES):
             children = (
-                exchange(self.variables, start, fits, f"{draw} {step} {attempt}")
-                for attempt in range(_CHILDREN)
+                exchange(start, fits, f"{draw} {step} {attempt}") for attempt in range(_CHILDREN)
             )
-            found += [child for child in children if child is not None]
-            order = self.surrogate.order(
-                [
-                    self.steering.pruner.resolve(plan_of(self.variables, child)).plan
-                    for child in found
-                ]
-            )
-            found = [found[place] for place in order]
-            start = found[:_PARENTS] or start
-        return found[0] if found else None
+            promising += [child for child in children if child is not None]
+            promising = self._by_promise(promising)
+            start = promising[:_PARENTS] or start
+        return promising[0] if promising else None
+
+    def _by_promise(self, children: list[Decisions]) -> list[Decisions]:
+        """The most promising first."""
+        resolve = self.steering.pruner.resolve
+        order = self.surrogate.order([resolve(child.plan).plan for child in children])
+        return [children[place] for place in order]
 
     def learn(self, candidates: list[Candidate]) -> None:
         """Correct what is foreseen of costs and quality by what was measured and judged since."""

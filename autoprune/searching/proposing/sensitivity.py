@@ -12,12 +12,13 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
+from autoprune.decision import Decision, Decisions
 from autoprune.errors import TrainingError
 from autoprune.plan import Plan
 from autoprune.searching.failures import Failures
 from autoprune.searching.proposing.budget_scaling import Steering
 from autoprune.searching.session import Session
-from autoprune.space import NONE, Variable, parameters, plan_of
+from autoprune.space import NONE, Variable
 from autoprune.training.loop import Quality
 
 __all__ = ["RATIOS", "Sensitivity", "knapsack", "sensitivities"]
@@ -116,24 +117,23 @@ def knapsack(
     A price is put on what the budget is spent on, and bisected until the plan as a whole fits.
     """
     by_name = {variable.name: variable for variable in variables}
-    start = parameters(variables, Plan())
+    start = Decisions.of_plan(variables, Plan())
     before = steering.violation(Plan())
-    options: dict[str, list[tuple[dict[str, object], float, float]]] = {}
+    options: dict[str, list[tuple[Decision, float, float]]] = {}
     for (name, technique), losses in _curves(rows, dense).items():
         variable = by_name[name]
         for level in range(0, _LEVELS, _LEVELS - 1 if variable.whole else 1):
             ratio = variable.options.ratio[1] * level / (_LEVELS - 1)
             whole = ratio < max(variable.options.ratio[0], 1e-9)
-            chosen: dict[str, object] = {f"{name}.technique": NONE if whole else technique}
-            chosen[f"{name}.ratio"] = max(ratio, variable.options.ratio[0])
-            saved = before - steering.violation(plan_of(variables, {**start, **chosen}))
+            chosen = start[name].at(ratio, NONE if whole else technique)
+            saved = before - steering.violation(start.evolve(chosen).plan)
             options.setdefault(name, []).append((chosen, _between(losses, ratio), saved))
 
     def at(price: float) -> Plan:
-        found = dict(start)
-        for offered in options.values():
-            found |= min(offered, key=lambda candidate: candidate[1] - price * candidate[2])[0]
-        return plan_of(variables, found)
+        def cost(option: tuple[Decision, float, float]) -> float:
+            return option[1] - price * option[2]
+
+        return start.evolve(*(min(offered, key=cost)[0] for offered in options.values())).plan
 
     low, high = _PRICES
     for _ in range(_STEPS):
