@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         VerificationError,
     )
     from autoprune.group import Group
+    from autoprune.latency_figures import LatencyFigures
     from autoprune.plan import Choice, Plan
     from autoprune.score import Candidate, Score
     from autoprune.target import Target
@@ -47,6 +48,7 @@ _PLACES = {
         "VerificationError",
     ),
     "group": ("Group",),
+    "latency_figures": ("LatencyFigures",),
     "plan": ("Choice", "Plan"),
     "score": ("Candidate", "Score"),
     "budget": ("Budget", "Limit"),
@@ -63,6 +65,7 @@ __all__ = [
     "CodeError",
     "Group",
     "InputError",
+    "LatencyFigures",
     "Limit",
     "MissingPackage",
     "ModelError",

@@ -171,17 +171,17 @@ class Feasibility:
         in ms and the same one in per cent of dense are one limit.
         """
         score, dense = score.on(limit.target), self.dense.on(limit.target)
-        slowest = score.latency_ratio_high
+        slowest = score.latency.ratio_high
         if limit.quantity == "latency":
-            ms = dense.latency_ms
+            ms = dense.latency.ms
             if limit.relative or slowest is None or ms is None:
-                return slowest if limit.relative else score.latency_ms_high
+                return slowest if limit.relative else score.latency.ms_high
             return slowest * ms
         if limit.quantity == "throughput":
-            fastest = 1.0 if limit.relative else dense.throughput
+            fastest = 1.0 if limit.relative else dense.latency.throughput
             if fastest is not None and slowest:
                 return fastest / slowest
-            return None if limit.relative else score.throughput_low
+            return None if limit.relative else score.latency.throughput_low
         if limit.quantity == "metric_drop":
             if score.metric is None or dense.metric is None:
                 return None

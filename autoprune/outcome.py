@@ -52,8 +52,8 @@ class SearchResult:
             score = candidate.score
             ratio = (
                 ""
-                if score.latency_ratio is None
-                else f", latency {score.latency_ratio:.1%} of dense"
+                if score.latency.ratio is None
+                else f", latency {score.latency.ratio:.1%} of dense"
             )
             mark = (
                 " best"

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
+from autoprune.latency_figures import LatencyFigures
 from autoprune.plan import Plan
-from autoprune.quantities import is_resource
+from autoprune.quantities import TIMED, is_resource
 
 __all__ = [
     "Candidate",
@@ -23,20 +24,12 @@ __all__ = [
 ]
 
 _FIELDS = {
-    "latency": "latency_ms",
     "size": "size_bytes",
     "size_compressed": "size_compressed_bytes",
 }
 # Of records written before quantities were plug-ins
 _BEFORE = {"memory_bytes": "memory", "energy_mj": "energy"}
 _LISTS = ("uncounted", "unavailable")
-_MS = ("latency_ms", "latency_ms_low", "latency_ms_high", "latency_ms_p90", "latency_ms_p99")
-# What depends on how fast the machine is
-_TIMED = (*_MS, "throughput", "throughput_low")
-
-
-def _times(value: float | None, factor: float | None) -> float | None:
-    return None if value is None or factor is None else value * factor
 
 
 @dataclass(frozen=True)
@@ -46,17 +39,15 @@ class Score:
     FLOPs are those of one call of the target's batch and follow fvcore: one multiply-add counts 1;
     `uncounted` names the operators that could not be counted. `size_bytes` is the size of the file
     that the target runs, `size_compressed_bytes` that of the same file after zlib (level 6): zeros
-    cost next to nothing there. Latency intervals are 95 % intervals of the median; `latency_ratio`
-    is the median ratio of a call to the dense model's call beside it. Of a study's candidates the
-    milliseconds are that ratio of the study's one dense figure (`beside`), which has its own
-    interval. `throughput` is inputs per second, the batch over the median latency; `throughput_low`
-    is the lower end of its interval. `resources` are what a call needs beside time, by quantity, as
-    `memory` in bytes or `energy` in millijoules; how each is measured stands in its file in
-    `measuring/quantities/`. `unavailable` names what could not be measured, each with the reason,
-    as in `energy: this machine has no counter`. `metric_error` is the standard error of the metric
-    over its samples. `weights` says which of a finished model's are kept, as the better on
-    validation data: "trained", "repaired" (reconstructed by least squares) or, where nothing was to
-    be reconstructed, "cut"; "inherited" are those of the trained model of a looser budget.
+    cost next to nothing there. Of a study's candidates the milliseconds of `latency` are its ratio
+    of the study's one dense figure (`beside`), which has its own interval. `resources` are what a
+    call needs beside time, by quantity, as `memory` in bytes or `energy` in millijoules; how each
+    is measured stands in its file in `measuring/quantities/`. `unavailable` names what could not be
+    measured, each with the reason, as in `energy: this machine has no counter`. `metric_error` is
+    the standard error of the metric over its samples. `weights` says which of a finished model's
+    are kept, as the better on validation data: "trained", "repaired" (reconstructed by least
+    squares) or, where nothing was to be reconstructed, "cut"; "inherited" are those of the trained
+    model of a looser budget.
     """
 
     metric: float | None = None
@@ -66,18 +57,9 @@ class Score:
     params: int | None = None
     nonzero_params: int | None = None
     size_bytes: int | None = None
-    latency_ms: float | None = None
-    latency_ms_low: float | None = None
-    latency_ms_high: float | None = None
-    latency_ratio: float | None = None
-    latency_ratio_low: float | None = None
-    latency_ratio_high: float | None = None
     uncounted: tuple[str, ...] = ()
-    latency_ms_p90: float | None = None
-    latency_ms_p99: float | None = None
-    throughput: float | None = None
-    throughput_low: float | None = None
     size_compressed_bytes: int | None = None
+    latency: LatencyFigures = field(default_factory=LatencyFigures)
     resources: Mapping[str, float] = field(default_factory=dict)
     unavailable: tuple[str, ...] = ()
     # on further targets, by their name
@@ -86,13 +68,11 @@ class Score:
     weights: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object with every field."""
+        """A JSON object with every field, the latency's beside the others."""
         elsewhere = {name: score.to_json() for name, score in self.elsewhere.items()}
-        return (
-            asdict(self)
-            | {name: list(getattr(self, name)) for name in _LISTS}
-            | {"elsewhere": elsewhere}
-        )
+        lists = {name: list(getattr(self, name)) for name in _LISTS}
+        flat = {key: value for key, value in asdict(self).items() if key != "latency"}
+        return flat | self.latency.to_json() | lists | {"elsewhere": elsewhere}
 
     def on(self, target: str) -> Score:
         """The figures on a further target; all None where it was not measured there. "" is the
@@ -106,13 +86,11 @@ class Score:
         data = {**data, "resources": resources_of(data)}
         values = {key: value for key, value in data.items() if key in known}
         elsewhere = {
-            name: cls.from_json(each) for name, each in values.get("elsewhere", {}).items()
+            name: cls.from_json(score) for name, score in values.get("elsewhere", {}).items()
         }
-        return cls(
-            **values
-            | {name: tuple(values.get(name, ())) for name in _LISTS}
-            | {"elsewhere": elsewhere}
-        )
+        lists = {name: tuple(values.get(name, ())) for name in _LISTS}
+        latency = LatencyFigures.from_json(data)
+        return cls(**values | lists | {"latency": latency, "elsewhere": elsewhere})
 
     def evolve(self, **figures: Any) -> Score:
         """A copy with some figures replaced."""
@@ -123,8 +101,10 @@ class Score:
         in mJ, ..."""
         if is_resource(name):
             return self.resources.get(name)
-        value = getattr(self, _FIELDS.get(name, name))
-        return None if value is None else float(value)
+        if name in TIMED:
+            return self.latency.ms if name == "latency" else self.latency.throughput
+        figure = getattr(self, _FIELDS.get(name, name))
+        return None if figure is None else float(figure)
 
     def objective(self, name: str) -> float:
         """The figure that objective `name` optimises: metric, loss, flops, params, ...; see
@@ -133,55 +113,26 @@ class Score:
         Latency and throughput are the ratios to dense, which were measured call by call beside it.
         Raises ValueError.
         """
-        if name in ("latency", "throughput"):
-            value = (
-                self.latency_ratio
-                if name == "latency" or not self.latency_ratio
-                else 1 / self.latency_ratio
-            )
+        ratio = self.latency.ratio
+        if name in TIMED:
+            figure = ratio if name == "latency" or not ratio else 1 / ratio
         else:
-            value = self.figure(name)
-        if value is None:
+            figure = self.figure(name)
+        if figure is None:
             raise ValueError(f"this score has no {name}")
-        return float(value)
+        return float(figure)
 
     def at_middle(self) -> Score:
         """A copy whose latency intervals are closed to their middle: the noise of a first look is
         not to decide."""
-        fastest = self.throughput if self.throughput is not None else self.throughput_low
-        return replace(
-            self,
-            latency_ms_high=self.latency_ms,
-            latency_ratio_high=self.latency_ratio,
-            throughput_low=fastest,
-            elsewhere={name: score.at_middle() for name, score in self.elsewhere.items()},
-        )
+        elsewhere = {name: score.at_middle() for name, score in self.elsewhere.items()}
+        return replace(self, latency=self.latency.at_middle(), elsewhere=elsewhere)
 
     def beside(self, dense: Score) -> Score:
         """A copy whose milliseconds and throughput are its ratio's share of `dense`'s; on further
-        targets too.
-
-        The dense figure is one constant for all that is compared: of the interval it leaves the
-        ratio's. What is the dense model itself, at exactly 1, has the dense model's own.
-        """
+        targets too. See `LatencyFigures.beside`."""
         elsewhere = {name: score.beside(dense.on(name)) for name, score in self.elsewhere.items()}
-        score, of, ratio = replace(self, elsewhere=elsewhere), dense.latency_ms, self.latency_ratio
-        if of is None or ratio is None:
-            return score
-        if ratio == self.latency_ratio_low == self.latency_ratio_high == 1:
-            return replace(score, **{name: getattr(dense, name) for name in _TIMED})
-        stretch = ratio * of / self.latency_ms if self.latency_ms else None
-        low, high, fastest = self.latency_ratio_low, self.latency_ratio_high, dense.throughput
-        return replace(
-            score,
-            latency_ms=ratio * of,
-            latency_ms_low=None if low is None else low * of,
-            latency_ms_high=None if high is None else high * of,
-            latency_ms_p90=_times(self.latency_ms_p90, stretch),
-            latency_ms_p99=_times(self.latency_ms_p99, stretch),
-            throughput=_times(fastest, 1 / ratio),
-            throughput_low=_times(fastest, 1 / high if high else None),
-        )
+        return replace(self, latency=self.latency.beside(dense.latency), elsewhere=elsewhere)
 
     def judged(self, stage: str) -> Score:
         """What the budget is held against: of a trial that was only screened, what is to be
@@ -199,6 +150,7 @@ class Score:
         return replace(
             self,
             **figures,
+            latency=self.latency.fill_from(other.latency),
             resources={**other.resources, **self.resources},
             elsewhere={**other.elsewhere, **elsewhere},
         )
@@ -250,10 +202,10 @@ def by_quality(candidates: Sequence[Candidate], goal: str) -> list[Candidate]:
 
     Among equals the faster comes first, or the smaller.
     """
-    sign, found = -1.0 if goal == "maximize" else 1.0, list[Candidate]()
+    sign, ordered = -1.0 if goal == "maximize" else 1.0, list[Candidate]()
 
     def cost(candidate: Candidate) -> tuple[float, float]:
-        return candidate.score.latency_ratio or 0.0, float(candidate.score.nonzero_params or 0)
+        return candidate.score.latency.ratio or 0.0, float(candidate.score.nonzero_params or 0)
 
     def loss(candidate: Candidate) -> tuple[float, ...]:
         known = candidate.score.loss
@@ -269,9 +221,9 @@ def by_quality(candidates: Sequence[Candidate], goal: str) -> list[Candidate]:
     )
     while left:
         alike = [candidate for candidate in left if _alike(candidate.score, left[0].score)]
-        found += sorted(alike, key=loss)
+        ordered += sorted(alike, key=loss)
         left = [candidate for candidate in left if candidate not in alike]
-    return found
+    return ordered
 
 
 def _alike(first: Score, second: Score) -> bool:

@@ -121,8 +121,8 @@ class Variable:
 
 def _order(criterion: str) -> str | None:
     """The order in which a criterion puts the weights of a layer, where others put them so too."""
-    found: str | None = getattr(plugins.create("criterion", criterion), "order", None)
-    return found
+    order: str | None = getattr(plugins.create("criterion", criterion), "order", None)
+    return order
 
 
 def _step(group: Group, multiple_of: int) -> int:
@@ -206,7 +206,7 @@ class Space:
 
     def _check_plugins(self) -> None:
         sections = {"space.default": self.default} | {
-            f"space.layers.{key}": each for key, each in self.layers.items()
+            f"space.layers.{key}": options for key, options in self.layers.items()
         }
         for section, options in sections.items():
             for kind, key in _KINDS.items():
@@ -240,23 +240,23 @@ class Space:
     ) -> None:
         """What a pattern names, and does not only take over from the default, must be of use
         somewhere under it."""
-        for pattern, found in selected.items():
-            if not found:  # an earlier pattern took all of its layers
+        for pattern, members in selected.items():
+            if not members:  # an earlier pattern took all of its layers
                 continue
             given = self.layers[pattern]
             named = given.techniques if given.techniques != self.default.techniques else ()
             for name in named:
                 level = plugins.create("technique", name).level
-                if level == "blocks" and not any(group.level == level for group, _ in found):
+                if level == "blocks" and not any(group.level == level for group, _ in members):
                     raise StudyError(
                         f"{name} acts on blocks, and there is none that can go in what "
                         f"{pattern!r} selects",
                         key=f"space.layers.{pattern}.techniques",
                     )
-                if not any(name in fitting.techniques for _, fitting in found):
+                if not any(name in fitting.techniques for _, fitting in members):
                     why = {
                         group: fits(name, group) or _no_criterion(given, group, refuses)
-                        for group, _ in found
+                        for group, _ in members
                     }
                     raise _misfit("technique", name, pattern, why)
             named = (
@@ -265,10 +265,10 @@ class Space:
                 else ()
             )
             for name in named:
-                if not any(name in fitting.criteria for _, fitting in found):
+                if not any(name in fitting.criteria for _, fitting in members):
                     why = {
                         group: refuses(name, group) or "no technique given fits it"
-                        for group, _ in found
+                        for group, _ in members
                     }
                     raise _misfit("criterion", name, pattern, why)
 

@@ -166,10 +166,13 @@ def _factory(reference: str, inputs: Inputs | None) -> Subject:
 def _load_artefact(folder: Path, trust: bool) -> Subject:
     path = folder / "best" if (folder / "best").is_dir() else folder
     require_trust(artefact.require(path), trust, f"autoprune measure {folder} --trust")
-    found = recorded.Recorded(artefact.require(path))
+    manifest = recorded.Recorded(artefact.require(path))
     with _readable(path):
         return Subject(
-            path.name, found.lowered, found.reference[0].rows(found.target.batch), found.target
+            path.name,
+            manifest.lowered,
+            manifest.reference[0].rows(manifest.target.batch),
+            manifest.target,
         )
 
 

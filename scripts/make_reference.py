@@ -66,8 +66,8 @@ MEANINGS = {  # key of a study -> what it means, where its name and type do not 
     "options.multiple_of": "widths are multiples of it",
     "target.name": "what the target is called in tables",
     "target.device": "`cpu`, `cuda`, ...",
-    "target.runtime": "`onnxruntime`, `eager`, `compiled`, `openvino`, `tensorrt`, `executorch`, "
-    "`recorded`",
+    "target.runtime": "`onnxruntime`, `eager`, `eager_sparse`, `compiled`, `openvino`, `tensorrt`, "
+    "`executorch`, `recorded`",
     "target.threads": "of the runtime",
     "target.batch": "inputs of a call",
     "target.dtype": "`fp32`, `bf16`, `fp16`, `int8`",
@@ -193,10 +193,9 @@ def python() -> str:
             for part, method in inspect.getmembers(value):
                 own = getattr(method, "__qualname__", "").startswith(f"{value.__name__}.")
                 if not part.startswith("_") and inspect.isfunction(method) and own:
-                    text += (
-                        f"\n- `{part}{inspect.signature(method)}`: "
-                        f"{(inspect.getdoc(method) or '').split(chr(10))[0]}\n"
-                    )
+                    first = (inspect.getdoc(method) or "").partition("\n\n")[0]
+                    said = " ".join(first.split())
+                    text += f"\n- `{part}{inspect.signature(method)}`: {said}\n"
     return re.sub(r"<function (\w+) at 0x[0-9a-f]+>", r"\1", text)
 
 

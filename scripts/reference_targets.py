@@ -46,8 +46,12 @@ NEEDS = {  # runtime -> what has to be installed, and what is particular about i
     ),
     "eager": (
         "nothing more",
-        "layers with zeros run on sparse kernels where these were measured faster (on a CPU in "
-        "fp32 only); on CUDA a call ends when the device is done",
+        "PyTorch as it is; on CUDA a call ends when the device is done",
+    ),
+    "eager_sparse": (
+        "nothing more",
+        "as `eager`, but layers with zeros run on sparse kernels where these were measured faster; "
+        "on a CPU in fp32 only",
     ),
     "compiled": (
         "on a CPU a C++ compiler: `g++`, or what `CXX` names",

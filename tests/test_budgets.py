@@ -16,6 +16,7 @@ from test_search import Listens, quick, quicker, study
 
 from autoprune.budget import Budget
 from autoprune.errors import BudgetError, InputError
+from autoprune.latency_figures import LatencyFigures
 from autoprune.plan import Choice, Plan
 from autoprune.reading.resume import open_run
 from autoprune.run import Run
@@ -95,7 +96,7 @@ def test_a_budget_that_dense_keeps_is_refused_and_nothing_is_changed(finished: P
 
 @pytest.mark.promise("finished-run")
 def test_what_limits_no_cost_is_searched_all_the_same() -> None:
-    dense = Score(0.9, flops=1000, latency_ms=1.0, latency_ms_high=1.1, latency_ratio_high=1.0)
+    dense = Score(0.9, flops=1000, latency=LatencyFigures(ms=1.0, ms_high=1.1, ratio_high=1.0))
     kept = [
         {"latency": "2ms"},
         {"latency": "2ms", "metric_drop": 0.1},

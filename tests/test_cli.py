@@ -21,6 +21,7 @@ import autoprune.searching
 from autoprune import cli
 from autoprune.errors import BudgetError, InputError, TrainingError, VerificationError
 from autoprune.group import Group
+from autoprune.latency_figures import LatencyFigures
 from autoprune.plan import Choice, Plan
 from autoprune.run import Run
 from autoprune.score import Candidate, Score
@@ -47,14 +48,12 @@ DENSE = Score(
     test_metric=0.97,
     flops=1_234_567,
     params=4321,
-    latency_ms=0.1234,
-    latency_ratio=1.0,
+    latency=LatencyFigures(ms=0.1234, ratio=1.0),
 )
 BEST = Candidate(
     3,
     Plan({"stem:units": Choice("structured", 0.45, "l2")}),
-    Score(0.9612, 0.9501, flops=400_000, params=1200, size_bytes=5678, latency_ms=0.06, latency_ms_low=0.059,
-          latency_ms_high=0.061, latency_ratio=0.48, latency_ratio_low=0.477, latency_ratio_high=0.483),
+    Score(0.9612, 0.9501, flops=400_000, params=1200, size_bytes=5678, latency=LatencyFigures(ms=0.06, ms_low=0.059, ms_high=0.061, ratio=0.48, ratio_low=0.477, ratio_high=0.483)),
     True,
     "trained",
 )  # fmt: skip
@@ -97,7 +96,7 @@ class Engine:
     def check(self, study: Any) -> Any:
         self.calls.append(("check", study))
         variables = [Variable("stem:units", GROUPS[:1], Options(("structured",)))]
-        lowest = Score(flops=1000, params=100, latency_ms=0.02, latency_ratio=0.2)
+        lowest = Score(flops=1000, params=100, latency=LatencyFigures(ms=0.02, ratio=0.2))
         return SimpleNamespace(
             groups=GROUPS, variables=variables, dense=DENSE, lowest=lowest, seconds=200.0, warnings=["few trials"],
             unreachable=None if self.best else "the most pruned plan still takes 60 % of dense", needless=self.needless,
@@ -486,7 +485,7 @@ def test_measure_shows_what_is_not_available_and_the_costliest_layers(monkeypatc
     score = Score(
         flops=1000,
         params=30,
-        latency_ms=1.0,
+        latency=LatencyFigures(ms=1.0),
         resources={"memory": 2_000_000},
         unavailable=("energy: no counter",),
     )

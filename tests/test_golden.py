@@ -33,7 +33,7 @@ def test_a_plan_of_version_1_loads() -> None:
 
 def test_a_score_of_version_1_loads() -> None:
     score = Score.from_json(json.loads((GOLDEN / "score_v1.json").read_text()))
-    assert (score.metric, score.params, score.latency_ratio_high, score.uncounted) == (
+    assert (score.metric, score.params, score.latency.ratio_high, score.uncounted) == (
         0.9972,
         76458,
         0.263,

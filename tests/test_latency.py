@@ -303,7 +303,7 @@ def test_measure_gives_every_cost_figure(runtime):
     assert score.nonzero_params == score.params - 16
     assert score.flops == 144 * (16 * 9 + 16 * 16 * 9)  # batch 1
     assert score.params * 4 < score.size_bytes < score.params * 4 + 20_000
-    assert 0 < score.latency_ratio_low <= score.latency_ratio <= score.latency_ratio_high < 0.8
+    assert 0 < score.latency.ratio_low <= score.latency.ratio <= score.latency.ratio_high < 0.8
     assert torch.get_num_threads() == threads and small.training
 
 

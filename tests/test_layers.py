@@ -18,6 +18,7 @@ NOUNS = (
     "task",
     "target",
     "quantities",
+    "latency_figures",
     "score",
     "budget",
     "space",

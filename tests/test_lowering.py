@@ -46,7 +46,7 @@ from autoprune.target import Target
 from autoprune.task import Data, Inputs, Metric, Recipe, Task
 
 CPU = torch.device("cpu")
-EAGER = Target("eager_here", runtime="eager")
+EAGER = Target("eager_here", runtime="eager_sparse")
 needs_mkl = pytest.mark.skipif(
     not torch.backends.mkl.is_available(), reason="torch's CPU has tiles in MKL alone"
 )

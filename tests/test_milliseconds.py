@@ -12,6 +12,7 @@ import pytest
 from test_search import quick, study
 
 from autoprune.budget import Budget, Feasibility, Limit
+from autoprune.latency_figures import LatencyFigures
 from autoprune.measuring import measure
 from autoprune.measuring.timing.latency import Latency
 from autoprune.plan import Plan
@@ -76,7 +77,7 @@ def judged(folder: Path, result: Result, budget: dict[str, Any]) -> list[tuple[A
         study(budget, objectives=("metric", "latency")), Run(folder), result.dense
     )
     return [
-        (each.plan, each.stage, each.feasible, each.score.metric, each.score.latency_ratio)
+        (each.plan, each.stage, each.feasible, each.score.metric, each.score.latency.ratio)
         for each in candidates
     ]
 
@@ -89,7 +90,7 @@ def test_a_budget_in_milliseconds_is_the_same_one_in_per_cent(
     dense = tmp_path / "other" / "cache" / "dense" / kept.name
     dense.parent.mkdir(parents=True)
     dense.write_text(kept.read_text())  # the same dense figure: it is a constant of the study
-    same = f"{0.6 * (first.dense.latency_ms or 0)!r}ms"
+    same = f"{0.6 * (first.dense.latency.ms or 0)!r}ms"
     second = searched(tmp_path / "other", same)
     assert first.best is not None and second.best is not None
     assert (first.best.number, first.best.plan) == (second.best.number, second.best.plan)
@@ -101,9 +102,11 @@ def test_a_budget_in_milliseconds_is_the_same_one_in_per_cent(
 @pytest.mark.parametrize("high", [0.49, 0.5, 0.51, 0.7])
 @pytest.mark.parametrize("target", ["", "cpu_eager"])
 def test_limits_in_units_and_in_shares_of_dense_are_the_same(high: float, target: str) -> None:
-    dense = Score(latency_ms=0.8, throughput=1250.0, latency_ms_high=0.9, throughput_low=1100.0)
+    dense = Score(
+        latency=LatencyFigures(ms=0.8, throughput=1250.0, ms_high=0.9, throughput_low=1100.0)
+    )
     score = Score(
-        latency_ratio=high, latency_ratio_high=high, latency_ms_high=0.45, throughput_low=2200.0
+        latency=LatencyFigures(ratio=high, ratio_high=high, ms_high=0.45, throughput_low=2200.0)
     )
     dense, score = (
         Score(elsewhere={"cpu_eager": each}) if target else each for each in (dense, score)
@@ -120,8 +123,8 @@ def test_limits_in_units_and_in_shares_of_dense_are_the_same(high: float, target
 def test_every_millisecond_is_the_ratio_of_one_dense_figure(tmp_path: Path, drifting: None) -> None:
     result = searched(tmp_path, "60%")
     dense = result.dense
-    assert dense.latency_ms == DENSE_MS and dense.latency_ratio == 1.0
-    assert (dense.latency_ms_low, dense.latency_ms_high) == (0.99 * DENSE_MS, 1.01 * DENSE_MS)
+    assert dense.latency.ms == DENSE_MS and dense.latency.ratio == 1.0
+    assert (dense.latency.ms_low, dense.latency.ms_high) == (0.99 * DENSE_MS, 1.01 * DENSE_MS)
     candidates = Journal.read(
         study({"latency": "60%"}, objectives=("metric", "latency")), Run(tmp_path), dense
     )
@@ -134,20 +137,22 @@ def test_every_millisecond_is_the_ratio_of_one_dense_figure(tmp_path: Path, drif
     ]
     for score in [*every, Score.from_json(best)]:
         for end in ("", "_low", "_high"):
-            share, of = getattr(score, f"latency_ratio{end}"), DENSE_MS
+            share, of = getattr(score.latency, f"ratio{end}"), DENSE_MS
             # the dense model itself: there the interval of the one figure is told
-            if score.latency_ratio == 1:
-                of = getattr(dense, f"latency_ms{end}")
-            assert getattr(score, f"latency_ms{end}") == pytest.approx(share * of, rel=1e-9)
-        assert score.latency_ratio and score.latency_ms
-        assert score.throughput == pytest.approx((dense.throughput or 0) / score.latency_ratio)
-        assert score.latency_ms_p90 == pytest.approx(1.2 * score.latency_ms)
-        assert score.latency_ms_p99 == pytest.approx(1.5 * score.latency_ms)
+            if score.latency.ratio == 1:
+                of = getattr(dense.latency, f"ms{end}")
+            assert getattr(score.latency, f"ms{end}") == pytest.approx(share * of, rel=1e-9)
+        assert score.latency.ratio and score.latency.ms
+        assert score.latency.throughput == pytest.approx(
+            (dense.latency.throughput or 0) / score.latency.ratio
+        )
+        assert score.latency.ms_p90 == pytest.approx(1.2 * score.latency.ms)
+        assert score.latency.ms_p99 == pytest.approx(1.5 * score.latency.ms)
 
 
 def test_the_dense_figure_is_measured_once_and_gone_on_with(tmp_path: Path, drifting: None) -> None:
     prepared = [prepare(study(), Run(tmp_path)).dense for _ in range(2)]
-    assert prepared[0] == prepared[1] and prepared[0].latency_ms == DENSE_MS
+    assert prepared[0] == prepared[1] and prepared[0].latency.ms == DENSE_MS
 
 
 @pytest.mark.slow
@@ -165,14 +170,12 @@ def test_dense_is_all_of_dense(tmp_path: Path) -> None:
 
 def test_milliseconds_of_an_earlier_run_follow_the_dense_figure_of_now() -> None:
     kept = Score(
-        latency_ms=0.5,
-        latency_ms_high=0.6,
-        latency_ratio=0.5,
-        latency_ratio_low=0.4,
-        latency_ratio_high=0.55,
+        latency=LatencyFigures(ms=0.5, ms_high=0.6, ratio=0.5, ratio_low=0.4, ratio_high=0.55),
     )
-    dense = Score(latency_ms=2.0, throughput=500.0, latency_ratio=1.0)
+    dense = Score(latency=LatencyFigures(ms=2.0, throughput=500.0, ratio=1.0))
     now = kept.beside(dense)
-    assert (now.latency_ms, now.latency_ms_low, now.latency_ms_high) == (1.0, 0.8, 1.1)
-    assert now.throughput == 1000.0 and now.throughput_low == pytest.approx(500 / 0.55)
+    assert (now.latency.ms, now.latency.ms_low, now.latency.ms_high) == (1.0, 0.8, 1.1)
+    assert now.latency.throughput == 1000.0 and now.latency.throughput_low == pytest.approx(
+        500 / 0.55
+    )
     assert kept.beside(Score()) == kept

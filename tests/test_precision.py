@@ -182,7 +182,7 @@ def test_measure_gives_size_and_latency_in_the_targets_dtype(trained):
     )
     assert small.size_bytes < 0.5 * plain.size_bytes
     # to the dense model in the same dtype
-    assert small.latency_ratio == pytest.approx(1.0, abs=0.3)
+    assert small.latency.ratio == pytest.approx(1.0, abs=0.3)
 
 
 @pytest.fixture(scope="module")
@@ -206,7 +206,7 @@ def test_a_search_judges_in_the_dtype_it_ships(found, task, trained):
     best = found.best
     assert best.score.metric == judging.judge(best.model, task, target, "validation").metric
     assert best.score.test_metric == judging.judge(best.model, task, target, "test").metric
-    assert best.score.latency_ratio is not None
+    assert best.score.latency.ratio is not None
 
 
 @pytest.mark.slow

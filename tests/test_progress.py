@@ -9,6 +9,7 @@ import threading
 import pytest
 from rich.console import Console
 
+from autoprune.latency_figures import LatencyFigures
 from autoprune.plan import Plan
 from autoprune.reporting import progress, words
 from autoprune.score import Candidate, Score
@@ -44,12 +45,14 @@ def drawn(listener: progress.Silent, now: Now, stream: io.StringIO) -> str:
         now.seconds += 10
         listener.progress(0.5)
         listener.on_trial(
-            candidate(1, metric=0.9, latency_ratio=0.5), candidate(1, metric=0.9, latency_ratio=0.5)
+            candidate(1, metric=0.9, latency=LatencyFigures(ratio=0.5)),
+            candidate(1, metric=0.9, latency=LatencyFigures(ratio=0.5)),
         )
         now.seconds += 10
         listener.note("[watch] out")
         listener.on_trial(
-            candidate(2, metric=0.8, latency_ratio=0.4), candidate(1, metric=0.9, latency_ratio=0.5)
+            candidate(2, metric=0.8, latency=LatencyFigures(ratio=0.4)),
+            candidate(1, metric=0.9, latency=LatencyFigures(ratio=0.5)),
         )
     return stream.getvalue()
 
@@ -190,7 +193,7 @@ def test_counts(value, text):
 
 
 def test_figures_carry_their_interval_and_unit():
-    score = Score(latency_ms=12.345, latency_ms_low=12.1, latency_ms_high=12.9, latency_ratio=0.5)
+    score = Score(latency=LatencyFigures(ms=12.345, ms_low=12.1, ms_high=12.9, ratio=0.5))
     assert words.latency(score) == "12.3 ms [12.1, 12.9]"
     assert words.ratio(score) == "50 %"
     assert words.size(1_234_567) == "1.23 MB"

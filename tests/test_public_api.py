@@ -219,7 +219,7 @@ def test_measure_against_dense() -> None:
         score.params == count(smaller)
         and 0 < score.flops < autoprune.measure(model, inputs.rows(1), {"runtime": "eager"}).flops
     )
-    assert score.latency_ratio_low <= score.latency_ratio <= score.latency_ratio_high
+    assert score.latency.ratio_low <= score.latency.ratio <= score.latency.ratio_high
 
 
 def test_prune_with_repair_gives_outputs_nearer_to_the_dense_ones() -> None:

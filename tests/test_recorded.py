@@ -126,7 +126,7 @@ def test_what_was_not_recorded_is_predicted_and_says_so_or_is_named(
     prepared = prepare(replace(own, target=replace(own.target, recorded=str(folder))))
     score = prepared.costs.latency(pruned, prepared.costs.score(pruned))
     assert any(text.startswith("latency was predicted") for text in score.unavailable)
-    assert score.latency_ratio is not None and 0 < score.latency_ratio < 2
+    assert score.latency.ratio is not None and 0 < score.latency.ratio < 2
     with pytest.raises(InputError, match="has not measured anything of this model"):
         prepare(replace(own, target=replace(own.target, recorded=str(tmp_path))))
 

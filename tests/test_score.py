@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from autoprune.latency_figures import LatencyFigures
 from autoprune.plan import Plan
 from autoprune.score import Candidate, Score, better, by_quality, direction, dominates, pareto_front
 
@@ -16,14 +17,16 @@ POINTS = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, m
 
 
 def candidate(number: int, metric: float, ratio: float, stage: str = "trained") -> Candidate:
-    return Candidate(number, Plan(), Score(metric=metric, latency_ratio=ratio), True, stage)
+    return Candidate(
+        number, Plan(), Score(metric=metric, latency=LatencyFigures(ratio=ratio)), True, stage
+    )
 
 
 def test_json_round_trip() -> None:
     score = Score(
         metric=0.5,
         flops=3,
-        latency_ms=1.0,
+        latency=LatencyFigures(ms=1.0),
         uncounted=("grid_sampler",),
         unavailable=("energy: none",),
     )
@@ -32,14 +35,14 @@ def test_json_round_trip() -> None:
     assert score.evolve(flops=4) == Score(
         metric=0.5,
         flops=4,
-        latency_ms=1.0,
+        latency=LatencyFigures(ms=1.0),
         uncounted=("grid_sampler",),
         unavailable=("energy: none",),
     )
 
 
 def test_objectives_by_their_short_names() -> None:
-    score = Score(metric=0.5, latency_ratio=0.3, size_bytes=7, flops=9)
+    score = Score(metric=0.5, latency=LatencyFigures(ratio=0.3), size_bytes=7, flops=9)
     assert [score.objective(name) for name in ("metric", "latency", "size", "flops")] == [
         0.5,
         0.3,
@@ -49,11 +52,9 @@ def test_objectives_by_their_short_names() -> None:
     with pytest.raises(ValueError, match="no params"):
         score.objective("params")
     more = Score(
-        latency_ratio=0.25,
-        latency_ms=2.0,
+        latency=LatencyFigures(ratio=0.25, ms=2.0, throughput=9.0),
         size_compressed_bytes=5,
         resources={"memory": 6, "energy": 1.5},
-        throughput=9.0,
     )
     assert [
         more.objective(name) for name in ("throughput", "size_compressed", "memory", "energy")
@@ -141,7 +142,11 @@ def judged(
     number: int, metric: float, error: float | None, loss: float | None, ratio: float = 0.5
 ) -> Candidate:
     score = Score(
-        metric=metric, metric_error=error, loss=loss, latency_ratio=ratio, nonzero_params=10
+        metric=metric,
+        metric_error=error,
+        loss=loss,
+        latency=LatencyFigures(ratio=ratio),
+        nonzero_params=10,
     )
     return Candidate(number, Plan(), score, True, "trained")
 

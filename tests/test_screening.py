@@ -25,6 +25,7 @@ from autoprune.budget import Budget, Feasibility
 from autoprune.decision import Decision, Decisions
 from autoprune.errors import BudgetError, InputError, MissingPackage, TrainingError
 from autoprune.group import Group
+from autoprune.latency_figures import LatencyFigures
 from autoprune.plan import Choice, Plan
 from autoprune.reporting.sensitivity import plot, record, table
 from autoprune.run import Run
@@ -255,7 +256,7 @@ def test_where_the_finalists_do_not_keep_the_budget_others_are_trained(
         found = measured(self, model, pruned, score, processes)
         if not refused:
             refused.append(found.flops or 0)
-            return found.evolve(latency_ratio=10.0, latency_ratio_high=10.0)
+            return found.evolve(latency=replace(found.latency, ratio=10.0, ratio_high=10.0))
         return found
 
     monkeypatch.setattr(Costs, "of_finished", slower)
@@ -277,7 +278,7 @@ def test_a_finalist_that_is_slower_in_fresh_processes_costs_no_training(
         found = measured(self, pruned, score, **options)
         if options.get("processes") and (not refused or refused[0] == found.flops):
             refused.append(found.flops or 0)
-            return found.evolve(latency_ratio=10.0, latency_ratio_high=10.0)
+            return found.evolve(latency=replace(found.latency, ratio=10.0, ratio_high=10.0))
         return found
 
     monkeypatch.setattr(Costs, "latency", slower)
@@ -297,7 +298,7 @@ def test_more_processes_decide_where_the_first_do_not(
 
     def measured(processes: int) -> Score:
         seen.append(processes)
-        return Score(latency_ratio=value, latency_ratio_high=value + reach)
+        return Score(latency=LatencyFigures(ratio=value, ratio_high=value + reach))
 
     decide(measured, Feasibility(Budget.parse({"latency": "50%"}), Score(), "maximize"))
     assert seen == asked
@@ -320,16 +321,18 @@ def test_an_interval_that_takes_more_than_may_be_left_is_measured_in_more_proces
     def latency(pruned: Any, score: Score, *, processes: int = 0) -> Score:
         seen.append(processes)
         return score.evolve(
-            latency_ratio=value, latency_ratio_high=value + (reach if processes == 5 else 0.001)
+            latency=replace(
+                score.latency, ratio=value, ratio_high=value + (reach if processes == 5 else 0.001)
+            )
         )
 
     given = screening({"latency": "50%"}, objectives=("metric", "latency"))
-    dense = Score(1.0, latency_ratio=1.0, latency_ratio_high=1.0)
+    dense = Score(1.0, latency=LatencyFigures(ratio=1.0, ratio_high=1.0))
     pruner = prepared.pruner(given)
     evaluate = Evaluator(given, prepared, dense, pruner, Listens())
     monkeypatch.setattr(prepared.costs, "latency", latency)
     score = evaluate.finalist(Plan({"0:units": Choice("structured", 0.5)}), 1)
-    assert seen == asked and score.latency_ratio_high == value + (reach if asked == [5] else 0.001)
+    assert seen == asked and score.latency.ratio_high == value + (reach if asked == [5] else 0.001)
 
 
 def test_objectives_without_a_metric_get_the_least_cost_that_keeps_it(tmp_path: Path) -> None:
@@ -465,9 +468,7 @@ def test_latency_is_foreseen_and_corrected(prepared: Prepared, tmp_path: Path) -
     for _ in range(6):
         found.observe(
             plan,
-            Score(
-                latency_ms=1.0, latency_ratio=0.2, latency_ratio_low=0.199, latency_ratio_high=0.201
-            ),
+            Score(latency=LatencyFigures(ms=1.0, ratio=0.2, ratio_low=0.199, ratio_high=0.201)),
         )
     after = found.latency(plan)
     assert after is not None and abs(after - 0.2) < abs(before - 0.2)
@@ -619,7 +620,10 @@ def test_an_exchange_gives_width_to_one_group_and_takes_it_from_another(
 
 def _screened(number: int, metric: float, latency: float) -> Candidate:
     score = Score(
-        metric=metric, loss=1 - metric, latency_ratio=latency, latency_ratio_high=2.0, flops=1
+        metric=metric,
+        loss=1 - metric,
+        latency=LatencyFigures(ratio=latency, ratio_high=2.0),
+        flops=1,
     )
     return Candidate(
         number, Plan({"a:units": Choice("structured", number / 100)}), score, False, "screened"
@@ -704,7 +708,7 @@ def test_promotion_goes_by_quality_inside_the_budget() -> None:
         _screened(4, 0.69, 0.48),  # dominated by 2
         _screened(5, 0.3, 0.2),  # needlessly fast
     ]
-    dense = Score(metric=0.95, latency_ratio=1.0)
+    dense = Score(metric=0.95, latency=LatencyFigures(ratio=1.0))
     assert [each.number for each in best(given, dense, candidates)] == [3, 2, 4, 5]
     twin = _screened(6, 0.8, 0.492)  # another plan that comes to the same net as 3
     assert [each.number for each in best(given, dense, [*candidates, twin])] == [3, 2, 4, 5]
@@ -828,7 +832,7 @@ def test_without_a_limit_on_costs_the_whole_front_is_searched(tmp_path: Path) ->
 @pytest.mark.parametrize("budget", [{"latency": "50%"}, {"metric_drop": "0.1"}, {}])
 def test_a_thousand_plans_are_ranked_in_a_moment(budget: dict[str, str]) -> None:
     given, draw = screening(budget, objectives=("metric", "latency")), random.Random(0)
-    dense = Score(metric=0.95, latency_ratio=1.0)
+    dense = Score(metric=0.95, latency=LatencyFigures(ratio=1.0))
     candidates = [
         _screened(number % 100, draw.random(), draw.uniform(0.1, 0.49)) for number in range(1000)
     ]
@@ -855,7 +859,7 @@ def test_a_journal_is_read_without_copies(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_where_only_quality_is_limited_the_front_is_halved() -> None:
     given = screening({"metric_drop": "0.1"}, objectives=("metric", "latency"))
-    dense = Score(metric=0.95, latency_ratio=1.0)
+    dense = Score(metric=0.95, latency=LatencyFigures(ratio=1.0))
     front = [_screened(number, 0.9 - number / 100, 0.9 - number / 10) for number in range(1, 8)]
     candidates = [*front, _screened(9, 0.5, 0.5)]  # the last is dominated
     keeps = 6  # the first six keep their quality when they are trained

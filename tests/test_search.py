@@ -24,6 +24,7 @@ from torch.utils.data import TensorDataset
 import autoprune
 from autoprune.budget import Budget
 from autoprune.errors import BudgetError, InputError, TrainingError
+from autoprune.latency_figures import LatencyFigures
 from autoprune.plan import Choice, Plan
 from autoprune.run import Run
 from autoprune.score import Candidate, Score
@@ -512,8 +513,7 @@ def candidate(
         params=params,
         nonzero_params=params,
         size_bytes=params,
-        latency_ratio=0.5,
-        latency_ratio_high=0.5,
+        latency=LatencyFigures(ratio=0.5, ratio_high=0.5),
     )
     return Candidate(
         number, Plan({f"{number}:units": Choice("structured", 0.5)}), score, True, stage
@@ -734,7 +734,7 @@ def test_limits_on_a_further_target_are_measured_and_kept(tmp_path: Path) -> Non
     loose = {"flops": "55%", "latency on cpu_onnxruntime": "400%"}
     result = run_search(replace(study(loose), further=(further,)), Run(tmp_path / "loose"))
     assert result.best is not None
-    assert result.best.score.on("cpu_onnxruntime").latency_ratio_high <= 4.0  # type: ignore[operator]
+    assert result.best.score.on("cpu_onnxruntime").latency.ratio_high <= 4.0  # type: ignore[operator]
     record = json.loads((tmp_path / "loose" / "best" / "score.json").read_text())
     assert [target["name"] for target in record["further"]] == ["cpu_onnxruntime"]
     assert record["elsewhere"]["cpu_onnxruntime"]["latency_ms"] > 0
@@ -756,15 +756,19 @@ def test_a_target_that_is_named_later_is_measured_then(tmp_path: Path) -> None:
 
 
 def test_figures_on_further_targets_are_completed_too() -> None:
-    kept = Score(0.9, elsewhere={"a": Score(latency_ms=1.0)})
+    kept = Score(0.9, elsewhere={"a": Score(latency=LatencyFigures(ms=1.0))})
     fresh = Score(
-        flops=5, elsewhere={"a": Score(latency_ms=2.0, size_bytes=7), "b": Score(size_bytes=9)}
+        flops=5,
+        elsewhere={
+            "a": Score(latency=LatencyFigures(ms=2.0), size_bytes=7),
+            "b": Score(size_bytes=9),
+        },
     )
     found = kept.fill_from(fresh)
     assert (found.metric, found.flops) == (0.9, 5)
-    assert found.on("a") == Score(latency_ms=1.0, size_bytes=7) and found.on("b") == Score(
-        size_bytes=9
-    )
+    assert found.on("a") == Score(latency=LatencyFigures(ms=1.0), size_bytes=7) and found.on(
+        "b"
+    ) == Score(size_bytes=9)
 
 
 def _draws(

@@ -349,7 +349,7 @@ def test_a_search_slices_for_the_batch_and_the_dtype_of_its_target(name, dtype):
     plan = Plan({key: Choice(techniques[0], 0.5) for key, techniques in offered.items()})
     pruned = Pruner(model, coupling, Importance(model, coupling)).apply(plan)
     score = found.latency(pruned, found.score(pruned), brief=True)
-    assert score.latency_ms is not None and score.latency_ms > 0
+    assert score.latency.ms is not None and score.latency.ms > 0
     assert score.size_bytes < len(found.dense)
 
 

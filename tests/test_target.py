@@ -9,6 +9,7 @@ import pytest
 from autoprune import quantities
 from autoprune.budget import Budget, Feasibility, Limit
 from autoprune.errors import InputError
+from autoprune.latency_figures import LatencyFigures
 from autoprune.score import Score
 from autoprune.target import Target
 
@@ -18,12 +19,9 @@ DENSE = Score(
     params=100,
     nonzero_params=100,
     size_bytes=400,
-    latency_ms=2.0,
-    latency_ms_high=2.1,
-    latency_ratio=1.0,
-    latency_ratio_high=1.0,
-    throughput=500.0,
-    throughput_low=480.0,
+    latency=LatencyFigures(
+        ms=2.0, ms_high=2.1, ratio=1.0, ratio_high=1.0, throughput=500.0, throughput_low=480.0
+    ),
     size_compressed_bytes=300,
     resources={"memory": 1000, "energy": 10.0},
 )
@@ -141,8 +139,8 @@ def test_an_unknown_quantity_names_the_nearest() -> None:
 @pytest.mark.parametrize(
     ("quantity", "used", "limit"),
     [
-        ("latency", Score(latency_ratio=0.4, latency_ratio_high=0.6), "50%"),
-        ("latency", Score(latency_ms=1, latency_ms_high=3.0), "2.5ms"),
+        ("latency", Score(latency=LatencyFigures(ratio=0.4, ratio_high=0.6)), "50%"),
+        ("latency", Score(latency=LatencyFigures(ms=1, ms_high=3.0)), "2.5ms"),
         ("flops", Score(flops=600), "50%"),
         ("params", Score(params=600), "0.5K"),
         ("size", Score(size_bytes=240), "50%"),
@@ -152,8 +150,12 @@ def test_an_unknown_quantity_names_the_nearest() -> None:
         ("memory", Score(resources={"memory": 600}), "500B"),
         ("energy", Score(resources={"energy": 6.0}), "50%"),
         ("energy", Score(resources={"energy": 6.0}), "5mJ"),
-        ("throughput", Score(throughput=1100.0, throughput_low=1000.0), "1.2K/s"),
-        ("throughput", Score(latency_ratio=0.7, latency_ratio_high=0.8), "150%"),
+        (
+            "throughput",
+            Score(latency=LatencyFigures(throughput=1100.0, throughput_low=1000.0)),
+            "1.2K/s",
+        ),
+        ("throughput", Score(latency=LatencyFigures(ratio=0.7, ratio_high=0.8)), "150%"),
     ],
 )
 def test_violation_is_used_over_limit_minus_one(quantity: str, used: Score, limit: str) -> None:
@@ -164,20 +166,20 @@ def test_violation_is_used_over_limit_minus_one(quantity: str, used: Score, limi
 
 def test_throughput_is_a_lower_limit_and_the_same_as_one_on_latency() -> None:
     for ratio in (0.5, 2 / 3, 0.7, 1.0):
-        score = Score(latency_ratio=ratio, latency_ratio_high=ratio)
+        score = Score(latency=LatencyFigures(ratio=ratio, ratio_high=ratio))
         least, most = Limit.parse("throughput", "150%"), Limit("latency", 1 / 1.5, relative=True)
         assert held(least).violation(score) == pytest.approx(held(most).violation(score))
     limit = Limit.parse("throughput", "200/s")
     assert not limit.broken(200) and limit.broken(199) and not limit.broken(5000)
     budget = Budget((limit,))
     assert str(budget) == "throughput at least 200/s"
-    assert held(*budget.limits).reasons(Score(throughput_low=120.0)) == [
+    assert held(*budget.limits).reasons(Score(latency=LatencyFigures(throughput_low=120.0))) == [
         "throughput 120/s, under the limit of 200/s"
     ]
-    assert held(*budget.limits).reasons(Score(throughput_low=199.99999)) == [
-        "throughput 199.99999/s, under the limit of 200/s"
-    ]
-    assert held(*budget.limits).reasons(Score(throughput_low=201.0)) == []
+    assert held(*budget.limits).reasons(
+        Score(latency=LatencyFigures(throughput_low=199.99999))
+    ) == ["throughput 199.99999/s, under the limit of 200/s"]
+    assert held(*budget.limits).reasons(Score(latency=LatencyFigures(throughput_low=201.0))) == []
 
 
 @pytest.mark.parametrize(
@@ -227,11 +229,13 @@ def test_a_budget_round_trips_and_prints() -> None:
 
 def test_all_limits_count() -> None:
     budget = Budget.parse({"latency": "50%", "flops": "50%"})
-    violations = held(*budget.limits).violations(Score(latency_ratio_high=0.4, flops=750))
+    violations = held(*budget.limits).violations(
+        Score(latency=LatencyFigures(ratio_high=0.4), flops=750)
+    )
     assert violations == {"latency": pytest.approx(-0.2), "flops": pytest.approx(0.5)}
-    assert held(*budget.limits).reasons(Score(latency_ratio_high=0.4, flops=750)) == [
-        "flops 75%, over the limit of 50%"
-    ]
+    assert held(*budget.limits).reasons(
+        Score(latency=LatencyFigures(ratio_high=0.4), flops=750)
+    ) == ["flops 75%, over the limit of 50%"]
 
 
 @pytest.mark.parametrize("value", [0.333333333, 0.07, 0.5, 1 / 3, 0.005])
@@ -250,8 +254,10 @@ def test_a_limit_on_a_further_target_is_judged_there() -> None:
     assert Budget.parse(budget.to_json()) == budget and [limit.key for limit in budget.limits] == [
         *budget.to_json()
     ]
-    here = Score(metric=0.9, latency_ratio=0.4, latency_ratio_high=0.4)
-    both = here.evolve(elsewhere={"cpu_eager": Score(latency_ratio=0.7, latency_ratio_high=0.7)})
+    here = Score(metric=0.9, latency=LatencyFigures(ratio=0.4, ratio_high=0.4))
+    both = here.evolve(
+        elsewhere={"cpu_eager": Score(latency=LatencyFigures(ratio=0.7, ratio_high=0.7))}
+    )
     assert Score.from_json(both.to_json()) == both
     # not measured there: not yet judged
     assert set(held(*budget.limits).violations(here)) == {"latency"}

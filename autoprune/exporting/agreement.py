@@ -44,7 +44,7 @@ def agreement(recorded: Recorded) -> Found:
             unchecked["latency_ms, throughput"] = (
                 "the record is of a version that measured them apart from the ratio"
             )
-        elif own.latency_ratio is not None:
+        elif own.latency.ratio is not None:
             batch = recorded.on(name).batch
             problems += [
                 within + mismatch for mismatch in mismatches(_following(own, dense, batch))
@@ -66,25 +66,26 @@ def _is_recorded(recorded: Recorded, name: str) -> bool:
 
 def _following(own: Score, dense: Score, batch: int) -> dict[str, Held]:
     """Every figure of time beside what it has to be."""
-    ratio, of = own.latency_ratio, dense.latency_ms
+    ratio, of = own.latency.ratio, dense.latency.ms
     # The dense model itself
-    whole = ratio == own.latency_ratio_low == own.latency_ratio_high == 1
+    whole = ratio == own.latency.ratio_low == own.latency.ratio_high == 1
     figures: dict[str, Held] = {}
+    ours, theirs = own.latency.to_json(), dense.latency.to_json()
     for end in ("", "_low", "_high"):
-        figures[f"dense.latency_ratio{end}"] = Held(1.0, getattr(dense, f"latency_ratio{end}"), 0.0)
-        share = getattr(own, f"latency_ratio{end}")
-        unit = getattr(dense, f"latency_ms{end}") if whole else of
+        figures[f"dense.latency_ratio{end}"] = Held(1.0, theirs[f"latency_ratio{end}"], 0.0)
+        share = ours[f"latency_ratio{end}"]
+        unit = theirs[f"latency_ms{end}"] if whole else of
         wanted = None if share is None or unit is None else share * unit
         figures[f"latency_ms{end} of latency_ratio{end}"] = Held(
-            wanted, getattr(own, f"latency_ms{end}"), _ROUNDING
+            wanted, ours[f"latency_ms{end}"], _ROUNDING
         )
     for score, place in ((own, ""), (dense, "dense.")):
         for figure, ms in (
-            ("throughput", score.latency_ms),
-            ("throughput_low", score.latency_ms_high),
+            ("throughput", score.latency.ms),
+            ("throughput_low", score.latency.ms_high),
         ):
             wanted = batch * 1e3 / ms if ms else None
-            figures[place + figure] = Held(wanted, getattr(score, figure), _ROUNDING)
+            figures[place + figure] = Held(wanted, score.latency.to_json()[figure], _ROUNDING)
     return figures
 
 
@@ -97,10 +98,10 @@ def _disorders(score: Score, place: str) -> list[str]:
         ("throughput_low", "throughput"),
         ("nonzero_params", "params"),
     )
-    problems = []
+    problems, figures = [], score.to_json()
     for row in rows:
-        values = [(name, getattr(score, name)) for name in row if getattr(score, name) is not None]
-        for (first, low), (second, high) in itertools.pairwise(values):
+        known = [(name, figures[name]) for name in row if figures[name] is not None]
+        for (first, low), (second, high) in itertools.pairwise(known):
             if low > high * (1 + _ROUNDING):
                 problems.append(f"{place}{first} {low:.6g} is more than {place}{second} {high:.6g}")
     return problems

@@ -36,7 +36,7 @@ def load(
     only with `trust=True`, because that runs code which the artefact names. Nothing is ever
     unpickled.
 
-    Where the artefact was made for torch's eager runtime and has layers that run faster there
+    Where the artefact was made for the runtime `eager_sparse` and has layers that run faster there
     without their zeros, they come as such, for inference only; `lowered=False` gives dense layers,
     to train or export, `lowered=True` insists. Raises InputError where the folder is no artefact or
     the dense module cannot be had, ModelError where records or weights are broken or do not fit it.

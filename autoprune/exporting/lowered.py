@@ -1,9 +1,9 @@
 """The lowering record of an artefact: which sparse kernel runs which layer, beside the dense
 weights with their zeros.
 
-Sparse modules cannot be exported: every format holds the dense layers, and torch's eager runtime
-rebuilds the others from this record. It is written for eager targets alone, where lowering made the
-whole model faster.
+Sparse modules cannot be exported: every format holds the dense layers, and the others are rebuilt
+from this record. It is written for targets of the runtime `eager_sparse` alone, where lowering made
+the whole model faster.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def apply_lowering(folder: Path, model: nn.Module, asked: bool | None = None) ->
         return lower.rebuild(model, record)
     if asked:
         raise InputError(
-            f"{folder} has no {LOWERING}: its target is not torch's eager runtime, or no sparse "
-            "kernel was faster there; load it without lowered=True"
+            f"{folder} has no {LOWERING}: its target is not of the runtime eager_sparse, or no "
+            "sparse kernel was faster there; load it without lowered=True"
         )
     return model

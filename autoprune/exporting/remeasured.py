@@ -67,7 +67,7 @@ def _compare_latency(
     known, dense = recorded.score.on(name), recorded.dense_score.on(name)
     problems, figures, unchecked = list[str](), dict[str, Any](), dict[str, str]()
     now = measure.with_latency(Score(), found, recorded.on(name).batch).beside(dense)
-    best = now.evolve(latency_ratio_high=now.latency_ratio_low, latency_ms_high=now.latency_ms_low)
+    best = now.evolve(latency=now.latency.at_least())
     for limit in recorded.limits(name, "latency", "throughput"):
         if not limit.relative and (foreign := recorded.foreign):
             unchecked[limit.key] = foreign
@@ -80,7 +80,7 @@ def _compare_latency(
             )
     if recorded.foreign:
         return problems, figures, unchecked | {_at("latency", name): recorded.foreign}
-    if known.latency_ratio is None:
+    if known.latency.ratio is None:
         return (
             problems,
             figures,
@@ -105,34 +105,34 @@ def _spent_share(limit: Limit, score: Score, dense: Score) -> float:
 
 def _ratio(name: str, known: Score, found: Latency) -> list[str]:
     """Whether the ratio measured now is the recorded one, within both intervals and some room."""
-    assert known.latency_ratio is not None and found.ratio is not None
-    room = (_BUSY if found.crowded else _ROOM) * max(known.latency_ratio, found.ratio)
+    assert known.latency.ratio is not None and found.ratio is not None
+    room = (_BUSY if found.crowded else _ROOM) * max(known.latency.ratio, found.ratio)
     low, high = (
-        known.latency_ratio_low or known.latency_ratio,
-        known.latency_ratio_high or known.latency_ratio,
+        known.latency.ratio_low or known.latency.ratio,
+        known.latency.ratio_high or known.latency.ratio,
     )
     apart = max(low - (found.ratio_high or 0.0), (found.ratio_low or 0.0) - high)
     if apart <= room:
         return []
-    return [f"{_at('latency_ratio', name)} {found.ratio:.4g}, recorded {known.latency_ratio:.4g}"]
+    return [f"{_at('latency_ratio', name)} {found.ratio:.4g}, recorded {known.latency.ratio:.4g}"]
 
 
 def _percentiles(name: str, known: Score, dense: Score, found: Latency) -> list[str]:
     """Whether milliseconds of dense, and how far percentiles are from the median, are about those
     recorded."""
     ends = (
-        ("", "_low", "_high") if found.dense_ms is not None and dense.latency_ms is not None else ()
+        ("", "_low", "_high") if found.dense_ms is not None and dense.latency.ms is not None else ()
     )
     names = [f"latency_ms{end}" for end in ends]
     figures = {
-        f"dense.{name}": Held(found.dense_ms, getattr(dense, name), 1 - 1 / _DENSE)
+        f"dense.{name}": Held(found.dense_ms, dense.latency.to_json()[name], 1 - 1 / _DENSE)
         for name in names
     }
     for figure, value, factor in (("p90", found.p90_ms, _P90), ("p99", found.p99_ms, _P99)):
-        recorded = getattr(known, f"latency_ms_{figure}")
-        if value is not None and recorded is not None and known.latency_ms:
+        recorded = known.latency.to_json()[f"latency_ms_{figure}"]
+        if value is not None and recorded is not None and known.latency.ms:
             figures[f"latency_ms_{figure}"] = Held(
-                value / found.ms * known.latency_ms, recorded, 1 - 1 / factor
+                value / found.ms * known.latency.ms, recorded, 1 - 1 / factor
             )
     return mismatches({_at(figure, name): value for figure, value in figures.items()})
 

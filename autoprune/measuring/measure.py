@@ -121,16 +121,19 @@ def with_latency(score: Score, measured: Latency, batch: int) -> Score:
     follows from it."""
     return replace(
         score,
-        latency_ms=measured.ms,
-        latency_ms_low=measured.ms_low,
-        latency_ms_high=measured.ms_high,
-        latency_ratio=measured.ratio,
-        latency_ratio_low=measured.ratio_low,
-        latency_ratio_high=measured.ratio_high,
-        latency_ms_p90=measured.p90_ms,
-        latency_ms_p99=measured.p99_ms,
-        throughput=batch * 1e3 / measured.ms,
-        throughput_low=batch * 1e3 / measured.ms_high,
+        latency=replace(
+            score.latency,
+            ms=measured.ms,
+            ms_low=measured.ms_low,
+            ms_high=measured.ms_high,
+            ratio=measured.ratio,
+            ratio_low=measured.ratio_low,
+            ratio_high=measured.ratio_high,
+            ms_p90=measured.p90_ms,
+            ms_p99=measured.p99_ms,
+            throughput=batch * 1e3 / measured.ms,
+            throughput_low=batch * 1e3 / measured.ms_high,
+        ),
     )
 
 

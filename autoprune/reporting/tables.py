@@ -49,15 +49,15 @@ _ROWS: Sequence[tuple[str, str, Callable[[Score], str]]] = (
     (
         "latency_ms_p90",
         "latency, 90 % of calls",
-        lambda score: words.milliseconds(score.latency_ms_p90),
+        lambda score: words.milliseconds(score.latency.ms_p90),
     ),
     (
         "latency_ms_p99",
         "latency, 99 % of calls",
-        lambda score: words.milliseconds(score.latency_ms_p99),
+        lambda score: words.milliseconds(score.latency.ms_p99),
     ),
     ("latency_ratio", "latency, of dense", words.ratio),
-    ("throughput", "inputs per second", lambda score: words.count(score.throughput)),
+    ("throughput", "inputs per second", lambda score: words.count(score.latency.throughput)),
 )
 _FIGURES = {name: figure for name, (_, figure) in _EXTRAS.items()} | {"size": words.size}
 
@@ -151,8 +151,8 @@ def treatment(groups: Sequence[Group], candidates: Sequence[Candidate]) -> list[
         )
         table.add_column("layers", overflow="fold")
         table.add_column("acts on", overflow="fold")
-        for each in part:
-            table.add_column(f"trial {each.number}", overflow="fold")
+        for candidate in part:
+            table.add_column(f"trial {candidate.number}", overflow="fold")
         for group in touched:
             table.add_row(
                 ", ".join(group.layers),

@@ -79,13 +79,13 @@ def quality(score: Score) -> str:
 
 def latency(score: Score) -> str:
     """`0.123 ms [0.121, 0.125]`, the median and its 95 % interval."""
-    return _interval(score.latency_ms, score.latency_ms_low, score.latency_ms_high, 1.0, " ms")
+    return _interval(score.latency.ms, score.latency.ms_low, score.latency.ms_high, 1.0, " ms")
 
 
 def ratio(score: Score) -> str:
     """`48.1 % [47.9, 48.3]` of the dense model's latency."""
     return _interval(
-        score.latency_ratio, score.latency_ratio_low, score.latency_ratio_high, 100.0, " %"
+        score.latency.ratio, score.latency.ratio_low, score.latency.ratio_high, 100.0, " %"
     )
 
 
@@ -151,8 +151,8 @@ def outcome(candidate: Candidate) -> str:
     parts = [] if score.metric is None else [f"{kind}metric {quality(score)}"]
     if score.weights not in (None, "trained"):
         parts.append(f"weights as {score.weights.replace('repaired', 'reconstructed')}")
-    if score.latency_ratio is not None:
-        parts.append(f"latency {score.latency_ratio * 100:.1f} % of dense")
+    if score.latency.ratio is not None:
+        parts.append(f"latency {score.latency.ratio * 100:.1f} % of dense")
     if candidate.reason:
         parts.append(f"{'outside' if screened else 'stopped'}: {candidate.reason}")
     elif not candidate.feasible and not screened:

@@ -186,11 +186,11 @@ def export_from(
         front = pareto_front(candidates, study.search.objectives, study.task.metric.goal)
         kept = records.with_models(run, candidates)
         if trial is None:
-            found, judged = settle(session, kept)
-            if found is None:
+            winner, judged = settle(session, kept)
+            if winner is None:
                 seen = with_figures(records.answering(run, candidates), judged)
                 raise BudgetError(nearest_miss(study, dense, seen, run.folder))
-            best = found
+            best = winner
         else:
             best = _asked_for(session, kept, trial)
         model = records.kept_model(run, best.number, prepared.model)
@@ -206,8 +206,8 @@ def export_from(
 
 def _asked_for(session: Session, kept: list[Candidate], number: int) -> Candidate:
     study, prepared, run = session.study, session.prepared, session.run
-    found = next((candidate for candidate in kept if candidate.number == number), None)
-    if found is None:
+    asked = next((candidate for candidate in kept if candidate.number == number), None)
+    if asked is None:
         raise InputError(
             f"trial {number} has no model in {run.folder}; kept are the trials that came onto the "
             "front: "
@@ -215,9 +215,9 @@ def _asked_for(session: Session, kept: list[Candidate], number: int) -> Candidat
         )
     model = records.kept_model(run, number, prepared.model)
     score = prepared.costs.of_finished(
-        model, prepared.cut_by_magnitude(found.plan), found.score, PROCESSES
+        model, prepared.cut_by_magnitude(asked.plan), asked.score, PROCESSES
     )
     if study.task.data.test is not None:
         tested = judge(model, study.task, study.target, "test", study.recovery.device)
         score = score.evolve(test_metric=tested.metric)
-    return replace(found, score=score)
+    return replace(asked, score=score)

@@ -56,7 +56,7 @@ class Logbook:
         figures = {
             "metric": score.metric,
             "loss": score.loss,
-            "latency of dense": score.latency_ratio,
+            "latency of dense": score.latency.ratio,
         }
         parts = [f"{name} {value:.4g}" for name, value in figures.items() if value is not None]
         parts += [candidate.reason] if candidate.reason else []

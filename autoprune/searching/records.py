@@ -76,11 +76,11 @@ def worth_keeping(candidate: Candidate, before: Sequence[Candidate], goal: str) 
         if all(candidate.score.figure(name) is not None for name in measured)
     ]
     # It may decide
-    judged = ["loss"] if all(each.score.loss is not None for each in (*alike, candidate)) else []
+    judged = ["loss"] if all(other.score.loss is not None for other in (*alike, candidate)) else []
     quantities = (*_QUANTITIES, *judged, *measured)
     return any(
-        each.number == candidate.number
-        for each in pareto_front([*alike, candidate], quantities, goal)
+        other.number == candidate.number
+        for other in pareto_front([*alike, candidate], quantities, goal)
     )
 
 
@@ -108,8 +108,10 @@ def exported_best(run: Run, study: Study, candidates: Sequence[Candidate]) -> Ca
         score = Score.from_json(record)
     except (ValueError, KeyError, TypeError, OSError):
         return None
-    found = (candidate for candidate in candidates if same and candidate.number == record["trial"])
-    return next((replace(candidate, score=score) for candidate in found), None)
+    exported = (
+        candidate for candidate in candidates if same and candidate.number == record["trial"]
+    )
+    return next((replace(candidate, score=score) for candidate in exported), None)
 
 
 def keep_model(run: Run, candidate: Candidate, model: nn.Module, dense: nn.Module) -> None:

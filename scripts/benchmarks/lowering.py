@@ -266,7 +266,7 @@ def main() -> None:
     given = parser.parse_args()
     lines = given.out.read_text().splitlines() if given.out.exists() else []
     records = [json.loads(line) for line in lines]
-    target = Target("eager", runtime="eager", threads=given.threads)
+    target = Target("eager_sparse", runtime="eager_sparse", threads=given.threads)
     done = {record["key"] for record in records}
     for case in () if given.table else cases(given.quick):
         if case.key not in done:

@@ -183,6 +183,7 @@ def _sum_times(parts: Iterable[tuple[str | None, float]]) -> Times:
 
 PROFILERS: Mapping[str, Callable[[nn.Module, Any, Inputs, Target], Times]] = {
     "eager": _eager,
+    "eager_sparse": _eager,
     "onnxruntime": _onnxruntime,
     "openvino": _openvino,
 }

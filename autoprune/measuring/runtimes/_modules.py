@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DTYPES",
+    "EagerModule",
     "as_arrays",
     "cast",
     "device_of",
@@ -101,3 +102,34 @@ def device_of(target: Target) -> torch.device:
             f"{str(error).splitlines()[0]}"
         ) from error
     return device
+
+
+class EagerModule:
+    """What runs a module call by call, as PyTorch does."""
+
+    def prepare(self, artefact: nn.Module, inputs: Inputs, target: Target) -> Callable[[], object]:
+        """One call is one inference. A call sets torch's number of threads to the target's where it
+        is another.
+
+        The number of threads is the process's own: whoever times the calls puts it back
+        (`measure.time_artefact` does). Raises InputError for a device or dtype that is not here.
+        """
+        model, moved = prepare_module(target.runtime, artefact, inputs, target)
+        return timed_call(model, moved, target)
+
+    def outputs(
+        self, artefact: nn.Module, inputs: Inputs, target: Target
+    ) -> Callable[[Inputs], list[Array]]:
+        """A function from inputs shaped like `inputs` to the module's output tensors; raises as
+        `prepare`."""
+        model, _ = prepare_module(target.runtime, artefact, inputs, target)
+
+        @torch.inference_mode()
+        def run(given: Inputs) -> list[Array]:
+            return as_arrays(cast(given, target).call(model))
+
+        return run
+
+    def version(self) -> str:
+        """As `torch 2.14.1`."""
+        return f"torch {torch.__version__}"

@@ -91,9 +91,9 @@ class Lowered:
 
 
 def lowers(target: Target) -> bool:
-    """Whether models are lowered for this target: on torch's eager runtime, on a CPU in fp32
+    """Whether models are lowered for this target: on the runtime `eager_sparse`, on a CPU in fp32
     alone."""
-    return target.runtime == "eager" and (
+    return target.runtime == "eager_sparse" and (
         target.dtype == "fp32" or target.device.startswith("cuda")
     )
 
@@ -107,13 +107,12 @@ def lower(
     `inputs` are cut or repeated to the target's batch. `decisions` holds what was measured of
     layers before, by a key of all that it depends on (shapes, sparsity to 1 %, kernels that fit,
     target), and is added to. Same function as `model` to 1e-5 relative. Raises InputError for a
-    runtime other than eager, or a device that is not here.
+    runtime other than eager_sparse, or a device that is not here.
     """
     if not lowers(target):
         raise InputError(
-            f"models are lowered for the runtime eager, on a CPU in fp32; target {target.name!r} "
-            "has runtime "
-            f"{target.runtime!r} and dtype {target.dtype!r}"
+            "models are lowered for the runtime eager_sparse, on a CPU in fp32; target "
+            f"{target.name!r} has runtime {target.runtime!r} and dtype {target.dtype!r}"
         )
     decisions = {} if decisions is None else decisions
     batch = inputs.rows(target.batch)

@@ -41,8 +41,6 @@ __all__ = ["Costs"]
 # delays
 _SECONDS = 1.5
 _BRIEF = 0.3  # the same for a first look
-# To itself, by definition
-_DENSE = {"latency_ratio": 1.0, "latency_ratio_low": 1.0, "latency_ratio_high": 1.0}
 # Fresh ones, and seconds in each, that the dense milliseconds are measured in
 _PROCESSES, _CALIBRATED = 5, 0.6
 
@@ -159,7 +157,7 @@ class Costs:
         processes: int,
     ) -> Score:
         if _whole(pruned):
-            return score.evolve(**_DENSE).beside(self.dense_score)
+            return score.evolve(latency=score.latency.of_dense()).beside(self.dense_score)
         kind = "brief" if brief else f"latency{processes or ''}"
         kept = self.figures.recall(kind, key) or (
             self.figures.recall("latency", key) if brief else None
@@ -192,17 +190,22 @@ class Costs:
             if self.figures.recorded:
                 raise self.figures.missing("the dense model")
             inputs, target = self.inputs, self.target
-            found = measure.time_artefact(
+            timed = measure.time_artefact(
                 self.dense, None, inputs, target, processes=_PROCESSES, budget_s=_CALIBRATED
             )
-            kept = found.to_json()
+            kept = timed.to_json()
             self.figures.keep("dense", self.architecture, kept)
         score = measure.with_latency(Score(), Latency(**kept), self.target.batch)
-        return score.evolve(**_DENSE)
+        return score.evolve(latency=score.latency.of_dense())
 
     def on(self, target: str) -> Costs:
         """The costs on a further target; "" is the study's own."""
         return self._further[target] if target else self
+
+    @property
+    def lowers(self) -> bool:
+        """Whether layers with zeros run on sparse kernels: then it matters where the zeros lie."""
+        return lower.lowers(self.target)
 
     def time_plan(self, pruned: Pruned) -> Latency:
         """A first look at the latency of what is not worth keeping. Raises InputError where nothing
@@ -240,8 +243,8 @@ class Costs:
             final and not self.figures.recorded,
         )
         kept = {} if anew else dict(self.figures.recall(kind, key) or {})
-        found = resources_of({"resources": kept, **kept})
-        missing = [name for name in self._asked if is_resource(name) and name not in found]
+        known = resources_of({"resources": kept, **kept})
+        missing = [name for name in self._asked if is_resource(name) and name not in known]
         if self.figures.recorded and (unknown := sorted(missing)):
             raise self.figures.missing(f"the {' and '.join(unknown)} of this plan")
         if (
@@ -251,9 +254,9 @@ class Costs:
             if missing
             else {}
         ):
-            found |= new
-            self.figures.keep(kind, key, found)
-        return score.evolve(resources={**score.resources, **found})
+            known |= new
+            self.figures.keep(kind, key, known)
+        return score.evolve(resources={**score.resources, **known})
 
     def of_finished(self, model: nn.Module, pruned: Pruned, score: Score, processes: int) -> Score:
         """As `latency`, of a model that is trained and whose masks are done: its zeros are the
@@ -304,10 +307,10 @@ class Costs:
         )
 
     def _time_artefact(self, pruned: Pruned, zeros: Mapping[str, Tensor]) -> Any:
-        """The artefact as the target runs it: on torch's eager runtime, layers with zeros on their
-        fastest kernels."""
+        """The artefact as the target runs it: on `eager_sparse`, layers with zeros on their fastest
+        kernels."""
         artefact = self._artefact(pruned, zeros)
-        if self._graphs is not None or not zeros or not lower.lowers(self.target):
+        if not zeros or not self.lowers:
             return artefact
         return lower.lower(artefact, self.inputs, self.target, _Decisions(self)).model
 
@@ -340,7 +343,7 @@ class Costs:
         }
         masks: dict[str, Any] = {name: int(keep.sum()) for name, keep in zeros.items()}
         # There the latency depends on where zeros lie
-        if self._graphs is None and lower.lowers(self.target):
+        if self.lowers:
             masks = {name: [count, *lower.patterns(zeros[name])] for name, count in masks.items()}
         return _digest([self.architecture, shapes, masks])
 
@@ -356,8 +359,8 @@ class _Decisions:
     costs: Costs
 
     def get(self, key: str, /) -> dict[str, Any] | None:
-        found: dict[str, Any] | None = self.costs.figures.recall("lowering", self._full(key))
-        return found
+        kept: dict[str, Any] | None = self.costs.figures.recall("lowering", self._full(key))
+        return kept
 
     def __setitem__(self, key: str, value: dict[str, Any], /) -> None:
         self.costs.figures.keep("lowering", self._full(key), value)

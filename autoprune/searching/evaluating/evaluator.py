@@ -73,7 +73,7 @@ class Evaluator:
             listener.on_step(number, f"measuring on {study.target.name}")
             score = self._measure_latency(pruned, score)
         if reasons := self.feasibility.reasons(score):
-            stage = "latency" if score.latency_ms is not None else "cost"
+            stage = "latency" if score.latency.ms is not None else "cost"
             return self._judge_infeasible(plan, number, pruned, score, stage, "; ".join(reasons))
         listener.on_step(number, f"training {study.recovery.epochs} epochs")
         try:

@@ -91,15 +91,15 @@ class Figures:
         predictor = self.predictor(architecture)
         if predictor is None:
             raise self.missing("the latency of this plan, nor a profile that would predict it")
-        found = predictor.predict(dict(keep))
-        ms, ratio = found.ms, found.ratio
+        predicted = predictor.predict(dict(keep))
+        ms, ratio = predicted.ms, predicted.ratio
         return Latency(
             ms,
-            ms * found.low / ratio,
-            ms * found.high / ratio,
+            ms * predicted.low / ratio,
+            ms * predicted.high / ratio,
             ratio,
-            found.low,
-            found.high,
+            predicted.low,
+            predicted.high,
             0,
             False,
         )

@@ -101,7 +101,7 @@ def _moves(
     score: Score, dense: Score, wanted: list[str], study: Study
 ) -> dict[str, tuple[bool, str]]:
     """Whether each quantity is better than dense by more than noise, and its share of dense."""
-    found = {}
+    moves = {}
     for name in wanted:
         value, of = (
             score.objective(name),
@@ -113,5 +113,5 @@ def _moves(
             if direction(name, study.task.metric.goal) == "maximize"
             else share < 1 - _MOVED
         )
-        found[name] = (better, f"{share:.1%} of dense")
-    return found
+        moves[name] = (better, f"{share:.1%} of dense")
+    return moves

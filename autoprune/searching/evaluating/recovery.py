@@ -124,10 +124,15 @@ class Recovery:
 
     def _judge(self, model: nn.Module, weights: str) -> Recovered:
         study = self.study
-        found = judge(model, study.task, study.target, "validation", study.recovery.device)
+        quality = judge(model, study.task, study.target, "validation", study.recovery.device)
         return Recovered(
             model,
-            Score(metric=found.metric, metric_error=found.error, loss=found.loss, weights=weights),
+            Score(
+                metric=quality.metric,
+                metric_error=quality.error,
+                loss=quality.loss,
+                weights=weights,
+            ),
         )
 
     def _trainable(self, plan: Plan) -> bool:

@@ -81,8 +81,8 @@ class Journal:
         journal._study, journal._seen = study, {}
         if not studies:
             return []
-        for each in studies:
-            _check_version(each, run, damage)
+        for one in studies:
+            _check_version(one, run, damage)
         journal.optuna = max(studies, key=_length)
         return journal.candidates(dense)
 
@@ -438,6 +438,6 @@ class _quiet(warnings.catch_warnings):
     """No warnings about Optuna's experimental interfaces inside."""
 
     def __enter__(self) -> Any:
-        found = super().__enter__()
+        recorded = super().__enter__()
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return found
+        return recorded

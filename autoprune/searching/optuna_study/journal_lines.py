@@ -50,8 +50,8 @@ def whole(content: bytes) -> tuple[bytes, int]:
         if record is not None and _replays(replay, record):
             kept.append(line)
             continue
-        found = len(_CREATES.findall(line))
-        lost, missing, due = lost + 1, missing + (not found), due + [line] * found
+        creations = len(_CREATES.findall(line))
+        lost, missing, due = lost + 1, missing + (not creations), due + [line] * creations
     if lost and not replay._studies:
         raise InputError(
             "no line of this run's study.journal can be read; put a copy in its place, or start "

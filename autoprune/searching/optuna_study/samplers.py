@@ -102,18 +102,20 @@ class Steered(optuna.samplers.BaseSampler):
         self, study: Any, trial: FrozenTrial, search_space: dict[str, Any]
     ) -> dict[str, Any]:
         """What the inner sampler gives, jointly where it can, moved."""
-        found = self._inner.sample_relative(
+        sample = self._inner.sample_relative(
             study, trial, self._inner.infer_relative_search_space(study, trial)
         )
-        for name, each in self._all.items():
-            if name not in found:
-                if each.single():
-                    found[name] = (
-                        each.choices[0] if isinstance(each, CategoricalDistribution) else each.low
+        for name, distribution in self._all.items():
+            if name not in sample:
+                if distribution.single():
+                    sample[name] = (
+                        distribution.choices[0]
+                        if isinstance(distribution, CategoricalDistribution)
+                        else distribution.low
                     )
                     continue
-                found[name] = self._inner.sample_independent(study, trial, name, each)
-        return to_parameters(self._steer(from_parameters(self._variables, found)))
+                sample[name] = self._inner.sample_independent(study, trial, name, distribution)
+        return to_parameters(self._steer(from_parameters(self._variables, sample)))
 
     def sample_independent(
         self, study: Any, trial: FrozenTrial, param_name: str, param_distribution: Any

@@ -20,7 +20,6 @@ from autoprune.budget import Budget, Feasibility, Limit
 from autoprune.decision import Decisions
 from autoprune.errors import ModelError
 from autoprune.measuring.prediction.predictor import Predictor
-from autoprune.measuring.sparse_kernels import lower
 from autoprune.measuring.timing.latency import Latency
 from autoprune.plan import Plan
 from autoprune.pruning.pruner import Pruner
@@ -94,8 +93,12 @@ class Steering:
         seconds = min(
             _PROFILE_S, _PROFILE_SHARE / max(1, len(timed)) * (study.search.timeout_s or math.inf)
         )
-        found = {target: steering._profile_target(target, session.run, seconds) for target in timed}
-        known = {target: each for target, each in found.items() if each is not None}
+        profiled = {
+            target: steering._profile_target(target, session.run, seconds) for target in timed
+        }
+        known = {
+            target: predictor for target, predictor in profiled.items() if predictor is not None
+        }
         limits = (
             limit for limit in foreseen if limit.quantity not in TIMED or limit.target in known
         )
@@ -125,8 +128,8 @@ class Steering:
         foreseen.
         """
         margins = {limit.key: _MARGINS.get(limit.quantity, 0.0) for limit in self.budget.limits}
-        found = self.violations(plan).items()
-        return max(((1 + used) / (1 - margins[key]) - 1 for key, used in found), default=-1.0)
+        violations = self.violations(plan).items()
+        return max(((1 + used) / (1 - margins[key]) - 1 for key, used in violations), default=-1.0)
 
     def violations(self, plan: Plan) -> dict[str, float]:
         """What is to be expected of used / limit - 1, by the key of each limit that is foreseen,
@@ -179,22 +182,26 @@ class Steering:
         """Learn from a measured plan, while there is much to learn."""
         keep = self.pruner.resolve(plan).kept
         for target, predictor in self.predictors.items():
-            found = score.on(target)
+            measured = score.on(target)
             if predictor.measured >= _LEARNT or self._teaches_nothing(plan, target):
                 continue
-            if found.latency_ms is not None and found.latency_ratio is not None:
+            if measured.latency.ms is not None and measured.latency.ratio is not None:
                 low, high = (
-                    found.latency_ms_low or found.latency_ms,
-                    found.latency_ms_high or found.latency_ms,
+                    measured.latency.ms_low or measured.latency.ms,
+                    measured.latency.ms_high or measured.latency.ms,
                 )
-                ratios = (found.latency_ratio, found.latency_ratio_low, found.latency_ratio_high)
-                predictor.observe(keep, Latency(found.latency_ms, low, high, *ratios, 1, True))
+                ratios = (
+                    measured.latency.ratio,
+                    measured.latency.ratio_low,
+                    measured.latency.ratio_high,
+                )
+                predictor.observe(keep, Latency(measured.latency.ms, low, high, *ratios, 1, True))
 
     def _teaches_nothing(self, plan: Plan, target: str) -> bool:
         """Whether there are zeros that run on sparse kernels, whose latency says nothing of
         widths."""
         masked = bool(self.pruner.resolve(plan).masks)
-        return masked and lower.lowers(self.prepared.costs.on(target).target)
+        return masked and self.prepared.costs.on(target).lowers
 
     def _count_costs(self, plan: Plan) -> Score:
         """What can be counted of a plan; the same for all that come to the same widths and
@@ -219,13 +226,16 @@ class Steering:
     def _foreseen(self, target: str, keep: Mapping[str, Tensor], score: Score) -> Score:
         predictor, batch = self.predictors[target], self.prepared.costs.on(target).target.batch
         ratio = predictor.ratio(keep)
-        ms = ratio * (self.dense.on(target).latency_ms or predictor.dense_ms)
+        ms = ratio * (self.dense.on(target).latency.ms or predictor.dense_ms)
         return score.evolve(
-            latency_ratio=ratio,
-            latency_ratio_high=ratio,
-            latency_ms=ms,
-            latency_ms_high=ms,
-            throughput_low=batch * 1e3 / ms,
+            latency=replace(
+                score.latency,
+                ratio=ratio,
+                ratio_high=ratio,
+                ms=ms,
+                ms_high=ms,
+                throughput_low=batch * 1e3 / ms,
+            ),
         )
 
     def _profile_target(self, target: str, run: Run, seconds: float) -> Predictor | None:
@@ -248,7 +258,7 @@ class Steering:
             return costs.time_plan(self.pruner.cut(keep))
 
         try:
-            found = Predictor.profile(
+            predictor = Predictor.profile(
                 coupling,
                 model,
                 costs.inputs,
@@ -260,6 +270,6 @@ class Steering:
             )
         except ModelError:
             return None
-        whole = seconds == _PROFILE_S or found.measured == _PLANS
-        costs.figures.keep("profile" if whole else "profiled", key, found.to_json())
-        return found
+        whole = seconds == _PROFILE_S or predictor.measured == _PLANS
+        costs.figures.keep("profile" if whole else "profiled", key, predictor.to_json())
+        return predictor

@@ -191,7 +191,7 @@ def _least(fits: Callable[[int], bool]) -> int:
 
 def _importances(prepared: Prepared, steering: Steering) -> Mapping[str, torch.Tensor]:
     """Importance of the units of each variable that can be narrowed."""
-    found = {}
+    by_variable = {}
     for variable in prepared.variables:
         if variable.groups[0].level == "units" and variable.options.techniques:
             criterion = variable.options.criteria[0]
@@ -199,5 +199,5 @@ def _importances(prepared: Prepared, steering: Steering) -> Mapping[str, torch.T
                 steering.pruner.importance.units(group, criterion).flatten()
                 for group in variable.groups
             ]
-            found[variable.name] = torch.cat(units)
-    return found
+            by_variable[variable.name] = torch.cat(units)
+    return by_variable

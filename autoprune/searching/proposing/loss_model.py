@@ -75,20 +75,20 @@ class Surrogate:
         return [int(place) for place in np.argsort(mean - deviation, kind="stable")]
 
     def _features(self, plan: Plan) -> Array:
-        found: list[float] = []
+        features: list[float] = []
         for variable in self.variables:
             # of a group in a block that goes there is none
             choices = (plan.choices.get(group.key) for group in variable.groups)
             choice = next((choice for choice in choices if choice is not None), None)
             if variable.whole:
-                found.append(float(choice is not None))
+                features.append(float(choice is not None))
                 continue
             gone = -math.log(1 - min(choice.ratio, 0.999)) if choice else 0.0
             for name in variable.options.techniques:
                 taken = choice is not None and choice.technique == name
-                found += [gone * taken, gone**2 * taken]
-            found += [
+                features += [gone * taken, gone**2 * taken]
+            features += [
                 gone * (choice is not None and choice.criterion == name)
                 for name in variable.options.criteria[1:]
             ]
-        return np.array(found)
+        return np.array(features)

@@ -42,8 +42,8 @@ class Nets:
         """A digest of the masks that are set on what the cut left."""
         if plan not in self._masks:
             pruned = self._pruner.apply(plan)
-            found = hashlib.sha256()
+            digest = hashlib.sha256()
             for name, keep in sorted(pruned.masks.final().items()):
-                found.update(name.encode() + keep.cpu().numpy().tobytes())
-            self._masks[plan] = found.digest()
+                digest.update(name.encode() + keep.cpu().numpy().tobytes())
+            self._masks[plan] = digest.digest()
         return self._masks[plan]

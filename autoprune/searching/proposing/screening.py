@@ -263,5 +263,5 @@ class Screening:
         if done < patience or self.steering.whole:
             return False
         screened = [candidate for candidate in candidates if candidate.stage == "screened"]
-        found = best(self.study, self.dense, screened)
-        return bool(found) and len(screened) - 1 - screened.index(found[0]) >= patience
+        order = best(self.study, self.dense, screened)
+        return bool(order) and len(screened) - 1 - screened.index(order[0]) >= patience

@@ -146,11 +146,11 @@ def _curves(
     rows: Sequence[Sensitivity], dense: Quality
 ) -> Mapping[tuple[str, str], list[tuple[float, float]]]:
     """(ratio, loss added) by variable and technique, rising."""
-    found: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    curves: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for row in sorted(rows, key=lambda row: row.ratio):
-        curve = found.setdefault((row.variable, row.technique), [(0.0, 0.0)])
+        curve = curves.setdefault((row.variable, row.technique), [(0.0, 0.0)])
         curve.append((row.ratio, max(curve[-1][1], row.loss - dense.loss)))
-    return found
+    return curves
 
 
 def _between(curve: Sequence[tuple[float, float]], ratio: float) -> float:

@@ -66,7 +66,7 @@ def answers(study: Study, dense: Score, candidates: Sequence[Candidate]) -> list
         return candidate.score.objective("loss"), 0.0
 
     done = {candidate.plan for candidate in candidates if candidate.stage == "trained"}
-    found = []
+    answered = []
     for stage, quality in (("trained", metric), ("screened", loss)):
         chosen = [candidate for candidate in candidates if candidate.stage == stage]
         chosen = [
@@ -79,8 +79,8 @@ def answers(study: Study, dense: Score, candidates: Sequence[Candidate]) -> list
         ]
         for kept, candidate in _spread(_front(pairs, quality)):
             budget = ",".join(f"{limit.key}={limit}" for limit in kept)
-            found.append(Answer(budget, candidate, stage == "trained"))
-    return found
+            answered.append(Answer(budget, candidate, stage == "trained"))
+    return answered
 
 
 def in_words(found: Sequence[Answer], run: Path) -> str:

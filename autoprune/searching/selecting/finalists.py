@@ -26,13 +26,13 @@ def rank_finalists(study: Study, candidates: Sequence[Candidate]) -> list[Candid
     Where quality alone is limited, the least cost first: all of them keep it.
     """
     goal = study.task.metric.goal
-    found = [candidate for candidate in candidates if candidate.feasible and candidate.trained]
+    finalists = [candidate for candidate in candidates if candidate.feasible and candidate.trained]
     if not least_cost_wanted(study):
-        return by_quality(found, goal)
+        return by_quality(finalists, goal)
     sign = -1.0 if goal == "maximize" else 1.0
     costs = [name for name in study.search.objectives if name not in ("metric", "loss")]
     return sorted(
-        found,
+        finalists,
         key=lambda candidate: (
             *costs_of(candidate.score, costs, goal),
             sign * candidate.score.objective("metric"),

@@ -37,22 +37,22 @@ def next_promotion(
     """
     by_number = {candidate.number: candidate for candidate in candidates}
     known = {candidate.plan: candidate for candidate in candidates if candidate.stage == "trained"}
-    found: dict[int, Candidate] = {}  # what trained them
+    trained: dict[int, Candidate] = {}  # what trained them
     left: dict[int, Candidate] = {}
     fuller = [number for numbers in (refills or {}).values() for number in numbers]
     for candidate in best(study, dense, candidates, fuller):
         if candidate.number in promotions:
             tried = by_number[promotions[candidate.number]]
             if tried.stage == "trained":
-                found[candidate.number] = tried
+                trained[candidate.number] = tried
         elif candidate.plan in known:
-            found[candidate.number] = known[candidate.plan]
-        if candidate.number in found or candidate.number not in promotions:
+            trained[candidate.number] = known[candidate.plan]
+        if candidate.number in trained or candidate.number not in promotions:
             left[candidate.number] = candidate
     if least_cost_wanted(study):
-        return _bisect(list(left.values()), found, count)
+        return _bisect(list(left.values()), trained, count)
     for candidate in _apart(_drop_replaced(left, refills or {}), count):
-        if candidate.number not in found:
+        if candidate.number not in trained:
             return candidate
     return None
 
@@ -102,13 +102,13 @@ def _bisect(
     if sum(candidate is not None for candidate in trained) >= count:
         return None
     kept = max(
-        (place for place, each in enumerate(trained) if each is not None and each.feasible),
+        (place for place, trial in enumerate(trained) if trial is not None and trial.feasible),
         default=-1,
     )
     lost = (
         place
-        for place, each in enumerate(trained)
-        if each is not None and not each.feasible and place > kept
+        for place, trial in enumerate(trained)
+        if trial is not None and not trial.feasible and place > kept
     )
     middle = (kept + min(lost, default=len(front))) // 2
     return front[middle] if 0 <= middle < len(front) and trained[middle] is None else None
@@ -150,9 +150,9 @@ def best(
     ordered = sorted(unique, key=lambda candidate: points[candidate.number])
     ranks = _ranks([points[candidate.number] for candidate in ordered])
     if least_cost_wanted(study):
-        return [each for each, rank in zip(ordered, ranks, strict=True) if rank == 0]
+        return [point for point, rank in zip(ordered, ranks, strict=True) if rank == 0]
     by_rank = [
-        [each for each, own in zip(ordered, ranks, strict=True) if own == rank]
+        [point for point, own in zip(ordered, ranks, strict=True) if own == rank]
         for rank in sorted(set(ranks))
     ]
     return [candidate for rank in by_rank for candidate in _spread(rank)]
@@ -210,10 +210,10 @@ def _inside(feasibility: Feasibility, score: Score, margin: float) -> bool:
 
 def _spread(ordered: list[Candidate]) -> list[Candidate]:
     """The middle first, then the middles of what is left on both sides, and so on."""
-    found, parts = [], [ordered]
+    spread, parts = [], [ordered]
     while parts:
         part = parts.pop(0)
         middle = len(part) // 2
-        found += part[middle : middle + 1]
+        spread += part[middle : middle + 1]
         parts += [half for half in (part[:middle], part[middle + 1 :]) if half]
-    return found
+    return spread

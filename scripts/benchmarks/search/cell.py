@@ -130,7 +130,7 @@ class Dense:
             "error": error,
             "validation": evaluate(model, task, "validation", "cpu").metric,
         }
-        record |= {"ms": prepared.dense.latency_ms, "least": prepared.smallest.latency_ratio}
+        record |= {"ms": prepared.dense.latency.ms, "least": prepared.smallest.latency.ratio}
         record |= {"flops": prepared.dense.flops, "params": prepared.dense.params}
         Run.write_json(path.with_suffix(".json"), record)
         print(f"{case.name}, seed {seed}: {json.dumps(record)}", flush=True)

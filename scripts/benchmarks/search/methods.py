@@ -44,7 +44,7 @@ FRONT = 8  # plans that are trained for a whole front: as many epochs as four ce
 def measured(cell: Cell, plan: Plan) -> float:
     """The latency ratio of a plan."""
     with cell.spent.on("measuring"):
-        ratio = cell.dense.prepared.cost(plan).latency_ratio
+        ratio = cell.dense.prepared.cost(plan).latency.ratio
     assert ratio is not None
     return ratio
 
