@@ -98,8 +98,8 @@ def _disorders(score: Score, place: str) -> list[str]:
     )
     problems = []
     for row in rows:
-        values = [(name, getattr(score, name)) for name in row if getattr(score, name) is not None]
-        for (first, low), (second, high) in itertools.pairwise(values):
+        figures = [(name, getattr(score, name)) for name in row if getattr(score, name) is not None]
+        for (first, low), (second, high) in itertools.pairwise(figures):
             if low > high * (1 + _ROUNDING):
                 problems.append(f"{place}{first} {low:.6g} is more than {place}{second} {high:.6g}")
     return problems
