@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import inspect
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -247,15 +248,35 @@ def test_every_page_is_in_the_site() -> None:
     }
 
 
-def test_the_reference_is_what_the_code_says() -> None:
+@pytest.mark.parametrize("script", ["make_reference", "make_evidence"])
+def test_what_is_made_is_what_its_source_says(script: str) -> None:
     ended = subprocess.run(
-        [sys.executable, "scripts/make_reference.py", "--check"],
+        [sys.executable, f"scripts/{script}.py", "--check"],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+def test_every_kept_result_is_in_a_table() -> None:
+    text = "".join(page.read_text() for page in PAGES)
+    evidence = runpy.run_path(str(ROOT / "scripts/make_evidence.py"))
+    named = set(re.findall(r"<!-- table (\w+)", text))
+    assert named == set(evidence["TABLES"])
+    kept = {path.stem for path in (ROOT / "scripts/benchmarks/results").glob("*.json")}
+    assert kept == {file for file, _ in evidence["TABLES"].values()}
+
+
+def test_every_benchmark_has_its_place_in_the_evidence() -> None:
+    text = (ROOT / "docs/evidence.md").read_text()
+    named = set(re.findall(r"`python -m scripts\.benchmarks\.(\w+)", text))
+    assert named == {
+        path.stem
+        for path in (ROOT / "scripts/benchmarks").iterdir()
+        if path.suffix == ".py" or (path / "__main__.py").exists()
+    }
 
 
 def test_the_columns_of_trials_csv_are_those_that_are_written(tmp_path: Path) -> None:

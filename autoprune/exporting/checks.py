@@ -124,8 +124,8 @@ def _counts(recorded: Recorded) -> Found:
             counted, score = measure.costs(model, batch), score.on(name)
             for figure in ("params", "flops", *(() if role else ("nonzero_params",))):
                 if not (role or name) or getattr(score, figure) is not None:
-                    found = getattr(counted, figure)
-                    figures[role + place + figure] = Held(found, getattr(score, figure))
+                    count = getattr(counted, figure)
+                    figures[role + place + figure] = Held(count, getattr(score, figure))
             if score.flops is not None and counted.uncounted != score.uncounted:
                 raise Failed(
                     f"{role}{place}uncounted {list(counted.uncounted)}, recorded "
@@ -208,21 +208,23 @@ def _metric(recorded: Recorded) -> Found:
     """The reloaded weights, or what the target runs in another dtype than fp32, reach the recorded
     metric and loss."""
     task, target, score = recorded.task, recorded.target, recorded.score
-    found = _judge_split(recorded, "validation")
+    quality = _judge_split(recorded, "validation")
     if score.metric is None:
-        raise Failed(f"no metric is recorded; now it is {found.metric:.6g}", metric=found.metric)
-    figures = {"metric": found.metric, "recorded": score.metric}
-    problems = _quality(recorded, "metric", found.metric, score.metric)
+        raise Failed(
+            f"no metric is recorded; now it is {quality.metric:.6g}", metric=quality.metric
+        )
+    figures = {"metric": quality.metric, "recorded": score.metric}
+    problems = _quality(recorded, "metric", quality.metric, score.metric)
     if score.loss is not None:
-        figures |= {"loss": found.loss, "recorded_loss": score.loss}
+        figures |= {"loss": quality.loss, "recorded_loss": score.loss}
         problems += mismatches(
-            {"loss": Held(found.loss, score.loss, _LOSS if target.dtype == "fp32" else _LOSS_LOW)}
+            {"loss": Held(quality.loss, score.loss, _LOSS if target.dtype == "fp32" else _LOSS_LOW)}
         )
     if problems:
         raise Failed("; ".join(problems), **figures)
     how = "" if target.dtype == "fp32" else f" in {target.dtype} on {target.runtime}"
     unchecked = {} if score.loss is not None else {"loss": "none is recorded"}
-    return Found(f"{task.metric.name} is {found.metric:.6g}{how} as recorded", figures, unchecked)
+    return Found(f"{task.metric.name} is {quality.metric:.6g}{how} as recorded", figures, unchecked)
 
 
 def _test_metric(recorded: Recorded) -> Found:
@@ -231,12 +233,12 @@ def _test_metric(recorded: Recorded) -> Found:
     if recorded.task.data.test is None or wanted is None:
         why = "none is recorded" if wanted is None else "the study's data has no test split here"
         return Found(f"not checked: {why}", {}, {} if wanted is None else {"test_metric": why})
-    found = _judge_split(recorded, "test").metric
-    if problems := _quality(recorded, "test_metric", found, wanted):
-        raise Failed("; ".join(problems), test_metric=found, recorded=wanted)
+    metric = _judge_split(recorded, "test").metric
+    if problems := _quality(recorded, "test_metric", metric, wanted):
+        raise Failed("; ".join(problems), test_metric=metric, recorded=wanted)
     return Found(
-        f"{recorded.task.metric.name} on the test split is {found:.6g} as recorded",
-        {"test_metric": found},
+        f"{recorded.task.metric.name} on the test split is {metric:.6g} as recorded",
+        {"test_metric": metric},
     )
 
 

@@ -30,9 +30,9 @@ def write(folder: Path, model: nn.Module, inputs: Inputs, target: Target) -> Non
     where none does."""
     if not lower.lowers(target):
         return
-    found = lower.lower(model, inputs, target)
-    if found.used:
-        Run.write_json(folder / LOWERING, found.to_json())
+    lowering = lower.lower(model, inputs, target)
+    if lowering.used:
+        Run.write_json(folder / LOWERING, lowering.to_json())
 
 
 def read(folder: Path) -> dict[str, Any] | None:

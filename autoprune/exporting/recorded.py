@@ -99,7 +99,9 @@ class Recorded:
 
     def on(self, name: str) -> Target:
         """The target of that name; "" is the study's own."""
-        return next(value for value in self.further if value.name == name) if name else self.target
+        return (
+            next(target for target in self.further if target.name == name) if name else self.target
+        )
 
     def limits(self, name: str, *quantities: str) -> list[Limit]:
         """Those of the budget on some quantities that hold on a target."""

@@ -39,24 +39,24 @@ def latency(recorded: Recorded, name: str = "") -> Found:
         why = f"nothing is measured: the target answers what {target.recorded} has recorded"
         return Found(why, {}, {_at("latency", name): why})
     artefacts, inputs = recorded.artefacts(name), recorded.reference[0]
-    found = measure.time_artefact(
+    measured = measure.time_artefact(
         *artefacts, inputs, target, processes=_PROCESSES, budget_s=_SECONDS
     )
-    problems, figures, unchecked = _compare_latency(recorded, name, found)
+    problems, figures, unchecked = _compare_latency(recorded, name, measured)
     if problems:
-        found = measure.time_artefact(
+        measured = measure.time_artefact(
             *artefacts, inputs, target, processes=_MORE, budget_s=_SECONDS
         )
-        problems, figures, unchecked = _compare_latency(recorded, name, found)
-    figures |= {name: getattr(found, name) for name in _LATENCIES} | {"taken": found.taken}
+        problems, figures, unchecked = _compare_latency(recorded, name, measured)
+    figures |= {name: getattr(measured, name) for name in _LATENCIES} | {"taken": measured.taken}
     figures["runtime"] = plugins.load("runtime", target.runtime, recorded.folders)().version()
     said = (
-        f"{found.ms:.4g} ms, {found.ratio:.1%} of dense ({found.ratio_low:.1%} to "
-        f"{found.ratio_high:.1%})"
+        f"{measured.ms:.4g} ms, {measured.ratio:.1%} of dense ({measured.ratio_low:.1%} to "
+        f"{measured.ratio_high:.1%})"
     )
     if problems:
         raise Failed(f"latency {said}: {'; '.join(problems)}", **figures)
-    return Found(f"latency {said}; {found.taken}", figures, unchecked)
+    return Found(f"latency {said}; {measured.taken}", figures, unchecked)
 
 
 def _compare_latency(
@@ -72,7 +72,7 @@ def _compare_latency(
         if not limit.relative and (foreign := recorded.foreign):
             unchecked[limit.key] = foreign
             continue
-        least, most = (_spent_share(limit, value, dense) for value in (best, now))
+        least, most = (_spent_share(limit, spent, dense) for spent in (best, now))
         figures |= {"limit": str(limit), "surely_inside": not limit.broken(most)}
         if limit.broken(least):
             problems.append(
@@ -128,13 +128,13 @@ def _percentiles(name: str, known: Score, dense: Score, found: Latency) -> list[
         f"dense.{name}": Held(found.dense_ms, dense.latency.to_json()[name], 1 - 1 / _DENSE)
         for name in names
     }
-    for figure, value, factor in (("p90", found.p90_ms, _P90), ("p99", found.p99_ms, _P99)):
+    for figure, percentile, factor in (("p90", found.p90_ms, _P90), ("p99", found.p99_ms, _P99)):
         recorded = known.latency.to_json()[f"latency_ms_{figure}"]
-        if value is not None and recorded is not None and known.latency.ms:
+        if percentile is not None and recorded is not None and known.latency.ms:
             figures[f"latency_ms_{figure}"] = Held(
-                value / found.ms * known.latency.ms, recorded, 1 - 1 / factor
+                percentile / found.ms * known.latency.ms, recorded, 1 - 1 / factor
             )
-    return mismatches({_at(figure, name): value for figure, value in figures.items()})
+    return mismatches({_at(figure, name): held for figure, held in figures.items()})
 
 
 def resource(recorded: Recorded, quantity: str, name: str = "") -> Found:
@@ -172,8 +172,8 @@ def resource(recorded: Recorded, quantity: str, name: str = "") -> Found:
         within = quantities.of_call(quantity).tolerance
         problems += mismatches(
             {
-                _at(each, name): Held(*pair, within)
-                for each, pair in names.items()
+                _at(figure, name): Held(*pair, within)
+                for figure, pair in names.items()
                 if pair[1] is not None
             }
         )

@@ -58,7 +58,9 @@ def _foreign_references(value: Any, key: str = "") -> Iterator[str]:
         args, name = value.get("args"), value.get("name")
         if isinstance(args, Mapping):
             yield from (
-                f"{name!r} with {value}={args[value]!r}" for value in _FETCHES if args.get(value)
+                f"{name!r} with {option}={args[option]!r}"
+                for option in _FETCHES
+                if args.get(option)
             )
         if key in _BY_QUANTITY:  # one of the user's own is code
             for quantity in value:

@@ -59,19 +59,19 @@ def verify(
         for check in (earlier or {}).get("checks", ())
         if check["passed"] is not None
     }
-    found: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
     for name, check in checks(recorded):
-        pointless = is_runnable(name.partition(" on ")[0]) and found[0]["passed"] is False
-        found.append(
+        pointless = is_runnable(name.partition(" on ")[0]) and results[0]["passed"] is False
+        results.append(
             done.get(name)
             or (_UNMEASURED | {"name": name} if pointless else _run_check(name, check))
         )
     result = {
         "version": 1,
-        "passed": all(check["passed"] is not False for check in found),
-        "open": [check["name"] for check in found if check["passed"] is None],
-        "unchecked": _unchecked_figures(found),
-        "checks": found,
+        "passed": all(check["passed"] is not False for check in results),
+        "open": [check["name"] for check in results if check["passed"] is None],
+        "unchecked": _unchecked_figures(results),
+        "checks": results,
     }
     unwritten = _write(path, result)
     _raise_failures(path, result)

@@ -60,7 +60,7 @@ class Onnx:
             raise ModelError(
                 f"{path} is no ONNX model that ONNX Runtime can open: {error}"
             ) from error
-        names = [value.name for value in session.get_inputs()]
+        names = [argument.name for argument in session.get_inputs()]
 
         def run(inputs: Inputs) -> list[Tensor]:
             arrays = [tensor.detach().cpu().numpy() for tensor in inputs.tensors()]

@@ -47,8 +47,10 @@ def measure(
     candidate = artefact(model, batch, target)
     dense = artefact(against, batch, target) if against is not None else None
     score = replace(costs(model, batch), size_bytes=size_bytes(candidate))
-    found = time_artefact(candidate, dense, batch, target, processes=processes, budget_s=budget_s)
-    return _apart(with_latency(score, found, target.batch), candidate, batch, target)
+    measured = time_artefact(
+        candidate, dense, batch, target, processes=processes, budget_s=budget_s
+    )
+    return _apart(with_latency(score, measured, target.batch), candidate, batch, target)
 
 
 def costs(model: nn.Module, inputs: Inputs) -> Score:
@@ -108,7 +110,9 @@ def time_artefact(
             return subprocesses.fresh(candidate, dense, inputs, target, processes, budget_s)
         runtime = plugins.load("runtime", target.runtime)()
         batch = inputs.rows(target.batch)
-        artefacts = [value for value in (candidate, dense) if value is not None]
+        artefacts = [
+            file_or_module for file_or_module in (candidate, dense) if file_or_module is not None
+        ]
         return latency.compare_anew(
             lambda: [runtime.prepare(value, batch, target) for value in artefacts],
             budget_s=budget_s,

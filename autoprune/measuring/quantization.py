@@ -84,15 +84,15 @@ def convert(
 def outputs_for(runtime: Any, target: Target) -> Any:
     """The runtime's `outputs`. Raises InputError where a runtime of the user's has none, which the
     dtype needs."""
-    found = getattr(runtime, "outputs", None)
-    if found is None:
+    outputs = getattr(runtime, "outputs", None)
+    if outputs is None:
         raise InputError(
             f"runtime {target.runtime!r} has no method outputs(artefact, inputs, target), which a "
             "target of dtype "
             f"{target.dtype} needs: the metric is that of the outputs in that precision. Give "
             "dtype fp32, or the method"
         )
-    return found
+    return outputs
 
 
 def _half(content: bytes) -> bytes:
@@ -137,7 +137,7 @@ def _fold_constants(content: bytes, folder: Path) -> tuple[Any, list[str]]:
     options.optimized_model_filepath = str(folder / "folded.onnx")
     options.log_severity_level = 4
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    return onnx.load(folder / "folded.onnx"), [value.name for value in session.get_inputs()]
+    return onnx.load(folder / "folded.onnx"), [argument.name for argument in session.get_inputs()]
 
 
 class _Reader:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["compressed_bytes", "measure_resources", "stored_file", "unavailable"]
 
+# A process that takes longer hangs
 _LIMIT_S = 600.0
 
 
@@ -55,11 +56,17 @@ def stored_file(artefact: bytes | nn.Module, model: nn.Module | None = None) -> 
     tensors = dict(model.named_buffers(remove_duplicate=False)) | dict(
         model.named_parameters(remove_duplicate=False)
     )
-    for each in proto.graph.initializer:
-        own = tensors.get(each.name)
-        if own is not None and list(own.shape) == list(each.dims) and each.HasField("raw_data"):
-            value = own.detach().cpu().numpy().tobytes()
-            each.raw_data = value if len(value) == len(each.raw_data) else each.raw_data
+    for initializer in proto.graph.initializer:
+        own = tensors.get(initializer.name)
+        if (
+            own is not None
+            and list(own.shape) == list(initializer.dims)
+            and initializer.HasField("raw_data")
+        ):
+            raw = own.detach().cpu().numpy().tobytes()
+            initializer.raw_data = (
+                raw if len(raw) == len(initializer.raw_data) else initializer.raw_data
+            )
     content: bytes = proto.SerializeToString()
     return content
 

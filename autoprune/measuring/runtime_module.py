@@ -51,8 +51,8 @@ class Deployed(nn.Module):
         size = given.batch_size
         if self._run is None or size > self._size:
             self._run, self._size = self._make(self._artefact, given, self._target), size
-        found = self._run(given.rows(self._size) if size < self._size else given)
-        tensors = [torch.from_numpy(array) for array in found]
+        outputs = self._run(given.rows(self._size) if size < self._size else given)
+        tensors = [torch.from_numpy(array) for array in outputs]
         if size < self._size:
             if any(not tensor.dim() or tensor.shape[0] != self._size for tensor in tensors):
                 raise ModelError(

@@ -168,12 +168,14 @@ class _InputFeatures(TorchFunctionMode):
 
     def norms(self) -> dict[str, Tensor]:
         """By parameter, shaped like it."""
-        found = {}
+        norms_by_name = {}
         for name, squares in self._squares.items():
             weight = self._parameters[name]
             norms = squares.sqrt().to(weight.dtype)
-            found[name] = norms.view(*norms.shape, *[1] * (weight.dim() - 2)).expand(weight.shape)
-        return found
+            norms_by_name[name] = norms.view(*norms.shape, *[1] * (weight.dim() - 2)).expand(
+                weight.shape
+            )
+        return norms_by_name
 
     def _add(self, func: Any, inputs: Tensor, weight: Tensor) -> None:
         # A fused projection is read in parts
@@ -182,17 +184,18 @@ class _InputFeatures(TorchFunctionMode):
         if name is None or whole is None or weight.shape[1:] != whole.shape[1:]:
             return
         channel = inputs.dim() - weight.dim() + 1
+        # In double: a sum over all positions of all batches
         squares = inputs.double().square().movedim(channel, 0).flatten(1).sum(1)
         if func in _TRANSPOSED:
-            each = squares[:, None].expand(weight.shape[:2])
+            per_weight = squares[:, None].expand(weight.shape[:2])
         else:
             groups = squares.view(-1, weight.shape[1])  # the inputs of each group
-            each = groups.repeat_interleave(len(weight) // len(groups), 0)
+            per_weight = groups.repeat_interleave(len(weight) // len(groups), 0)
         held = self._squares.setdefault(
             name, torch.zeros(whole.shape[:2], dtype=torch.float64, device=whole.device)
         )
         first = (weight.storage_offset() - whole.storage_offset()) // max(1, whole.stride(0))
-        held[first : first + len(weight)] += each
+        held[first : first + len(weight)] += per_weight
 
 
 @contextlib.contextmanager
@@ -209,6 +212,7 @@ def _differentiable(model: nn.Module) -> Iterator[None]:
         for parameter in model.parameters():
             parameter.grad = None
             parameter.requires_grad_(parameter.is_floating_point())
+        # Whoever asks may be inside no_grad
         with torch.enable_grad():
             yield
     finally:

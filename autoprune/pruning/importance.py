@@ -105,8 +105,8 @@ class Importance:
     def statistics_for(self, criterion: Criterion, tensor: str) -> tuple[Tensor, ...] | None:
         """What a criterion needs to see for a parameter, each shaped like it; None where it does
         not have all."""
-        found = tuple(self._evidence(need).get(tensor) for need in criterion.needs)
-        return None if any(tensor is None for tensor in found) else found  # type: ignore[return-value]
+        statistics = tuple(self._evidence(need).get(tensor) for need in criterion.needs)
+        return None if any(tensor is None for tensor in statistics) else statistics  # type: ignore[return-value]
 
     def units(self, group: Group, criterion: str) -> Tensor:
         """Importance of each unit of a group, (cells, units per cell), summed over all that it is
@@ -119,8 +119,12 @@ class Importance:
         plugin = self._fitting(criterion, group)
         if criterion not in self._units:
             self._units[criterion] = self._sum(plugin)
-        found = self._units[criterion][self._coupling.members[group.key]]
-        return found if plugin.comparable or not bool(found.any()) else found / found.mean()
+        importance = self._units[criterion][self._coupling.members[group.key]]
+        return (
+            importance
+            if plugin.comparable or not bool(importance.any())
+            else importance / importance.mean()
+        )
 
     def weights(self, group: Group, criterion: str) -> Tensor:
         """Importance of each weight of a weights group, shaped like the weight. Raises InputError
@@ -186,16 +190,16 @@ class Importance:
 def _places(coupling: Coupling) -> list[_Place]:
     """Every place once; several uses of one, which read other parts of it or unite its units, are
     joined."""
-    found: dict[tuple[str, int, int], _Place] = {}
+    places: dict[tuple[str, int, int], _Place] = {}
     for slot in coupling.slots:
         key = (slot.tensor, slot.dim, slot.groups)
         produces = slot.role == "produce"
-        if key not in found:
-            found[key] = _Place(*key, produces, slot.units)
+        if key not in places:
+            places[key] = _Place(*key, produces, slot.units)
             continue
-        joined = torch.maximum(found[key].units, slot.units)
-        found[key] = replace(found[key], produces=found[key].produces or produces, units=joined)
-    return list(found.values())
+        joined = torch.maximum(places[key].units, slot.units)
+        places[key] = replace(places[key], produces=places[key].produces or produces, units=joined)
+    return list(places.values())
 
 
 def _batch_norm_scales(model: nn.Module) -> set[str]:

@@ -22,8 +22,10 @@ from autoprune.space import fits
 
 __all__ = ["Pruned", "Pruner", "ResolvedPlan", "partly"]
 
-_STEPS = 4  # of gradual masks, between reconstructions
-_REMEMBERED = 256  # plans: a search looks at neighbours by their cost and by what they come to
+# Of gradual masks, a reconstruction after each
+_STEPS = 4
+# Plans: a search asks for one by its cost first, and by what it comes to afterwards
+_REMEMBERED = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,7 +158,7 @@ class Pruner:
         """The groups that a plan names, with its choices. Raises PlanError for a group, technique
         or criterion that is not there, is refused or does not fit."""
         groups: Mapping[str, Group] = {group.key: group for group in self.coupling.groups}
-        found = []
+        choices = []
         for key, choice in plan:
             if key not in groups:
                 raise PlanError(
@@ -171,8 +173,8 @@ class Pruner:
             reason = self.importance.refuses(choice.criterion, group)
             if reason:
                 raise PlanError(f"{choice.criterion} cannot rank {key!r}: {reason}")
-            found.append((group, choice))
-        return found
+            choices.append((group, choice))
+        return choices
 
     def resolve(self, plan: Plan) -> ResolvedPlan:
         """What a plan comes to. Raises PlanError as `check`."""
@@ -245,14 +247,14 @@ def partly(plan: Plan, share: float) -> Plan:
 
     Weights that go by a schedule in training of their own are all there still.
     """
-    found = {}
+    choices = {}
     for key, choice in plan:
         technique = plugins.create("technique", choice.technique)
         if technique.level == "blocks":
-            found[key] = choice
+            choices[key] = choice
         elif not technique.gradual or technique.share(0.0) == 1:
-            found[key] = replace(choice, ratio=share * choice.ratio)
-    return Plan(found)
+            choices[key] = replace(choice, ratio=share * choice.ratio)
+    return Plan(choices)
 
 
 def _place(cut: Cut) -> tuple[str, int, int]:

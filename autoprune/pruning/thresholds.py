@@ -19,7 +19,7 @@ class Threshold:
     """
 
     def __init__(self, scores: Mapping[str, Tensor]) -> None:
-        self._sizes = {name: each.numel() for name, each in scores.items()}
+        self._sizes = {name: tensor.numel() for name, tensor in scores.items()}
         owners = [torch.full((size,), place) for place, size in enumerate(self._sizes.values())]
         order = torch.cat(
             [score.detach().flatten().double().cpu() for score in scores.values()]

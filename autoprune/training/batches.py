@@ -74,15 +74,15 @@ def standard_error(metric: Callable[[Any, Any], float], outputs: Any, targets: A
     parts = min(_PARTS, count // 2)
     if parts < 2 or any(len(leaf) != count for leaf in leaves):
         return None
-    values = []
+    metrics = []
     for first in range(parts):
         places = slice(first, None, parts)
         part = tree_map_only(Tensor, operator.itemgetter(places), (outputs, targets))
         try:
-            values.append(float(metric(*part)))
+            metrics.append(float(metric(*part)))
         except Exception:  # the user's own, which need not take a part: of one class, say
             return None
-    error = statistics.stdev(values) / math.sqrt(parts)
+    error = statistics.stdev(metrics) / math.sqrt(parts)
     return error if math.isfinite(error) else None
 
 

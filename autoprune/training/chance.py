@@ -42,7 +42,7 @@ def guesses(model: nn.Module, task: Task) -> bool:
     copies = [_shuffle_parameters(model, seed) for seed in range(_COPIES)]
     try:
         with faults.code("the loss, over all of the validation data,"):
-            own, *others = (_skill(value, task) for value in (model, *copies))
+            own, *others = (_skill(judged, task) for judged in (model, *copies))
     except Exception:
         # the user's own loss need not take several batches as one; a real fault shows again below
         own, others = None, []
@@ -67,7 +67,7 @@ def _skill(model: nn.Module, task: Task) -> float | None:
         output, target = concatenate(outputs), concatenate(targets)
         loss = float(task.loss(output, target))
         dealt = [float(task.loss(output, _dealt(target, seed))) for seed in range(_DEALS)]
-    if not all(math.isfinite(value) for value in (loss, *dealt)):
+    if not all(math.isfinite(figure) for figure in (loss, *dealt)):
         return 0.0
     usual, spread = statistics.mean(dealt), statistics.stdev(dealt)
     if spread <= _SAME * abs(usual):

@@ -51,11 +51,11 @@ def as_shipped(model: nn.Module, task: Task, target: Target) -> bytes | nn.Modul
 def calibration(task: Task) -> list[Inputs]:
     """The first rows of a few shuffled training batches, the same ones each time: 8 of at most 64
     inputs."""
-    found: list[Inputs] = []
+    batches: list[Inputs] = []
     with with_seed(0, torch.device("cpu")):
         for args, kwargs, _ in task.batches("train", seed=0):
             batch = Inputs(args, kwargs).to("cpu")
-            found.append(batch.rows(min(batch.batch_size, _ROWS)))
-            if len(found) == _BATCHES:
+            batches.append(batch.rows(min(batch.batch_size, _ROWS)))
+            if len(batches) == _BATCHES:
                 break
-    return found
+    return batches

@@ -129,10 +129,10 @@ def evaluate(
             with faults.code(f"the model's forward, on the {split} data,"):
                 output = model(*args, **kwargs)
             size = Inputs(args, kwargs).batch_size
-            found = (
+            batch_losses = (
                 float(losses.of_split(criterion, output, target, split)) for criterion in criteria
             )
-            totals = [total + value * size for total, value in zip(totals, found, strict=True)]
+            totals = [total + loss * size for total, loss in zip(totals, batch_losses, strict=True)]
             count += size
             outputs.append(move_to(output, "cpu"))
             targets.append(move_to(target, "cpu"))
@@ -213,9 +213,9 @@ class _Session:
             for step, batch in enumerate(whole(batches) if has_norm else batches):
                 self._learning_rate((done + 0.5) / total)
                 loss = self._loss(*move_to(batch, self.device))
-                if not math.isfinite(value := float(loss.detach())):
+                if not math.isfinite(number := float(loss.detach())):
                     raise TrainingError(
-                        f"the loss is {value} in epoch {epoch + 1}, step {step + 1}; lower the "
+                        f"the loss is {number} in epoch {epoch + 1}, step {step + 1}; lower the "
                         "learning rate"
                     )
                 self._update(loss)

@@ -90,16 +90,16 @@ def sources(references: Iterable[str], folders: Sequence[Path]) -> tuple[Path, .
         if name not in ("zoo", "torchvision") and name in sys.modules
     ]
     roots = [Path(folder).resolve() for folder in folders]
-    found: dict[Path, None] = {}
+    files: dict[Path, None] = {}
     while queue:
         module = queue.pop(0)
         # Built-in modules have no file
         path = Path(getattr(module, "__file__", None) or "").resolve()
-        if path in found or path.suffix != ".py":
+        if path in files or path.suffix != ".py":
             continue
-        found[path] = None
+        files[path] = None
         queue += [other for other in _source_modules(module) if _is_users(other, roots)]
-    return tuple(found)
+    return tuple(files)
 
 
 @contextmanager
@@ -136,7 +136,7 @@ def _check_arguments(
 
 def _source_modules(module: ModuleType) -> list[ModuleType]:
     """Modules that a module's names come from."""
-    found: list[ModuleType] = []
+    modules: list[ModuleType] = []
     for value in list(vars(module).values()):
         other: Any = (
             value
@@ -144,8 +144,8 @@ def _source_modules(module: ModuleType) -> list[ModuleType]:
             else sys.modules.get(str(getattr(value, "__module__", "")))
         )
         if isinstance(other, ModuleType):
-            found.append(other)
-    return found
+            modules.append(other)
+    return modules
 
 
 def _is_users(module: ModuleType, roots: Sequence[Path]) -> bool:

@@ -64,7 +64,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
-        found: Any = torch.load(path, map_location="cpu", weights_only=True)
+        state: Any = torch.load(path, map_location="cpu", weights_only=True)
     except (
         SafetensorError,
         pickle.UnpicklingError,
@@ -80,17 +80,17 @@ def _read(path: Path) -> dict[str, Tensor]:
             "torch.save(model.state_dict(), path) writes"
         ) from error
     for name in ("state_dict", "model"):
-        if isinstance(found, Mapping) and isinstance(found.get(name), Mapping):
-            found = found[name]
+        if isinstance(state, Mapping) and isinstance(state.get(name), Mapping):
+            state = state[name]
     if (
-        not isinstance(found, Mapping)
-        or not found
-        or not all(isinstance(tensor, Tensor) for tensor in found.values())
+        not isinstance(state, Mapping)
+        or not state
+        or not all(isinstance(tensor, Tensor) for tensor in state.values())
     ):
         raise ModelError(f"{path} holds no state dict (names -> tensors); save model.state_dict()")
-    strip = all(name.startswith("module.") for name in found)
+    strip = all(name.startswith("module.") for name in state)
     return {
-        name.removeprefix("module.") if strip else name: tensor for name, tensor in found.items()
+        name.removeprefix("module.") if strip else name: tensor for name, tensor in state.items()
     }
 
 

@@ -2,9 +2,12 @@
 as Markdown.
 
 Run: .venv/bin/python -m scripts.benchmarks.digits [--seeds 0 1 2] [--budget latency=50%] [--out
-runs/benchmark_digits] A seed that is already there is continued, not repeated. Latencies are those
+runs/benchmark_digits]
+                                                  [--results FILE]
+A seed that is already there is continued, not repeated. Latencies are those
 of verification.json. The slack is what is left of the budget, by the middle of the latency's
-interval and by its upper end, which is what has to keep the limit.
+interval and by its upper end, which is what has to keep the limit. The figures go to FILE, from
+which scripts/make_evidence.py writes the tables of README and docs.
 """
 
 from __future__ import annotations
@@ -18,11 +21,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from autoprune.budget import Budget
+from scripts.make_evidence import RESULTS as FOLDER
+from scripts.make_evidence import digits
+
+RESULTS = FOLDER / "digits.json"
 
 
-def one(seed: int, budget: str, out: Path) -> dict[str, float]:
+def search(seed: int, budget: str, out: Path) -> dict[str, float]:
     """Search with one seed; its figures from the record of the artefact."""
     began = time.monotonic()
     command = [
@@ -59,38 +67,36 @@ def one(seed: int, budget: str, out: Path) -> dict[str, float]:
     }
 
 
+def collect(rows: list[dict[str, float]], budget: str) -> dict[str, Any]:
+    """What is kept of the runs: their figures, the means, and where and when they were made."""
+    mean = {name: statistics.mean(row[name] for row in rows) for name in ("dense", "best", "ratio")}
+    middle = {
+        name: statistics.median(row[name] for row in rows) for name in ("slack", "slack_high")
+    }
+    return {
+        "command": f"python -m scripts.benchmarks.digits --budget {budget}",
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "budget": budget,
+        "rows": rows,
+        "mean": {**mean, **middle},
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--budget", default="latency=50%")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark_digits"))
+    parser.add_argument("--results", type=Path, default=RESULTS)
     given = parser.parse_args()
-    rows = {seed: one(seed, given.budget, given.out / f"seed{seed}") for seed in given.seeds}
-    print(
-        f"`autoprune search digits --budget {given.budget}`, {platform.machine()}, "
-        f"{os.cpu_count()} cores\n"
-    )
-    print(
-        "| seed | dense, test | best, test | latency, of dense | left of the budget | FLOPs | "
-        "parameters | seconds |"
-    )
-    print("|---|---:|---:|---:|---:|---:|---:|---:|")
-    for seed, row in rows.items():
-        print(
-            f"| {seed} | {row['dense']:.2%} | {row['best']:.2%} "
-            f"| {row['ratio']:.1%} [{row['low']:.1%}, {row['high']:.1%}] "
-            f"| {row['slack']:.1%} (upper end: {row['slack_high']:.1%}) "
-            f"| {row['flops']:.1%} | {row['params']:.1%} | {row['seconds']:.0f} |"
-        )
-    dense, best = (
-        statistics.mean(row[name] for row in rows.values()) for name in ("dense", "best")
-    )
-    ratio = statistics.mean(row["ratio"] for row in rows.values())
-    slack, high = (
-        statistics.median(row[name] for row in rows.values()) for name in ("slack", "slack_high")
-    )
-    left = f"median {slack:.1%} (upper end: {high:.1%})"
-    print(f"| mean | {dense:.2%} | {best:.2%} | {ratio:.1%} | {left} | | | |")
+    rows = [
+        {"seed": seed, **search(seed, given.budget, given.out / f"seed{seed}")}
+        for seed in given.seeds
+    ]
+    results = collect(rows, given.budget)
+    given.results.write_text(json.dumps(results, indent=1) + "\n")
+    print(f"{results['command']}, {results['machine']}\n\n{digits(results)}", end="")
 
 
 if __name__ == "__main__":

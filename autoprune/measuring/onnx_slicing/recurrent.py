@@ -16,7 +16,8 @@ import numpy as np
 __all__ = ["RECURRENT", "Cells"]
 
 RECURRENT = ("LSTM", "GRU", "RNN")
-# Places of the first hidden state and of the first cell state among a cell's inputs
+# Places of the first hidden state and of the first cell state among the inputs of ONNX's LSTM:
+# X, W, R, B, sequence_lens, initial_h, initial_c
 _STATES = (5, 6)
 
 Array = np.ndarray[Any, Any]
@@ -68,6 +69,8 @@ class Cells:
         another node is."""
         while name not in self._parameters:
             node = self._made.get(name)
+            # torch has an LSTM's gates in the order i, f, g, o, ONNX in i, o, f, c: the exporter
+            # slices them out, joins them again and puts a dimension for the direction before
             if node is None or node.op_type not in ("Unsqueeze", "Concat", "Split", "Slice"):
                 return None
             name = node.input[0]

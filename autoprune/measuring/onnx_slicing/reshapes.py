@@ -55,10 +55,12 @@ def loosen(
                 del node.attribute[:]  # `allowzero` is the only one
                 loosened[node.input[1]] = loose
         elif node.op_type in ("Conv", "ConvTranspose") and len(node.input) > 2:
+            # Zeros of the dense width, which no cut shortens; without them it gives the same
             if node.input[2] not in parameters and not values.get(node.input[2], np.ones(1)).any():
                 del node.input[2:]
         elif node.op_type == "Split" and second is not None and len(set(second.tolist())) == 1:
             del node.input[1:]
+            # Even parts by their number follow a cut, parts by their lengths do not
             node.attribute.append(helper.make_attribute("num_outputs", len(second)))
     return loosened
 
@@ -74,6 +76,7 @@ def tighten(proto: Any, loosened: Mapping[str, Sequence[int]], batch: int) -> No
 
     if not loosened:
         return
+    # A copy in which the batch is the number that stands for it
     light = type(proto).FromString(proto.SerializeToString())
     for value in light.graph.input:
         for dim in value.type.tensor_type.shape.dim:
@@ -116,7 +119,7 @@ def loose_shape(
     T, C) -> (N, T, heads, C/heads) or (N, T, 3C) -> (N, T, 3, heads, C/heads), while up to three
     parts are queries, keys and values or gates, (N, T, 3C) -> (N, T, 3, C). Where batch and width
     both are open, the batch remains, in multiples of `BATCH`. A wrong guess shows in
-    `Slicer.proved`.
+    `Slicer.verifies`.
     """
     after = [before[place] if length == 0 else length for place, length in enumerate(shape)]
     if -1 in after:
@@ -204,14 +207,14 @@ def _shapes(proto: Any) -> dict[str, list[int]]:
     symbols = [
         dim.dim_param for value in proto.graph.input for dim in dims[value.name] if dim.dim_param
     ]
-    found = {}
+    shapes = {}
     for name, shape in dims.items():
         known = [
             _length(dim.dim_param, symbols) if dim.dim_param else dim.dim_value for dim in shape
         ]
         if known and all(known):
-            found[name] = known
-    return found
+            shapes[name] = known
+    return shapes
 
 
 def _length(term: str, symbols: Collection[str]) -> int:

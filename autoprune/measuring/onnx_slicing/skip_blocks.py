@@ -12,6 +12,7 @@ from typing import Any
 
 __all__ = ["Spans"]
 
+# Under this key torch's exporter notes the modules that a node was made in
 _SCOPES = "pkg.torch.onnx.name_scopes"
 Shape = Sequence[int | str]
 
@@ -108,6 +109,7 @@ def _sweep(proto: Any) -> None:
     kept.reverse()
     held = [tensor for tensor in proto.graph.initializer if tensor.name in needed]
     for field, left in ((proto.graph.node, kept), (proto.graph.initializer, held)):
+        # Deleting empties the messages that are to stay, so they are copied first
         copies = [type(value).FromString(value.SerializeToString()) for value in left]
         del field[:]
         field.extend(copies)

@@ -5,7 +5,7 @@ The dense model is exported once, every parameter an initializer of its own. A c
 initializers, adapts the few places where a width is written down (`group` of a depthwise
 convolution, shapes of Reshape in `reshapes.py`, recurrent cells in `recurrent.py`), and nothing
 else; blocks that go are left out (`skip_blocks.py`). What a graph writes down beyond that (Slice
-bounds, uneven Split sizes, unrolled cells) is refused or shows in `proved`.
+bounds, uneven Split sizes, unrolled cells) is refused or shows in `verifies`.
 """
 
 from __future__ import annotations
@@ -196,13 +196,13 @@ class Slicer:
             return False
         inputs = self._inputs.rows(max(2, self._inputs.batch_size) + 1)
         try:
-            found = _run(self.cut(cuts, zeros, removed, inputs.batch_size), inputs)
+            outputs = _run(self.cut(cuts, zeros, removed, inputs.batch_size), inputs)
             with eval_mode(model), torch.no_grad():
                 expected = [tensor.numpy() for tensor in outputs_of(inputs.call(model))]
         except Exception:  # the runtime's own kinds, the model's; what does not run is not proved
             return False
-        return len(found) == len(expected) and all(
-            _close(a, b) for a, b in zip(expected, found, strict=True)
+        return len(outputs) == len(expected) and all(
+            _close(a, b) for a, b in zip(expected, outputs, strict=True)
         )
 
     def _follow_groups(self, proto: Any) -> None:
@@ -246,5 +246,6 @@ def _run(content: bytes, inputs: Inputs) -> list[Array]:
 def _close(expected: Array, found: Array) -> bool:
     if expected.shape != found.shape:
         return False
+    # Outputs that are all zero have no scale
     scale = float(np.abs(expected).max(initial=0.0)) or 1.0
     return float(np.abs(expected.astype(np.float64) - found).max(initial=0.0)) <= 1e-4 * scale

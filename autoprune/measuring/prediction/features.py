@@ -20,7 +20,8 @@ __all__ = ["SMOOTH_TERMS", "TERMS", "Array", "Features", "Operation", "operation
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
-STEPS = (4, 8, 16, 32)  # lengths of the vectors and blocks that kernels are made for
+# Lengths of the vectors and blocks that kernels are made for
+STEPS = (4, 8, 16, 32)
 SMOOTH_TERMS = ("call", "work", "rows", "columns", "root", "written", "read")
 STEP_TERMS = tuple(
     f"{term} {step}"
@@ -61,7 +62,7 @@ def operations(coupling: Coupling, model: nn.Module, inputs: Inputs) -> list[Ope
         place = (slot.tensor, slot.dim)
         before = slots[place][1] if place in slots else slot.units
         slots[place] = slot.groups, torch.where(before >= 0, before, slot.units)
-    found = []
+    applied = []
     for name, tensor in model.named_parameters():
         owner = (
             name.partition(".parametrizations.")[0]
@@ -76,7 +77,7 @@ def operations(coupling: Coupling, model: nn.Module, inputs: Inputs) -> list[Ope
         ):
             continue
         rows, columns, positions = tensor.shape[0], tensor.shape[1], places[owner]
-        found.append(
+        applied.append(
             Operation(
                 name,
                 _kind(module, tensor),
@@ -90,7 +91,7 @@ def operations(coupling: Coupling, model: nn.Module, inputs: Inputs) -> list[Ope
                 next((block for block in blocks if name.startswith(f"{block}.")), None),
             )
         )
-    return found
+    return applied
 
 
 class Features:
@@ -107,10 +108,10 @@ class Features:
             for side in ("rows", "columns")
         ]
         self._lost = [
-            np.array([[shares.get(key, 0.0) for shares in value] for key in groups]).reshape(
-                len(groups), len(value)
+            np.array([[shares.get(key, 0.0) for shares in side] for key in groups]).reshape(
+                len(groups), len(side)
             )
-            for value in (
+            for side in (
                 [it.row_shares for it in operations],
                 [it.column_shares for it in operations],
             )
@@ -129,8 +130,8 @@ class Features:
         1."""
         lost = self._sizes - widths
         rows, columns = (
-            np.maximum(np.round(dense - lost @ each), 1.0)
-            for dense, each in zip(self._dense, self._lost, strict=True)
+            np.maximum(np.round(dense - lost @ shares), 1.0)
+            for dense, shares in zip(self._dense, self._lost, strict=True)
         )
         return rows, columns
 
@@ -165,13 +166,13 @@ class Features:
             )
             terms += [work * up, work * a * b * off_rows, work * a * b * off_columns]
             terms += [(written * a + read * b) / 2 * (off_rows | off_columns)]
-        found = np.stack(terms, 1)
+        features = np.stack(terms, 1)
         if any(gone):
             stays = np.array(
                 [[block not in blocks for block in self._blocks] for blocks in gone], float
             )
-            found = found * stays[:, None, :]
-        return np.asarray(found)
+            features = features * stays[:, None, :]
+        return np.asarray(features)
 
 
 def _steps(width: Array, step: int) -> Array:
@@ -185,12 +186,12 @@ def _normal(values: Sequence[float]) -> Array:
 
 def _shares(coupling: Coupling, groups: int, units: Tensor) -> dict[str, float]:
     """How many entries of a dimension go with one unit of each group, on average."""
-    found = {}
+    shares = {}
     for key, members in coupling.members.items():
         entries = int(torch.isin(units, members).sum())
         if entries and coupling.group(key).refusal is None:
-            found[key] = entries / groups / members.numel()
-    return found
+            shares[key] = entries / groups / members.numel()
+    return shares
 
 
 def _kind(module: nn.Module, tensor: Tensor) -> str:
@@ -210,20 +211,20 @@ def _kind(module: nn.Module, tensor: Tensor) -> str:
 
 def _places(model: nn.Module, inputs: Inputs) -> dict[str, int]:
     """By module with weights: at how many places its weights are applied in one forward."""
-    found: dict[str, int] = {}
+    counts: dict[str, int] = {}
     handles = []
     for name, module in model.named_modules():
         if any(True for _ in module.parameters(recurse=False)) or isinstance(
             module, nn.MultiheadAttention
         ):
-            handles.append(module.register_forward_hook(_counter(name, found)))
+            handles.append(module.register_forward_hook(_counter(name, counts)))
     try:
         with plain_forward(model):
             inputs.call(model)
     finally:
         for handle in handles:
             handle.remove()
-    return found | dict(_inner(model, found))
+    return counts | dict(_inner(model, counts))
 
 
 def _inner(model: nn.Module, found: Mapping[str, int]) -> Iterator[tuple[str, int]]:

@@ -23,13 +23,17 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 # How sure the prior is of: terms, levels, remainder, its length, noise
 _SPREADS = (1.5, 0.7, 1.0, 0.5, 0.7)
 _ITERATIONS = 60
-_MOST, _QUIET = 3.0, 3e-3  # no logarithm is above, no relative noise below
+# No logarithm is above, no relative noise below
+_MOST, _QUIET = 3.0, 3e-3
 _FOLDS = 5
 # The spread at least: a machine is never quite the one it was during the profile
 _LEAST = 1.25
-_UNTESTED = 2.0  # the spread where there are too few measurements to test it on
-_ROUGH = (1, 4)  # places of the terms "work" and "root"
-_FLOOR = 1e-3  # of dense: no latency is below
+# The spread where there are too few measurements to test it on
+_UNTESTED = 2.0
+# Places of the terms "work" and "root" in `features.SMOOTH_TERMS`
+_ROUGH = (1, 4)
+# Of dense: no latency is below, and a regression that extrapolates may say so
+_FLOOR = 1e-3
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,7 @@ def fit(measured: Measured, kinds: Sequence[int], start: Array) -> Array:
     """The most probable logarithms under the measurements and the prior `start`; deterministic."""
     from scipy.optimize import minimize
 
+    # Beside the terms: three levels, the remainder, its length and the noise
     terms = len(start) - 6
     grams = np.stack([_gram(level, level) for level in _levels(measured.features, kinds)])
     rough = measured.rough
@@ -78,17 +83,18 @@ def fit(measured: Measured, kinds: Sequence[int], start: Array) -> Array:
     sure = np.repeat(_SPREADS, (terms, 3, 1, 1, 1))
 
     def cost(logs: Array) -> tuple[float, Array]:
-        value, slope = _unlikely(logs, grams, apart, measured.ratios / rough, measured.errors)
-        return value + 0.5 * float((((logs - start) / sure) ** 2).sum()), slope + (
+        misfit, slope = _unlikely(logs, grams, apart, measured.ratios / rough, measured.errors)
+        return misfit + 0.5 * float((((logs - start) / sure) ** 2).sum()), slope + (
             logs - start
         ) / sure**2
 
+    # Four deviations of the prior to either side
     bounds = np.stack([start - 4 * sure, np.minimum(start + 4 * sure, _MOST)], 1)
     bounds[-1, 0] = np.log(_QUIET)
-    found = minimize(
+    optimum = minimize(
         cost, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": _ITERATIONS}
     )
-    return np.asarray(found.x, float)
+    return np.asarray(optimum.x, float)
 
 
 def spread(measured: Measured, kinds: Sequence[int], start: Array) -> float:
@@ -120,17 +126,17 @@ class Posterior:
 
         terms, self._kinds, self._logs, self._shares = len(logs) - 6, kinds, logs, measured.shares
         term, level = np.exp(logs[:terms]), np.exp(logs[terms : terms + 3])
-        self._scales = [value * term[None, :, None] for value in level]
-        found = measured.ratios / measured.rough
+        self._scales = [factor * term[None, :, None] for factor in level]
+        ratios = measured.ratios / measured.rough
         self._known = self._scale_features(measured.features) / measured.rough[:, None]
         covariance = self._known @ self._known.T + self._alike(measured.shares)
         covariance[np.diag_indices_from(covariance)] += (
-            np.exp(2 * logs[-1]) + (measured.errors * found) ** 2
+            np.exp(2 * logs[-1]) + (measured.errors * ratios) ** 2
         )
         self._inverse = np.asarray(
             cho_solve(cho_factor(covariance, lower=True), np.eye(len(covariance)))
         )
-        self._weights = self._inverse @ found
+        self._weights = self._inverse @ ratios
 
     def mean(self, features: Array, shares: Array) -> Array:
         """(plans, terms, operations), (plans, groups) -> ratio to dense."""
@@ -192,6 +198,7 @@ def _unlikely(
 
 def _rough(features: Array) -> Array:
     """As the mean of what is left of the work and of the widths would have it."""
+    # Never near 0, as all errors are relative to it
     return np.asarray(0.05 + 0.95 * features[:, _ROUGH].sum(2).mean(1))
 
 

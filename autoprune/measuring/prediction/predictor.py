@@ -30,8 +30,11 @@ __all__ = ["Prediction", "Predictor"]
 Keep = Mapping[str, Tensor]
 Plan = Mapping[str, Tensor | int]
 
-_FEWEST, _MOST = 6, 150  # plans of a profile, whatever the budget
-_AGAIN = 1.25  # what terms cost is fitted anew after so many times as many measurements
+# Plans of a profile, whatever the budget
+_FEWEST, _MOST = 6, 150
+# What terms cost is fitted anew after so many times as many measurements: in between they are taken
+# in under the last fit, which takes no search
+_AGAIN = 1.25
 _VERSION = 1
 
 
@@ -120,8 +123,8 @@ class Predictor:
         rows = [self.layout.row(plan) for plan in plans]
         ratios, reach, dense = self._ratios(rows), self._reach(rows), self.dense_ms
         return [
-            Prediction(ratio, max(0.0, ratio - each), ratio + each, ratio * dense)
-            for ratio, each in zip(ratios.tolist(), reach.tolist(), strict=True)
+            Prediction(ratio, max(0.0, ratio - margin), ratio + margin, ratio * dense)
+            for ratio, margin in zip(ratios.tolist(), reach.tolist(), strict=True)
         ]
 
     def ratio(self, plan: Plan) -> float:
@@ -210,6 +213,7 @@ class Predictor:
             features,
             shares,
             ratios,
+            # The dense model's own ratio is 1 by definition
             np.array([1e-3, *(observation.error for observation in self._observations)]),
         )
 
@@ -226,7 +230,7 @@ class Predictor:
 
 
 def _observation(row: Row, latency: Latency, before: Sequence[_Observation]) -> _Observation:
-    dense = statistics.median(value.dense_ms for value in before) if before else None
+    dense = statistics.median(latency.dense_ms for latency in before) if before else None
     ratio = latency.ratio if latency.ratio is not None or dense is None else latency.ms / dense
     if ratio is None or not (0 < ratio < float("inf")):
         raise InputError(
@@ -236,5 +240,6 @@ def _observation(row: Row, latency: Latency, before: Sequence[_Observation]) -> 
     low, high = (
         (latency.ratio_low, latency.ratio_high) if latency.ratio is not None else (None, None)
     )
-    error = (high - low) / 3.92 / ratio if low is not None and high is not None else 0.02
+    # A 95 % interval is 2 * 1.96 standard errors wide; without one 2 % are supposed
+    error = (high - low) / (2 * 1.96) / ratio if low is not None and high is not None else 0.02
     return _Observation(row, ratio, error, latency.ms / ratio)

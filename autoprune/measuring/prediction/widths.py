@@ -21,7 +21,8 @@ __all__ = ["Layout", "Row"]
 # Width of every group, names of the blocks that go
 Row = tuple[tuple[int, ...], tuple[str, ...]]
 
-_STEPS = (1, 2, 4, 8, 16, 32)  # what widths of a drawn plan are multiples of
+# What widths of a drawn plan are multiples of: the steps of the device have to be met to be learnt
+_STEPS = (1, 2, 4, 8, 16, 32)
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,8 @@ class Layout:
         """The layout of `model` on one call with `inputs`. Raises ModelError where no units can be
         cut."""
         units = [group for group in coupling.prunable() if group.level == "units"]
-        found = tuple(operations(coupling, model, inputs))
-        if not units or not found:
+        applied = tuple(operations(coupling, model, inputs))
+        if not units or not applied:
             raise ModelError(
                 "latency cannot be predicted: the model has no group of units that can be cut; "
                 "measure plans instead"
@@ -51,7 +52,7 @@ class Layout:
         }
         counted = tuple(group.key for group in units if "attention" in group.kinds)
         cells = {group.key: group.cells for group in units}
-        return cls(found, {group.key: group.size for group in units}, cells, counted, blocks)
+        return cls(applied, {group.key: group.size for group in units}, cells, counted, blocks)
 
     @property
     def kinds(self) -> list[int]:
@@ -101,8 +102,8 @@ class Layout:
         kept: dict[str, Tensor] = {}
         for (key, size), width in zip(self.groups.items(), widths, strict=True):
             cells = self.cells[key]
-            each = torch.arange(size // cells, device="cpu") < width // cells
-            kept[key] = each.repeat(cells)
+            first_units = torch.arange(size // cells, device="cpu") < width // cells
+            kept[key] = first_units.repeat(cells)
         for key, names in self.blocks.items():
             if set(names) & set(gone):
                 kept[key] = torch.tensor([name not in gone for name in names], device="cpu")
@@ -141,7 +142,7 @@ class Layout:
     def from_json(cls, data: Mapping[str, Any]) -> Layout:
         """What `to_json` wrote."""
         blocks = {key: tuple(names) for key, names in data["blocks"].items()}
-        made = tuple(Operation(**value) for value in data["operations"])
+        made = tuple(Operation(**fields) for fields in data["operations"])
         return cls(made, dict(data["groups"]), dict(data["cells"]), tuple(data["counted"]), blocks)
 
     def _width(self, key: str, kept: Tensor | int) -> int:

@@ -18,7 +18,8 @@ __all__ = ["Scopes"]
 # Operators that a fused one is named after
 _WORK = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _WORDS = ("conv", "gemm", "matmul", "fullyconnected")
-_REACH = 64  # nodes that are looked at on the way up
+# Nodes that are looked at on the way up
+_REACH = 64
 
 
 class Scopes:
@@ -29,7 +30,7 @@ class Scopes:
         # With what the exporter noted
         self._graph = onnx_model(model, inputs, shapes=True).graph
         self._nodes = {node.name: node for node in self._graph.node}
-        self._makers = {value: node for node in self._graph.node for value in node.output}
+        self._makers = {output: node for node in self._graph.node for output in node.output}
 
     def of(self, names: Iterable[str], kind: str) -> str | None:
         """The module's name ("" is the model itself) of an operator of type `kind`, or None.
@@ -37,13 +38,13 @@ class Scopes:
         `names` are all that is known of it, the best first: its own, those fused into it, its
         outputs, its inputs.
         """
-        found = [node for node in map(self._origin, names) if node is not None]
+        nodes = [node for node in map(self._origin, names) if node is not None]
         works = any(word in kind.lower() for word in _WORDS)
-        for start in found if works else ():
+        for start in nodes if works else ():
             worker = next((node for node in self._upwards(start) if node.op_type in _WORK), None)
             if worker is not None:
                 return self._module(worker)
-        return self._module(found[0]) if found else None
+        return self._module(nodes[0]) if nodes else None
 
     def _origin(self, name: str) -> Any:
         """The exported node of a name: `node`, `fused node`, `node/Fusion`, `value_nchwc`, or a
@@ -74,5 +75,6 @@ class Scopes:
             for prop in upward.metadata_props:
                 if prop.key == "pkg.torch.onnx.name_scopes":
                     scopes = ast.literal_eval(prop.value)
+                    # As ["", "layer1", "layer1.0", "conv2d"]: the last is the node itself
                     return str(scopes[-2]) if len(scopes) > 1 else ""
         return None

@@ -17,7 +17,8 @@ from autoprune.task import Inputs
 
 __all__ = ["OTHER", "Breakdown", "Layer", "breakdown"]
 
-OTHER = "(no module)"  # work of the runtime that belongs to no module
+# Work of the runtime that belongs to no module
+OTHER = "(no module)"
 
 
 @dataclass(frozen=True)
@@ -90,14 +91,14 @@ def _own_parameters(modules: dict[str, nn.Module]) -> dict[str, int]:
     """Elements of the parameters that each module holds itself; tied ones count where they come
     first."""
     seen: set[int] = set()
-    found = {}
+    counts = {}
     for name, module in modules.items():
         own = [
             parameter for parameter in module.parameters(recurse=False) if id(parameter) not in seen
         ]
-        seen |= {id(value) for value in own}
-        found[name] = sum(value.numel() for value in own)
-    return found
+        seen |= {id(parameter) for parameter in own}
+        counts[name] = sum(parameter.numel() for parameter in own)
+    return counts
 
 
 def _join_names(parent: str, child: str) -> str:

@@ -28,6 +28,7 @@ from autoprune.task import Inputs
 
 __all__ = ["PROFILERS", "Times"]
 
+# The first calls allocate memory and choose kernels: they are left out
 _WARM, _CALLS = 3, 10
 # Milliseconds of one call by module; None: what belongs to no module
 Times = dict[str | None, float]
@@ -92,7 +93,7 @@ def _onnxruntime(model: nn.Module, artefact: bytes, inputs: Inputs, target: Targ
         options.profile_file_prefix = str(folder / "profile")
         options.optimized_model_filepath = str(folder / "optimised.onnx")
         session = onnxruntime.InferenceSession(artefact, options, providers=[provider])
-        names = [value.name for value in session.get_inputs()]
+        names = [argument.name for argument in session.get_inputs()]
         feed = {
             key: tensor.detach().cpu().numpy()
             for key, tensor in zip(names, inputs.tensors(), strict=True)
@@ -144,7 +145,7 @@ def _openvino(model: nn.Module, artefact: bytes, inputs: Inputs, target: Target)
         owners[node.get_friendly_name()] = scopes.of(
             [*fused, node.get_friendly_name()], str(about["layerType"].value)
         )
-    return _sum_times((owners.get(key), each) for key, each in spent.items())
+    return _sum_times((owners.get(key), ms) for key, ms in spent.items())
 
 
 def _node_times(request: Any, feed: dict[int, Any], seconds: float = 1.0) -> dict[str, float]:
@@ -153,8 +154,8 @@ def _node_times(request: Any, feed: dict[int, Any], seconds: float = 1.0) -> dic
 
     def total(calls: int) -> dict[str, float]:
         return {
-            value.node_name: value.real_time.total_seconds() * 1e3 * calls
-            for value in request.profiling_info
+            operator.node_name: operator.real_time.total_seconds() * 1e3 * calls
+            for operator in request.profiling_info
         }
 
     for _ in range(_WARM):

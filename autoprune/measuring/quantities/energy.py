@@ -20,6 +20,7 @@ from autoprune.target import Target
 
 __all__ = ["Energy"]
 
+# A counter moves in steps (RAPL's about every millisecond), so it is read over many calls
 _SECONDS, _FEWEST = 1.0, 10
 
 
@@ -95,8 +96,8 @@ def _cpus() -> Callable[[], float]:
     packages = get_cpus()
 
     def read() -> float:
-        found = [packages.get_total_energy_consumption(index) for index in range(len(packages))]
-        return float(sum(value.cpu_mj + (value.dram_mj or 0.0) for value in found))
+        readings = [packages.get_total_energy_consumption(index) for index in range(len(packages))]
+        return float(sum(reading.cpu_mj + (reading.dram_mj or 0.0) for reading in readings))
 
     return read
 

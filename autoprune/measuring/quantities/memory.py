@@ -53,6 +53,7 @@ class Memory:
 
     def begin(self, target: Target) -> Callable[[Callable[[], object]], float]:
         """Note what is held now; then a few calls, and the peak."""
+        # What is let go of and not yet freed would count as held
         gc.collect()
         peak = _peak(target)
 

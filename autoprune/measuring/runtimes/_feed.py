@@ -42,12 +42,12 @@ def arrays(inputs: Any) -> list[Array]:
 def feed_by_name(names: Sequence[str], inputs: Any) -> dict[str, Array]:
     """Array by the name of the graph's input. Raises ModelError where there are more or fewer of
     them."""
-    found = arrays(inputs)
-    if len(found) != len(names):
+    tensors = arrays(inputs)
+    if len(tensors) != len(names):
         raise ModelError(
-            f"the graph takes {len(names)} tensors ({', '.join(names)}); got {len(found)}"
+            f"the graph takes {len(names)} tensors ({', '.join(names)}); got {len(tensors)}"
         )
-    return dict(zip(names, found, strict=True))
+    return dict(zip(names, tensors, strict=True))
 
 
 def as_float32(array: Array) -> Array:

@@ -29,8 +29,8 @@ class Compiled:
     minutes.
 
     What is compiled is what torch.export sees, one graph without Python in it: forwards under new
-    widths (`pruning.rebinding`) are no break there. No guard is kept, so a call can neither compile
-    again nor fall back.
+    widths (`pruning/surgery/patch_forward.py`) are no break there. No guard is kept, so a call can
+    neither compile again nor fall back.
     """
 
     artefact: Literal["module", "onnx"] = "module"

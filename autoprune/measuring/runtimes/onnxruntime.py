@@ -30,7 +30,7 @@ class OnnxRuntime:
     of a second.
 
     Spinning thread pools of two sessions fight for the cores: with them a ratio differs by 14 %
-    between processes. fp16 and int8 are properties of the file (`precision.convert`).
+    between processes. fp16 and int8 are properties of the file (`quantization.convert`).
     """
 
     artefact: Literal["module", "onnx"] = "onnx"
@@ -48,7 +48,7 @@ class OnnxRuntime:
         """
         require_dtype("onnxruntime", target, self.dtypes, _ADVICE)
         session = _session(artefact, target)
-        feed = feed_by_name([value.name for value in session.get_inputs()], inputs)
+        feed = feed_by_name([argument.name for argument in session.get_inputs()], inputs)
         try:
             return _bind_outputs(
                 session, feed, "cuda" if target.device.startswith("cuda") else "cpu"
@@ -63,9 +63,10 @@ class OnnxRuntime:
         `prepare`."""
         require_dtype("onnxruntime", target, self.dtypes, _ADVICE)
         session = _session(artefact, target)
-        names = [value.name for value in session.get_inputs()]
+        names = [argument.name for argument in session.get_inputs()]
         return lambda given: [
-            as_float32(np.asarray(value)) for value in session.run(None, feed_by_name(names, given))
+            as_float32(np.asarray(output))
+            for output in session.run(None, feed_by_name(names, given))
         ]
 
     def version(self) -> str:
@@ -76,10 +77,12 @@ class OnnxRuntime:
 def _session(artefact: bytes | Path, target: Target) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = target.threads
+    # Operators run one after the other, so that `threads` is all that a call uses
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    # Fatal errors alone: what is wrong is raised
     options.log_severity_level = 4
     provider = (
         "CUDAExecutionProvider" if target.device.startswith("cuda") else "CPUExecutionProvider"
@@ -133,9 +136,9 @@ def _bind_outputs(session: Any, feed: dict[str, Array], device: str) -> Callable
     beforehand."""
     binding = session.io_binding()
     held = [onnxruntime.OrtValue.ortvalue_from_numpy(array, device, 0) for array in feed.values()]
-    for name, value in zip(feed, held, strict=True):
-        binding.bind_ortvalue_input(name, value)
-    names = [value.name for value in session.get_outputs()]
+    for name, ortvalue in zip(feed, held, strict=True):
+        binding.bind_ortvalue_input(name, ortvalue)
+    names = [argument.name for argument in session.get_outputs()]
     for name, array in zip(names, session.run(names, feed), strict=True):
         held.append(
             onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), device, 0)

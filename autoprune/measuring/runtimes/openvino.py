@@ -24,6 +24,7 @@ __all__ = ["OpenVino"]
 # fp32 is asked for by name: by default OpenVINO takes bf16 where the CPU has it. The rest of an
 # int8 graph is fp32.
 _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}
+# What the layers with weights must have run in: the hint alone is no proof of it
 _KERNELS = {"fp32": {"f32"}, "bf16": {"bf16"}, "fp16": {"f16"}, "int8": {"u8", "i8"}}
 _WEIGHTED = {"Convolution", "FullyConnected", "MatMul", "Deconvolution", "RNNSeq", "RNNCell"}
 
@@ -33,7 +34,7 @@ class OpenVino:
     """Runs ONNX bytes with inputs in memory of its own, reshaped to them. Imports no torch.
 
     bf16 and fp16 are how OpenVINO computes a fp32 file; int8 is a property of the file
-    (`precision.convert`).
+    (`quantization.convert`).
     """
 
     artefact: Literal["module", "onnx"] = "onnx"
@@ -66,10 +67,12 @@ class OpenVino:
         request, names = compiled.create_infer_request(), list(feed)
 
         def run(given: Any) -> list[Array]:
-            found = _infer(
+            outputs = _infer(
                 lambda: request.infer(dict(enumerate(feed_by_name(names, given).values())))
             )
-            return [as_float32(np.asarray(found[place])) for place in range(len(compiled.outputs))]
+            return [
+                as_float32(np.asarray(outputs[place])) for place in range(len(compiled.outputs))
+            ]
 
         return run
 

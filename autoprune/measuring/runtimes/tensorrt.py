@@ -29,7 +29,7 @@ class TensorRT:
     """Runs ONNX bytes on a CUDA device; a call waits for the device to finish. Building takes
     seconds to minutes.
 
-    Networks are strongly typed: fp16 and int8 are properties of the file (`precision.convert`),
+    Networks are strongly typed: fp16 and int8 are properties of the file (`quantization.convert`),
     int8 symmetric, and fp32 is fp32 (TF32 is off). `threads` says nothing here.
     """
 
@@ -143,6 +143,7 @@ def _build_engine(content: bytes, inputs: Any) -> tuple[Any, list[str], dict[str
     for name, array in feed.items():
         profile.set_shape(name, array.shape, array.shape, array.shape)
     config.add_optimization_profile(profile)
+    # By default fp32 would be computed in TF32, with 10 bits of mantissa
     config.clear_flag(tensorrt.BuilderFlag.TF32)
     plan = builder.build_serialized_network(network, config)
     if plan is None:

@@ -73,7 +73,7 @@ def pack(kernel: str, weight: Tensor) -> tuple[Tensor, Tensor | None, Tensor | N
 def matrix(
     kernel: str, size: tuple[int, ...], values: Tensor, crow: Tensor | None, col: Tensor | None
 ) -> Tensor:
-    """What `torch.mm` takes, of the tensors that `packed` gave; it shares their memory."""
+    """What `torch.mm` takes, of the tensors that `pack` gave; it shares their memory."""
     if crow is None or col is None:
         return cast(Tensor, torch.sparse.to_sparse_semi_structured(values))
     make = torch.sparse_bsr_tensor if kernel in _BLOCKS else torch.sparse_csr_tensor

@@ -36,7 +36,7 @@ class LoweredLayer(nn.Module):
     """A weight (outputs, inputs) as a sparse matrix, and a bias (outputs,) or None. `state_dict` is
     the dense layer's.
 
-    Its forward raises ModelError while training, or where a gradient is asked for: `raised(model)`
+    Its forward raises ModelError while training, or where a gradient is asked for: `densify(model)`
     is dense again.
     """
 
@@ -66,6 +66,7 @@ class LoweredLayer(nn.Module):
     def multiply(self, columns: Tensor) -> Tensor:
         """weight (O, K) times columns (K, M), without the bias: (O, M)."""
         if self._matrix is None or self._matrix.device != self.values.device:
+            # A tensor made in inference mode could not be used outside it, and this one is kept
             with torch.inference_mode(False), torch.no_grad():
                 self._matrix = self._build_matrix()
         if columns.shape[1] == 1 and self.kernel == "csr":
@@ -80,7 +81,7 @@ class LoweredLayer(nn.Module):
             raise ModelError(
                 f"a lowered layer ({self.extra_repr()}) {what}, and it is for inference only; "
                 "call model.eval(), or "
-                "make it dense again: autoprune.load(folder, lowered=False), or raised(model)"
+                "make it dense again: autoprune.load(folder, lowered=False), or densify(model)"
             )
 
     def dense(self) -> nn.Module:
@@ -109,6 +110,7 @@ class LoweredLayer(nn.Module):
         return cast(Self, super()._apply(fn, recurse))  # type: ignore[no-untyped-call]
 
     def __getstate__(self) -> dict[str, Any]:
+        # A sparse tensor cannot be copied with its module; it is built anew in the copy
         return {**self.__dict__, "_matrix": None}
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
@@ -144,15 +146,15 @@ class LoweredLinear(LoweredLayer):
         """As nn.Linear."""
         self.check(input)
         rows = input.reshape(-1, input.shape[-1])
-        found = rows.new_empty(len(rows), self.size[0])
+        output = rows.new_empty(len(rows), self.size[0])
         step = _ROWS if self.kernel == "csr" and len(rows) >= 2 * _ROWS else max(1, len(rows))
-        for part, out in zip(torch.split(rows, step), torch.split(found, step), strict=True):
+        for part, out in zip(torch.split(rows, step), torch.split(output, step), strict=True):
             product = self.multiply(part.t()).t()
             if self.bias is None:
                 out.copy_(product)
             else:  # one pass that transposes and adds
                 torch.add(product, self.bias, out=out)
-        return found.view(*input.shape[:-1], self.size[0])
+        return output.view(*input.shape[:-1], self.size[0])
 
     def dense(self) -> nn.Module:
         """An nn.Linear with these values."""
@@ -180,15 +182,15 @@ class LoweredConv2d(LoweredLayer):
         places = images.flatten(2) if self.pointwise else F.unfold(images, **self.window)
         count, length = places.shape[0], places.shape[2]
         columns = places[0] if count == 1 else places.transpose(0, 1).reshape(places.shape[1], -1)
-        found = self.multiply(columns)
+        output = self.multiply(columns)
         if self.bias is not None:
-            found = found.add_(self.bias[:, None])
-        found = (
-            found.view(-1, count, length)
+            output = output.add_(self.bias[:, None])
+        output = (
+            output.view(-1, count, length)
             .transpose(0, 1)
             .reshape(count, -1, *self._positions(images))
         )
-        return found if input.dim() == 4 else found[0]
+        return output if input.dim() == 4 else output[0]
 
     def _positions(self, images: Tensor) -> tuple[int, int]:
         """Height and width of the output."""
@@ -247,11 +249,11 @@ def densify(model: nn.Module) -> nn.Module:
 
     Lowering freezes all parameters: in the copy all of them take gradients again.
     """
-    found = dict(lowered_layers(model))
-    if not found:
+    lowered = dict(lowered_layers(model))
+    if not lowered:
         return model
     dense = copy.deepcopy(model)
-    replace_layers(dense, {name: layer.dense() for name, layer in found.items()})
+    replace_layers(dense, {name: layer.dense() for name, layer in lowered.items()})
     return dense.requires_grad_(True)
 
 
@@ -269,4 +271,5 @@ def replace_layers(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
             kind = (
                 2 if parent.activation is F.gelu or isinstance(parent.activation, nn.GELU) else kind
             )
+            # torch's numbers of ReLU and GELU; 0: it has no fused form of the activation
             parent.activation_relu_or_gelu = 0 if any(lowered_layers(parent)) else kind

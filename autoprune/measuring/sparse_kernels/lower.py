@@ -49,6 +49,7 @@ __all__ = [
     "rows",
 ]
 
+# Seconds for the whole lowered model beside the dense one
 _WHOLE_S = 1.0
 
 
@@ -123,17 +124,17 @@ def lower(
     if not kernels:
         return Lowered(_copy_model(model), records, target)
     sparse = _replace_by_kernels(_copy_model(model), kernels)
-    found = measure.time_artefact(sparse, model, batch, target, budget_s=_WHOLE_S)
-    assert found.ratio_high is not None  # the dense model was given
-    used = found.ratio_high < 1
+    whole = measure.time_artefact(sparse, model, batch, target, budget_s=_WHOLE_S)
+    assert whole.ratio_high is not None  # the dense model was given
+    used = whole.ratio_high < 1
     return Lowered(
         sparse if used else _copy_model(model),
         records,
         target,
         used,
-        found.ratio,
-        found.ratio_low,
-        found.ratio_high,
+        whole.ratio,
+        whole.ratio_low,
+        whole.ratio_high,
     )
 
 

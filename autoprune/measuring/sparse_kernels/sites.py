@@ -59,17 +59,17 @@ def place(model: nn.Module, inputs: Inputs, target: Target) -> tuple[nn.Module, 
 def sites(model: nn.Module, inputs: Inputs) -> list[Site]:
     """The layers with zeros of `model` after one call; `model` is in eval mode, and its hooks are
     as before."""
-    found = list(_candidates(model))
-    handles = [value.layer.register_forward_pre_hook(_watch(value)) for value in found]
+    watched = list(_candidates(model))
+    handles = [value.layer.register_forward_pre_hook(_watch(value)) for value in watched]
     try:
         inputs.call(model)
     finally:
         for handle in handles:
             handle.remove()
-    for value in found:
+    for value in watched:
         if not value.refusal and not value.inputs:
             value.refusal = "not called by the model's forward"
-    return found
+    return watched
 
 
 def _candidates(model: nn.Module) -> Iterator[Site]:

@@ -21,9 +21,12 @@ from autoprune.errors import ModelError
 
 __all__ = ["bound_to_parent", "run"]
 
-_PARENT = "AUTOPRUNE_PARENT"  # of the environment: the process that a child ends with
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
-_SAID = 300  # characters of what a process said
+# Of the environment: the process that a child ends with
+_PARENT = "AUTOPRUNE_PARENT"
+# From linux/prctl.h, which Python has no name for
+_PR_SET_PDEATHSIG = 1
+# Characters of the last line that a process said, for an error of one paragraph
+_SAID = 300
 
 
 def run(module: str, arguments: Sequence[str], what: str, limit_s: float) -> None:
@@ -94,6 +97,7 @@ def bound_to_parent() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     else:
         threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+    # The parent may have ended before the signal was asked for: then none comes
     if os.getppid() != parent:  # it has ended before
         os._exit(1)
 

@@ -21,7 +21,8 @@ __all__ = ["STRETCH_S", "Crowding"]
 
 # Of calls at least that are judged together; the system counts CPU time in steps of 10 ms
 STRETCH_S = 0.1
-_SPARE = 0.25  # cores that others may take beyond what is free
+# Cores that others may take beyond what is free
+_SPARE = 0.25
 
 
 class Crowding:
@@ -85,8 +86,8 @@ def _busy_s(cores: Sequence[int]) -> float:
     since it started."""
     # Guests' time is in user and nice already
     apart = ("idle", "iowait", "guest", "guest_nice")
-    found = psutil.cpu_times(percpu=True)
-    times = [found[core] for core in cores if core < len(found)]
+    by_core = psutil.cpu_times(percpu=True)
+    times = [by_core[core] for core in cores if core < len(by_core)]
     return float(
         sum(sum(value) - sum(getattr(value, name, 0.0) for name in apart) for value in times)
     )

@@ -7,10 +7,10 @@ fall on both alike; the order within a pair alternates; thread pools do not spin
 to it); the ratio is the median of the pairs' ratios, in which whatever lasts longer than a pair
 cancels (a ratio of medians varied twice as much), and which a few interrupted calls do not move;
 calls made while other processes needed the same cores are set aside, and made up for (see
-`crowding`); and calls go on until the ratio's own 95 % interval is within 1 % of it, or the time is
-over. Where models lie in memory alone moves a ratio by 1 to 2 %, which no number of calls shows:
-they are prepared several times, and what still differs between processes shows in several of these;
-`Latency.merge` takes the interval over all. What drifts over minutes shows in none of these:
+`contention.py`); and calls go on until the ratio's own 95 % interval is within 1 % of it, or the
+time is over. Where models lie in memory alone moves a ratio by 1 to 2 %, which no number of calls
+shows: they are prepared several times, and what still differs between processes shows in several of
+these; `Latency.merge` takes the interval over all. What drifts over minutes shows in none of these:
 `Latency.at_any_time` makes room for it.
 """
 
@@ -33,7 +33,8 @@ __all__ = ["Latency", "compare", "compare_anew", "median_interval"]
 
 # Of the ratio (or of the median, where there is no dense model): half-width of the 95 % interval
 PRECISION = 0.01
-_WARM = 0.02  # warm-up ends when the medians of two consecutive blocks agree to this
+# Warm-up ends when the medians of two consecutive blocks agree to this
+_WARM = 0.02
 # Calls that are made of slow models even over the time budget: always, and while not settled
 _FEWEST, _ENOUGH = 12, 40
 # standard deviation of the ratio between figures of twelve processes, minutes apart, as a share of
@@ -179,10 +180,10 @@ def compare(
                 crowding.judged or budget_s < STRETCH_S
             ):
                 return result
-            each = float(times.sum()) / 1e3 / count
-            left = max(0, int((budget_s - spent + lost) / each))
+            pair_s = float(times.sum()) / 1e3 / count
+            left = max(0, int((budget_s - spent + lost) / pair_s))
             # At most doubles: few looks at the interval
-            pairs = max(4, min(count, left, crowding.stretch(each)))
+            pairs = max(4, min(count, left, crowding.stretch(pair_s)))
 
 
 def compare_anew(
@@ -220,6 +221,7 @@ def compare_anew(
 def median_interval(times: Calls) -> tuple[float, float]:
     """95 % interval of the median by order statistics; `times` in any unit, at least one."""
     ordered, count = np.sort(times), len(times)
+    # The rank of the median among the calls is binomial: its standard deviation is sqrt(count) / 2
     reach = 1.96 * math.sqrt(count) / 2
     low, high = math.floor(count / 2 - reach), math.ceil(count / 2 + reach)
     return float(ordered[max(low, 0)]), float(ordered[min(high, count - 1)])
@@ -245,13 +247,13 @@ def _summary(times: Calls, quiet: np.ndarray[Any, np.dtype[np.bool_]]) -> Latenc
     low, high = median_interval(used[0])
     p90, p99 = (float(value) for value in np.percentile(used[0], [90, 99]))
     count = used.shape[1]
-    found = Latency(ms, low, high, None, None, None, count, False, p90, p99, **aside)
+    summary = Latency(ms, low, high, None, None, None, count, False, p90, p99, **aside)
     if len(used) > 1:
         ratios = used[0] / used[1]
         low, high = median_interval(ratios)
         ratio, dense_ms = float(np.median(ratios)), float(np.median(used[1]))
-        found = replace(found, ratio=ratio, ratio_low=low, ratio_high=high, dense_ms=dense_ms)
-    return replace(found, settled=_precise(found))
+        summary = replace(summary, ratio=ratio, ratio_low=low, ratio_high=high, dense_ms=dense_ms)
+    return replace(summary, settled=_precise(summary))
 
 
 def _precise(found: Latency) -> bool:
@@ -293,6 +295,7 @@ def _between(parts: Sequence[tuple[float, float, float]]) -> tuple[float, float,
     """(value, low, high) of each of at least two processes -> of all of them."""
     values, count = [value for value, _, _ in parts], len(parts)
     mean = statistics.fmean(values)
+    # Of more parts than the table has, its last one: a little too wide, never too narrow
     t = _T95[count - 1] if count <= len(_T95) else 2.228
     between = t * statistics.stdev(values) / math.sqrt(count)
     inside = statistics.median([(high - low) / 2 for _, low, high in parts]) / math.sqrt(count)

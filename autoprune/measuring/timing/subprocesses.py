@@ -34,8 +34,10 @@ if TYPE_CHECKING:
 
 __all__ = ["fresh", "machine"]
 
-_MORE = 0.5  # of the processes, beyond those asked for, where some find no quiet
-_LIMIT_S = 600.0  # a process that takes longer than this, beside its time budget, hangs
+# Of the processes, beyond those asked for, where some find no quiet
+_MORE = 0.5
+# A process that takes longer than this, beside its time budget, hangs
+_LIMIT_S = 600.0
 
 
 def fresh(
@@ -95,17 +97,17 @@ def _merge_processes(measured: Callable[[], Latency], processes: int) -> Latency
     They are set aside where half of what was asked for is left without them: two threads on two
     cores, one of them busy, come to another ratio altogether.
     """
-    found: list[Latency] = []
+    latencies: list[Latency] = []
     quiet: list[Latency] = []
-    while len(quiet) < processes and len(found) < processes + math.ceil(processes * _MORE):
-        found.append(measured())
-        quiet += [value for value in found[-1:] if not value.crowded]
+    while len(quiet) < processes and len(latencies) < processes + math.ceil(processes * _MORE):
+        latencies.append(measured())
+        quiet += [value for value in latencies[-1:] if not value.crowded]
     # One alone has no interval between processes
     if len(quiet) < max(min(processes, 2), processes / 2):
-        return Latency.merge(found).at_any_time()
+        return Latency.merge(latencies).at_any_time()
     merged, aside = (
         Latency.merge(quiet),
-        sum(value.calls + value.set_aside for value in found if value.crowded),
+        sum(value.calls + value.set_aside for value in latencies if value.crowded),
     )
     return replace(merged, set_aside=merged.set_aside + aside).at_any_time()
 
@@ -180,12 +182,12 @@ def _main(path: Path) -> None:
         inputs = _unpickle(folder / "inputs")
     stored = [Path(job[role]) for role in ("candidate", "dense") if job[role] is not None]
     artefacts = stored if runtime.artefact == "onnx" else [_unpickle(path) for path in stored]
-    found = latency.compare_anew(
+    result = latency.compare_anew(
         lambda: [runtime.prepare(artefact, inputs, target) for artefact in artefacts],
         budget_s=job["budget_s"],
         threads=target.threads,
     )
-    (folder / "answer.json").write_text(json.dumps(found.to_json()))
+    (folder / "answer.json").write_text(json.dumps(result.to_json()))
 
 
 def _unpickle(path: Path) -> Any:

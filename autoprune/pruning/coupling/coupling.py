@@ -122,13 +122,13 @@ class Coupling:
         def count(units: Tensor, start: int, stop: int) -> int:
             return int(alive[units[start:stop]].sum())
 
-        found: Bindings = {}
+        bindings: Bindings = {}
         for literal in self.literals:
-            found.setdefault(literal.owner, {})[literal.call] = literal.change(count)
-        for changes in found.values() if self.training else ():
+            bindings.setdefault(literal.owner, {})[literal.call] = literal.change(count)
+        for changes in bindings.values() if self.training else ():
             # Training has calls of its own, though none of them be changed
             changes.setdefault(-1, {})
-        return found
+        return bindings
 
     def removed_blocks(self, keep: Mapping[str, Tensor]) -> list[str]:
         """The blocks that go."""
@@ -203,11 +203,11 @@ def trace(model: nn.Module, inputs: Inputs) -> Coupling:
 
 def _trace_groups(model: nn.Module, inputs: Inputs, path: TrainingPath) -> Coupling:
     model = _copy_for_trace(model)
-    found = propagate(model, inputs.map(lambda tensor: tensor.clone()), path.differs)
+    propagation = propagate(model, inputs.map(lambda tensor: tensor.clone()), path.differs)
     with on_cpu():
-        coupling = _collect_groups(model, found)
+        coupling = _collect_groups(model, propagation)
         groups = with_stages(
-            coupling.groups, _positions(found, kinds_by_layer(model), inputs.batch_size)
+            coupling.groups, _positions(propagation, kinds_by_layer(model), inputs.batch_size)
         )
         return replace(coupling, groups=groups, unfollowed=path.unfollowed)
 
@@ -296,8 +296,8 @@ def _literals(found: Propagation, units: Units) -> Iterable[Literal]:
         numbers = {place: units.number(found.ids.roots(ids)) for place, ids in literal.ids.items()}
         if literal.kind == "sizes":
             numbers = {
-                place: each if _several(each) else torch.full_like(each, -1)
-                for place, each in numbers.items()
+                place: units if _several(units) else torch.full_like(units, -1)
+                for place, units in numbers.items()
             }
         if literal.kind == "scalar" or any(
             bool((number >= 0).any()) for number in numbers.values()

@@ -18,7 +18,8 @@ from autoprune.pruning.tracing.propagation import Propagation
 __all__ = ["TRAINING_ONLY", "Units", "collect_units", "owner_of"]
 
 TRAINING_ONLY = "it runs in training only: a cut would change nothing of what ships"
-# Of a layer's name
+# What a tensor's name has beyond its layer's, in plain layers, in weight norm's two forms, in
+# attention with one projection or three, and under a parametrization
 _WEIGHT = r"\.(weight|weight_v|(in|q|k|v)_proj_weight|parametrizations\.weight\.original1?)$"
 
 
@@ -213,10 +214,10 @@ def _cells(free: list[int], balances: list[Balance]) -> tuple[list[list[int]], s
     cells: dict[tuple[tuple[int, ...], ...], list[int]] = defaultdict(list)
     for root in free:
         cells[tuple(signature[root])].append(root)
-    found = list(cells.values())
-    if len({len(cell) for cell in found}) > 1:
+    partitions = list(cells.values())
+    if len({len(cell) for cell in partitions}) > 1:
         return (
-            found,
+            partitions,
             "its blocks cannot lose the same count "
             f"({', '.join(sorted({balance.why for balance in concerned}))})",
         )
@@ -226,5 +227,5 @@ def _cells(free: list[int], balances: list[Balance]) -> tuple[list[list[int]], s
             for roots in balance.ids.view(balance.blocks, -1).tolist()
         ]
         if len(set(counts)) > 1:
-            return found, f"only some of its blocks may be cut ({balance.why})"
-    return found, None
+            return partitions, f"only some of its blocks may be cut ({balance.why})"
+    return partitions, None

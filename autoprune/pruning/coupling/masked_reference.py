@@ -24,7 +24,8 @@ from autoprune.task import Inputs
 
 __all__ = ["masked_outputs"]
 
-_ARGUMENTS: dict[Any, tuple[str, ...]] = {  # after the input
+# Names of the arguments after the input, which a call may give by place
+_ARGUMENTS: dict[Any, tuple[str, ...]] = {
     F.layer_norm: ("normalized_shape", "weight", "bias", "eps"),
     F.rms_norm: ("normalized_shape", "weight", "eps"),
     F.group_norm: ("num_groups", "weight", "bias", "eps"),
@@ -119,7 +120,8 @@ def _kept_norm(
     dim = 1 if func is F.group_norm else -1
     given = dict(zip(_ARGUMENTS[func], args, strict=False)) | kwargs
     given = {
-        name: value[index] if isinstance(value, Tensor) else value for name, value in given.items()
+        name: argument[index] if isinstance(argument, Tensor) else argument
+        for name, argument in given.items()
     }
     if func is not F.group_norm:
         given["normalized_shape"] = (len(index),)

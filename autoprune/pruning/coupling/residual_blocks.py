@@ -65,7 +65,7 @@ def _tied_names(model: nn.Module) -> list[list[str]]:
     names: dict[int, list[str]] = {}
     for name, tensor in named_tensors(model, every_name=True):
         names.setdefault(id(tensor), []).append(name)
-    return [found for found in names.values() if len(found) > 1]
+    return [members for members in names.values() if len(members) > 1]
 
 
 def _shares(block: str, tied: list[list[str]]) -> bool:

@@ -30,6 +30,7 @@ __all__ = [
     "telling_keep",
 ]
 
+# Relative. Single precision may round by more in a deep net: then double precision decides
 TOLERANCE = 1e-5
 
 
@@ -97,9 +98,9 @@ class _Trial:
             passes, fails = 0, len(second)  # how many of `second` beside all of `first`
             while fails - passes > 1:
                 middle = (passes + fails) // 2
-                found = self.difference(first + second[:middle])
-                passes, fails = (middle, fails) if found is None else (passes, middle)
-                problem = found or problem
+                failure = self.difference(first + second[:middle])
+                passes, fails = (middle, fails) if failure is None else (passes, middle)
+                problem = failure or problem
             culprit = second.pop(fails - 1)
             self.refusals[culprit.key] = f"together with other groups, {problem}"
         return first + second
@@ -173,6 +174,7 @@ class _Trial:
 def telling_keep(coupling: Coupling, key: str) -> Tensor:
     """`random_keep` with other channels for every group, and other shares, so that a mix-up of two
     groups shows."""
+    # Not `hash`: that of a word differs from process to process
     draw = zlib.crc32(key.encode())
     return random_keep(coupling, key, (1 / 4, 1 / 3, 2 / 5)[draw % 3], draw)
 
@@ -200,6 +202,7 @@ def relative_error(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
         if not b.numel():
             continue
         a, b = a.double(), b.double()
+        # Outputs that are all zero have no scale
         scale = b.abs().max().clamp_min(1e-30)
         error = ((a - b).abs().max() / scale).item()
         worst = max(worst, error if math.isfinite(error) else math.inf)

@@ -21,6 +21,7 @@ class LAMP:
 
     def score(self, weight: Tensor) -> Tensor:
         """Shaped like `weight`, in [0, 1]; the largest weight of a layer has 1."""
+        # In double: over millions of weights a sum in single precision stops growing
         squares, order = weight.flatten().double().square().sort(stable=True)
         surviving = squares.flip(0).cumsum(0).flip(0)
         scores = torch.empty_like(squares)

@@ -45,12 +45,12 @@ class Contraction:
     @property
     def sizes(self) -> tuple[int, ...]:
         """Spatial shape of the output."""
-        each = zip(
+        axes = zip(
             self.input.shape[2:], self.padding, self.dilation, self.kernel, self.stride, strict=True
         )
         return tuple(
             (size + sum(pad) - wide * (taps - 1) - 1) // step + 1
-            for size, pad, wide, taps, step in each
+            for size, pad, wide, taps, step in axes
         )
 
     @property
@@ -116,6 +116,7 @@ class Calls(TorchFunctionMode):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
+        # By storage, which a view shares: a fused projection is read in parts, or transposed
         self.held = {
             tensor.untyped_storage().data_ptr(): (name, tensor)
             for name, tensor in named_tensors(model)
@@ -186,6 +187,7 @@ def _conv(
     count = weight.dim() - 2
     dilation = _many(dilation, count)
     if padding == "same":
+        # As torch does: of an odd number the greater half is put behind
         spans = [wide * (taps - 1) for wide, taps in zip(dilation, weight.shape[2:], strict=True)]
         pads = tuple((span // 2, span - span // 2) for span in spans)
     else:
@@ -212,10 +214,12 @@ def _conv_transpose(
         _many(tensor, count) for tensor in (stride, padding, output_padding, dilation)
     )
     sizes = [(size - 1) * step + 1 for size, step in zip(input.shape[2:], stride, strict=True)]
+    # Zeros between the pixels make a convolution with a stride of one of it (Dumoulin & Visin 2016,
+    # arXiv:1603.07285)
     apart = input.new_zeros(*input.shape[:2], *sizes)
     apart[(slice(None), slice(None), *(slice(None, None, step) for step in stride))] = input
-    each = zip(dilation, weight.shape[2:], padding, output_padding, strict=True)
-    edges = [(wide * (taps - 1) - pad, extra) for wide, taps, pad, extra in each]
+    axes = zip(dilation, weight.shape[2:], padding, output_padding, strict=True)
+    edges = [(wide * (taps - 1) - pad, extra) for wide, taps, pad, extra in axes]
     pads = tuple((edge, edge + extra) for edge, extra in edges)
     return Contraction(apart, weight, bias, (1,) * count, pads, dilation, groups, True)
 

@@ -25,8 +25,11 @@ from autoprune.task import Batch, Inputs
 
 __all__ = ["Reference", "repair"]
 
-_HELD = 5  # one of so many images is held out
-_STRENGTHS = (1, 10, 100)  # times the ridge
+# One of so many images is held out
+_HELD = 5
+# Times the ridge: the fewer rows a layer has for each input, the more is needed, and what is held
+# out tells how much
+_STRENGTHS = (1, 10, 100)
 # Relative to the largest: what differs by less is what the dense model gives
 _SAME = 1e-5
 
@@ -85,7 +88,7 @@ class Reference:
         seen = _Observed(copy, self.inputs.batch_size, positions, seed)
         _run(copy, self.inputs, seen)
         self.layers = seen.alone()
-        self.norms = {name: found[0] for name, found in seen.norms.items() if len(found) == 1}
+        self.norms = {name: calls[0] for name, calls in seen.norms.items() if len(calls) == 1}
 
     def repair(
         self,
@@ -157,16 +160,19 @@ class _Observed(Calls):
 
     def alone(self) -> dict[str, list[_Layer]]:
         """The layers of each tensor whose every row is used by one layer, and by nothing else."""
-        found = {name: [layer.first for layer in layers] for name, layers in self.layers.items()}
+        first_rows = {
+            name: [layer.first for layer in layers] for name, layers in self.layers.items()
+        }
         return {
             name: self.layers[name]
-            for name, firsts in found.items()
+            for name, firsts in first_rows.items()
             if name not in self.read and len(set(firsts)) == len(firsts)
         }
 
     def layer(self, call: Contraction, name: str, first: int, run: Callable[[], Tensor]) -> Tensor:
         out = run()
         generator = torch.Generator().manual_seed(self.seed)
+        # Of two images one is held out
         count, every = self.images * self.positions, min(_HELD, self.images)
         rows = torch.randperm(call.rows, generator=generator)[:count].sort().values.to(out.device)
         held = rows * self.images // call.rows % every == every - 1
@@ -183,6 +189,7 @@ class _Observed(Calls):
         # One value a channel has no variance
         if name is not None and input.numel() > input.shape[1]:
             self.norms.setdefault(name, []).append(_statistics(input))
+        # A norm takes the mean away: a shift of all that the layer before it gives is no error
         if input is self.last[1]:
             self.layers[self.last[0]][-1] = replace(self.layers[self.last[0]][-1], normed=True)
 
@@ -284,10 +291,10 @@ def _solve(call: Contraction, layer: _Layer, wanted: Tensor, ridge: float) -> bo
     kept, shifted = old != 0, call.bias is not None or layer.normed
     problem = Regression(inputs, missing, shifted, None if bool(kept.all()) else kept)
     strengths = sorted({ridge * factor for factor in _STRENGTHS})
-    found = problem.validate(strengths, layer.held.to(rows.device), centred=layer.normed)
-    if found is None or not bool(found[0].isfinite().all()):
+    solution = problem.validate(strengths, layer.held.to(rows.device), centred=layer.normed)
+    if solution is None or not bool(solution[0].isfinite().all()):
         return False
-    change, shift = found
+    change, shift = solution
     call.write(old + change)
     if call.bias is not None:
         call.bias.add_(shift.flatten())

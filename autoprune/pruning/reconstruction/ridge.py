@@ -11,8 +11,10 @@ from torch import Tensor
 
 __all__ = ["Regression", "towards"]
 
-_STEPS = 100  # at most, of conjugate gradients
-_PLENTY = 10  # rows for each input: more of them change little
+# Conjugate gradients are exact after as many steps as there are unknowns; a wide layer stops here
+_STEPS = 100
+# Rows for each input. With so many, solving again with the held-out ones too changes little
+_PLENTY = 10
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class Regression:
         for ridge, (change, shift) in zip(ridges, rest.solve(ridges), strict=True):
             gains = before - sizes(test.outputs - test.inputs @ change - shift)
             gain, error = float(gains.sum()), float(gains.norm())
+            # Of one held-out row the gain is its own error: 0.99 of it lets such a row count
             if gain > most and gain > 0.99 * error:
                 best, most = (ridge, change, shift), gain
         if best is None:
@@ -92,9 +95,11 @@ def towards(
     right = (outputs if small else inputs.mT @ outputs).double()
     for ridge in ridges:
         damping = max(ridge, 10 * torch.finfo(inputs.dtype).eps) * scale
-        found = _direct(gram, right, damping) if kept is None else _on(kept, gram, right, damping)
-        found = found.to(inputs.dtype)
-        yield (inputs.mT @ found if small else found).to(kind)
+        solution = (
+            _direct(gram, right, damping) if kept is None else _on(kept, gram, right, damping)
+        )
+        solution = solution.to(inputs.dtype)
+        yield (inputs.mT @ solution if small else solution).to(kind)
 
 
 def _wide(tensor: Tensor) -> Tensor:
@@ -107,6 +112,7 @@ def _direct(gram: Tensor, right: Tensor, damping: Tensor) -> Tensor:
     for power in range(10):
         damped = gram.clone()
         damped.diagonal(dim1=1, dim2=2).add_(damping * 10**power)
+        # Unlike `cholesky` it does not raise, so that one bad problem of a batch is not all of it
         factor, failed = torch.linalg.cholesky_ex(damped)
         if not bool(failed.any()):
             return torch.cholesky_solve(right, factor)
@@ -119,17 +125,19 @@ def _on(kept: Tensor, gram: Tensor, right: Tensor, damping: Tensor) -> Tensor:
     gram = gram.clone()
     gram.diagonal(dim1=1, dim2=2).add_(damping)
     scale = 1 / gram.diagonal(dim1=1, dim2=2)[:, :, None]
-    found, left = torch.zeros_like(right), right * kept
+    solution, left = torch.zeros_like(right), right * kept
+    # Of squares: the residual comes down to 1e-5 of what it was
     goal = 1e-10 * left.square().sum(1, keepdim=True)
     step = scale * left
     size = (left * step).sum(1, keepdim=True)
     for _ in range(min(_STEPS, gram.shape[1])):
         seen = (gram @ step) * kept
+        # A column that is solved has no step left: 0 / 1e-300 leaves it as it is, 0 / 0 would not
         length = size / (step * seen).sum(1, keepdim=True).clamp_min(1e-300)
-        found, left = found + length * step, left - length * seen
+        solution, left = solution + length * step, left - length * seen
         if bool((left.square().sum(1, keepdim=True) <= goal).all()):
             break
         fresh = scale * left
         before, size = size, (left * fresh).sum(1, keepdim=True)
         step = fresh + size / before.clamp_min(1e-300) * step
-    return found
+    return solution

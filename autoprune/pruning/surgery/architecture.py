@@ -69,8 +69,8 @@ class Outline:
 def _change(change: Mapping[str, Any]) -> dict[str, Any]:
     """JSON has no whole numbers as keys."""
     return {
-        kind: {int(place): each for place, each in value.items()}
-        if isinstance(value, dict)
-        else value
-        for kind, value in change.items()
+        kind: {int(place): entry for place, entry in entries.items()}
+        if isinstance(entries, dict)
+        else entries
+        for kind, entries in change.items()
     }

@@ -102,8 +102,8 @@ class Attention(nn.MultiheadAttention):
             else (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
         )
         q, k, v = (
-            F.linear(each, weight, own)
-            for each, weight, own in zip((query, key, value), weights, biases, strict=True)
+            F.linear(tensor, weight, own)
+            for tensor, weight, own in zip((query, key, value), weights, biases, strict=True)
         )
         if self.bias_k is not None and self.bias_v is not None:
             k = torch.cat([k, self.bias_k.expand(k.shape[0], -1, -1)], 1)

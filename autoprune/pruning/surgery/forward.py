@@ -45,6 +45,7 @@ def plain_forward(model: nn.Module) -> Iterator[None]:
     """Eval mode, no gradients, no fused attention path; everything as before afterwards."""
     training = {module: module.training for module in model.modules()}
     fast = torch.backends.mha.get_fastpath_enabled()
+    # In eval mode torch's encoder layers run as one fused operator, which shows none of its parts
     torch.backends.mha.set_fastpath_enabled(False)
     model.eval()
     try:
@@ -89,14 +90,14 @@ def output_tensors(output: Any) -> list[Tensor]:
     Raises ModelError where there is none: it could not be compared, and nothing in it be protected
     from a cut.
     """
-    found = list(_tensors(output))
-    if not found:
+    tensors = list(_tensors(output))
+    if not tensors:
         raise ModelError(
             f"the model's output holds no tensor that can be found: {type(output).__name__}; "
             "return a tensor, "
             "or a tuple, dictionary or data class of tensors"
         )
-    return found
+    return tensors
 
 
 def _tensors(output: Any) -> Iterator[Tensor]:

@@ -65,22 +65,28 @@ def kept_function(
 
     def keeping(name: str, tensor: Tensor) -> Tensor:
         fresh = new(name, tensor)
-        each = scaled.get(name)
-        if each is None:
+        parametrized = scaled.get(name)
+        if parametrized is None:
             return fresh
-        after = new(each.direction, model.get_parameter(each.direction).detach())
-        if each.right is None:
-            factor = _norms(after, each.dim) / _norms(along(each), each.dim)
+        after = new(parametrized.direction, model.get_parameter(parametrized.direction).detach())
+        if parametrized.right is None:
+            factor = _norms(after, parametrized.dim) / _norms(along(parametrized), parametrized.dim)
         else:
-            right = model.get_buffer(each.right)
-            before = _sigma(model.get_parameter(each.direction).detach(), tensor, right, each.dim)
-            factor = before / _sigma(after, fresh, new(each.right, right), each.dim)
+            right = model.get_buffer(parametrized.right)
+            before = _sigma(
+                model.get_parameter(parametrized.direction).detach(),
+                tensor,
+                right,
+                parametrized.dim,
+            )
+            factor = before / _sigma(after, fresh, new(parametrized.right, right), parametrized.dim)
         return fresh * factor.to(fresh)
 
     return keeping if scaled else new
 
 
 def _norms(weight: Tensor, dim: int) -> Tensor:
+    # A direction of zeros has no norm to divide by
     return torch.norm_except_dim(weight, 2, dim).clamp_min(1e-30)
 
 

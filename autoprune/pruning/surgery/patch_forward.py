@@ -155,8 +155,8 @@ def _running() -> Any:
 def _merge_changes(old: Change, new: Change) -> Change:
     """`new`, and what `old` has of the same kind at other places."""
     return {
-        kind: old.get(kind, {}) | each if isinstance(each, dict) else each
-        for kind, each in new.items()
+        kind: old.get(kind, {}) | changes if isinstance(changes, dict) else changes
+        for kind, changes in new.items()
     }
 
 

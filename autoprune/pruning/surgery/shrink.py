@@ -28,8 +28,10 @@ __all__ = [
     "widths",
 ]
 
+# Private, but the only class that all batch and instance norms share; the same of convolutions
 _NORMS = (nn.modules.batchnorm._NormBase,)
 _CONVS = (nn.modules.conv._ConvNd,)
+# Tables of parameters, hooks and flags, which torch gives to every module
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
@@ -76,9 +78,9 @@ def named_tensors(model: nn.Module, every_name: bool = False) -> Iterator[tuple[
 def copy_tensors(model: nn.Module, source: nn.Module) -> None:
     """Give every parameter and buffer of `model` the values of its namesake in `source`, of the
     same shape."""
-    values = dict(named_tensors(source))
+    tensors = dict(named_tensors(source))
     for name, tensor in named_tensors(model):
-        tensor.copy_(values[name])
+        tensor.copy_(tensors[name])
 
 
 class Skipped(nn.Module):
@@ -166,7 +168,11 @@ def _kept_aside(module: nn.Module) -> Iterator[Tensor]:
     """Tensors in a module's own attributes: what it computed in its last forward may have a graph,
     and no deep copy."""
     for leaf in tree_leaves(
-        {name: value for name, value in vars(module).items() if name not in _OF_EVERY_MODULE}
+        {
+            name: attribute
+            for name, attribute in vars(module).items()
+            if name not in _OF_EVERY_MODULE
+        }
     ):
         if isinstance(leaf, Tensor):
             yield leaf

@@ -21,11 +21,13 @@ Change = dict[str, Any]
 # Module -> n-th call of its own -> what is bound anew
 Bindings = dict[str, dict[int, Change]]
 
-# In place of a call: an attribute that says how wide a module without parameters is
+# In place of a call: an attribute that says how wide a module without parameters is. Calls count
+# from 1 on, those of training from -1 down, so 0 is free
 ATTRIBUTE = 0
 _SIZES = {"view", "reshape", "expand", "unflatten"}
 _PARTS = {"split", "chunk"}
 _NORMS = {"layer_norm", "rms_norm"}
+# Under torch.export sizes are symbols
 _NUMBERS = (int, float, torch.SymInt, torch.SymFloat)
 _SCALED = {"mul", "multiply", "__mul__", "__rmul__", "div", "divide", "true_divide", "__truediv__"}
 
@@ -70,9 +72,9 @@ def _slices(tensor: Tensor, index: Any) -> dict[int, int] | None:
         for entry in entries
     ):
         return None
-    found, dim = {}, 0
+    dims, dim = {}, 0
     for place, entry in enumerate(entries):
         if isinstance(entry, slice) and entry.step in (None, 1):
-            found[place] = dim
+            dims[place] = dim
         dim += tensor.dim() - taken if entry is Ellipsis else 0 if entry is None else 1
-    return found
+    return dims

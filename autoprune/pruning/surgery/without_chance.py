@@ -28,7 +28,8 @@ _NOISE = {
     "uniform_",
     "exponential_",
 }
-_COINS = {"bernoulli", "bernoulli_"}  # drop path and its kin: what is drawn stays
+# Drop path and its kin draw what stays: here all of it does
+_COINS = {"bernoulli", "bernoulli_"}
 _FLAGS: Mapping[
     Any, tuple[int, str, Any]
 ] = {  # place and name of the argument that brings chance, and what is harmless

@@ -50,7 +50,8 @@ class NOfM:
         scores = importance.movedim(1, -1)  # (out, ..., in)
         size = scores.shape[-1]
         filled = F.pad(scores, (0, -size % self.m), value=-math.inf)
-        # 0 is the least important of its m
+        # Sorted twice: the place of each in the order, 0 the least important of its m; of equals
+        # the earlier one goes
         rank = filled.reshape(-1, self.m).argsort(stable=True).argsort()
         keep: Tensor = rank >= min(round(self.m * ratio), self.m - 1)
         return keep.view(filled.shape)[..., :size].movedim(-1, 1).contiguous()

@@ -96,8 +96,8 @@ class Ids:
     def roots(self, ids: Tensor) -> Tensor:
         """Representatives, shaped like `ids`."""
         unique, inverse = torch.unique(ids, return_inverse=True)
-        found = [self.find(i) if i > 0 else i for i in unique.tolist()]
-        return torch.tensor(found, dtype=torch.int64)[inverse].reshape(ids.shape)
+        representatives = [self.find(i) if i > 0 else i for i in unique.tolist()]
+        return torch.tensor(representatives, dtype=torch.int64)[inverse].reshape(ids.shape)
 
     def unite(self, first: Tensor, second: Tensor) -> None:
         """Make one unit of each pair of ids; 0 unites with nothing."""
@@ -129,10 +129,10 @@ class Ids:
 
     def frozen(self) -> dict[int, str]:
         """Representative -> the first reason given."""
-        found: dict[int, str] = {}
+        reasons: dict[int, str] = {}
         for item, why in self._frozen.items():
-            found.setdefault(self.find(item), why)
-        return found
+            reasons.setdefault(self.find(item), why)
+        return reasons
 
 
 class Labels:
@@ -148,9 +148,11 @@ class Labels:
 
     def get(self, tensor: Tensor) -> Tensor:
         """int64, shaped like `tensor`; zeros where it carries none."""
-        found = self._labels.get(tensor)  # type: ignore[no-untyped-call]
+        labels = self._labels.get(tensor)  # type: ignore[no-untyped-call]
         return (
-            found if found is not None else torch.zeros((), dtype=torch.int64).expand(tensor.shape)
+            labels
+            if labels is not None
+            else torch.zeros((), dtype=torch.int64).expand(tensor.shape)
         )
 
     def set(self, tensor: Tensor, labels: Tensor) -> None:

@@ -18,8 +18,11 @@ from autoprune.pruning.tracing.state import State
 
 __all__ = ["COPIES", "MOVES", "PARAMETER_MOVES", "RESHAPES", "argument", "move"]
 
+# The same elements at the same places
 COPIES = {"clone", "contiguous", "detach", "alias", "lift_fresh", "_to_copy", "_conj", "positive"}
+# The same elements in the same order, under another shape
 RESHAPES = {"view", "_unsafe_view", "reshape", "_reshape_alias"}
+# Whole dimensions change places or are repeated: every channel is still there
 _WHOLE = {
     "permute",
     "transpose",
@@ -33,6 +36,7 @@ _WHOLE = {
     "movedim",
     "flip",
 }
+# A part of one dimension goes on: its bounds may be written into the code
 _PARTS = {
     "slice",
     "narrow",
@@ -44,7 +48,9 @@ _PARTS = {
     "select",
     "unbind",
 }
+# They deal channels to groups: each group must lose as many
 _SHUFFLES = {"channel_shuffle", "native_channel_shuffle"}
+# They pick elements one by one, in an order that a cut may break
 _PICKS = {
     "index_select",
     "gather",
@@ -56,13 +62,9 @@ _PICKS = {
     "pixel_unshuffle",
     "take_along_dim",
 }
-PARAMETER_MOVES = (
-    COPIES
-    | RESHAPES
-    | _WHOLE - {"cat", "stack", "repeat"}
-    | _PARTS
-    | {"index", "index_select", "repeat"}
-)
+# After these it is still known which entry of the parameter lies where; cat and stack join several
+# tensors
+PARAMETER_MOVES = COPIES | RESHAPES | _WHOLE - {"cat", "stack"} | _PARTS | {"index", "index_select"}
 MOVES = COPIES | RESHAPES | _WHOLE | _PARTS | _SHUFFLES | _PICKS | {"constant_pad_nd"}
 
 
@@ -125,7 +127,7 @@ def _run_on_labels(state: State, base: str, func: Any, args: Any, kwargs: Any) -
         args, kwargs = tree_map_only(
             Tensor, lambda t: t if t is args[0] else t.cpu(), (args, kwargs)
         )
-        # Not there for integers; ids are exact in double
+        # im2col has no kernel for integers; ids are exact in double
         if base in ("im2col", "pixel_shuffle", "pixel_unshuffle"):
             return func(labels(args[0]).double(), *args[1:], **kwargs).long()
         return func(labels(args[0]), *args[1:], **kwargs)

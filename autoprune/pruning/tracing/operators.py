@@ -18,9 +18,12 @@ from autoprune.pruning.tracing.state import State
 
 __all__ = ["attention", "by_rule", "pointwise", "product", "tie"]
 
+# Pools and resizing act on the last dimensions, as many as their name says, and on each channel
+# alone
 _SPATIAL = re.compile(
     r"(_?(max|avg|adaptive_max|adaptive_avg|fractional_max)_pool\dd.*|_?upsample_.*\dd.*|(reflection|replication)_pad\dd|mkldnn_max_pool\dd)"
 )
+# What is reduced over channels mixes them: they must be one unit there
 _REDUCTIONS = {
     "mean",
     "sum",
@@ -43,7 +46,9 @@ _REDUCTIONS = {
     "median",
     "aminmax",
 }
+# They keep the shape, and mix what lies along one dimension
 _ALONG = {"softmax", "_softmax", "log_softmax", "_log_softmax", "cumsum", "cumprod", "sort", "topk"}
+# Products of two activations; those with a parameter are layers (`layers.py`)
 _CONTRACTIONS = {"mm", "bmm", "matmul", "addmm", "baddbmm"}
 
 

@@ -32,6 +32,7 @@ from autoprune.pruning.tracing.operators import attention, by_rule, pointwise, t
 
 __all__ = ["Propagation"]
 
+# Beside those that torch tags as pointwise
 _POINTWISE = {
     "native_dropout",
     "dropout",
@@ -62,6 +63,7 @@ _POINTWISE = {
     "rrelu_with_noise",
     "rrelu_with_noise_functional",
 }
+# They read a shape and no value, so that no channel passes
 _SHAPE_ONLY = {
     "empty_like",
     "zeros_like",
@@ -159,9 +161,9 @@ class Propagation:
                     why = f"operator {base} of parameters at {self.state.where()}"
                     self.labels.set(out, torch.tensor(self.ids.new_frozen(why)).expand(out.shape))
             return
-        found = self.state.position(parameters[0])
-        assert found is not None
-        name, places = found
+        position = self.state.position(parameters[0])
+        assert position is not None
+        name, places = position
         with self.state.silence():
             moved: Any = places
             if base in RESHAPES:
@@ -189,10 +191,10 @@ class Propagation:
 
     def _mark_opaque(self, parameters: list[Tensor], base: str) -> None:
         for tensor in parameters:
-            found = self.state.position(tensor)
-            if found is not None:
+            position = self.state.position(tensor)
+            if position is not None:
                 self.opaque.setdefault(
-                    found[0], f"operator {base} at {self.state.where()} reads {found[0]}"
+                    position[0], f"operator {base} at {self.state.where()} reads {position[0]}"
                 )
 
     def _write_into(self, outs: list[Tensor], tensors: list[Tensor]) -> None:

@@ -22,6 +22,7 @@ from autoprune.pruning.tracing.state import State
 
 __all__ = ["recurrent_rules"]
 
+# torch keeps the gates of a cell in one matrix, below each other: a unit is a row of each
 _GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 
 
@@ -41,15 +42,15 @@ class _Part:
 def recurrent_rules(state: State) -> dict[Any, Callable[..., None]]:
     """The rules for what recurrent modules call, packing and padding included."""
     rules = _Rules(state)
-    found: dict[Any, Callable[..., None]] = {
+    table: dict[Any, Callable[..., None]] = {
         torch._VF._pack_padded_sequence: rules.pack,
         torch._VF._pad_packed_sequence: rules.pad_packed,
         torch._C._nn.pad_sequence: rules.pad,
     }
     for name, gates in _GATES.items():
-        found[getattr(torch._VF, name)] = partial(rules.network, name, gates)
-        found[getattr(torch._VF, f"{name}_cell")] = partial(rules.cell, name, gates)
-    return found
+        table[getattr(torch._VF, name)] = partial(rules.network, name, gates)
+        table[getattr(torch._VF, f"{name}_cell")] = partial(rules.cell, name, gates)
+    return table
 
 
 class _Rules:
@@ -76,9 +77,9 @@ class _Rules:
         if not self._whole(parameters):
             return self._refuse(kind, out, args, "with computed weights")
         directions = 2 if both else 1
-        rows, each = depth * directions, len(parameters) // (depth * directions)
+        rows, count = depth * directions, len(parameters) // (depth * directions)
         parts = [
-            self._part(gates, parameters[row * each : (row + 1) * each], biases)
+            self._part(gates, parameters[row * count : (row + 1) * count], biases)
             for row in range(rows)
         ]
         entering = self._entering(input, kind)
@@ -134,14 +135,16 @@ class _Rules:
 
     def pad(self, out: Tensor, sequences: Sequence[Tensor], *_: Any, **__: Any) -> None:
         """Sequences of (time, ...) -> one tensor: their ids are united."""
-        found = [self.labels.get(sequence) for sequence in sequences]
-        if any(0 in varying(labels) for labels in found):
+        carried = [self.labels.get(sequence) for sequence in sequences]
+        if any(0 in varying(labels) for labels in carried):
             return self.state.give_up(
                 out, sequences, "padding of sequences whose steps are channels"
             )
-        for labels in found[1:]:
-            self.ids.unite(found[0][0], labels[0])
-        self.labels.set(out, torch.stack([labels[0] for labels in found]).amax(0).expand(out.shape))
+        for labels in carried[1:]:
+            self.ids.unite(carried[0][0], labels[0])
+        self.labels.set(
+            out, torch.stack([labels[0] for labels in carried]).amax(0).expand(out.shape)
+        )
 
     def _whole(self, parameters: Iterable[Tensor]) -> bool:
         """Whether each is a parameter or buffer of the model itself, not a part of one."""
@@ -241,8 +244,8 @@ class _Rules:
         name = self.state.names.get(id(state))
         if name is not None:
             return name, torch.arange(state.numel())
-        found: tuple[str, Tensor | None] = self.state.positions.get(state, ("", None))  # type: ignore[no-untyped-call]
-        return found
+        position: tuple[str, Tensor | None] = self.state.positions.get(state, ("", None))  # type: ignore[no-untyped-call]
+        return position
 
     def _refuse(self, kind: str, out: Iterable[Tensor], args: Any, why: str) -> None:
         inputs = _tensors(args)

@@ -83,20 +83,20 @@ def literal(call: Call, out: Any, labels: Labels, owner: str, number: int) -> Li
     """What of it depends on channels; None where nothing does."""
     source = labels.get(call.args[0]) if isinstance(call.args[0], Tensor) else None
     if call.kind == "scalar":
-        tensor, value = call.args[:2] if isinstance(call.args[0], Tensor) else call.args[1::-1]
-        return Literal(owner, number, "scalar", {}, value) if tensor in labels else None
+        tensor, scalar = call.args[:2] if isinstance(call.args[0], Tensor) else call.args[1::-1]
+        return Literal(owner, number, "scalar", {}, scalar) if tensor in labels else None
     if source is None or call.args[0] not in labels:
         return None
     channels = labels.channels(source)
     if call.kind == "shape":
         return Literal(owner, number, "shape", {0: _line(source, source.dim() - 1)})
     if call.kind == "bounds":
-        found = {place: dim for place, dim in call.slices.items() if dim in channels}
+        sliced = {place: dim for place, dim in call.slices.items() if dim in channels}
         bounds = {
-            place: _bounds(call.args[1], place, source.shape[dim]) for place, dim in found.items()
+            place: _bounds(call.args[1], place, source.shape[dim]) for place, dim in sliced.items()
         }
-        lines = {place: _line(source, dim) for place, dim in found.items()}
-        return Literal(owner, number, "bounds", lines, bounds) if found else None
+        lines = {place: _line(source, dim) for place, dim in sliced.items()}
+        return Literal(owner, number, "bounds", lines, bounds) if sliced else None
     if call.kind == "parts":
         dim = int(call.kwargs.get("dim", call.args[2] if len(call.args) > 2 else 0)) % source.dim()
         fixed = {"sizes": [part.shape[dim] for part in out], "dim": dim}

@@ -75,8 +75,8 @@ class State:
         name = self.names.get(id(tensor))
         if name is not None:
             return name, torch.arange(tensor.numel()).view(tensor.shape)
-        found: tuple[str, Tensor] | None = self.positions.get(tensor)  # type: ignore[no-untyped-call]
-        return found
+        position: tuple[str, Tensor] | None = self.positions.get(tensor)  # type: ignore[no-untyped-call]
+        return position
 
     def parameter_name(self, tensor: Tensor) -> str | None:
         """The parameter or buffer that a tensor is, or was moved out of."""

@@ -31,6 +31,8 @@ from autoprune.task import Inputs
 
 __all__ = ["propagate"]
 
+# Calls that read parameters in ways no rule covers. nn.MultiheadAttention itself is replaced by
+# `Attention` beforehand: what comes here are its subclasses and calls of the function
 _OPAQUE_CALLS = {"multi_head_attention_forward", "bilinear", "embedding_bag"}
 
 
@@ -169,19 +171,21 @@ def propagate(model: nn.Module, inputs: Inputs, training: bool = False) -> Propa
     Raises ModelError where the forward fails.
     """
     with on_cpu():
-        found = Propagation(model)
-        entering = found.ids.new_frozen("joined with the network's input")
-    _pass(found, model, inputs, entering)
-    found.evaluation_norms = found.layers.norm_count
-    found.evaluated = {use.tensor for use in found.ids.uses}
+        propagation = Propagation(model)
+        entering = propagation.ids.new_frozen("joined with the network's input")
+    _pass(propagation, model, inputs, entering)
+    propagation.evaluation_norms = propagation.layers.norm_count
+    propagation.evaluated = {use.tensor for use in propagation.ids.uses}
     if training:
-        found.training = True
-        _pass(found, model, inputs.map(lambda tensor: tensor.clone()), entering)
-    with found.state.silence():
-        found.demands.settle()
-        for each in found.computed:
-            found.ids.uses += list(ties(each, found.ids.uses, found.state.shapes[each.direction]))
-    return found
+        propagation.training = True
+        _pass(propagation, model, inputs.map(lambda tensor: tensor.clone()), entering)
+    with propagation.state.silence():
+        propagation.demands.settle()
+        for computed in propagation.computed:
+            propagation.ids.uses += list(
+                ties(computed, propagation.ids.uses, propagation.state.shapes[computed.direction])
+            )
+    return propagation
 
 
 def _pass(found: Propagation, model: nn.Module, inputs: Inputs, entering: int) -> None:

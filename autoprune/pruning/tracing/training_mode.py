@@ -18,7 +18,8 @@ from autoprune.task import Inputs
 
 __all__ = ["TrainingPath", "training_path"]
 
-_SHOWN = 4  # names in one sentence
+# Names in one sentence
+_SHOWN = 4
 # Arguments, of which the rest depends on the mode alone
 _TELLING = {"batch_norm": 5, **dict.fromkeys(RECURRENT, 4)}
 
@@ -131,14 +132,14 @@ def _unfollowed_reason(model: nn.Module, error: Exception, used: set[str]) -> st
 
 def _unused_modules(model: nn.Module, used: set[str]) -> list[str]:
     """The outermost modules with parameters of which evaluation reads none."""
-    found: list[str] = []
+    unused: list[str] = []
     for name, module in model.named_modules():
-        own = {f"{name}.{each}" for each, _ in module.named_parameters()}
+        own = {f"{name}.{parameter}" for parameter, _ in module.named_parameters()}
         if (
             name
             and own
             and not own & used
-            and not name.startswith(tuple(f"{tensor}." for tensor in found))
+            and not name.startswith(tuple(f"{tensor}." for tensor in unused))
         ):
-            found.append(name)
-    return found
+            unused.append(name)
+    return unused
