@@ -41,6 +41,7 @@ __all__ = [
     "open_run",
     "read",
     "refuse_changed",
+    "space_of",
     "target",
 ]
 
@@ -198,7 +199,7 @@ def build(config: Config, task: Task | None = None) -> Study:
     return Study(
         name=values.name,
         task=task,
-        space=_space(resolved["space"]),
+        space=space_of(resolved["space"]),
         target=own,
         budget=budget,
         further=tuple(
@@ -299,7 +300,9 @@ def _options(options: Options, default: Options) -> dict[str, Any]:
     return filled | ({"multiple_of": multiple_of} if multiple_of else {})
 
 
-def _space(resolved: Mapping[str, Any]) -> Space:
+def space_of(resolved: Mapping[str, Any]) -> Space:
+    """The space of a resolved study's section."""
+
     def options(given: Mapping[str, Any]) -> SpaceOptions:
         low, high = given["ratio"]
         techniques, criteria = tuple(given["techniques"]), tuple(given["criteria"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -189,3 +190,38 @@ def test_the_rule_sees_a_violation(tmp_path: Path) -> None:
         "def f():\n    from autoprune.searching import search\n    from autoprune import config\n"
     )
     assert imports(bad) == [("searching", 5), ("config", 6)]
+
+
+TESTS = sorted(Path(__file__).parent.rglob("test_*.py"))
+
+
+def test_no_test_imports_another() -> None:
+    """What two of them need is a helper's."""
+    wrong = []
+    for path in TESTS:
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            wrong += [f"{path.name}: {name}" for name in names if name.startswith("test_")]
+    assert not wrong
+
+
+def test_no_test_patches_or_calls_a_private_function() -> None:
+    """Constants may be patched, functions only by their public names: a refactoring is not to break tests."""
+    wrong = []
+    for path in TESTS:
+        tree = ast.parse(path.read_text())
+        ours = {
+            alias.asname or alias.name
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("autoprune")
+            for alias in node.names
+        }
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("setattr"):
+                patched = [part.value for part in node.args if isinstance(part, ast.Constant)]
+                names = [str(name).rpartition(".")[2] for name in patched]
+                wrong += [f"{path.name}: {name}" for name in names if re.match("_[a-z]", name)]
+            elif isinstance(node, ast.Attribute) and re.match("_[a-z]", node.attr):
+                wrong += [f"{path.name}: {node.attr}"] * (ast.unparse(node.value) in ours)
+    assert not wrong

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from test_search import Listens, quick, study
+from small_search import Listens, quick, study
 
 from autoprune import plugins
 from autoprune.run import Run

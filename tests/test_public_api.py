@@ -25,6 +25,7 @@ PUBLIC = [
     "CodeError",
     "Group",
     "InputError",
+    "LatencyFigures",
     "Limit",
     "MissingPackage",
     "ModelError",

@@ -137,7 +137,7 @@ def test_a_depth_is_read_from_yaml_and_python_and_written_back() -> None:
     read = config.from_mapping({"space": {"share": {"depth": 2}}})
     assert read.resolved()["space"]["share"] == {"depth": 2}
     again = config.from_mapping({"space": read.resolved()["space"]})
-    assert config._space(again.resolved()["space"]).share == 2
+    assert config.space_of(again.resolved()["space"]).share == 2
 
 
 @pytest.mark.parametrize("share", ["stages", {"depth": 0}, {"stage": 2}, 2])

@@ -21,7 +21,7 @@ from autoprune.training import losses, placement, schedule
 from autoprune.training.batches import concatenate, move_to, standard_error, whole
 from autoprune.training.placement import device, on_device, with_seed
 
-__all__ = ["Quality", "device", "evaluate", "recalibrate", "train"]
+__all__ = ["Quality", "device", "evaluate", "optimizer_of", "recalibrate", "train"]
 
 _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 Split = Literal["train", "validation", "test"]
@@ -194,7 +194,7 @@ class _Session:
     optimizer: torch.optim.Optimizer = field(init=False)
 
     def __post_init__(self) -> None:
-        self.optimizer = _optimizer(self.model, self.recipe)
+        self.optimizer = optimizer_of(self.model, self.recipe)
         losses.place_loss(self.task.loss, self.device)
         half = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.recipe.precision]
         self.half = half
@@ -263,7 +263,7 @@ class _Session:
             group["lr"] = factor * self.recipe.learning_rate
 
 
-def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+def optimizer_of(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """Weight decay acts on weights alone: not on biases, nor on the scales of normalisations."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trained:

@@ -61,7 +61,7 @@ def counter(target: Target) -> Callable[[], float]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return _gpu(target) if target.device.startswith("cuda") else _cpus()
+            return _gpu(target) if target.device.startswith("cuda") else read_cpus()
     except (ZeusBaseError, OSError) as error:
         kind = "GPU" if target.device.startswith("cuda") else "CPU"
         raise ModelError(
@@ -90,7 +90,8 @@ def of_call(
     return used / calls
 
 
-def _cpus() -> Callable[[], float]:
+def read_cpus() -> Callable[[], float]:
+    """Reads the counters of all CPU packages and their memory, in mJ."""
     from zeus.device import get_cpus
 
     packages = get_cpus()

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-__all__ = ["STRETCH_S", "Crowding"]
+__all__ = ["STRETCH_S", "Crowding", "busy_s", "cores"]
 
 # Of calls at least that are judged together; the system counts CPU time in steps of 10 ms
 STRETCH_S = 0.1
@@ -29,7 +29,7 @@ class Crowding:
     """Tells the calls made while others left less than `threads` cores, stretch by stretch."""
 
     def __init__(self, threads: int) -> None:
-        self._cores = _cores()
+        self._cores = cores()
         self._room = len(self._cores) - threads + _SPARE
         self._quiet = np.zeros(0, dtype=bool)
         self.lost_s, self.judged, self._free = 0.0, False, True
@@ -40,7 +40,7 @@ class Crowding:
         self._wall, self._own, self._all = (
             time.perf_counter(),
             time.process_time(),
-            _busy_s(self._cores),
+            busy_s(self._cores),
         )
         self._begin = len(self._quiet)
 
@@ -56,7 +56,7 @@ class Crowding:
         calls decide.
         """
         elapsed = time.perf_counter() - self._wall
-        others = (_busy_s(self._cores) - self._all - (time.process_time() - self._own)) / max(
+        others = (busy_s(self._cores) - self._all - (time.process_time() - self._own)) / max(
             elapsed, 1e-9
         )
         self.judged = elapsed >= STRETCH_S
@@ -71,7 +71,7 @@ class Crowding:
         return self._quiet
 
 
-def _cores() -> list[int]:
+def cores() -> list[int]:
     """Those that this process may run on."""
     process = psutil.Process()
     return (
@@ -81,7 +81,7 @@ def _cores() -> list[int]:
     )
 
 
-def _busy_s(cores: Sequence[int]) -> float:
+def busy_s(cores: Sequence[int]) -> float:
     """Seconds that all processes, and other guests of the machine's host, have had these cores
     since it started."""
     # Guests' time is in user and nice already

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     Artefact = Path | bytes | nn.Module
 
-__all__ = ["fresh", "machine"]
+__all__ = ["fresh", "machine", "measure_once"]
 
 # Of the processes, beyond those asked for, where some find no quiet
 _MORE = 0.5
@@ -82,7 +82,7 @@ def fresh(
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             return _here(runtime, candidate, dense, batch, target, processes, budget_s, error)
         (folder / "job.json").write_text(json.dumps(job))
-        return _merge_processes(lambda: _process(folder), processes)
+        return _merge_processes(lambda: measure_once(folder), processes)
 
 
 def machine() -> str:
@@ -158,7 +158,8 @@ def _here(
     )
 
 
-def _process(folder: Path) -> Latency:
+def measure_once(folder: Path) -> Latency:
+    """What one fresh process measures of the job in `folder`."""
     job = json.loads((folder / "job.json").read_text())
     limit = _LIMIT_S + 20 * job["budget_s"]
     module, what = "autoprune.measuring.timing.subprocesses", "a process that measures the latency"

@@ -107,7 +107,7 @@ class Costs:
         key = self._key(pruned, zeros)
         kept = self.figures.recall("costs", key)
         if kept is None:
-            size = measure.size_bytes(self._artefact(pruned, zeros)) if sized else None
+            size = measure.size_bytes(self.artefact_of(pruned, zeros)) if sized else None
             size = size + self._graphs.apart(pruned) if size is not None and self._graphs else size
             kept = (
                 measure.costs(pruned.model, self.inputs)
@@ -118,7 +118,7 @@ class Costs:
                 self.figures.keep("costs", key, kept)
         if sized and "size_compressed" in self._asked and kept.get("size_compressed_bytes") is None:
             kept = compress_score(
-                self._artefact(pruned, zeros), None, Score.from_json(kept), self._asked
+                self.artefact_of(pruned, zeros), None, Score.from_json(kept), self._asked
             ).to_json()
             self.figures.keep("costs", key, kept)
         nonzero = sum(
@@ -225,7 +225,7 @@ class Costs:
             shipped = measure.artefact(model, self.inputs.rows(2), self.target)
             score = score.evolve(size_bytes=measure.size_bytes(shipped))
             return compress_score(shipped, None, score, self._asked)
-        return compress_score(self._artefact(finished, zeros), model, score, self._asked)
+        return compress_score(self.artefact_of(finished, zeros), model, score, self._asked)
 
     def _resources(
         self,
@@ -309,12 +309,13 @@ class Costs:
     def _time_artefact(self, pruned: Pruned, zeros: Mapping[str, Tensor]) -> Any:
         """The artefact as the target runs it: on `eager_sparse`, layers with zeros on their fastest
         kernels."""
-        artefact = self._artefact(pruned, zeros)
+        artefact = self.artefact_of(pruned, zeros)
         if not zeros or not self.lowers:
             return artefact
         return lower.lower(artefact, self.inputs, self.target, _Decisions(self)).model
 
-    def _artefact(self, pruned: Pruned, zeros: Mapping[str, Tensor]) -> Any:
+    def artefact_of(self, pruned: Pruned, zeros: Mapping[str, Tensor]) -> Any:
+        """What the target runs of a pruned model, `zeros` set: an ONNX file, or the module."""
         if self._graphs is None:
             return replace_tensors(
                 pruned.model,

@@ -116,7 +116,7 @@ class Journal:
             )
             if proposing:
                 self.optuna.enqueue_trial(self._parameters(Plan()), skip_if_exists=True)
-            self._keep_probes(probes)
+            self.keep_probes(probes)
             if proposing:
                 for plan in proposals():
                     self.optuna.enqueue_trial(self._parameters(plan), skip_if_exists=True)
@@ -132,7 +132,7 @@ class Journal:
             probe for probe in probes if (probe.technique, str(self._study.budget)) not in known
         ]
 
-    def _keep_probes(self, probes: Sequence[Probe]) -> None:
+    def keep_probes(self, probes: Sequence[Probe]) -> None:
         """Record probes as trials; FAIL, without parameters: nothing is to be learnt from them of
         the space."""
         for trial in self.missing_probes(probes):

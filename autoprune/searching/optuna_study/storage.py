@@ -19,7 +19,7 @@ from autoprune.run import Run, free_name, write_whole
 from autoprune.searching.optuna_study.journal_lines import whole
 from autoprune.study import Study
 
-__all__ = ["mend", "open_storage"]
+__all__ = ["mend", "open_journal", "open_storage"]
 
 _VARIABLE = "AUTOPRUNE_STORAGE"
 _LIMIT = 2**31  # bytes; a thousand trials take some megabytes
@@ -37,7 +37,7 @@ def open_storage(study: Study, run: Run, change: bool = True) -> tuple[Any, str,
     """
     url = study.search.storage
     if url is None:
-        storage, said = _journal(run.journal, change)
+        storage, said = open_journal(run.journal, change)
         return storage, f"{study.name} [", said
     if url == without_passwords(url) and "***" in url:  # of a run's own study.yaml
         url = os.environ.get(_VARIABLE, "")
@@ -121,7 +121,9 @@ def _kept_beside(journal: Path, content: bytes) -> Path:
     return copy
 
 
-def _journal(path: Path, change: bool) -> tuple[Any, str | None]:
+def open_journal(path: Path, change: bool) -> tuple[Any, str | None]:
+    """The storage of a journal file, and what is said of damage in it; without `change` the file
+    is left as it is."""
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 

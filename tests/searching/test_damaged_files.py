@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from damages import DAMAGES, a_folder, torn
 from safetensors.torch import load_file, save_file
-from test_search import Listens, quicker, searched, study
+from small_search import Listens, quicker, searched, study
 
 from autoprune.errors import AutopruneError
 from autoprune.run import Run
@@ -32,31 +33,9 @@ PLACES = (
 )
 
 
-def empty(path: Path) -> None:
-    path.write_bytes(b"")
-
-
-def torn(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def flipped(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 0x11
-    path.write_bytes(content)
-
-
-def a_folder(path: Path) -> None:
-    path.unlink()
-    path.mkdir()
-
-
-def another_type(path: Path) -> None:
-    path.write_text("[1]\n")
-
-
-DAMAGES = (empty, torn, flipped, a_folder, another_type)
 QUICK = {(place, DAMAGES[index % len(DAMAGES)]) for index, place in enumerate(PLACES)}
+
+
 CASES = [
     pytest.param(place, damage, marks=[] if (place, damage) in QUICK else pytest.mark.slow)
     for place in PLACES

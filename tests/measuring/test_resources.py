@@ -90,7 +90,9 @@ def test_without_zeus_or_counter_there_is_no_energy(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(rapl, "rapl_is_available", lambda: False)
     monkeypatch.setattr(
-        energy, "_cpus", lambda: (_ for _ in ()).throw(rapl.ZeusRAPLNotSupportedError("no RAPL"))
+        energy,
+        "read_cpus",
+        lambda: (_ for _ in ()).throw(rapl.ZeusRAPLNotSupportedError("no RAPL")),
     )
     assert "no counter of its CPU's energy" in str(energy.Energy().unavailable(ONNX))
 
@@ -104,7 +106,7 @@ def test_counters_add_up_packages_with_their_memory(monkeypatch: pytest.MonkeyPa
         [SimpleNamespace(cpu_mj=5.0, dram_mj=None), SimpleNamespace(cpu_mj=7.0, dram_mj=1.0)]
     )
     monkeypatch.setitem(sys.modules, "zeus.device", SimpleNamespace(get_cpus=lambda: packages))  # type: ignore[arg-type]
-    assert energy._cpus()() == 13.0
+    assert energy.read_cpus()() == 13.0
 
 
 def test_zeros_compress_and_values_do_not() -> None:

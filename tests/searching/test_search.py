@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import math
 import os
-import random
-import statistics
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,159 +12,37 @@ import optuna
 import pytest
 import torch
 from marks import slow_but
+from small_search import (
+    TASK,
+    Listens,
+    accuracy,
+    build,
+    crash_at,
+    figures,
+    images,
+    quick,
+    rows,
+    searched,
+    study,
+)
 from torch import nn
-from torch.utils.data import TensorDataset
 
 import autoprune
-from autoprune.budget import Budget
-from autoprune.errors import BudgetError, InputError, TrainingError
+from autoprune.errors import BudgetError, InputError
 from autoprune.latency_figures import LatencyFigures
 from autoprune.plan import Choice, Plan
 from autoprune.run import Run
-from autoprune.score import Candidate, Score
+from autoprune.score import Score
 from autoprune.searching import commands, records
 from autoprune.searching.evaluating import evaluator
 from autoprune.searching.evaluating.preparation import prepare
 from autoprune.searching.optuna_study.journal import Journal
-from autoprune.searching.optuna_study.samplers import SAMPLERS, population
-from autoprune.searching.search import Result
 from autoprune.searching.search import search as run_search
-from autoprune.searching.selecting import finalists
-from autoprune.searching.selecting.infeasible import nearest_miss
-from autoprune.space import Options, Space
-from autoprune.study import Settings, Study
 from autoprune.target import Target
-from autoprune.task import Data, Metric, Recipe, Task
+from autoprune.task import Recipe
 
+__all__ = ["quick"]  # a fixture that every test here uses
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
-
-
-def images(count: int, seed: int) -> TensorDataset:
-    patterns = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(7))
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.randint(0, 3, (count,), generator=generator)
-    return TensorDataset(
-        patterns[labels] + 2.0 * torch.randn(count, 1, 8, 8, generator=generator), labels
-    )
-
-
-def build() -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(),
-        nn.Conv2d(8, 16, 3, padding=1, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(256, 3),
-    )  # fmt: skip
-
-
-def accuracy(outputs: Any, targets: Any) -> float:
-    return float((outputs.argmax(1) == targets).float().mean())
-
-
-TASK = Task(
-    build=build,
-    data=Data(images(150, 0), images(90, 1), images(90, 2)),
-    loss=nn.functional.cross_entropy,
-    metric=Metric("accuracy", accuracy),
-    training=Recipe(epochs=3, batch_size=25, learning_rate=0.01),
-    description={"model": "tests"},
-)
-
-
-def study(
-    budget: dict[str, Any] | None = None,
-    *,
-    recovery: Recipe | None = None,
-    task: Task = TASK,
-    **settings: Any,
-) -> Study:
-    settings = {"trials": 6, "finalists": None, "objectives": ("metric", "flops"), **settings}
-    return Study(
-        "small",
-        task,
-        Space(
-            Options(("structured", "weight"), (0.0, 0.9), ("l1",)),
-            {"6": Options((), (0.0, 0.9), ())},
-        ),
-        Target("cpu_eager", runtime="eager"),
-        Budget.parse({"flops": "55%"} if budget is None else budget),
-        Settings(**settings),
-        recovery or Recipe(epochs=2, batch_size=25, learning_rate=0.01, distill=0.5),
-        ("safetensors",),
-        resolved={"name": "small", "task": {"model": "python"}},
-    )
-
-
-@dataclass
-class Listens:
-    """Notes what it hears; `at` is called at every step that begins."""
-
-    at: Callable[[int, str], None] = lambda trial, what: None
-    notes: list[str] = field(default_factory=list)
-    began: list[tuple[int, str]] = field(default_factory=list)  # after the preparation
-    ended: list[Candidate] = field(default_factory=list)
-
-    def on_plan(self, seconds: float | None, trials: int) -> None:
-        assert seconds is not None and seconds > 0
-
-    def on_step(self, trial: int, what: str) -> None:
-        if not what.startswith(
-            ("verifying the groups", "measuring the dense")
-        ):  # what every start begins with
-            self.began.append((trial, what))
-        self.at(trial, what)
-
-    def progress(self, share: float) -> None:
-        assert 0 <= share <= 1
-
-    def on_trial(self, candidate: Candidate, best: Candidate | None) -> None:
-        self.ended.append(candidate)
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-    def trained(self) -> list[int]:
-        return [trial for trial, what in self.began if what.startswith("training")]
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No fresh processes, and short measurements: figures of latency are not what is tested here."""
-    quicker(monkeypatch)
-
-
-def quicker(monkeypatch: pytest.MonkeyPatch) -> None:
-    from autoprune.measuring import measure
-
-    timed = measure.time_artefact
-    monkeypatch.setattr(
-        measure,
-        "time_artefact",
-        lambda *args, **options: timed(*args, **{**options, "processes": 0, "budget_s": 0.01}),
-    )
-
-    def passed(folder: Path, task: Task | None = None) -> dict[str, Any]:
-        result = {"version": 1, "passed": True, "open": [], "checks": []}
-        Run.write_json(folder / "verification.json", result)
-        return result
-
-    monkeypatch.setitem(
-        vars(sys.modules["autoprune.searching.winner"]), "verify_in_fresh_process", passed
-    )
-    monkeypatch.setattr(commands, "verify_in_fresh_process", passed)
-
-
-def searched(folder: Path, listener: Listens | None = None, **options: Any) -> Result:
-    return run_search(study(**options), Run(folder), listener)
-
-
-def rows(folder: Path) -> list[dict[str, str]]:
-    with open(folder / "trials.csv") as file:
-        return list(csv.DictReader(file))
-
-
-def figures(result: Result) -> list[tuple[Any, ...]]:
-    return [
-        (each.plan, each.score.metric, each.score.flops, each.feasible) for each in result.front
-    ]
 
 
 def test_a_search_writes_everything_that_a_run_holds(tmp_path: Path) -> None:
@@ -233,14 +105,6 @@ def test_the_same_seed_gives_the_same_plans_and_metrics(tmp_path: Path) -> None:
         row["plan"] for row in rows(tmp_path / "a")
     ]
     assert other.best is not None
-
-
-def crash_at(number: int, what: str) -> Callable[[int, str], None]:
-    def at(trial: int, step: str) -> None:
-        if trial == number and step.startswith(what):
-            raise GeneratorExit("killed")  # as a kill would: nothing is told, nothing put in order
-
-    return at
 
 
 @pytest.mark.parametrize("damage", slow_but(["torn"], ["none", "torn", "garbage", "lock"]))
@@ -504,110 +368,6 @@ def test_random_augmentation_does_not_change_what_a_task_is() -> None:
     assert task.digest() == first != TASK.digest()
 
 
-def candidate(
-    number: int, metric: float, flops: int, params: int = 10, stage: str = "trained"
-) -> Candidate:
-    score = Score(
-        metric,
-        flops=flops,
-        params=params,
-        nonzero_params=params,
-        size_bytes=params,
-        latency=LatencyFigures(ratio=0.5, ratio_high=0.5),
-    )
-    return Candidate(
-        number, Plan({f"{number}:units": Choice("structured", 0.5)}), score, True, stage
-    )
-
-
-def test_a_model_is_kept_where_some_budget_could_want_it() -> None:
-    before = [candidate(1, 0.9, 100, 50)]
-    assert records.worth_keeping(candidate(2, 0.95, 200, 90), before, "maximize")
-    assert records.worth_keeping(candidate(2, 0.8, 100, 20), before, "maximize")  # fewer parameters
-    assert not records.worth_keeping(candidate(2, 0.8, 100, 50), before, "maximize")
-    assert records.worth_keeping(candidate(2, 0.8, 100, 50), before, "minimize")
-
-
-def test_the_best_is_the_best_metric_then_the_faster() -> None:
-    found = [
-        candidate(1, 0.9, 100, 50),
-        candidate(2, 0.9, 100, 40),
-        candidate(3, 0.7, 10),
-        candidate(4, 0.99, 1, stage="cost"),
-    ]
-    assert [each.number for each in finalists.rank_finalists(study(), found)] == [2, 1, 3]
-
-
-def test_what_was_reachable_is_said_in_the_budgets_own_units() -> None:
-    dense = Score(0.9, flops=1000, params=100)
-    said = nearest_miss(study({"flops": "20%", "params": "30%"}), dense, [
-        Candidate(0, Plan(), dense, False, "dense"), candidate(1, 0.8, 333, 20), candidate(2, 0.7, 250, 80),
-    ])  # fmt: skip
-    assert "flops=33.3%, params=30% (trial 1, accuracy 0.8)" in said
-    assert "The nearest that is trained was trial" in said
-    assert math.isclose(float(said.split("flops=")[1].split("%")[0]), 33.3)
-
-
-def test_another_answer_from_a_finished_run(tmp_path: Path) -> None:
-    searched(tmp_path / "run", trials=7)
-    run, stamp = (
-        Run(tmp_path / "run"),
-        (tmp_path / "run" / "dense" / "model.safetensors").stat().st_mtime_ns,
-    )
-    answer = commands.export_from(study({"flops": "50%"}), run, tmp_path / "small")
-    assert answer.best is not None and answer.best.score.flops <= 0.5 * answer.dense.flops  # type: ignore[operator]
-    assert json.loads((tmp_path / "small" / "score.json").read_text())["budget"] == {"flops": "50%"}
-    with pytest.raises(BudgetError, match="Reachable was flops="):
-        commands.export_from(study({"flops": "2%"}), run, tmp_path / "none")
-    dense = commands.export_from(study(), run, tmp_path / "dense", trial=0)
-    assert dense.best is not None and dense.best.number == 0
-    # outside it, so none is promised
-    assert json.loads((tmp_path / "dense" / "score.json").read_text())["budget"] == {}
-    with pytest.raises(InputError, match="trial 77 has no model"):
-        commands.export_from(study(), run, tmp_path / "none", trial=77)
-    assert (
-        run.dense.joinpath("model.safetensors").stat().st_mtime_ns == stamp
-        and not (tmp_path / "none").exists()
-    )
-
-
-def test_one_plan_is_applied_without_a_search(tmp_path: Path) -> None:
-    plan = Plan({"0:units": Choice("structured", 0.5), "3:weights": Choice("weight", 0.5)})
-    done = commands.apply_plan(study(), plan, tmp_path / "out")
-    assert done.best is not None and done.best.plan == plan and done.best.score.metric is not None
-    assert (tmp_path / "out" / "model.safetensors").exists()
-    listener = Listens()
-    with pytest.raises(InputError, match="unknown criterion 'l9'"):
-        commands.apply_plan(
-            study(), Plan({"0:units": Choice("structured", 0.5, "l9")}), tmp_path / "new", listener
-        )
-    with pytest.raises(InputError, match="nothing"):
-        commands.apply_plan(
-            study(), Plan({"nothing:units": Choice("structured", 0.5)}), tmp_path / "new", listener
-        )
-    assert listener.began == []  # refused before anything was trained
-    broken = study(recovery=Recipe(epochs=1, batch_size=25, learning_rate=1e30))
-    with pytest.raises(TrainingError, match="broke down"):
-        commands.apply_plan(broken, plan, tmp_path / "out")
-
-
-def test_a_dry_run_trains_nothing() -> None:
-    report = commands.check(study({"flops": "1%"}))
-    assert report.unreachable is not None and "over the limit of 1%" in report.unreachable
-    assert (
-        report.dense.flops is not None
-        and report.lowest.flops is not None
-        and report.lowest.flops < report.dense.flops
-    )
-    assert {variable.name for variable in report.variables} == {
-        "0:units",
-        "3:units",
-        "0:weights",
-        "3:weights",
-    }
-    assert report.seconds is not None and 25 < report.seconds < 600
-
-
 def test_a_search_killed_while_a_trial_is_told_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -769,90 +529,3 @@ def test_figures_on_further_targets_are_completed_too() -> None:
     assert found.on("a") == Score(latency=LatencyFigures(ms=1.0), size_bytes=7) and found.on(
         "b"
     ) == Score(size_bytes=9)
-
-
-def _draws(
-    sampler: str, losses: Callable[[dict[str, Any]], float], count: int = 30
-) -> list[dict[str, Any]]:
-    """What a sampler draws after trials of others, made anew for each as a search does it, and its loss is told."""
-    space: dict[str, Any] = {
-        f"{n}.ratio": optuna.distributions.FloatDistribution(0.0, 0.9) for n in range(6)
-    }
-    space |= {
-        f"{n}.technique": optuna.distributions.CategoricalDistribution(("none", "structured"))
-        for n in range(6)
-    }
-    kept = optuna.create_study(directions=["minimize", "minimize"])
-    others = random.Random(0)
-    found = []
-    for number in range(count):
-        if number % 2:  # an exchange move, say
-            params = {
-                key: others.choice(["none", "structured"])
-                for key in space
-                if key.endswith("technique")
-            }
-            kept.enqueue_trial(
-                params | {key: others.uniform(0, 0.9) for key in space if key.endswith("ratio")}
-            )
-        kept.sampler = SAMPLERS[sampler](number, 40)
-        trial = kept.ask(space)
-        removed = sum(
-            trial.params[f"{n}.ratio"] * (trial.params[f"{n}.technique"] != "none")
-            for n in range(6)
-        )
-        trial.set_constraint("latency", 0.05 - removed / 6)
-        kept.tell(trial, [losses(trial.params), 1 - removed / 6])
-        if not number % 2:
-            found.append(trial.params)
-    return found
-
-
-@pytest.mark.promise("samplers")
-@pytest.mark.parametrize(
-    "sampler", slow_but(["tpe", "nsga2", "random"], ["tpe", "nsga2", "gp", "random"])
-)
-def test_a_sampler_draws_by_what_was_told(sampler: str) -> None:
-    low, high = (
-        _draws(
-            sampler, lambda params, sign=sign: sign * sum(params[f"{n}.ratio"] for n in range(6))
-        )
-        for sign in (1, -1)
-    )
-    if sampler == "random":
-        assert low == high
-        return
-    told = next(place for place, (a, b) in enumerate(zip(low, high, strict=True)) if a != b)
-    assert told <= 5  # of 15 draws, in a search of 40 trials
-    assert sum(a != b for a, b in zip(low, high, strict=True)) >= len(low) - told - 1
-    # a seed repeats it
-    assert low == _draws(sampler, lambda params: sum(params[f"{n}.ratio"] for n in range(6)))
-    late = slice(len(low) // 2, None)
-    ratios = [
-        statistics.mean(each[f"{n}.ratio"] for each in draws[late] for n in range(6))
-        for draws in (low, high)
-    ]
-    assert ratios[0] < ratios[1]  # and it moves to where it is better
-    drawn_at_random = _draws("random", lambda params: 0.0)
-    assert all(each not in drawn_at_random for each in low[told:])
-
-
-@pytest.mark.promise("samplers")
-def test_nsga2_leaves_its_first_generation_with_the_plans_of_others(tmp_path: Path) -> None:
-    searched(tmp_path, sampler="nsga2", trials=14, finalists=1, objectives=("metric", "flops"))
-    storage = optuna.storages.JournalStorage(
-        optuna.storages.journal.JournalFileBackend(str(tmp_path / "study.journal"))
-    )
-    (name,) = optuna.get_all_study_names(storage)
-    trials = optuna.load_study(study_name=name, storage=storage).trials
-    generations = [each.system_attrs.get("autoprune:generation") for each in trials]
-    reached = [each for each in generations if each is not None]
-    assert reached and max(reached) >= 1 and population(14) == 8 and population(100) == 12
-
-
-@pytest.mark.promise("samplers")
-@pytest.mark.promise("speed")
-def test_a_gaussian_process_answers_in_a_tenth_of_the_evaluations() -> None:
-    default, ours = optuna.samplers.GPSampler(seed=0), SAMPLERS["gp"](0, 100)
-    for setting in ("_n_preliminary_samples", "_n_local_search", "_n_qmc_samples_ehvi"):
-        assert 0 < getattr(ours, setting) <= getattr(default, setting) / 4

@@ -228,7 +228,7 @@ def test_a_block_that_shares_a_parameter_with_the_rest_stays() -> None:
 
 
 def test_a_finished_model_is_measured_as_its_plan_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    from test_search import study
+    from small_search import study
 
     from autoprune.measuring.timing.latency import Latency
     from autoprune.searching.evaluating import costs

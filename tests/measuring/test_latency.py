@@ -186,9 +186,9 @@ class Machine:
 
     def __init__(self, monkeypatch, others, seconds):
         self.now, self.seconds = 0.0, seconds
-        monkeypatch.setattr(contention, "_cores", lambda: [0, 1])
+        monkeypatch.setattr(contention, "cores", lambda: [0, 1])
         monkeypatch.setattr(
-            contention, "_busy_s", lambda cores: self.now + others * min(self.now, seconds)
+            contention, "busy_s", lambda cores: self.now + others * min(self.now, seconds)
         )
         monkeypatch.setattr(time, "perf_counter", lambda: self.now)
         monkeypatch.setattr(time, "process_time", lambda: self.now)
@@ -202,13 +202,13 @@ class Machine:
 
 
 def test_the_busy_time_of_all_processes_holds_this_ones():
-    cores = contention._cores()
+    cores = contention.cores()
     assert 1 <= len(cores) <= os.cpu_count()
-    busy, own, begin = contention._busy_s(cores), time.process_time(), time.perf_counter()
+    busy, own, begin = contention.busy_s(cores), time.process_time(), time.perf_counter()
     while time.process_time() - own < 0.3:
         pass
     assert (
-        0.2 <= contention._busy_s(cores) - busy <= len(cores) * (time.perf_counter() - begin) + 0.1
+        0.2 <= contention.busy_s(cores) - busy <= len(cores) * (time.perf_counter() - begin) + 0.1
     )
 
 
@@ -340,7 +340,7 @@ def test_processes_that_find_no_quiet_are_made_up_for(monkeypatch, crowded, ran,
         for each in crowded
     ]
     left = list(found)
-    monkeypatch.setattr(subprocesses, "_process", lambda _: left.pop(0))
+    monkeypatch.setattr(subprocesses, "measure_once", lambda _: left.pop(0))
     result = subprocesses.fresh(b"", None, IMAGES, Target(), processes=4)
     assert (len(found) - len(left), result.processes, result.set_aside - ran) == (ran, used, aside)
     assert result.crowded == (used == 6)
@@ -352,7 +352,7 @@ def test_processes_that_find_no_quiet_are_made_up_for(monkeypatch, crowded, ran,
 
 def test_one_quiet_process_of_two_is_not_the_answer(monkeypatch):
     left = [replace(part(1.0, 0.4 if each == "#" else 0.3), crowded=each == "#") for each in "#.#"]
-    monkeypatch.setattr(subprocesses, "_process", lambda _: left.pop(0))
+    monkeypatch.setattr(subprocesses, "measure_once", lambda _: left.pop(0))
     result = subprocesses.fresh(b"", None, IMAGES, Target(), processes=2)
     assert result.processes == 3 and result.crowded
 

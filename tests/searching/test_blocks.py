@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_search import TASK, Listens, quick, quicker, study
+from small_search import TASK, Listens, quick, quicker, study
 from torch import Tensor, nn
 
 from autoprune.decision import Decisions
@@ -18,6 +18,7 @@ from autoprune.plan import Choice, Plan
 from autoprune.pruning.coupling.verify import discover
 from autoprune.run import Run
 from autoprune.searching.callback import Quiet
+from autoprune.searching.evaluating.costs import Costs
 from autoprune.searching.evaluating.evaluator import Evaluator
 from autoprune.searching.evaluating.preparation import Prepared, prepare
 from autoprune.searching.proposing.budget_scaling import Steering
@@ -219,14 +220,17 @@ def test_of_a_stage_what_its_blocks_that_stay_lose_is_seen() -> None:
 
 
 def test_what_lies_in_a_block_that_goes_is_not_counted_again(
-    prepared: Prepared, tmp_path: Path
+    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = steering(prepared, tmp_path, flops="60%")
+    found, counted, count = steering(prepared, tmp_path, flops="60%"), list[Any](), Costs.score
+    monkeypatch.setattr(
+        Costs, "score", lambda *given, **how: counted.append(given) or count(*given, **how)
+    )
     for ratio in (0.2, 0.4, 0.6, 0.8):
         found.violation(
             Plan({"2:blocks": Choice("depth", 1.0), "2.inner:units": Choice("structured", ratio)})
         )
-    assert len(found._known) == 1
+    assert len(counted) == 1
 
 
 def test_where_all_blocks_go_and_nothing_else_learns_nothing_is_trained(prepared: Prepared) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_search import TASK, Listens, images, quick, study
+from small_search import TASK, Listens, images, quick, study
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 

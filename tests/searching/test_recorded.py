@@ -12,7 +12,7 @@ from typing import Any
 import optuna
 import pytest
 import yaml
-from test_search import quick, study
+from small_search import quick, study
 
 from autoprune import config
 from autoprune.errors import InputError, StudyError

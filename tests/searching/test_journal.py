@@ -169,7 +169,7 @@ def test_what_only_reads_a_damaged_journal_changes_nothing(tmp_path: Path) -> No
     path, _ = journal(tmp_path)
     path.write_bytes(path.read_bytes() + b'{"torn')
     content = path.read_bytes()
-    found, damage = storage._journal(path, change=False)
+    found, damage = storage.open_journal(path, change=False)
     (study,) = optuna.get_all_study_summaries(storage=found)
     assert study.n_trials == TRIALS and damage is not None
     assert path.read_bytes() == content and [each.name for each in tmp_path.iterdir()] == [

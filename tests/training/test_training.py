@@ -261,7 +261,7 @@ def test_distance_is_scaled_kl_for_cross_entropy_and_mse_elsewhere():
 
 def test_weight_decay_leaves_biases_and_norms_alone():
     model = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm((1, 8)), nn.Linear(8, 2))
-    groups = loop._optimizer(model, Recipe(weight_decay=0.1)).param_groups
+    groups = loop.optimizer_of(model, Recipe(weight_decay=0.1)).param_groups
     assert [(group["weight_decay"], len(group["params"])) for group in groups] == [
         (0.1, 2),
         (0.0, 4),

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_screening import quick, screening, steering
+from small_screening import screening, steering
+from small_search import quick
 from torch import nn
 
 import autoprune

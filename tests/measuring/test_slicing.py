@@ -332,7 +332,7 @@ def test_groups_that_are_found_are_cut_one_by_one_and_together(name):
 @pytest.mark.parametrize("dtype", slow_but(["fp32"], ["fp32", "int8"]))
 @pytest.mark.parametrize("name", slow_but([], ["attention", "two lstms of one size"]))
 def test_a_search_slices_for_the_batch_and_the_dtype_of_its_target(name, dtype):
-    from test_search import study
+    from small_search import study
 
     from autoprune.searching.evaluating.costs import Costs
 
@@ -383,7 +383,7 @@ def test_the_proof_sees_through_zeros():
 @pytest.mark.parametrize("batch_first", [True, False])
 def test_torchs_attention_is_sliced_in_the_form_that_is_exported(batch_first):
     """Cut, it is another graph than dense: as soon as one is cut, and not where only other layers are."""
-    from test_search import study
+    from small_search import study
 
     from autoprune.searching.evaluating.costs import Costs
 
@@ -413,7 +413,7 @@ def test_torchs_attention_is_sliced_in_the_form_that_is_exported(batch_first):
         }
         assert len(forms) == 1
         seen |= forms
-        sliced, exported = found._artefact(pruned, {}), export(pruned.model, inputs)
+        sliced, exported = found.artefact_of(pruned, {}), export(pruned.model, inputs)
         one, two = (onnx.load_from_string(each) for each in (sliced, exported))
         assert [node.op_type for node in one.graph.node] == [
             node.op_type for node in two.graph.node
@@ -624,7 +624,7 @@ def test_a_slice_takes_milliseconds():
 @pytest.mark.parametrize("kind", slow_but([nn.LSTM], [nn.LSTM, nn.GRU]))
 @pytest.mark.parametrize("ratio", slow_but([0.5], [0.0, 0.5, 0.9]))
 def test_the_size_that_is_judged_is_that_of_the_file_that_ships(tmp_path, kind, ratio):
-    from test_search import study
+    from small_search import study
 
     from autoprune import plugins
     from autoprune.searching.evaluating.costs import Costs

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 import torch
+from artefacts import MINE, WIDTHS, change, section
+from damages import DAMAGES
 from marks import slow_but
-from test_damaged_files import DAMAGES
-from test_exporting import MINE, WIDTHS, change, section
 from typer.testing import CliRunner
 
 from autoprune.budget import Budget

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_search import quick, study
+from small_search import quick, study
 
 from autoprune.budget import Budget, Feasibility, Limit
 from autoprune.latency_figures import LatencyFigures

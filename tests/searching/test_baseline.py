@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from test_search import TASK, Listens, build, quick, study
+from small_search import TASK, Listens, build, quick, study
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import TensorDataset

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from test_search import Listens, quick, quicker, study
+from small_search import Listens, quick, quicker, study
 
 from autoprune.budget import Budget
 from autoprune.errors import BudgetError, InputError
