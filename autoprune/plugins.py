@@ -165,7 +165,7 @@ class Quantity(Protocol):
 
 
 class Format(Protocol):
-    """Model <-> file. `suffix` is the file's ending; a batch of any size must run."""
+    """Model <-> file. `filename` is its name in an artefact; a batch of any size must run."""
 
     filename: str
 

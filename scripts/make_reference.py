@@ -199,10 +199,42 @@ def python() -> str:
     return re.sub(r"<function (\w+) at 0x[0-9a-f]+>", r"\1", text)
 
 
+_TESTING = """
+`autoprune.testing` holds a plug-in of your own to the same laws, in your own tests:
+
+```python
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from autoprune.testing import check_criterion
+
+
+@dataclass(frozen=True)
+class Root:
+    \"\"\"Square roots of magnitudes.\"\"\"
+
+    scores = "elements"
+    needs = ()
+    comparable = False
+
+    def score(self, weight: Tensor) -> Tensor:
+        return weight.abs().sqrt()
+
+
+check_criterion(Root())  # AssertionError, with what was broken
+```
+
+`check_technique`, `check_format` and `check_quantity` take a plug-in too, `check_runtime` its name
+in a study. `runtime: autoprune.testing:FakeRuntime` takes a known time for a call, a formula of the
+model's parameters, for tests of what rests on latency.
+"""
+
+
 def laws() -> str:
     text = (
         "# Plug-ins and their laws\n\nA plug-in is one file, or `package.module:Name`. "
-        "`tests/contracts` holds each member to these laws.\n"
+        f"`tests/contracts` holds each member to these laws.\n{_TESTING}"
     )
     for name in ("Technique", "Criterion", "Runtime", "Quantity", "Format"):
         protocol = getattr(plugins, name)

@@ -36,6 +36,7 @@ LAYERS = (
     ("training",),
     ("exporting",),
     ("searching",),
+    ("testing",),
     ("reporting",),
     ("reading", "config"),
     ("api", "arguments", "outcome", "plans", "subject"),

@@ -2,132 +2,30 @@
 
 from __future__ import annotations
 
-import dataclasses
-from itertools import pairwise
+from collections.abc import Callable
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from autoprune import plugins
 from autoprune.errors import InputError
-from autoprune.group import Group
+from autoprune.testing.techniques import LAWS, group_of
 
-SHAPES = {
-    "units": ((1,), (2,), (7,), (64,)),
-    "blocks": ((2,), (5,)),
-    "weights": ((1, 1), (4, 6), (3, 8, 3, 3), (5, 12), (32, 4, 2), (16, 40)),
-}
-RATIOS = (0.0, 0.1, 0.25, 0.5, 0.77, 0.9, 0.999)
-KINDS = ("conv", "linear", "recurrent", "attention", "embedding", "other")
 SETTINGS = ["n_of_m(m=2)", "n_of_m(m=8)", "block(rows=4, columns=4)", "block(rows=1, columns=6)"]
 every_technique = pytest.mark.parametrize("name", [*plugins.names("technique"), *SETTINGS])
 
 
 def technique(name: str) -> plugins.Technique:
-    found: plugins.Technique = plugins.create("technique", name)
-    return found
-
-
-def fitting(found: plugins.Technique, kind: str, shape: tuple[int, ...]) -> bool:
-    return found.fits(group(found.level, kind, shape)) is None
-
-
-def draws(name: str) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    found = technique(name)
-    shapes = [
-        shape for shape in SHAPES[found.level] if any(fitting(found, kind, shape) for kind in KINDS)
-    ]
-    assert len(shapes) >= 2
-    plain = [torch.rand(shape, generator=generator) for shape in shapes]
-    ties = [torch.zeros_like(tensor) for tensor in plain] + [
-        (tensor * 3).round() for tensor in plain
-    ]
-    return plain + ties
-
-
-def group(level: str, kind: str, shape: tuple[int, ...]) -> Group:
-    return Group("layer", level, ("layer",), (kind,), shape)  # type: ignore[arg-type]
+    made: plugins.Technique = plugins.create("technique", name)
+    return made
 
 
 @every_technique
-def test_is_a_frozen_dataclass_with_the_protocol(name: str) -> None:
-    found = technique(name)
-    assert dataclasses.is_dataclass(found)
-    assert type(found).__dataclass_params__.frozen  # type: ignore[attr-defined]
-    assert found.level in SHAPES
-    assert isinstance(found.gradual, bool)
-    assert type(found).__doc__
-
-
-@every_technique
-def test_ratio_zero_keeps_all(name: str) -> None:
-    for importance in draws(name):
-        assert bool(technique(name).keep(importance, 0.0).all())
-
-
-@every_technique
-@pytest.mark.parametrize("ratio", RATIOS)
-def test_removed_share_is_the_ratio_within_one_element_and_one_stays(
-    name: str, ratio: float
-) -> None:
-    found = technique(name)
-    for importance in draws(name):
-        keep = found.keep(importance, ratio)
-        assert keep.dtype == torch.bool and keep.shape == importance.shape
-        size, gone = importance.numel(), int((~keep).sum())
-        assert gone < size
-        steps = found.steps(importance.shape) if hasattr(found, "steps") else size
-        share = min((k / steps for k in range(steps)), key=lambda share: abs(share - ratio))
-        assert abs(gone - size * (share if steps < size else ratio)) <= 1
-
-
-@every_technique
-def test_the_least_important_go(name: str) -> None:
-    for importance in draws(name):
-        keep = technique(name).keep(importance, 0.5)
-        if not hasattr(technique(name), "steps") and not bool(keep.all()):
-            assert importance[keep].min() >= importance[~keep].max()
-
-
-@every_technique
-def test_higher_ratios_keep_subsets(name: str) -> None:
-    for importance in draws(name):
-        kept = [technique(name).keep(importance, ratio) for ratio in RATIOS]
-        for more, fewer in pairwise(kept):
-            assert bool((more | ~fewer).all())
-
-
-@every_technique
-@pytest.mark.parametrize("scale", [2.0**-20, 0.5, 1024.0])
-def test_scale_changes_nothing(name: str, scale: float) -> None:
-    for importance in draws(name):
-        assert torch.equal(
-            technique(name).keep(importance, 0.4), technique(name).keep(importance * scale, 0.4)
-        )
-
-
-@every_technique
-def test_importance_is_left_alone(name: str) -> None:
-    for importance in draws(name):
-        before = importance.clone()
-        technique(name).keep(importance, 0.5)
-        assert torch.equal(importance, before)
-
-
-@every_technique
-def test_fits_answers_for_every_kind(name: str) -> None:
-    found = technique(name)
-    answers = []
-    for kind in KINDS:
-        for shape in SHAPES[found.level]:
-            answer = found.fits(group(found.level, kind, shape))
-            assert answer is None or (isinstance(answer, str) and len(answer) > 5)
-            answers.append(answer)
-    assert None in answers
+@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
+def test_law(name: str, law: Callable[[plugins.Technique], None]) -> None:
+    law(technique(name))
 
 
 @every_technique
@@ -199,7 +97,7 @@ def test_tiles_that_stick_out_are_ranked_by_what_is_there() -> None:
     ],
 )
 def test_what_does_not_divide_is_refused(name: str, shape: tuple[int, ...], says: str) -> None:
-    assert says in str(technique(name).fits(group("weights", "conv", shape)))
+    assert says in str(technique(name).fits(group_of("weights", "conv", shape)))
 
 
 @pytest.mark.parametrize(
