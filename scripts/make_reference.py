@@ -225,9 +225,9 @@ class Root:
 check_criterion(Root())  # AssertionError, with what was broken
 ```
 
-`check_technique`, `check_format` and `check_quantity` take a plug-in too, `check_runtime` its name
-in a study. `runtime: autoprune.testing:FakeRuntime` takes a known time for a call, a formula of the
-model's parameters, for tests of what rests on latency.
+`check_technique` and `check_format` take a plug-in too, `check_runtime` and `check_quantity` its
+name in a study. `runtime: autoprune.testing:FakeRuntime` takes a known time for a call, a formula of
+the model's parameters, for tests of what rests on latency.
 """
 
 

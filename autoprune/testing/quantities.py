@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import nn
 
 from autoprune import plugins
+from autoprune.measuring.resources import measure_resources
 from autoprune.target import Target
+from autoprune.task import Inputs
 from autoprune.testing._plugin import require_frozen
 
 __all__ = ["check_quantity"]
 
 
-def check_quantity(quantity: plugins.Quantity, target: Target | None = None) -> None:
-    """Hold a quantity to its laws on `target`, a CPU unless given. Raises AssertionError.
+def check_quantity(name: str, target: Target | None = None) -> None:
+    """Hold a quantity, by its name in a study, to its laws on `target`, a CPU unless given. Raises
+    AssertionError.
 
-    Where it says that it is unavailable there, what it measures is not looked at.
+    It is measured in a fresh process, as in a search, unless it says that it is unavailable there.
     """
+    quantity = plugins.create("quantity", name)
     target = target or Target("cpu_eager", runtime="eager")
     require_frozen(quantity)
     units = dict(quantity.units)
@@ -30,15 +33,7 @@ def check_quantity(quantity: plugins.Quantity, target: Target | None = None) -> 
     assert 0 < quantity.tolerance < math.inf, quantity.tolerance
     reason = quantity.unavailable(target)
     assert reason is None or len(reason) > 5, "a reason why it is unavailable is words"
-    if reason is not None:
-        return
-    measure = quantity.begin(target)
-    small, large = (_run(width) for width in (8, 512))
-    for call in (small, large):
-        figure = measure(call)
-        assert math.isfinite(figure) and figure > 0, f"a figure is {figure}"
-
-
-def _run(width: int) -> Callable[[], object]:
-    model, x = nn.Linear(width, width).eval(), torch.randn(1, width)
-    return lambda: model(x)
+    if reason is None:
+        inputs = Inputs.of(torch.randn(1, 64))
+        figures = measure_resources(nn.Linear(64, 64).eval(), inputs, target, [name])
+        assert math.isfinite(figures[name]) and figures[name] > 0, f"a figure is {figures[name]}"

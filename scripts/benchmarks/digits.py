@@ -30,7 +30,7 @@ from scripts.make_evidence import digits
 RESULTS = FOLDER / "digits.json"
 
 
-def search(seed: int, budget: str, out: Path) -> dict[str, float]:
+def search(seed: int, budget: str, trials: int, out: Path) -> dict[str, float]:
     """Search with one seed; its figures from the record of the artefact."""
     began = time.monotonic()
     command = [
@@ -43,6 +43,8 @@ def search(seed: int, budget: str, out: Path) -> dict[str, float]:
         str(seed),
         "--budget",
         budget,
+        "--trials",
+        str(trials),
         "--out",
         str(out),
     ]
@@ -87,11 +89,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--budget", default="latency=50%")
+    parser.add_argument("--trials", type=int, default=100)
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark_digits"))
     parser.add_argument("--results", type=Path, default=RESULTS)
     given = parser.parse_args()
     rows = [
-        {"seed": seed, **search(seed, given.budget, given.out / f"seed{seed}")}
+        {"seed": seed, **search(seed, given.budget, given.trials, given.out / f"seed{seed}")}
         for seed in given.seeds
     ]
     results = collect(rows, given.budget)

@@ -14,6 +14,7 @@ sparsities.
 from __future__ import annotations
 
 import argparse
+import fnmatch
 import itertools
 import json
 import math
@@ -261,6 +262,7 @@ def main() -> None:
     parser.add_argument(
         "--quick", action="store_true", help="whole models, and layers at 90 %% zeros alone"
     )
+    parser.add_argument("--only", default="*", help="pattern on the keys of cases")
     parser.add_argument("--table", action="store_true", help="print what there is, measure nothing")
     parser.add_argument("--figure", type=Path)
     given = parser.parse_args()
@@ -269,7 +271,7 @@ def main() -> None:
     target = Target("eager_sparse", runtime="eager_sparse", threads=given.threads)
     done = {record["key"] for record in records}
     for case in () if given.table else cases(given.quick):
-        if case.key not in done:
+        if case.key not in done and fnmatch.fnmatch(case.key, given.only):
             records.append(run(case, target))
             with given.out.open("a") as file:
                 file.write(json.dumps(records[-1]) + "\n")
