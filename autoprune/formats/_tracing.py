@@ -113,7 +113,12 @@ def to_onnx(exported: torch.export.ExportedProgram, aliases: dict[str, str]) -> 
     with quiet():
         try:
             result = torch.onnx.export(
-                exported, dynamo=True, optimize=False, external_data=False, verbose=False
+                # Optimised below, when the parameters are out of its reach
+                exported,
+                dynamo=True,
+                optimize=False,
+                external_data=False,
+                verbose=False,
             )
         except Exception as error:  # the exporter's own kinds are private
             raise ModelError(
