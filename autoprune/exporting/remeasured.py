@@ -22,7 +22,8 @@ _PROCESSES, _MORE, _SECONDS = 5, 15, 1.5
 _ROOM, _BUSY = 0.10, 0.35
 # Factors that milliseconds may be off by: a machine has its days
 _DENSE, _P90, _P99 = 2.0, 2.0, 5.0
-_LIMIT_ROOM = 0.03  # of a limit on what a call needs beside time
+# Of a limit on what a call needs beside time
+_LIMIT_ROOM = 0.03
 _LATENCIES = ("ms", "ms_low", "ms_high", "ratio", "ratio_low", "ratio_high")
 
 
@@ -123,6 +124,7 @@ def _percentiles(name: str, known: Score, dense: Score, found: Latency) -> list[
     )
     names = [f"latency_ms{end}" for end in ends]
     figures = {
+        # `Held` takes a share of the larger of two: a factor f either way is 1 - 1/f of it
         f"dense.{name}": Held(found.dense_ms, getattr(dense, name), 1 - 1 / _DENSE)
         for name in names
     }
