@@ -21,7 +21,9 @@ __all__ = ["BuiltinLoss", "at_temperatures", "distillation", "of_split", "place_
 
 Loss = Callable[[Any, Any], Tensor]
 
-_IGNORED = -100  # torch's ignore_index
+# The default of torch's ignore_index
+_IGNORED = -100
+# From 1/8 to 8, a quarter of an octave apart
 _TEMPERATURES = tuple(2 ** (step / 4) for step in range(-12, 13))
 
 
