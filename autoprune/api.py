@@ -64,9 +64,9 @@ def groups(model: nn.Module, inputs: Any) -> Groups:
     """
     with faults.boundary():
         coupling = _discover(arguments.module(model, inputs), inputs)
-    found = Groups(coupling.groups)
-    found.note = coupling.unfollowed
-    return found
+    listed = Groups(coupling.groups)
+    listed.note = coupling.unfollowed
+    return listed
 
 
 def _discover(model: nn.Module, inputs: Any) -> Coupling:

@@ -212,10 +212,10 @@ def sensitivity(
         built = config.build(read)
         run = config.open_run(built.resolved, folder)
         with output.listener() as listener:
-            found = searching.sensitivity(built, run, tuple(ratio or searching.RATIOS), listener)
+            result = searching.sensitivity(built, run, tuple(ratio or searching.RATIOS), listener)
     if plot is not None:
-        shown.plot(found, plot)
-    output.show(shown.record(found), shown.table(found))
+        shown.plot(result, plot)
+    output.show(shown.record(result), shown.table(result))
 
 
 @app.command()
@@ -252,17 +252,17 @@ def measure(
     from autoprune.reporting import records, tables
     from autoprune.reporting.layers import layers as by_layer
 
-    found = [
-        subjects.measure_subject(each, layers > 0)
-        for each in subjects.every(subject, shape, target or (), trust)
+    measured = [
+        subjects.measure_subject(described, layers > 0)
+        for described in subjects.every(subject, shape, target or (), trust)
     ]
-    costs = tables.costs({subject.title: subject.score for subject in found})
+    costs = tables.costs({subject.title: subject.score for subject in measured})
     tops = [
         by_layer(subject.layers, f"{subject.title}, by layer", layers)
-        for subject in found
+        for subject in measured
         if subject.layers
     ]
-    Output(as_json, quiet).show(records.measured_record(found), *costs, *tops)
+    Output(as_json, quiet).show(records.measured_record(measured), *costs, *tops)
 
 
 @app.command()
@@ -290,10 +290,12 @@ def targets(
             shown.listing(every),
         )
         return
-    found = available.find(name)
-    here = "runs here" if found.reason is None else f"does not run here: {found.reason}"
+    described = available.find(name)
+    here = "runs here" if described.reason is None else f"does not run here: {described.reason}"
     output.show(
-        {"version": 1, "target": found.to_json()}, shown.settings(found), f"{found.path}, {here}"
+        {"version": 1, "target": described.to_json()},
+        shown.settings(described),
+        f"{described.path}, {here}",
     )
 
 

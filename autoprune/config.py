@@ -203,7 +203,9 @@ def build(config: Config, task: Task | None = None) -> Study:
         budget=budget,
         further=tuple(
             dict.fromkeys(
-                each for limit in budget.limits for each in _further(limit, own.name, config.folder)
+                target
+                for limit in budget.limits
+                for target in _further(limit, own.name, config.folder)
             )
         ),
         search=Settings(

@@ -78,7 +78,7 @@ def _lines(error: BaseException) -> list[tuple[str, int]]:
     """File and line from the outermost call inwards; of the cause where the error itself shows none
     of the user's."""
     seen: set[int] = set()
-    found: list[tuple[str, int]] = []
+    outermost: list[tuple[str, int]] = []
     step: BaseException | None = error
     while step is not None and id(step) not in seen:
         seen.add(id(step))
@@ -88,9 +88,9 @@ def _lines(error: BaseException) -> list[tuple[str, int]]:
         ]
         if any(_is_users(file) for file, _ in lines):
             return lines
-        found = found or lines
+        outermost = outermost or lines
         step = step.__cause__ or (None if step.__suppress_context__ else step.__context__)
-    return found
+    return outermost
 
 
 def _is_users(file: str) -> bool:

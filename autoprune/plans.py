@@ -220,9 +220,11 @@ def _choose_groups(
         place = "" if repr(pattern) in error.message else f"{pattern!r}: "
         raise PlanError(f"{place}{error.message}") from error
     return {
-        key: each
+        key: chosen
         for variable in variables
-        for key, each in variable.choices(choice.technique, choice.ratio, choice.criterion).items()
+        for key, chosen in variable.choices(
+            choice.technique, choice.ratio, choice.criterion
+        ).items()
     }
 
 

@@ -208,8 +208,8 @@ def load(kind: Kind, name: str, folders: Sequence[Path] = ()) -> Any:
     """
     if ":" not in name:
         return _load_bundled(kind, name)
-    found = import_reference(name, folders)
-    return faults.guard(found, f"the {kind} {name!r}") if kind in _CALLED else found
+    loaded = import_reference(name, folders)
+    return faults.guard(loaded, f"the {kind} {name!r}") if kind in _CALLED else loaded
 
 
 @functools.cache

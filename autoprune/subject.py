@@ -166,10 +166,10 @@ def _factory(reference: str, inputs: Inputs | None) -> Subject:
 def _load_artefact(folder: Path, trust: bool) -> Subject:
     path = folder / "best" if (folder / "best").is_dir() else folder
     require_trust(artefact.require(path), trust, f"autoprune measure {folder} --trust")
-    found = recorded.Recorded(artefact.require(path))
+    record = recorded.Recorded(artefact.require(path))
     with _readable(path):
         return Subject(
-            path.name, found.lowered, found.reference[0].rows(found.target.batch), found.target
+            path.name, record.lowered, record.reference[0].rows(record.target.batch), record.target
         )
 
 

@@ -33,7 +33,7 @@ def locate(given: str, kind: Literal["study", "target"], folder: Path) -> Path:
         if os.path.exists(candidate) and not (kind == "target" and os.path.isdir(candidate)):
             return candidate
     if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
-        beside = [each.name for each in path.parent.glob("*.y*ml")]
+        beside = [file.name for file in path.parent.glob("*.y*ml")]
         raise StudyError(
             f"there is no such {kind} file{nearest(path.name, beside)}; bundled: "
             f"{', '.join(known)}",

@@ -164,25 +164,25 @@ def _missing(package: str, folders: Sequence[Path]) -> bool:
 
 def _import_names(nodes: Iterator[ast.AST] | Sequence[ast.AST]) -> set[str]:
     """Top-level packages of the import statements among `nodes`; relative imports are left out."""
-    found = set()
+    packages = set()
     for node in nodes:
         if isinstance(node, ast.Import):
-            found |= {alias.name.partition(".")[0] for alias in node.names}
+            packages |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            found.add(node.module.partition(".")[0])
-    return found
+            packages.add(node.module.partition(".")[0])
+    return packages
 
 
 def _fields(tree: ast.Module) -> dict[str, str]:
     """The fields of the dataclass in a plug-in's file, names with their types in words."""
-    found = [
+    classes = [
         node
         for node in tree.body
         if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
     ]
     return {
         node.target.id: ast.unparse(node.annotation)
-        for node in (found[0].body if found else ())
+        for node in (classes[0].body if classes else ())
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
     }
 
@@ -190,17 +190,17 @@ def _fields(tree: ast.Module) -> dict[str, str]:
 def _defined_names(tree: ast.Module) -> set[str] | None:
     """Names that a module defines when it is imported; None where that cannot be read off its
     source."""
-    found: set[str] = set()
+    names: set[str] = set()
     queue: list[ast.AST] = list(tree.body)
     while queue:
         node = queue.pop()
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-            found.add(node.name)
+            names.add(node.name)
             continue
         if isinstance(node, (ast.Import, ast.ImportFrom)):
-            found |= {alias.asname or alias.name.partition(".")[0] for alias in node.names}
+            names |= {alias.asname or alias.name.partition(".")[0] for alias in node.names}
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            found.add(node.id)
+            names.add(node.id)
         if (
             isinstance(node, ast.Call)
             and isinstance(node.func, ast.Name)
@@ -208,4 +208,4 @@ def _defined_names(tree: ast.Module) -> set[str] | None:
         ):
             return None
         queue += ast.iter_child_nodes(node)
-    return None if found & {"*", "__getattr__"} else found
+    return None if names & {"*", "__getattr__"} else names

@@ -119,9 +119,9 @@ def key_paths(value: Any, path: KeyPath = ()) -> list[KeyPath]:
     if not isinstance(value, Mapping):
         return []
     return [
-        found
+        inner_path
         for key, inner in value.items()
-        for found in ((*path, str(key)), *key_paths(inner, (*path, str(key))))
+        for inner_path in ((*path, str(key)), *key_paths(inner, (*path, str(key))))
     ]
 
 

@@ -151,8 +151,8 @@ def treatment(groups: Sequence[Group], candidates: Sequence[Candidate]) -> list[
         )
         table.add_column("layers", overflow="fold")
         table.add_column("acts on", overflow="fold")
-        for each in part:
-            table.add_column(f"trial {each.number}", overflow="fold")
+        for shown in part:
+            table.add_column(f"trial {shown.number}", overflow="fold")
         for group in touched:
             table.add_row(
                 ", ".join(group.layers),
