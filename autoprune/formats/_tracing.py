@@ -81,7 +81,7 @@ def program(model: nn.Module, inputs: Inputs) -> torch.export.ExportedProgram:
         )
 
     arguments = inspect.signature(model.forward).bind(*example.args, **example.kwargs).arguments
-    shapes = {name: tree_map(dynamic, value) for name, value in arguments.items()}
+    shapes = {name: tree_map(dynamic, given) for name, given in arguments.items()}
     with quiet(), eval_mode(model), torch.no_grad():
         try:
             return torch.export.export(

@@ -79,17 +79,17 @@ def of_split(loss: Loss, output: Any, target: Any, split: str) -> Any:
     class as just that."""
     with faults.code(f"the loss on the {split} data"):
         try:
-            value = loss(output, target)
+            number = loss(output, target)
         except Exception as error:
             if (wrong := _wrong_label(output, target)) is None:
                 raise
             raise ModelError(f"the {split} data has {wrong}") from error
-    if (isinstance(value, Tensor) and value.numel() == 1) or isinstance(value, (int, float)):
-        return value
+    if (isinstance(number, Tensor) and number.numel() == 1) or isinstance(number, (int, float)):
+        return number
     came = (
-        f"a tensor of shape {tuple(value.shape)}"
-        if isinstance(value, Tensor)
-        else f"a {type(value).__name__}"
+        f"a tensor of shape {tuple(number.shape)}"
+        if isinstance(number, Tensor)
+        else f"a {type(number).__name__}"
     )
     raise ModelError(f"the loss must be one number, a tensor of one element; it is {came}")
 
