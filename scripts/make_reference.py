@@ -226,8 +226,8 @@ check_criterion(Root())  # AssertionError, with what was broken
 ```
 
 `check_technique` and `check_format` take a plug-in too, `check_runtime` and `check_quantity` its
-name in a study. `runtime: autoprune.testing:FakeRuntime` takes a known time for a call, a formula of
-the model's parameters, for tests of what rests on latency.
+name in a study. `runtime: autoprune.testing:FakeRuntime` takes a known time for a call, a formula
+of the model's parameters, for tests of what rests on latency.
 """
 
 

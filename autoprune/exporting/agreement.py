@@ -14,9 +14,12 @@ from autoprune.score import Score
 
 __all__ = ["agreement", "budget", "sizes", "sizes_elsewhere"]
 
-_ROUNDING = 1e-6  # of a figure that follows from others
-_EXPORTS = 0.02  # of a size: an export anew names things in its own way
-_ZLIB = 0.02  # of a compressed size: zlib-ng packs otherwise
+# Of a figure that follows from others
+_ROUNDING = 1e-6
+# Of a size: an export anew names things in its own way
+_EXPORTS = 0.02
+# Of a compressed size: zlib-ng, which some systems have as zlib, packs otherwise
+_ZLIB = 0.02
 _LOST = "the dense model's weights are not in the artefact"
 
 

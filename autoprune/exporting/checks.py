@@ -27,9 +27,12 @@ from autoprune.training.loop import Quality
 
 __all__ = ["TOLERANCE", "Check", "Failed", "Found", "checks"]
 
-TOLERANCE = 1e-4  # of outputs, relative to the largest recorded one; and of the metric
-_LOSS, _LOSS_LOW = 0.01, 0.1  # of the loss, in fp32 and in fewer bits
-_OTHER_BATCHES = (1, 3)  # beside the recorded one: the batch must be dynamic
+# Of outputs, relative to the largest recorded one; and of the metric
+TOLERANCE = 1e-4
+# Of the loss, in fp32 and in fewer bits
+_LOSS, _LOSS_LOW = 0.01, 0.1
+# Beside the recorded one: the batch must be dynamic, and 1 is what exporters take for a constant
+_OTHER_BATCHES = (1, 3)
 
 
 def checks(recorded: Recorded) -> Iterator[tuple[str, Check]]:

@@ -73,6 +73,7 @@ def export(
         score = _fill(
             temporary, study, finished, formats, study.budget if budget is None else budget
         )
+        # mkdtemp makes folders for one user alone
         temporary.chmod(0o755)
         _move_into_place(temporary, folder)
     finally:

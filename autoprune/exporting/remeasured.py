@@ -23,7 +23,8 @@ _PROCESSES, _MORE, _SECONDS = 5, 15, 1.5
 _ROOM, _BUSY = 0.10, 0.35
 # Factors that milliseconds may be off by: a machine has its days
 _DENSE, _P90, _P99 = 2.0, 2.0, 5.0
-_LIMIT_ROOM = 0.03  # of a limit on what a call needs beside time
+# Of a limit on what a call needs beside time
+_LIMIT_ROOM = 0.03
 _LATENCIES = ("ms", "ms_low", "ms_high", "ratio", "ratio_low", "ratio_high")
 
 

@@ -14,12 +14,16 @@ from autoprune.files import read_mapping
 
 __all__ = ["dangers", "require_trust"]
 
+# Names that come with autoprune or torchvision: nobody's own code
 _BUNDLED = re.compile(r"(zoo|torchvision):\w+")
 # package.module:name, plug-in settings
 _REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.:]*(\(.*)?", re.DOTALL)
+# Arguments of torchvision's models and data sets that download
 _FETCHES = ("weights", "weights_backbone", "download")
+# A path and arguments, handed on as they are: no reference in them is imported
 _PLAIN = frozenset({"folder", "args"})
-_BY_QUANTITY = ("budget", "resources")  # mappings of which the keys are quantities
+# Mappings of which the keys are quantities
+_BY_QUANTITY = ("budget", "resources")
 
 
 def require_trust(folder: Path, trust: bool, command: str) -> None:

@@ -25,20 +25,26 @@ from autoprune.formats._graph_words import check_graph
 
 __all__ = ["rewritten"]
 
+# Of the layout that torch.export.save writes; that of torch 2.7 is unpickled, and refused here
 _MODEL, _SAMPLE = "models/model.json", "data/sample_inputs/model.pt"
-_CONFIGS = {  # file -> the entries that it may name
+# File -> the entries that it may name
+_CONFIGS = {
     "data/weights/model_weights_config.json": re.compile(r"weight_\d{1,7}"),
     "data/constants/model_constants_config.json": re.compile(r"tensor_\d{1,7}"),
 }
+# Entries whose content is the same in every archive
 _FIXED = {"archive_format": b"pt2", "archive_version": b"0", "byteorder": b"little"}
+# All that may be in it; anything else might be unpickled
 _ENTRY = re.compile(
     r"data/weights/weight_\d{1,7}|data/constants/tensor_\d{1,7}|\.data/(version|serialization_id)|"
     + "|".join(map(re.escape, (_MODEL, _SAMPLE, *_CONFIGS, *_FIXED)))
 )
+# The same of sample inputs, which are an archive of torch.save in the archive
 _TORCH_SAVE = re.compile(
     r"data\.pkl|data/\d{1,7}|version|byteorder|\.data/serialization_id|\.(format_version|storage_alignment)"
 )
-_TEXT = 256 * 2**20  # bytes of a graph as JSON, at most
+# Bytes of a graph as JSON, at most: parsing takes many times as much memory
+_TEXT = 256 * 2**20
 
 
 def rewritten(data: bytes) -> bytes:

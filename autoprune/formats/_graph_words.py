@@ -33,6 +33,7 @@ _SPACES_NAMES = """
     streams record_stream dist
 """
 _SPACES = frozenset(_SPACES_NAMES.split())
+# Operators that take graphs; the graphs in them are checked with the rest
 _HIGHER = frozenset(
     {"cond", "map_impl", "scan", "wrap_with_set_grad_enabled", "wrap_with_autocast"}
 )
@@ -44,6 +45,7 @@ _SYMBOLIC_NAMES = """
     StrictGreaterThan GreaterThan PowByNatural int_oo oo true false
 """
 _SYMBOLIC = frozenset(_SYMBOLIC_NAMES.split())
+# Calls of those words on numbers: no attribute, subscript or operator, by which code is reached
 _SYNTAX = (
     ast.Expression,
     ast.Call,
@@ -54,11 +56,13 @@ _SYNTAX = (
     ast.UnaryOp,
     ast.unaryop,
 )
-_LONGEST = 4000  # characters of a size
+# Characters of a size
+_LONGEST = 4000
 # Exponent of a size, at most: of a larger one sympy would compute the digits for hours
 _POWER = 16
 # A name of a parameter or key, as source may quote it
 _PLAIN = re.compile(r"[^'\"\\{}\x00-\x1f]{0,500}")
+# Objects of the user's own, which are unpickled
 _CODE = frozenset({"as_custom_obj", "custom_obj"})
 # Values; torch writes them into source by repr
 _FREE = frozenset({"as_string", "as_strings", "torch_version"})

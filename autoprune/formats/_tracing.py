@@ -81,7 +81,7 @@ def program(model: nn.Module, inputs: Inputs) -> torch.export.ExportedProgram:
         )
 
     arguments = inspect.signature(model.forward).bind(*example.args, **example.kwargs).arguments
-    shapes = {name: tree_map(dynamic, value) for name, value in arguments.items()}
+    shapes = {name: tree_map(dynamic, given) for name, given in arguments.items()}
     with quiet(), eval_mode(model), torch.no_grad():
         try:
             return torch.export.export(
@@ -113,7 +113,12 @@ def to_onnx(exported: torch.export.ExportedProgram, aliases: dict[str, str]) -> 
     with quiet():
         try:
             result = torch.onnx.export(
-                exported, dynamo=True, optimize=False, external_data=False, verbose=False
+                # Optimised below, when the parameters are out of its reach
+                exported,
+                dynamo=True,
+                optimize=False,
+                external_data=False,
+                verbose=False,
             )
         except Exception as error:  # the exporter's own kinds are private
             raise ModelError(

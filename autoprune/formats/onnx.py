@@ -17,9 +17,11 @@ from autoprune.task import Inputs
 
 __all__ = ["Onnx"]
 
+# Operators of ONNX and of ONNX Runtime; one of another library would load that library
 _DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
 
-LIMIT = 2**31 - 1  # bytes; protobuf's own
+# Bytes; protobuf's own
+LIMIT = 2**31 - 1
 
 
 @dataclass(frozen=True)

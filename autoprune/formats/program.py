@@ -18,7 +18,8 @@ from autoprune.task import Inputs
 
 __all__ = ["Program"]
 
-_LIMIT = 2**36  # bytes; what is larger does not fit in memory twice
+# Bytes: the file is read, checked and written anew in memory, which holds it twice
+_LIMIT = 2**36
 
 
 @dataclass(frozen=True)

@@ -171,12 +171,15 @@ def _recurrent(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
     """
     steps = math.prod(_shape(inputs[0])[:-1])
     lists = [
-        list(value.node().inputs())
-        for value in inputs
-        if value.node().kind() == "prim::ListConstruct"
+        list(operand.node().inputs())
+        for operand in inputs
+        if operand.node().kind() == "prim::ListConstruct"
     ]
     tensors = [
-        value for group in lists for value in group if isinstance(value.type(), torch._C.TensorType)
+        operand
+        for group in lists
+        for operand in group
+        if isinstance(operand.type(), torch._C.TensorType)
     ]
     matrices = [shape for shape in map(_shape, tensors) if len(shape) == 2]
     return steps * sum(rows * columns for rows, columns in matrices)
@@ -185,7 +188,7 @@ def _recurrent(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
 def _cell(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
     """One step of a cell: (B, I) and its two weight matrices."""
     rows = _shape(inputs[0])[0]
-    return rows * sum(math.prod(_shape(value)) for value in inputs[2:4])
+    return rows * sum(math.prod(_shape(matrix)) for matrix in inputs[2:4])
 
 
 def _convolution(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
@@ -215,7 +218,7 @@ def _tensordot(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
 def _einsum(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
     """Products in torch's own order of contraction; what is in one operand alone is summed
     beforehand, for nothing."""
-    shapes = [_shape(value) for value in inputs[1].node().inputs()]
+    shapes = [_shape(operand) for operand in inputs[1].node().inputs()]
     return einsum_flops(inputs[0].toIValue(), shapes, _numbers(inputs[2]))
 
 

@@ -114,7 +114,9 @@ def time_artefact(
             file_or_module for file_or_module in (candidate, dense) if file_or_module is not None
         ]
         return latency.compare_anew(
-            lambda: [runtime.prepare(value, batch, target) for value in artefacts],
+            lambda: [
+                runtime.prepare(file_or_module, batch, target) for file_or_module in artefacts
+            ],
             budget_s=budget_s,
             threads=target.threads,
         )

@@ -19,7 +19,8 @@ from autoprune.task import Batch, Inputs
 
 __all__ = ["concatenate", "move_to", "sample", "standard_error", "whole"]
 
-_PARTS = 20  # of a split, to take the standard error of a metric from
+# Of a split, to take the standard error of a metric from: so any metric has one, not means alone
+_PARTS = 20
 
 
 def move_to(values: Any, where: torch.device | str) -> Any:

@@ -23,10 +23,15 @@ from autoprune.training.placement import on_device, with_seed
 
 __all__ = ["guesses"]
 
+# Copies with shuffled weights, and orders in which the targets are dealt to other inputs
 _COPIES, _DEALS = 4, 20
-_CLEAR = 0.1  # of the loss
-_NOISE, _SAME = 3.0, 1e-9  # deviations over deals; relative
-_BETTER = 0.9  # of a loss that cannot be dealt anew
+# Share of the loss by which a model that has learnt stands clear of its copies
+_CLEAR = 0.1
+# Of deviations over deals: a saving below is noise. Relative: losses of deals differ by more, or
+# the targets make no difference
+_NOISE, _SAME = 3.0, 1e-9
+# Where targets cannot be dealt: the loss of a model that has learnt, of the best copy's
+_BETTER = 0.9
 
 
 def guesses(model: nn.Module, task: Task) -> bool:

@@ -18,7 +18,8 @@ from autoprune.training.placement import with_seed
 
 __all__ = ["as_shipped", "calibration", "judge"]
 
-_BATCHES, _ROWS = 8, 64  # of training data, to take the ranges of activations from
+# Of training data, to take the ranges of activations from
+_BATCHES, _ROWS = 8, 64
 
 
 def judge(

@@ -171,6 +171,7 @@ def recalibrate(model: nn.Module, task: Task, batches: int = 32, device: str = "
         try:
             for norm in norms:
                 norm.num_batches_tracked = torch.zeros((), dtype=torch.long, device=where)
+                # None is torch's word for a plain average, for which it counts the batches
                 norm.momentum = None
                 norm.train()
             for number, (args, kwargs, _) in enumerate(whole(task.batches("train", seed=0))):
@@ -209,8 +210,10 @@ class _Session:
         total, done = steps * self.recipe.epochs, 0
         has_norm = any(isinstance(module, _BatchNorm) for module in self.model.modules())
         for epoch in range(self.recipe.epochs):
+            # A prime, so that epochs of one seed are not those of the next
             batches = self.task.batches("train", seed=(seed * 100_003 + epoch) % 2**63)
             for step, batch in enumerate(whole(batches) if has_norm else batches):
+                # In the middle of the step: at its ends the first or last rate would be 0
                 self._learning_rate((done + 0.5) / total)
                 loss = self._loss(*move_to(batch, self.device))
                 if not math.isfinite(number := float(loss.detach())):
@@ -221,6 +224,7 @@ class _Session:
                 self._update(loss)
                 done = min(done + 1, total)
                 yield done / total
+            # Batches that are left out are steps of the schedule too
             done = steps * (epoch + 1)
 
     def _loss(self, args: tuple[Any, ...], kwargs: dict[str, Any], target: Any) -> Tensor:
@@ -289,6 +293,7 @@ def optimizer_of(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     kind: type[torch.optim.Adam] = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[
         recipe.optimizer
     ]
+    # The fused form takes floating-point parameters alone, and not every device has it
     fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in trained)
     return kind(groups, recipe.learning_rate, betas=(recipe.momentum, 0.999), fused=fused)
 

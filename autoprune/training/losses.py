@@ -21,7 +21,9 @@ __all__ = ["BuiltinLoss", "at_temperatures", "distillation", "of_split", "place_
 
 Loss = Callable[[Any, Any], Tensor]
 
-_IGNORED = -100  # torch's ignore_index
+# The default of torch's ignore_index
+_IGNORED = -100
+# From 1/8 to 8, a quarter of an octave apart
 _TEMPERATURES = tuple(2 ** (step / 4) for step in range(-12, 13))
 
 
@@ -77,17 +79,17 @@ def of_split(loss: Loss, output: Any, target: Any, split: str) -> Any:
     class as just that."""
     with faults.code(f"the loss on the {split} data"):
         try:
-            value = loss(output, target)
+            number = loss(output, target)
         except Exception as error:
             if (wrong := _wrong_label(output, target)) is None:
                 raise
             raise ModelError(f"the {split} data has {wrong}") from error
-    if (isinstance(value, Tensor) and value.numel() == 1) or isinstance(value, (int, float)):
-        return value
+    if (isinstance(number, Tensor) and number.numel() == 1) or isinstance(number, (int, float)):
+        return number
     came = (
-        f"a tensor of shape {tuple(value.shape)}"
-        if isinstance(value, Tensor)
-        else f"a {type(value).__name__}"
+        f"a tensor of shape {tuple(number.shape)}"
+        if isinstance(number, Tensor)
+        else f"a {type(number).__name__}"
     )
     raise ModelError(f"the loss must be one number, a tensor of one element; it is {came}")
 

@@ -137,11 +137,11 @@ def _check_arguments(
 def _source_modules(module: ModuleType) -> list[ModuleType]:
     """Modules that a module's names come from."""
     modules: list[ModuleType] = []
-    for value in list(vars(module).values()):
+    for member in list(vars(module).values()):
         other: Any = (
-            value
-            if isinstance(value, ModuleType)
-            else sys.modules.get(str(getattr(value, "__module__", "")))
+            member
+            if isinstance(member, ModuleType)
+            else sys.modules.get(str(getattr(member, "__module__", "")))
         )
         if isinstance(other, ModuleType):
             modules.append(other)

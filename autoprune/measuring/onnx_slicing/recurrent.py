@@ -137,7 +137,7 @@ def _split_gates(proto: Any, values: Mapping[str, Array], parameters: Collection
         by_bounds = {_bounds(node, values): node for node in nodes}
         even = [(length * part // parts, length * (part + 1) // parts) for part in range(parts)]
         if length % parts == 0 and set(by_bounds) == set(even):
-            outputs = [by_bounds[value].output[0] for value in even]
+            outputs = [by_bounds[bounds].output[0] for bounds in even]
             splits[name] = helper.make_node("Split", [name], outputs, axis=0, num_outputs=parts)
     if splits:
         _replace(proto, list(_with_splits(proto.graph.node, splits)))

@@ -96,10 +96,10 @@ def tighten(proto: Any, loosened: Mapping[str, Sequence[int]], batch: int) -> No
             shape = shapes.get(node.output[0], [0])
             if 0 in shape or sum(map(_multiple, shape)) > 1:
                 shape = [
-                    value // BATCH * batch if _multiple(value) else value
-                    for value in loosened[node.input[1]]
+                    length // BATCH * batch if _multiple(length) else length
+                    for length in loosened[node.input[1]]
                 ]
-            numbers = [-1 if _multiple(value) else value for value in shape]
+            numbers = [-1 if _multiple(length) else length for length in shape]
             tensors[node.input[1]].CopyFrom(
                 numpy_helper.from_array(np.array(numbers, np.int64), node.input[1])
             )
@@ -169,7 +169,7 @@ def _width(
         made[source].input[0] if source in made and made[source].op_type == "Transpose" else source
         for source in inputs
     ]
-    known = [value for value in read if value in parameters]
+    known = [parameter for parameter in read if parameter in parameters]
     if node is None or not known:
         return None
     if node.op_type in _CHANNELS:
@@ -220,7 +220,7 @@ def _shapes(proto: Any) -> dict[str, list[int]]:
 def _length(term: str, symbols: Collection[str]) -> int:
     """`s77` -> BATCH, `16*s77` -> 16 * BATCH; 0 for what is neither."""
     factors = [
-        BATCH if value in symbols else int(value) if value.isdecimal() else 0
-        for value in term.split("*")
+        BATCH if factor in symbols else int(factor) if factor.isdecimal() else 0
+        for factor in term.split("*")
     ]
     return math.prod(factors) if factors.count(BATCH) == 1 else 0

@@ -34,9 +34,9 @@ class Spans:
         }
         self._outputs = {value.name for value in proto.graph.output}
         self._nested = any(
-            value.HasField("g") or value.graphs
+            attribute.HasField("g") or attribute.graphs
             for node in proto.graph.node
-            for value in node.attribute
+            for attribute in node.attribute
         )
 
     def of(self, block: str) -> tuple[str, str] | None:
@@ -110,6 +110,6 @@ def _sweep(proto: Any) -> None:
     held = [tensor for tensor in proto.graph.initializer if tensor.name in needed]
     for field, left in ((proto.graph.node, kept), (proto.graph.initializer, held)):
         # Deleting empties the messages that are to stay, so they are copied first
-        copies = [type(value).FromString(value.SerializeToString()) for value in left]
+        copies = [type(message).FromString(message.SerializeToString()) for message in left]
         del field[:]
         field.extend(copies)

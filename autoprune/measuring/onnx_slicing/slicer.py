@@ -105,10 +105,10 @@ class Slicer:
             return
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
             if (stored := self._names.get(name)) is not None:
-                value = tensor.detach().cpu()
+                held = tensor.detach().cpu()
                 # Numpy has none
-                value = value.float() if value.dtype == torch.bfloat16 else value
-                self._values[stored] = np.array(value.numpy(), dtype=self._values[stored].dtype)
+                held = held.float() if held.dtype == torch.bfloat16 else held
+                self._values[stored] = np.array(held.numpy(), dtype=self._values[stored].dtype)
 
     def refuses(self, cuts: Sequence[Cut], removed: Sequence[str] = ()) -> str | None:
         """Why these cuts cannot be made in the graph, or these blocks not left out, or None."""
@@ -162,14 +162,14 @@ class Slicer:
         for tensor in proto.graph.initializer:
             if tensor.name not in self._values:
                 continue
-            value = self._values[tensor.name]
+            array = self._values[tensor.name]
             # As shrink.take does
             for cut in sorted(by_name.get(tensor.name, ()), key=lambda cut: -cut.groups):
-                value = _compress(value, cut)
+                array = _compress(array, cut)
             if tensor.name in keeps:
-                value = value * keeps[tensor.name].astype(value.dtype)
-            tensor.dims[:] = value.shape
-            cut_values[tensor.name] = value
+                array = array * keeps[tensor.name].astype(array.dtype)
+            tensor.dims[:] = array.shape
+            cut_values[tensor.name] = array
         self._follow_groups(proto)
         self._cells.resize(proto)
         tighten(proto, self._loosened, batch or self._batch)
@@ -238,7 +238,7 @@ def _run(content: bytes, inputs: Inputs) -> list[Array]:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    names = [value.name for value in session.get_inputs()]
+    names = [argument.name for argument in session.get_inputs()]
     feed = {name: tensor.numpy() for name, tensor in zip(names, inputs.tensors(), strict=True)}
     return [np.asarray(array) for array in session.run(None, feed)]
 

@@ -131,7 +131,7 @@ class LoweredLayer(nn.Module):
             self._pack(state_dict[name].reshape(self.shape).to(self.values))
         elif strict:
             missing.append(name)
-        others = {key: value for key, value in state_dict.items() if key != name}
+        others = {key: tensor for key, tensor in state_dict.items() if key != name}
         super()._load_from_state_dict(others, prefix, metadata, strict, missing, *rest)
 
 
@@ -214,9 +214,11 @@ class LoweredConv2d(LoweredLayer):
 
 
 def _fill_layer(layer: nn.Module, lowered: LoweredLayer) -> nn.Module:
-    values = {"weight": lowered.weight} | ({} if lowered.bias is None else {"bias": lowered.bias})
-    for name, value in values.items():
-        setattr(layer, name, nn.Parameter(value.detach().clone()))
+    parameters = {"weight": lowered.weight} | (
+        {} if lowered.bias is None else {"bias": lowered.bias}
+    )
+    for name, tensor in parameters.items():
+        setattr(layer, name, nn.Parameter(tensor.detach().clone()))
     return layer.train(lowered.training)
 
 

@@ -60,15 +60,15 @@ def sites(model: nn.Module, inputs: Inputs) -> list[Site]:
     """The layers with zeros of `model` after one call; `model` is in eval mode, and its hooks are
     as before."""
     watched = list(_candidates(model))
-    handles = [value.layer.register_forward_pre_hook(_watch(value)) for value in watched]
+    handles = [site.layer.register_forward_pre_hook(_watch(site)) for site in watched]
     try:
         inputs.call(model)
     finally:
         for handle in handles:
             handle.remove()
-    for value in watched:
-        if not value.refusal and not value.inputs:
-            value.refusal = "not called by the model's forward"
+    for site in watched:
+        if not site.refusal and not site.inputs:
+            site.refusal = "not called by the model's forward"
     return watched
 
 

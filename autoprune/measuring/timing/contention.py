@@ -89,5 +89,8 @@ def busy_s(cores: Sequence[int]) -> float:
     by_core = psutil.cpu_times(percpu=True)
     times = [by_core[core] for core in cores if core < len(by_core)]
     return float(
-        sum(sum(value) - sum(getattr(value, name, 0.0) for name in apart) for value in times)
+        sum(
+            sum(core_times) - sum(getattr(core_times, name, 0.0) for name in apart)
+            for core_times in times
+        )
     )

@@ -132,7 +132,7 @@ class Latency:
         beside = (
             None
             if None in dense
-            else statistics.fmean(value for value in dense if value is not None)
+            else statistics.fmean(ms_of_dense for ms_of_dense in dense if ms_of_dense is not None)
         )
         return Latency(*ms, *ratio, calls, settled, p90, p99, processes, aside, crowded, beside)
 
@@ -245,7 +245,7 @@ def _summary(times: Calls, quiet: np.ndarray[Any, np.dtype[np.bool_]]) -> Latenc
     aside = {"set_aside": times.shape[1] - used.shape[1], "crowded": crowded}
     ms = float(np.median(used[0]))
     low, high = median_interval(used[0])
-    p90, p99 = (float(value) for value in np.percentile(used[0], [90, 99]))
+    p90, p99 = (float(percentile) for percentile in np.percentile(used[0], [90, 99]))
     count = used.shape[1]
     summary = Latency(ms, low, high, None, None, None, count, False, p90, p99, **aside)
     if len(used) > 1:
@@ -293,11 +293,11 @@ def _warm_up(functions: Sequence[Callable[[], object]], limit_s: float) -> None:
 
 def _between(parts: Sequence[tuple[float, float, float]]) -> tuple[float, float, float]:
     """(value, low, high) of each of at least two processes -> of all of them."""
-    values, count = [value for value, _, _ in parts], len(parts)
-    mean = statistics.fmean(values)
+    middles, count = [middle for middle, _, _ in parts], len(parts)
+    mean = statistics.fmean(middles)
     # Of more parts than the table has, its last one: a little too wide, never too narrow
     t = _T95[count - 1] if count <= len(_T95) else 2.228
-    between = t * statistics.stdev(values) / math.sqrt(count)
+    between = t * statistics.stdev(middles) / math.sqrt(count)
     inside = statistics.median([(high - low) / 2 for _, low, high in parts]) / math.sqrt(count)
     reach = max(between, inside)
     return mean, max(mean - reach, 0.0), mean + reach
@@ -306,7 +306,9 @@ def _between(parts: Sequence[tuple[float, float, float]]) -> tuple[float, float,
 def _beyond(ms: float, parts: Sequence[tuple[float | None, float]]) -> float | None:
     """A percentile beside the median `ms`, from (percentile, median) of each part: the middle of
     how far it is off."""
-    known = [value / median for value, median in parts if value is not None and median > 0]
+    known = [
+        percentile / median for percentile, median in parts if percentile is not None and median > 0
+    ]
     return ms * statistics.median(known) if known else None
 
 

@@ -101,13 +101,13 @@ def _merge_processes(measured: Callable[[], Latency], processes: int) -> Latency
     quiet: list[Latency] = []
     while len(quiet) < processes and len(latencies) < processes + math.ceil(processes * _MORE):
         latencies.append(measured())
-        quiet += [value for value in latencies[-1:] if not value.crowded]
+        quiet += [figure for figure in latencies[-1:] if not figure.crowded]
     # One alone has no interval between processes
     if len(quiet) < max(min(processes, 2), processes / 2):
         return Latency.merge(latencies).at_any_time()
     merged, aside = (
         Latency.merge(quiet),
-        sum(value.calls + value.set_aside for value in latencies if value.crowded),
+        sum(figure.calls + figure.set_aside for figure in latencies if figure.crowded),
     )
     return replace(merged, set_aside=merged.set_aside + aside).at_any_time()
 

@@ -10,8 +10,10 @@ from autoprune.task import Data
 
 __all__ = ["digits"]
 
-_SHARES = (0.6, 0.2)  # train, validation; the rest is the test split
-_SEED = 20240607  # of the split: every user sees the same images in the same parts
+# Train, validation; the rest is the test split
+_SHARES = (0.6, 0.2)
+# Of the split: every user sees the same images in the same parts
+_SEED = 20240607
 
 
 def digits() -> Data:
