@@ -32,7 +32,7 @@ def test_a_benchmark_says_what_it_takes(
 
 SMOKE = {  # the least of each that makes a figure
     "check": ["--blocks", "2", "--size", "8"],
-    "coverage": ["--only", "own/lstm_1", "--tool", "ours", "--results", "rows.jsonl"],
+    "coverage": ["--only", "own/lstm_1", "--tool", "autoprune", "--results", "rows.jsonl"],
     "digits": ["--seeds", "0", "--trials", "4", "--out", "runs", "--results", "digits.json"],
     "lowering": ["--only", "mlp 1x1x768*", "--out", "rows.jsonl"],
     "measuring": ["--only", "flops", "--size", "32", "--plans", "2", "--runtimes", "eager"],
