@@ -16,8 +16,10 @@ from autoprune.score import Score
 __all__ = ["Budget", "Feasibility", "Limit"]
 
 _LONGEST_LIMIT = 40  # characters
-_LOWER = ("throughput",)  # quantities whose limit is the least that is needed
-_LONGEST_NAME = 100  # characters of a folder's name, of 255 bytes that file systems take
+# Quantities whose limit is the least that is needed; of all others it is the most that is allowed
+_LOWER = ("throughput",)
+# Characters of a folder's name: file systems take 255 bytes, and a character may have four
+_LONGEST_NAME = 100
 
 
 def _digits(value: float) -> str:

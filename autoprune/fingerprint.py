@@ -16,6 +16,7 @@ from torch.utils.data import IterableDataset
 
 __all__ = ["fingerprint"]
 
+# Of each split: the whole of it would have to be read at every start
 _BATCHES = 2
 
 

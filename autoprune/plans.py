@@ -27,7 +27,8 @@ __all__ = ["Request", "resolve_request"]
 _RANGE = (0.0, 0.999)
 _KEYS = {"technique", "ratio", "criterion", "multiple_of", "scope"}
 _SCOPES = ("layer", "global")
-_OFF = 0.1  # a share that is further from the ratio asked for is told
+# A share that is further from the ratio asked for is told: widths come in steps, so none is exact
+_OFF = 0.1
 _SHOWN = 8  # groups in one warning
 
 

@@ -26,7 +26,8 @@ from autoprune.training import tasks
 
 __all__ = ["Measured", "Subject", "every", "measure_subject", "of", "parse_input"]
 
-_PROCESSES = 3  # that the latency is measured in
+# That the latency is measured in: `measure` is asked by hand, and three show whether they agree
+_PROCESSES = 3
 
 
 @dataclass(frozen=True)

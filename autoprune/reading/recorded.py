@@ -16,7 +16,8 @@ from autoprune.target import Target
 __all__ = ["RECORDED", "target_of"]
 
 RECORDED = "recorded"  # as a runtime
-_NESTED = 8  # runs that are repeated from one another
+# Runs that are repeated from one another: two that name each other would go on for ever
+_NESTED = 8
 
 
 def target_of(

@@ -25,7 +25,9 @@ __all__ = ["Document", "KeyPath", "Place", "key_paths", "parse", "read", "scalar
 
 KeyPath = tuple[str, ...]
 
-_NODES = 20_000  # of a document, aliases counted as often as they are used
+# Of a document, aliases counted as often as they are used: a few lines of them may stand for
+# billions of nodes
+_NODES = 20_000
 # A thousand layers by name take half of them
 _DEPTH, _MARKS, _BYTES = 40, 20_000, 128 * 1024
 

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Output", "reserve_stdout"]
 
-_WIDTH = 160  # of what is written to a file or a pipe
+# Of what is written to a file or a pipe, which have no width of their own; rich would take 80 and
+# fold every table
+_WIDTH = 160
 _own: TextIO | None = None  # stdout, where everybody else's goes to stderr
 
 

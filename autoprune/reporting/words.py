@@ -31,7 +31,8 @@ __all__ = [
 ]
 
 MISSING = "–"
-_UNSURE = 3.0  # times an estimate, that a search was seen to take beside other work
+# Times an estimate, that a search was seen to take beside other work: so an estimate is a range
+_UNSURE = 3.0
 _OTHERS = 1.0  # processes that wait for a core, from which on a machine is busy
 
 

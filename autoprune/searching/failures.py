@@ -13,7 +13,8 @@ from autoprune.run import Run, write_whole
 
 __all__ = ["Failures", "ends_the_search", "reason_of"]
 
-_REASON = 400  # characters
+# Characters: a reason is a cell of a table, and its whole text lies beside the trial
+_REASON = 400
 _IN_A_ROW = 5  # what a few trials hit by chance, so many hit for one reason
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # no later trial could be kept either
 

@@ -13,8 +13,10 @@ from autoprune.searching.callback import Listener
 
 __all__ = ["Logbook"]
 
-_MOST = 4 << 20  # bytes of a log; one that is longer loses its first half
-_LONGEST = 2000  # characters of a line
+# Bytes of a log; one that is longer loses its first half: a run may be gone on with for years
+_MOST = 4 << 20
+# Characters of a line: an exporter has errors of a whole graph
+_LONGEST = 2000
 
 
 class Logbook:

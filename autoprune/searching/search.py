@@ -18,7 +18,7 @@ from autoprune.searching.evaluating.preparation import (
     prepare,
     require_reachable,
 )
-from autoprune.searching.evaluating.probes import Probe, useful
+from autoprune.searching.evaluating.probes import Probe, probe_techniques
 from autoprune.searching.logbook import Logbook
 from autoprune.searching.optuna_study.journal import Journal
 from autoprune.searching.selecting.answers import Answer, answers, in_words
@@ -75,7 +75,7 @@ def _run_search(study: Study, run: Run, listener: Listener) -> Result:
     log.open()
     probes: list[Probe] = []
     if study.search.finalists is not None:
-        prepared, probes = useful(study, prepared, log)
+        prepared, probes = probe_techniques(study, prepared, log)
     for text in (*(probe.verdict for probe in probes if probe.left), *warnings_of(study, prepared)):
         log.note(text)
     journal = Journal(study, run, prepared.variables)
@@ -119,7 +119,7 @@ def train_best(study: Study, run: Run, listener: Listener | None = None) -> Resu
         Run.write_yaml(run.study, dict(study.resolved))
         log.open()
         if study.search.finalists is not None:
-            prepared, _ = useful(study, prepared, log)
+            prepared, _ = probe_techniques(study, prepared, log)
         journal = Journal(study, run, prepared.variables)
         time.prepared()
         announce(study, run, prepared, journal, time, (), log, judging=False)

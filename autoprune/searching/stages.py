@@ -18,10 +18,13 @@ from autoprune.searching.trials import Trials
 
 __all__ = ["ROUNDS", "Stages"]
 
-_MORE = 10  # plans are judged beyond the trials asked for, while none keeps the budget
+# Plans are judged beyond the trials asked for, while none keeps the budget: a few more are cheap
+# beside a search that ends with nothing
+_MORE = 10
 # Times the finalists that are trained, at most, while none keeps the budget
 ROUNDS = 3
-# Plans, at most, in which a finalist gets back what it leaves of the budget
+# Plans, at most, in which a finalist gets back what it leaves of the budget: each is measured in
+# fresh processes, and what they still leave soon is less than the noise
 _REFILLS = 3
 # Times the finalists that are promoted in one start, at most: of some latency or training is too
 # bad

@@ -23,7 +23,9 @@ from autoprune.searching.session import Session
 
 __all__ = ["Trials"]
 
-_WRITTEN = 10  # screened trials, between two times that the table is written
+# Screened trials, between two times that the table is written: it is written whole, and the
+# journal, which is the truth, has every one at once
+_WRITTEN = 10
 
 
 class Trials:

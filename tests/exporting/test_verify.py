@@ -28,7 +28,7 @@ from autoprune.measuring.timing.latency import Latency
 from autoprune.plan import Choice, Plan
 from autoprune.pruning.surgery import shrink
 from autoprune.score import Score
-from autoprune.searching.evaluating.quantities import compress_score
+from autoprune.searching.evaluating.on_request import compress_score
 from autoprune.space import Space
 from autoprune.study import Settings, Study
 from autoprune.target import Target

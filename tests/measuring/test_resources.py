@@ -19,7 +19,7 @@ from autoprune.errors import ModelError, StudyError
 from autoprune.measuring import measure, resources
 from autoprune.measuring.quantities import energy, memory
 from autoprune.score import Score
-from autoprune.searching.evaluating.quantities import asked_quantities
+from autoprune.searching.evaluating.on_request import asked_quantities
 from autoprune.target import Target
 from autoprune.task import Inputs
 

@@ -11,7 +11,7 @@ from small_search import Listens, quick, rows
 
 from autoprune.searching.callback import Quiet
 from autoprune.searching.evaluating.preparation import Prepared
-from autoprune.searching.evaluating.probes import useful
+from autoprune.searching.evaluating.probes import probe_techniques
 from autoprune.searching.optuna_study.journal import Journal
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
@@ -28,7 +28,7 @@ def test_a_technique_that_moves_no_figure_leaves_the_space(
     prepared: Prepared, budget: dict[str, str], weights: bool
 ) -> None:
     objectives = ("metric",) if "metric_drop" in budget else ("metric", next(iter(budget)))
-    found, probes = useful(screening(budget, objectives=objectives), prepared, Quiet())
+    found, probes = probe_techniques(screening(budget, objectives=objectives), prepared, Quiet())
     assert any(each.name.endswith(":weights") for each in found.variables) == weights
     assert any(each.name.endswith(":units") for each in found.variables)
     left = {each.technique: each.verdict for each in probes if each.left}

@@ -62,26 +62,52 @@ def establish(study: Study, prepared: Prepared, run: Run, listener: Listener) ->
     Raises InputError where the run has trials of another task: the study is the same, but data or
     sources have changed.
     """
-    model, path = prepared.model, run.dense / "score.json"
     if has_baseline(study, run):
-        load_model(model, str(run.dense / "model.safetensors"))
-        kept_score = Score.from_json(read_json(path))
-        costs = prepared.dense.evolve(
-            nonzero_params=kept_score.nonzero_params, size_compressed_bytes=None
+        return _load(study, prepared, run)
+    _make_room(study, run, listener)
+    listener.note(prepared.origin)
+    if not prepared.trained:
+        epochs = study.task.training.epochs
+        listener.on_step(0, f"training the dense model, {epochs} epochs")
+        train(
+            prepared.model,
+            study.task,
+            study.task.training,
+            seed=study.search.seed,
+            report=listener.progress,
         )
-        score = prepared.costs.with_stored_size(
-            model, prepared.cut_by_magnitude(Plan()), costs.fill_from(kept_score)
-        )
-        # The latency of the dense model is one figure, wherever it is shown
-        if score != kept_score:
-            run.write_json(
-                path, score.to_json() | {"task": _mark(study), "files": digests(run.dense)}
-            )
-        return score
+    score = _judge(study, prepared, listener)
+    save_weights(prepared.model, run.dense / "model.safetensors")
+    _write(study, run, score)
+    return score
+
+
+def _load(study: Study, prepared: Prepared, run: Run) -> Score:
+    """The kept weights and score, with the costs that were measured now: the latency of the dense
+    model is one figure, wherever it is shown."""
+    load_model(prepared.model, str(run.dense / "model.safetensors"))
+    kept = Score.from_json(read_json(run.dense / "score.json"))
+    costs = prepared.dense.evolve(nonzero_params=kept.nonzero_params, size_compressed_bytes=None)
+    score = prepared.costs.with_stored_size(
+        prepared.model, prepared.cut_by_magnitude(Plan()), costs.fill_from(kept)
+    )
+    if score != kept:
+        _write(study, run, score)
+    return score
+
+
+def _write(study: Study, run: Run, score: Score) -> None:
+    record = score.to_json() | {"task": _mark(study), "files": digests(run.dense)}
+    run.write_json(run.dense / "score.json", record)
+
+
+def _make_room(study: Study, run: Run, listener: Listener) -> None:
+    """Set a damaged dense model aside. Raises InputError where the run has trials of another
+    task."""
     record = _record(run)
     if run.dense.exists() and (record is None or record.get("task") == _mark(study)):
         _set_aside(run, listener)
-    elif path.exists() and run.has_results:
+    elif (run.dense / "score.json").exists() and run.has_results:
         behind = (
             ", ".join(str(path) for path in study.task.sources)
             or "the model, its loss or its metric"
@@ -92,15 +118,15 @@ def establish(study: Study, prepared: Prepared, run: Run, listener: Listener) ->
             f"Start again with --fresh, which keeps the old folder as {run.folder.name}.1, or give "
             "another --out"
         )
-    listener.note(prepared.origin)
-    if not prepared.trained:
-        listener.on_step(0, f"training the dense model, {study.task.training.epochs} epochs")
-        train(
-            model, study.task, study.task.training, seed=study.search.seed, report=listener.progress
-        )
-    quality = judge(model, study.task, study.target, "validation", study.task.training.device)
+
+
+def _judge(study: Study, prepared: Prepared, listener: Listener) -> Score:
+    """The dense score, with the quality on validation and test data; a model that guesses is
+    told."""
+    model, device = prepared.model, study.task.training.device
+    quality = judge(model, study.task, study.target, "validation", device)
     test = (
-        judge(model, study.task, study.target, "test", study.task.training.device).metric
+        judge(model, study.task, study.target, "test", device).metric
         if study.task.data.test is not None
         else None
     )
@@ -111,18 +137,14 @@ def establish(study: Study, prepared: Prepared, run: Run, listener: Listener) ->
             "weights do as well: check weights, data and task.training before trusting anything "
             "below"
         )
-    nonzero = sum(int(torch.count_nonzero(parameter)) for parameter in model.parameters())
     score = prepared.dense.evolve(
-        nonzero_params=nonzero,
+        nonzero_params=sum(int(torch.count_nonzero(tensor)) for tensor in model.parameters()),
         metric=quality.metric,
         loss=quality.loss,
         test_metric=test,
         metric_error=quality.error,
     )
-    score = prepared.costs.with_stored_size(model, prepared.cut_by_magnitude(Plan()), score)
-    save_weights(model, run.dense / "model.safetensors")
-    run.write_json(path, score.to_json() | {"task": _mark(study), "files": digests(run.dense)})
-    return score
+    return prepared.costs.with_stored_size(model, prepared.cut_by_magnitude(Plan()), score)
 
 
 def _set_aside(run: Run, listener: Listener) -> None:

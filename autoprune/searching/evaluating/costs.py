@@ -29,7 +29,7 @@ from autoprune.quantities import is_resource
 from autoprune.run import Run
 from autoprune.score import Score, resources_of
 from autoprune.searching.evaluating.figures import Figures
-from autoprune.searching.evaluating.quantities import asked_quantities, compress_score
+from autoprune.searching.evaluating.on_request import asked_quantities, compress_score
 from autoprune.study import Study
 from autoprune.target import Target
 from autoprune.task import Inputs

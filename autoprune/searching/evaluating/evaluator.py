@@ -28,10 +28,13 @@ from autoprune.training.loop import Quality, evaluate
 
 __all__ = ["PROCESSES", "Evaluated", "Evaluator", "decide"]
 
-PROCESSES, _MORE = 5, 15  # fresh ones, that the latency of finalists is measured in
+# Fresh processes that the latency of finalists is measured in: from one to the next addresses and
+# caches lie otherwise, which calls inside one process never show
+PROCESSES, _MORE = 5, 15
 
 _BLUR = 0.03  # of the budget: what the model that ships may leave of it
-# Inputs of training and of validation data, that untrained plans are judged on
+# Inputs of training and of validation data, that untrained plans are judged on: a second a plan,
+# and a loss over so many tells plans apart that a metric does not
 _JUDGED = 1000
 
 

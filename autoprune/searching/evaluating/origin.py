@@ -14,7 +14,8 @@ from autoprune.training.chance import guesses
 
 __all__ = ["Origin", "at_chance", "fewer", "origin"]
 
-_JUDGED = 1000  # inputs of validation data
+# Inputs of validation data: whether a model guesses is seen on far fewer than all of them
+_JUDGED = 1000
 _LARGE = 3 * 64 * 64  # elements of an input: of larger ones fewer are taken
 _FEWEST = 64
 _ALWAYS = "task.training: {baseline: always} trains it first"

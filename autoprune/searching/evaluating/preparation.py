@@ -37,8 +37,10 @@ from autoprune.training.weights import load_weights
 
 __all__ = ["Prepared", "draw_batches", "importance", "out_of_reach", "prepare", "require_reachable"]
 
-_TIMING_S = 0.5  # enough of timing steps of training, one at least
-_OPENING_S = 30.0  # about what precedes the first trial: the profile of the target
+# Enough of timing steps of training, one at least: it is for an estimate that is shown as a range
+_TIMING_S = 0.5
+# About what precedes the first trial: the profile of the target, which ends by itself
+_OPENING_S = 30.0
 
 
 @dataclass(frozen=True)

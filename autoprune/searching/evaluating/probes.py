@@ -3,6 +3,7 @@ space."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from autoprune.plan import Plan
@@ -13,9 +14,10 @@ from autoprune.searching.failures import ends_the_search, reason_of
 from autoprune.space import highest_ratio, uniform
 from autoprune.study import Study
 
-__all__ = ["Probe", "useful"]
+__all__ = ["Probe", "probe_techniques"]
 
-_MOVED = 0.02  # of dense, at least: less is noise
+# Of dense, at least, at the highest ratio everywhere: less is the noise of a shared machine
+_MOVED = 0.02
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,9 @@ class Probe:
     left: bool
 
 
-def useful(study: Study, prepared: Prepared, listener: Listener) -> tuple[Prepared, list[Probe]]:
+def probe_techniques(
+    study: Study, prepared: Prepared, listener: Listener
+) -> tuple[Prepared, list[Probe]]:
     """`prepared` without the decisions that change nothing, and the probe of each technique that is
     offered.
 
@@ -54,23 +58,11 @@ def useful(study: Study, prepared: Prepared, listener: Listener) -> tuple[Prepar
     listener.on_step(0, f"measuring each technique alone on {study.target.name}")
     highest = {name: highest_ratio(prepared.variables, (name,)) for name in offered}
     plans = {name: uniform(prepared.variables, (name,), highest[name]) for name in offered}
-    alone: dict[str, Score] = {}
-    for name, plan in plans.items():
-        try:
-            alone[name] = prepared.cost(plan)
-        except Exception as error:  # says something of one extreme plan alone: the technique stays
-            if ends_the_search(error):
-                raise
-            listener.note(
-                f"{name} cannot be measured alone at a ratio of {highest[name]:g}: "
-                f"{reason_of(error)}"
-            )
-    shown = {
+    alone = _measure(prepared, plans, highest, listener)
+    moves = {
         name: _moves(score, prepared.dense, list(wanted), study) for name, score in alone.items()
     }
-    idle = {
-        name for name, moved in shown.items() if not any(change for change, _ in moved.values())
-    }
+    idle = {name for name, moved in moves.items() if not any(gain for gain, _ in moved.values())}
     kept = [
         variable for variable in prepared.variables if not set(variable.options.techniques) <= idle
     ]
@@ -78,23 +70,42 @@ def useful(study: Study, prepared: Prepared, listener: Listener) -> tuple[Prepar
     searched = {name for variable in kept for name in variable.options.techniques}
 
     def verdict(name: str) -> str:
-        figures = ", ".join(f"{quantity} {text}" for quantity, (_, text) in shown[name].items())
+        figures = ", ".join(f"{quantity} {text}" for quantity, (_, text) in moves[name].items())
         where = f"on {study.target.name} at a ratio of {highest[name]:g} everywhere ({figures})"
         if name not in idle:
             return f"{name}: a gain {where}"
-        only = (
-            "where nothing else would be left"
-            if searched <= idle
-            else "beside others of its groups"
-        )
-        return f"{name}: no gain {where}, " + (
-            f"searched {only}" if name in searched else "so it is not searched"
-        )
+        if name not in searched:
+            return f"{name}: no gain {where}, so it is not searched"
+        alone_left = searched <= idle
+        only = "where nothing else would be left" if alone_left else "beside others of its groups"
+        return f"{name}: no gain {where}, searched {only}"
 
     probes = [
         Probe(name, plans[name], alone[name], verdict(name), name not in searched) for name in alone
     ]
     return replace(prepared, variables=kept), probes
+
+
+def _measure(
+    prepared: Prepared,
+    plans: Mapping[str, Plan],
+    highest: Mapping[str, float],
+    listener: Listener,
+) -> dict[str, Score]:
+    """What the plan of each technique costs. One that cannot be measured says something of an
+    extreme plan alone: it has no figures, and the technique stays."""
+    alone: dict[str, Score] = {}
+    for name, plan in plans.items():
+        try:
+            alone[name] = prepared.cost(plan)
+        except Exception as error:
+            if ends_the_search(error):
+                raise
+            listener.note(
+                f"{name} cannot be measured alone at a ratio of {highest[name]:g}: "
+                f"{reason_of(error)}"
+            )
+    return alone
 
 
 def _moves(

@@ -25,7 +25,9 @@ from autoprune.training.loop import recalibrate, train
 
 __all__ = ["Recovered", "Recovery"]
 
-_IMAGES, _POSITIONS = 512, 20  # of training data, that layers are repaired on
+# Of training data, that layers are reconstructed on; of a feature map some positions, because
+# neighbouring ones say nearly the same
+_IMAGES, _POSITIONS = 512, 20
 
 
 @dataclass(frozen=True)

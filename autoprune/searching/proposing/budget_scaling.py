@@ -36,9 +36,13 @@ __all__ = ["Steering"]
 _MARGINS = {"latency": 0.02, "throughput": 0.02}
 # The file that ships is not the graph that was cut out
 _MARGINS |= {"size": 0.005, "size_compressed": 0.005}
+# Of the budget, that proposals are solved for: below the whole, because a prediction may be off;
+# and of the dense cost, where nothing is limited and the whole front is wanted
 _SHARES, _LEVELS = (1.0, 0.95, 0.9), (0.8, 0.6, 0.4, 0.25)
-_STEPS, _RANGE = 11, 1e4  # of bisection, on a logarithmic scale
-_LEARNT = 160  # plans are enough to learn from: it takes longer for each
+# Of bisection on a logarithmic scale: eleven halvings of four decades leave half a per cent
+_STEPS, _RANGE = 11, 1e4
+# Plans are enough to learn from: the time of a Gaussian process grows with their cube
+_LEARNT = 160
 # Of a profile, at most: seconds, of the time limit, plans
 _PROFILE_S, _PROFILE_SHARE, _PLANS = 60.0, 0.2, 40
 

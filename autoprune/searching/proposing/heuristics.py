@@ -26,8 +26,11 @@ from autoprune.space import (
 
 __all__ = ["by_importance", "proposals", "ranked_globally", "shallower", "thresholds"]
 
-_LEVELS = 40  # of the global threshold
-_DEPTHS = (0.25, 0.5, 0.75)  # of all blocks, that go beside uniform widths
+# Of the global threshold: steps of 2.5 %, of which a bisection looks at six
+_LEVELS = 40
+# Of all blocks, that go beside uniform widths: how depth and width share the budget is seen only
+# by judging
+_DEPTHS = (0.25, 0.5, 0.75)
 
 
 def proposals(

@@ -12,10 +12,15 @@ from autoprune.space import Variable
 
 __all__ = ["Fits", "exchange", "fill", "narrow"]
 
+# Where so many neighbours in a row do not fit, the parents are in a corner of the space
 _TRIES = 30
-_STEPS = (1, 1, 2, 4)  # of width, that a group is given at once
-_OTHERWISE = 0.2  # how often something else than a width is changed
-_SHARE = 0.08  # the step of what has no width
+# Of width, that a group is given at once: one step most of the time, a larger one out of a local
+# optimum
+_STEPS = (1, 1, 2, 4)
+# How often something else than a width is changed: widths are what most of the budget is spent by
+_OTHERWISE = 0.2
+# The step of what has no width: a share of single weights has no least step of its own
+_SHARE = 0.08
 
 
 Fits = Callable[[Decisions], bool]

@@ -18,7 +18,9 @@ from autoprune.space import Variable
 
 __all__ = ["Surrogate"]
 
-_FEWEST = 20  # plans judged, before anything is foreseen
+# Plans judged, before anything is foreseen: a regression has a coefficient or two for each
+# technique of each group
+_FEWEST = 20
 # Quantile of the losses: what is worse counts as that bad, and does not bend the rest
 _WORST = 0.8
 

@@ -31,14 +31,21 @@ from autoprune.searching.session import Session
 
 __all__ = ["Screening"]
 
-_EXPLORED = 0.3  # of the trials, before exchange moves begin
-_EVERY = 4  # trial is the sampler's even then
-_PARENTS = 8  # best plans that exchange moves start from
-# Neighbours looked at, and so many moves away, for each one that is judged
+# Of the trials, before exchange moves begin: until then proposals and samples show the regression
+# of losses what matters
+_EXPLORED = 0.3
+# Trial is the sampler's even then: moves around the best plans alone never leave them
+_EVERY = 4
+# Best plans that exchange moves start from: the very best may be a local optimum
+_PARENTS = 8
+# Neighbours looked at, and so many moves away, for each one that is judged: a look is a
+# prediction, of milliseconds, and judging takes a second
 _CHILDREN, _MOVES = 12, 3
 # Of the budget: what a finalist leaves and gets back; what is left of it then
 _LEFT, _REST = 0.015, 0.005
-_VAIN = 10  # plans are judged even over the time limit, while none keeps the budget
+# Plans are judged even over the time limit, while none keeps the budget: without one there is
+# nothing to train, and the time was for nothing
+_VAIN = 10
 # Trials without a better plan, at least, and their share, before it stops by itself
 _PATIENCE, _IDLE = 60, 0.5
 

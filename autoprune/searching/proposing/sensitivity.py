@@ -23,11 +23,13 @@ from autoprune.training.loop import Quality
 
 __all__ = ["RATIOS", "Sensitivity", "knapsack", "sensitivities"]
 
+# Three points of a curve that begins at 0; it is taken as straight between and beyond them
 RATIOS = (0.25, 0.5, 0.75)
 _VERSION = 2  # of what is kept
 _LEVELS = 9  # of ratio that a knapsack chooses from, from 0 to the highest
-_STEPS = 30  # of bisection, on a logarithmic scale
-_PRICES = (1e-6, 1e6)
+# Of what is spent of the budget, in losses: cost decides nothing at the one end, alone at the
+# other; bisected on a logarithmic scale
+_STEPS, _PRICES = 30, (1e-6, 1e6)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from autoprune.study import Study
 
 __all__ = ["Answer", "answers", "in_words"]
 
-_SHOWN = 8  # plans of each kind, spread over what they cost
+# Plans of each kind, spread over what they cost: a hundred would be no answer
+_SHOWN = 8
 _DIGITS = 2  # of a limit that is offered, rounded to the side that keeps it
 
 
