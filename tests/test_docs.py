@@ -23,6 +23,7 @@ import yaml
 from marks import slow_but
 from torch import nn
 from torch.utils.data import TensorDataset
+from typer.testing import CliRunner
 
 from autoprune import api, cli, config
 from autoprune.run import Run
@@ -174,11 +175,28 @@ def test_python_blocks_run_in_order(
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_yaml_blocks_are_studies_that_are_taken(page: Path, tmp_path: Path) -> None:
+    for block in blocks(page.read_text()):
+        if "a file of its own" in block.before:
+            (tmp_path / "mine.py").write_text(block.text)
     for number, block in enumerate(kinds(page, "yaml")):
         path = tmp_path / f"study{number}.yaml"
         path.write_text(block.text)
         read = config.read(str(path))
         assert read.resolved()["name"] == yaml.safe_load(block.text)["name"]
+
+
+def test_the_study_of_ones_own_is_what_check_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = ROOT / "docs" / "own-model.md"
+    code = next(block for block in blocks(page.read_text()) if "def build" in block.text)
+    study = next(block for block in kinds(page, "yaml") if "mine:build" in block.text)
+    (tmp_path / "mine.py").write_text(code.text)
+    (tmp_path / "mine.yaml").write_text(study.text)
+    monkeypatch.chdir(tmp_path)
+    ended = CliRunner().invoke(cli.app, ["check", "mine.yaml"])
+    assert ended.exit_code == 0, ended.output
+    assert "is trained first" in " ".join(ended.output.split())
 
 
 def commands(page: Path) -> Iterator[list[str]]:
