@@ -18,7 +18,7 @@ from autoprune.group import Group
 from autoprune.measuring.measure import measure as _measure
 from autoprune.outcome import SearchResult
 from autoprune.plan import Plan
-from autoprune.pruning.calibration import Evidence
+from autoprune.pruning.calibration import Statistics
 from autoprune.pruning.coupling.coupling import Coupling
 from autoprune.pruning.coupling.verify import discover
 from autoprune.pruning.importance import Importance
@@ -117,7 +117,7 @@ def prune(
             else losses.resolve(arguments.callable_(loss, "loss", or_name=True))
         )
         coupling = _discover(model, inputs)
-        importance = Importance(model, coupling, Evidence(model, given, scored))
+        importance = Importance(model, coupling, Statistics(model, given, scored))
         request = plans.resolve_request(plan, coupling.groups, importance, criterion, multiple_of)
         pruner = Pruner(model, coupling, importance)
         pruned = pruner.apply(request.plan, gradual=repair)

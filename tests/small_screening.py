@@ -15,7 +15,7 @@ from autoprune.run import Run
 from autoprune.searching.callback import Quiet
 from autoprune.searching.evaluating.evaluator import Evaluator
 from autoprune.searching.evaluating.preparation import Prepared
-from autoprune.searching.proposing.budget_scaling import Steering
+from autoprune.searching.proposing.budget_scaling import BudgetScaling
 from autoprune.searching.search import Result
 from autoprune.searching.search import search as run_search
 from autoprune.searching.session import Session
@@ -52,8 +52,8 @@ def session(given: Study, prepared: Prepared, folder: Path) -> Session:
     return Session(Run(folder), Evaluator(given, prepared, prepared.dense, pruner, Quiet()))
 
 
-def steering(prepared: Prepared, folder: Path, **budget: str) -> Steering:
-    return Steering.of(session(screening(budget or {"flops": "55%"}), prepared, folder))
+def scaling(prepared: Prepared, folder: Path, **budget: str) -> BudgetScaling:
+    return BudgetScaling.of(session(screening(budget or {"flops": "55%"}), prepared, folder))
 
 
 def drawn(prepared: Prepared, draw: random.Random) -> Plan:

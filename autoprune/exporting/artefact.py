@@ -19,7 +19,7 @@ from autoprune import plugins
 from autoprune.errors import InputError, ModelError, brief
 from autoprune.files import check_safetensors, read_mapping
 from autoprune.plan import Plan
-from autoprune.pruning.surgery.architecture import Outline
+from autoprune.pruning.surgery.architecture import Architecture
 from autoprune.task import Inputs
 
 __all__ = [
@@ -79,17 +79,18 @@ def digest(path: Path) -> dict[str, Any]:
         }
 
 
-def read_plan(folder: Path) -> tuple[Plan, Outline]:
-    """The plan and the outline of the model that it made. Raises ValueError for a broken record."""
+def read_plan(folder: Path) -> tuple[Plan, Architecture]:
+    """The plan and the architecture of the model that it made. Raises ValueError for a broken
+    record."""
     record = read_mapping(folder / PLAN)
     try:
         plan = Plan.from_json(record)
-        outline = Outline.from_json(record)
+        architecture = Architecture.from_json(record)
     except (InputError, KeyError, TypeError, ValueError, AttributeError) as problem:
         raise ValueError(
             f"{PLAN} is broken: {type(problem).__name__}: {brief(problem)}"
         ) from problem
-    return plan, outline
+    return plan, architecture
 
 
 def output_tensors(output: Any) -> list[Tensor]:

@@ -90,7 +90,7 @@ def _widths(recorded: Recorded) -> Found:
     check_safetensors(recorded.folder / artefact.WEIGHTS)
     with safe_open(recorded.folder / artefact.WEIGHTS, "pt") as file:
         shapes = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    widths = recorded.outline.widths
+    widths = recorded.architecture.widths
     # Of shared tensors one name is
     there = {name: shape for name, shape in widths.items() if name in shapes}
     unlike = [

@@ -22,7 +22,7 @@ from autoprune.files import read_mapping
 from autoprune.measuring import resources
 from autoprune.measuring.timing import subprocesses
 from autoprune.plan import Plan
-from autoprune.pruning.surgery.architecture import Outline
+from autoprune.pruning.surgery.architecture import Architecture
 from autoprune.run import Run
 from autoprune.score import Score
 from autoprune.study import Study
@@ -98,7 +98,8 @@ def _fill(
         folder / artefact.STUDY, {**study.resolved, "folder": str(study.folder.resolve())}
     )
     Run.write_json(
-        folder / artefact.PLAN, done.plan.to_json() | Outline.of(done.dense, done.model).to_json()
+        folder / artefact.PLAN,
+        done.plan.to_json() | Architecture.of(done.dense, done.model).to_json(),
     )
     lowered.write(folder, done.model, inputs, study.target)
     runs = artefact.runs(study.target.runtime, folders)

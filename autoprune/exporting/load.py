@@ -16,7 +16,7 @@ from autoprune.exporting import artefact
 from autoprune.exporting import lowered as lowering
 from autoprune.files import read_mapping
 from autoprune.formats.safetensors import Safetensors
-from autoprune.pruning.surgery.architecture import Outline
+from autoprune.pruning.surgery.architecture import Architecture
 from autoprune.training import tasks
 from autoprune.training.references import split
 
@@ -46,17 +46,17 @@ def load(
     with torch.random.fork_rng(devices=[]):
         dense = _dense(path, model, trust)
     try:
-        _, outline = artefact.read_plan(path)
+        _, architecture = artefact.read_plan(path)
     except ValueError as problem:
         raise ModelError(f"{path}: {problem}") from problem
-    return lowering.apply_lowering(path, rebuild(path, dense, outline), lowered)
+    return lowering.apply_lowering(path, rebuild(path, dense, architecture), lowered)
 
 
-def rebuild(folder: Path, dense: nn.Module, outline: Outline) -> nn.Module:
-    """A copy of `dense` cut to `outline`, with the artefact's weights. Raises ModelError where they
-    do not fit."""
+def rebuild(folder: Path, dense: nn.Module, architecture: Architecture) -> nn.Module:
+    """A copy of `dense` cut to `architecture`, with the artefact's weights. Raises ModelError where
+    they do not fit."""
     try:
-        model = outline.build(dense)
+        model = architecture.build(dense)
     except PlanError as problem:
         raise ModelError(
             f"{folder / artefact.PLAN} does not fit the dense model: {problem}"

@@ -22,7 +22,7 @@ from autoprune.formats.safetensors import Safetensors
 from autoprune.measuring import measure
 from autoprune.measuring.runtime_module import Deployed
 from autoprune.measuring.timing import subprocesses
-from autoprune.pruning.surgery.architecture import Outline
+from autoprune.pruning.surgery.architecture import Architecture
 from autoprune.score import Score
 from autoprune.target import Target
 from autoprune.task import Inputs, Task
@@ -123,7 +123,7 @@ class Recorded:
         return self._artefacts[name]
 
     @cached_property
-    def outline(self) -> Outline:
+    def architecture(self) -> Architecture:
         """Shapes of the cut tensors, and what else the cut model has of its own."""
         return artefact.read_plan(self.folder)[1]
 
@@ -167,12 +167,12 @@ class Recorded:
             return (self.task.build() if given is None else copy.deepcopy(given)).cpu().eval()
 
     def template(self) -> nn.Module:
-        """A module of the recorded outline whose weights are not loaded."""
-        return self.outline.build(self.dense).cpu().eval()
+        """A module of the recorded architecture whose weights are not loaded."""
+        return self.architecture.build(self.dense).cpu().eval()
 
     @cached_property
     def model(self) -> nn.Module:
-        """The module of the recorded outline and weights."""
+        """The module of the recorded architecture and weights."""
         model = self.template()
         Safetensors.fill(model, self.folder / artefact.WEIGHTS)
         return model

@@ -20,14 +20,14 @@ from autoprune.pruning.surgery.forward import plain_forward
 from autoprune.pruning.surgery.shrink import replace_tensors
 from autoprune.task import Batch, Inputs
 
-__all__ = ["Evidence", "activations", "gradients", "join_batches"]
+__all__ = ["Statistics", "activations", "gradients", "join_batches"]
 
 _COUNT = 8  # batches
 _CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
 _TRANSPOSED = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 
 
-class Evidence:
+class Statistics:
     """One model on data: for each need a tensor shaped like each parameter that has it, by the
     parameter's name.
 

@@ -14,7 +14,7 @@ from autoprune import plugins
 from autoprune.errors import InputError
 from autoprune.group import Group
 from autoprune.plugins import Criterion, Need
-from autoprune.pruning.calibration import Evidence
+from autoprune.pruning.calibration import Statistics
 from autoprune.pruning.coupling.coupling import Coupling, tensor_of
 from autoprune.space import unscored_reason
 
@@ -47,7 +47,11 @@ class Importance:
         self._parameters = {
             name: parameter.detach() for name, parameter in model.named_parameters()
         }
-        self._model, self._coupling, self._evidence = model, coupling, evidence or Evidence(model)
+        self._model, self._coupling, self._evidence = (
+            model,
+            coupling,
+            evidence or Statistics(model),
+        )
         self._places = [place for place in _places(coupling) if place.tensor in self._parameters]
         self._scales = _batch_norm_scales(model)
         self._units: dict[str, Tensor] = {}  # criterion -> importance of every unit

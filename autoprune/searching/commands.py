@@ -22,7 +22,7 @@ from autoprune.searching.callback import Listener
 from autoprune.searching.evaluating.evaluator import PROCESSES
 from autoprune.searching.evaluating.preparation import out_of_reach, prepare
 from autoprune.searching.optuna_study.journal import Journal
-from autoprune.searching.proposing.budget_scaling import Steering
+from autoprune.searching.proposing.budget_scaling import BudgetScaling
 from autoprune.searching.proposing.sensitivity import RATIOS, Sensitivity, sensitivities
 from autoprune.searching.search import Result, train_best
 from autoprune.searching.selecting.answers import Answer, answers
@@ -83,9 +83,9 @@ def sensitivity(
     """Every technique of every decision at some ratios, judged untrained; what `run` has is not
     judged again."""
     with open_session(study, run, listener) as session:
-        steering = Steering.of(session, own=True)
+        scaling = BudgetScaling.of(session, own=True)
         session.listener.on_step(0, "evaluating single decisions")
-        rows = sensitivities(session, steering, ratios=ratios)
+        rows = sensitivities(session, scaling, ratios=ratios)
         dense = session.evaluator.judge_untrained(Plan())
         return Map(dense, study.task.metric.name, rows)
 

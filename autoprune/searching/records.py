@@ -20,7 +20,7 @@ from autoprune.exporting import artefact
 from autoprune.files import read_mapping
 from autoprune.group import Group
 from autoprune.plan import Plan
-from autoprune.pruning.surgery.architecture import Outline
+from autoprune.pruning.surgery.architecture import Architecture
 from autoprune.pruning.widths import widths_of
 from autoprune.run import Run, write_whole
 from autoprune.score import Candidate, Score, pareto_front
@@ -119,7 +119,8 @@ def keep_model(run: Run, candidate: Candidate, model: nn.Module, dense: nn.Modul
     one is whole."""
     folder = run.trial(candidate.number)
     run.write_json(
-        folder / "plan.json", candidate.plan.to_json() | Outline.of(dense, model).to_json()
+        folder / "plan.json",
+        candidate.plan.to_json() | Architecture.of(dense, model).to_json(),
     )
     save_weights(model, folder / "model.safetensors")
     run.write_json(folder / "score.json", candidate.score.to_json() | {"files": digests(folder)})
@@ -162,7 +163,7 @@ def kept_model(run: Run, number: int, dense: nn.Module) -> nn.Module:
             f"are kept: {kept}, and "
             "those whose files were damaged since are left out"
         )
-    model = Outline.from_json(json.loads((folder / "plan.json").read_text())).build(dense)
+    model = Architecture.from_json(json.loads((folder / "plan.json").read_text())).build(dense)
     load_model(model, str(folder / "model.safetensors"))
     return model.eval()
 

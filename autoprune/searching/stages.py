@@ -93,7 +93,7 @@ class Stages:
                 self.screening.learn(candidates)
                 draw = self.journal.draw()
                 child = self.screening.neighbour(candidates, self.journal.decisions, draw)
-                trial, plan = self.journal.ask(child, steer=self.screening.scale_sample(draw))
+                trial, plan = self.journal.ask(child, scale=self.screening.scale_sample(draw))
             self.trials.run_one(trial, plan, self.trials.screen)
 
     def promote(self, count: int) -> None:

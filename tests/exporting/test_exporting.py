@@ -143,12 +143,12 @@ def test_the_folder_holds_what_the_record_says(made: Made) -> None:
     assert set(record["files"]) == names - {"score.json"}
     assert record["size_bytes"] == (made.folder / "model.onnx").stat().st_size
     assert (record["trial"], record["budget"]) == (7, {"latency": "90%", "flops": "50%"})
-    plan, outline = artefact.read_plan(made.folder)
+    plan, architecture = artefact.read_plan(made.folder)
     assert (
         plan == made.finished.plan
-        and outline.widths == WIDTHS
-        and not outline.removed
-        and not outline.bound
+        and architecture.widths == WIDTHS
+        and not architecture.removed
+        and not architecture.bound
     )
     inputs, outputs = artefact.read_reference(made.folder / "reference.safetensors")
     assert inputs.batch_size == 64

@@ -18,7 +18,7 @@ from autoprune.pruning.coupling.masked_reference import masked_outputs
 from autoprune.pruning.coupling.verify import TOLERANCE, discover, relative_error
 from autoprune.pruning.importance import Importance
 from autoprune.pruning.pruner import Pruner, partly
-from autoprune.pruning.surgery.architecture import Outline
+from autoprune.pruning.surgery.architecture import Architecture
 from autoprune.pruning.surgery.forward import output_tensors, outputs_of
 from autoprune.pruning.surgery.shrink import named_tensors, widths
 from autoprune.pruning.tracing.trace import propagate
@@ -258,8 +258,8 @@ def test_an_outline_builds_the_cut_model_again(row: Member) -> None:
     model, inputs = row.make()
     coupling = discover(model, inputs)
     smaller = coupling.apply(lively(model), draw(coupling, 0.5, seed=2))
-    record = json.loads(json.dumps(Outline.of(model, smaller).to_json()))
-    rebuilt = Outline.from_json(record).build(row.make()[0])
+    record = json.loads(json.dumps(Architecture.of(model, smaller).to_json()))
+    rebuilt = Architecture.from_json(record).build(row.make()[0])
     rebuilt.load_state_dict(smaller.state_dict(), strict=True)
     assert widths(model, rebuilt) == widths(model, smaller)
     assert relative_error(outputs_of(rebuilt, inputs), outputs_of(smaller, inputs)) == 0.0

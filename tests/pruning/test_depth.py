@@ -20,7 +20,7 @@ from autoprune.plan import Choice, Plan
 from autoprune.pruning.coupling.verify import discover, relative_error
 from autoprune.pruning.importance import Importance
 from autoprune.pruning.pruner import Pruned, Pruner
-from autoprune.pruning.surgery.architecture import Outline
+from autoprune.pruning.surgery.architecture import Architecture
 from autoprune.pruning.surgery.forward import outputs_of
 from autoprune.reporting import tables
 from autoprune.score import Candidate, Score
@@ -107,8 +107,8 @@ def test_depth_width_and_masks_go_together_and_an_outline_builds_it_again() -> N
     smaller = pruned.finish()
     assert tuple(smaller.stage[0].one.weight.shape) == (4, 4, 3, 3)
     assert int((smaller.stage[2].one.weight == 0).sum()) == 8 * 4 * 9 // 2
-    record = json.loads(json.dumps(Outline.of(model, smaller).to_json()))
-    rebuilt = Outline.from_json(record).build(net())
+    record = json.loads(json.dumps(Architecture.of(model, smaller).to_json()))
+    rebuilt = Architecture.from_json(record).build(net())
     rebuilt.load_state_dict(smaller.state_dict(), strict=True)
     assert relative_error(outputs_of(rebuilt, INPUTS), outputs_of(smaller, INPUTS)) == 0.0
 
@@ -197,7 +197,7 @@ def test_less_than_half_a_block_is_told_and_shares_of_a_block_and_unknown_blocks
     with pytest.raises(PlanError, match="must stay"):
         Plan({"stem.0:units": Choice("structured", 1.0)})
     with pytest.raises(PlanError, match="not in the dense model"):
-        Outline(removed=["nowhere"]).build(model)
+        Architecture(removed=["nowhere"]).build(model)
 
 
 class InPlace(nn.Module):

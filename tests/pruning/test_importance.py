@@ -17,7 +17,7 @@ from autoprune.errors import InputError, PlanError
 from autoprune.group import Group
 from autoprune.plan import Choice, Plan
 from autoprune.plugins import Need
-from autoprune.pruning.calibration import Evidence, activations, gradients
+from autoprune.pruning.calibration import Statistics, activations, gradients
 from autoprune.pruning.coupling.coupling import Coupling
 from autoprune.pruning.coupling.verify import discover
 from autoprune.pruning.importance import Importance
@@ -172,7 +172,7 @@ def test_gradients_are_gathered_once_and_only_when_needed() -> None:
         return F.mse_loss(output, target)
 
     batches = [(inputs.args, {}, torch.zeros_like(model(*inputs.args)))] * 2
-    importance = Importance(model, coupling, Evidence(model, lambda: batches, loss))
+    importance = Importance(model, coupling, Statistics(model, lambda: batches, loss))
     importance.units(coupling.group("0:units"), "l1")
     assert calls == []
     importance.units(coupling.group("0:units"), "taylor")
@@ -243,9 +243,9 @@ def normed(second: nn.Module | None = None) -> nn.Module:
 IMAGES = Inputs.of(torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(3)))
 
 
-def labelled(model: nn.Module, inputs: Inputs, count: int = 3) -> Evidence:
+def labelled(model: nn.Module, inputs: Inputs, count: int = 3) -> Statistics:
     batches = [(inputs.args, {}, torch.arange(inputs.batch_size) % 4)] * count
-    return Evidence(model, lambda: batches, F.cross_entropy)
+    return Statistics(model, lambda: batches, F.cross_entropy)
 
 
 @pytest.mark.parametrize("criterion", ["l1", "l2", "random", "activation", "geometric_median"])
@@ -501,7 +501,7 @@ def test_a_dead_input_feature_has_no_importance_by_activation() -> None:
 def test_activation_refuses_recurrent_weights_and_takes_units_by_what_reads_them() -> None:
     model, inputs = member("LSTM").make()
     coupling = discover(model, inputs)
-    importance = Importance(model, coupling, Evidence(model, lambda: [(inputs.args, {}, None)]))
+    importance = Importance(model, coupling, Statistics(model, lambda: [(inputs.args, {}, None)]))
     refusals = {group.key: importance.refuses("activation", group) for group in coupling.prunable()}
     recurrent = [key for key in refusals if key.startswith("rnn.weight")]
     assert len(recurrent) == 2 and all(
@@ -522,7 +522,7 @@ def test_layers_that_the_forward_does_not_reach_are_refused_not_scored_zero() ->
 
     model, inputs = Auxiliary().eval(), Inputs.of(torch.randn(3, 4))
     coupling = discover(model, inputs)
-    importance = Importance(model, coupling, Evidence(model, lambda: [(inputs.args, {}, None)]))
+    importance = Importance(model, coupling, Statistics(model, lambda: [(inputs.args, {}, None)]))
     assert "finds no activations" in str(
         importance.refuses("activation", coupling.group("unused:weights"))
     )

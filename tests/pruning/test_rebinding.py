@@ -15,7 +15,7 @@ import autoprune
 from autoprune.errors import ModelError
 from autoprune.pruning.coupling.masked_reference import masked_outputs
 from autoprune.pruning.coupling.verify import TOLERANCE, discover, random_keep, relative_error
-from autoprune.pruning.surgery.architecture import Outline
+from autoprune.pruning.surgery.architecture import Architecture
 from autoprune.pruning.surgery.forward import outputs_of
 from autoprune.pruning.surgery.patch_forward import bindings_of
 from autoprune.task import Inputs
@@ -132,8 +132,8 @@ def test_a_pruned_model_is_pruned_again(kind: type[nn.Module], width: int, ratio
     masked = masked_outputs(once, INPUTS, coupling, keep)
     assert relative_error(outputs_of(coupling.apply(once, keep), INPUTS), masked) <= TOLERANCE
     for before in (dense, once):
-        record = json.loads(json.dumps(Outline.of(before, twice).to_json()))
-        rebuilt = Outline.from_json(record).build(before)
+        record = json.loads(json.dumps(Architecture.of(before, twice).to_json()))
+        rebuilt = Architecture.from_json(record).build(before)
         rebuilt.load_state_dict(twice.state_dict())
         assert bindings_of(rebuilt) == bindings_of(twice)
         assert relative_error(outputs_of(rebuilt, INPUTS), outputs_of(twice, INPUTS)) == 0.0

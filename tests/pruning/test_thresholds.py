@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_screening import screening, steering
+from small_screening import scaling, screening
 from small_search import quick
 from torch import nn
 
@@ -114,7 +114,7 @@ def test_criteria_that_rank_alike_come_to_one_plan(technique: str) -> None:
 @pytest.mark.promise("options")
 def test_plans_by_one_threshold_are_among_the_first_and_keep_the_budget(tmp_path: Path) -> None:
     ready = prepare(screening())
-    given = steering(ready, tmp_path, nonzero_params="65%")
+    given = scaling(ready, tmp_path, nonzero_params="65%")
     solved = thresholds(ready, given)
     plans = [solve(1.0) for solve in solved]
     assert len(plans) == 2  # by magnitude and by LAMP, of `weight` alone

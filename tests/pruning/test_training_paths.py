@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import autoprune
 from autoprune.pruning.coupling.masked_reference import masked_outputs
 from autoprune.pruning.coupling.verify import TOLERANCE, discover, random_keep, relative_error
-from autoprune.pruning.surgery.architecture import Outline
+from autoprune.pruning.surgery.architecture import Architecture
 from autoprune.pruning.surgery.forward import output_tensors, outputs_of
 from autoprune.pruning.surgery.shrink import named_tensors
 from autoprune.task import Inputs
@@ -244,9 +244,9 @@ def test_cut_is_masked_in_both_modes_and_trains(build: Callable[[], nn.Module]) 
             masked_outputs(model, inputs, coupling, keep, training),
         )
         assert relative_error(cut, masked) <= TOLERANCE
-    rebuilt = Outline.from_json(json.loads(json.dumps(Outline.of(model, smaller).to_json()))).build(
-        model
-    )
+    rebuilt = Architecture.from_json(
+        json.loads(json.dumps(Architecture.of(model, smaller).to_json()))
+    ).build(model)
     rebuilt.load_state_dict(smaller.state_dict())
     for training in (False, True):
         assert (

@@ -21,7 +21,7 @@ from autoprune.searching.callback import Quiet
 from autoprune.searching.evaluating.costs import Costs
 from autoprune.searching.evaluating.evaluator import Evaluator
 from autoprune.searching.evaluating.preparation import Prepared, prepare
-from autoprune.searching.proposing.budget_scaling import Steering
+from autoprune.searching.proposing.budget_scaling import BudgetScaling
 from autoprune.searching.proposing.heuristics import by_importance, proposals, shallower
 from autoprune.searching.proposing.local_search import exchange, narrow
 from autoprune.searching.proposing.loss_model import Surrogate
@@ -90,8 +90,8 @@ def evaluator(given: Study, prepared: Prepared) -> Evaluator:
     )
 
 
-def steering(prepared: Prepared, folder: Path, **budget: str) -> Steering:
-    return Steering.of(Session(Run(folder), evaluator(deep(budget), prepared)))
+def scaling(prepared: Prepared, folder: Path, **budget: str) -> BudgetScaling:
+    return BudgetScaling.of(Session(Run(folder), evaluator(deep(budget), prepared)))
 
 
 def gone(plan: Plan) -> set[str]:
@@ -103,7 +103,7 @@ def widths(plan: Plan) -> set[str]:
 
 
 def test_the_weakest_blocks_go_first(prepared: Prepared, tmp_path: Path) -> None:
-    found = steering(prepared, tmp_path, flops="60%")
+    found = scaling(prepared, tmp_path, flops="60%")
     assert [each.name for each in by_importance(prepared.variables, found)] == WEAKEST
     alone = next(plan for plan in proposals(prepared, found) if gone(plan))
     assert not widths(alone) and found.fits(alone)
@@ -114,7 +114,7 @@ def test_the_weakest_blocks_go_first(prepared: Prepared, tmp_path: Path) -> None
 
 
 def test_some_blocks_go_beside_even_widths(prepared: Prepared, tmp_path: Path) -> None:
-    found = steering(prepared, tmp_path, flops="40%")
+    found = scaling(prepared, tmp_path, flops="40%")
     order = by_importance(prepared.variables, found)
     plans = [solve(1.0) for solve in shallower(prepared.variables, found, order)]
     assert [gone(plan) for plan in plans] == [set(WEAKEST[:count]) for count in (1, 2, 3)]
@@ -130,7 +130,7 @@ def with_blocks_at(prepared: Prepared, ratio: float) -> Decisions:
 def test_scaling_leaves_blocks_as_they_are_unless_there_is_nothing_else(
     prepared: Prepared, tmp_path: Path
 ) -> None:
-    found = steering(prepared, tmp_path, flops="50%")
+    found = scaling(prepared, tmp_path, flops="50%")
     plan = Plan({"2:blocks": Choice("depth", 1.0), "0:units": Choice("structured", 0.1)})
     scaled = found.fit_to_budget(Decisions.of_plan(prepared.variables, plan))
     assert scaled["2:blocks"].ratio == 1.0 and scaled["0:units"].ratio != 0.1
@@ -139,7 +139,7 @@ def test_scaling_leaves_blocks_as_they_are_unless_there_is_nothing_else(
 
 
 def test_a_block_is_exchanged_whole(prepared: Prepared, tmp_path: Path) -> None:
-    found = steering(prepared, tmp_path, flops="60%")
+    found = scaling(prepared, tmp_path, flops="60%")
 
     def fits(sample: Decisions) -> bool:
         return found.fits(sample.plan)
@@ -163,7 +163,7 @@ def test_a_block_is_exchanged_whole(prepared: Prepared, tmp_path: Path) -> None:
 def test_a_knapsack_takes_the_block_that_costs_least(
     prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = steering(prepared, tmp_path, flops="80%")
+    found = scaling(prepared, tmp_path, flops="80%")
     cheap, seen = "4:blocks", list[Plan]()
 
     def judge(_: Evaluator, plan: Plan) -> Quality:
@@ -222,7 +222,7 @@ def test_of_a_stage_what_its_blocks_that_stay_lose_is_seen() -> None:
 def test_what_lies_in_a_block_that_goes_is_not_counted_again(
     prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found, counted, count = steering(prepared, tmp_path, flops="60%"), list[Any](), Costs.score
+    found, counted, count = scaling(prepared, tmp_path, flops="60%"), list[Any](), Costs.score
     monkeypatch.setattr(
         Costs, "score", lambda *given, **how: counted.append(given) or count(*given, **how)
     )
@@ -252,7 +252,7 @@ def test_a_sample_that_keeps_too_much_is_steered_inside(prepared: Prepared, tmp_
     )
     sample = Decisions.of_plan(prepared.variables, Plan({"2:blocks": Choice("depth", 1.0)}))
     nets = [found.scale_sample(str(draw))(sample) for draw in range(5)]
-    assert all(found.steering.fits(net.plan) for net in nets)
+    assert all(found.scaling.fits(net.plan) for net in nets)
     assert all(net["2:blocks"].ratio == 1.0 for net in nets) and nets[0] != nets[1]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_screening import narrowed, screening, searched, session, steering, untouched
+from small_screening import narrowed, scaling, screening, searched, session, untouched
 from small_search import Listens, quick, rows
 
 from autoprune.decision import Decisions
@@ -15,7 +15,7 @@ from autoprune.latency_figures import LatencyFigures
 from autoprune.plan import Choice, Plan
 from autoprune.score import Score
 from autoprune.searching.evaluating.preparation import Prepared, prepare
-from autoprune.searching.proposing.budget_scaling import Steering
+from autoprune.searching.proposing.budget_scaling import BudgetScaling
 from autoprune.space import NONE, uniform
 from autoprune.target import Target
 
@@ -48,7 +48,7 @@ def test_a_counted_limit_on_a_further_target_is_foreseen(
         screening({"size on cpu_onnxruntime": "50%"}), further=(Target("cpu_onnxruntime"),)
     )
     ready = prepare(given)
-    found = Steering.of(session(given, ready, tmp_path))
+    found = BudgetScaling.of(session(given, ready, tmp_path))
     assert found.violations(Plan()) == {"size on cpu_onnxruntime": pytest.approx(1.0)}
     assert found.violation(uniform(ready.variables, ("structured",), 0.9)) < 0
 
@@ -58,7 +58,7 @@ def test_a_counted_limit_on_a_further_target_is_foreseen(
 def test_any_plan_is_scaled_to_the_edge_of_the_budget(
     prepared: Prepared, tmp_path: Path, limit: str, share: float
 ) -> None:
-    found = steering(prepared, tmp_path, flops=limit)
+    found = scaling(prepared, tmp_path, flops=limit)
     generator = torch.Generator().manual_seed(0)
     for _ in range(5):
         cut = []
@@ -75,13 +75,13 @@ def test_any_plan_is_scaled_to_the_edge_of_the_budget(
 def test_what_cannot_fit_is_cut_as_far_as_the_space_allows(
     prepared: Prepared, tmp_path: Path
 ) -> None:
-    found = steering(prepared, tmp_path, flops="1%")
+    found = scaling(prepared, tmp_path, flops="1%")
     sample = narrowed(prepared, {"0:units": 0.1})
     assert found.fit_to_budget(sample)["0:units"].ratio == pytest.approx(0.9)
 
 
 def test_latency_is_foreseen_and_corrected(prepared: Prepared, tmp_path: Path) -> None:
-    found = steering(prepared, tmp_path, latency="60%")
+    found = scaling(prepared, tmp_path, latency="60%")
     plan = Plan({"0:units": Choice("structured", 0.5), "3:units": Choice("structured", 0.5)})
     before = found.latency(plan)
     assert before is not None and 0 < before < 1.5
@@ -92,6 +92,6 @@ def test_latency_is_foreseen_and_corrected(prepared: Prepared, tmp_path: Path) -
         )
     after = found.latency(plan)
     assert after is not None and abs(after - 0.2) < abs(before - 0.2)
-    kept = steering(prepared, tmp_path, latency="60%")
+    kept = scaling(prepared, tmp_path, latency="60%")
     # the profile is kept, and nothing measured again
     assert kept.latency(plan) == pytest.approx(before)

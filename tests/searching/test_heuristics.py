@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from small_screening import steering
+from small_screening import scaling
 from small_search import quick
 
 from autoprune.plan import Choice
@@ -21,7 +21,7 @@ __all__ = ["quick"]  # a fixture that every test here uses
 
 
 def test_a_knapsack_spares_what_is_sensitive(prepared: Prepared, tmp_path: Path) -> None:
-    found = steering(prepared, tmp_path, flops="60%")
+    found = scaling(prepared, tmp_path, flops="60%")
     dense = Quality(0.9, 0.1)
 
     def row(variable: str, ratio: float, loss: float) -> Sensitivity:
@@ -43,7 +43,7 @@ def test_a_knapsack_spares_what_is_sensitive(prepared: Prepared, tmp_path: Path)
 def test_a_global_ranking_fits_and_cuts_the_least_important(
     prepared: Prepared, tmp_path: Path
 ) -> None:
-    found = steering(prepared, tmp_path, flops="60%")
+    found = scaling(prepared, tmp_path, flops="60%")
     loose, tight = (ranked_globally(prepared, found, share) for share in (1.0, 0.6))
     assert found.fits(loose) and found.fits(tight, 0.6)
     for key, choice in loose:

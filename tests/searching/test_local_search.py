@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from small_screening import narrowed, steering, wider
+from small_screening import narrowed, scaling, wider
 from small_search import quick
 
 from autoprune.decision import Decision, Decisions
@@ -31,7 +31,7 @@ def test_few_units_are_given_back_one_by_one() -> None:
 def test_a_sample_that_leaves_too_much_as_it_is_loses_more_until_it_fits(
     prepared: Prepared, tmp_path: Path
 ) -> None:
-    found = steering(prepared, tmp_path, flops="8%")
+    found = scaling(prepared, tmp_path, flops="8%")
 
     def fits(sample: Decisions) -> bool:
         return found.fits(sample.plan)
@@ -48,7 +48,7 @@ def test_a_sample_that_leaves_too_much_as_it_is_loses_more_until_it_fits(
 def test_what_is_left_of_the_budget_is_given_back_to_units(
     prepared: Prepared, tmp_path: Path
 ) -> None:
-    found = steering(prepared, tmp_path, flops="50%")
+    found = scaling(prepared, tmp_path, flops="50%")
     keys = ("0:units", "3:units")
     start = narrowed(prepared, dict.fromkeys(keys, 0.7))
 
@@ -66,7 +66,7 @@ def test_what_is_left_of_the_budget_is_given_back_to_units(
 def test_an_exchange_gives_width_to_one_group_and_takes_it_from_another(
     prepared: Prepared, tmp_path: Path
 ) -> None:
-    found = steering(prepared, tmp_path, flops="50%")
+    found = scaling(prepared, tmp_path, flops="50%")
     parent = found.fit_to_budget(narrowed(prepared, {"0:units": 0.5, "3:units": 0.5}))
 
     def fits(sample: Decisions) -> bool:

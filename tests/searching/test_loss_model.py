@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from scipy.stats import spearmanr
-from small_screening import drawn, late_groups_matter, screening, session, steering, wider
+from small_screening import drawn, late_groups_matter, scaling, screening, session, wider
 from small_search import quick
 
 from autoprune.decision import Decisions
@@ -43,8 +43,8 @@ def test_the_neighbour_that_is_judged_is_the_most_promising_of_many(
 ) -> None:
     asked = screening({"flops": "55%"}, trials=50)
     loops = Screening(session(asked, prepared, tmp_path), bool)
-    steered, draw = steering(prepared, tmp_path), random.Random(1)
-    loops.__dict__["steering"] = steered
+    steered, draw = scaling(prepared, tmp_path), random.Random(1)
+    loops.__dict__["scaling"] = steered
     given = [
         steered.fit_to_budget(Decisions.of_plan(prepared.variables, drawn(prepared, draw)))
         for _ in range(25)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_screening import narrowed, screening, searched, session, steering, wider
+from small_screening import narrowed, scaling, screening, searched, session, wider
 from small_search import TASK, Listens, crash_at, figures, quick, rows, study
 
 from autoprune.budget import Budget, Feasibility
@@ -22,7 +22,7 @@ from autoprune.searching.evaluating import recovery as recovering
 from autoprune.searching.evaluating.evaluator import Evaluator, decide
 from autoprune.searching.evaluating.preparation import Prepared
 from autoprune.searching.optuna_study.journal import Journal
-from autoprune.searching.proposing import budget_scaling as steering_module
+from autoprune.searching.proposing import budget_scaling as scaling_module
 from autoprune.searching.proposing.nets import Nets
 from autoprune.searching.proposing.screening import Screening
 from autoprune.searching.search import search as run_search
@@ -324,7 +324,7 @@ def test_so_many_plans_whose_training_breaks_down_are_tried(
 
 
 def test_plans_that_keep_the_same_units_have_one_effect(prepared: Prepared, tmp_path: Path) -> None:
-    found = steering(prepared, tmp_path)
+    found = scaling(prepared, tmp_path)
 
     def effect(ratio: float, technique: str = "structured", key: str = "3:units") -> Any:
         return found.pruner.resolve(Plan({key: Choice(technique, ratio)})).net_id
@@ -336,7 +336,7 @@ def test_plans_that_keep_the_same_units_have_one_effect(prepared: Prepared, tmp_
 
 @pytest.mark.promise("options")
 def test_plans_that_mask_the_same_weights_are_one_net(prepared: Prepared, tmp_path: Path) -> None:
-    nets = Nets(steering(prepared, tmp_path).pruner)
+    nets = Nets(scaling(prepared, tmp_path).pruner)
     cut = {"0:units": Choice("structured", 0.5)}
     nets.add(Plan({**cut, "3:weights": Choice("weight", 0.5, "l1")}))
     for technique, ratio, criterion, known in (
@@ -381,10 +381,10 @@ def test_a_sample_that_comes_to_a_net_judged_before_is_moved_on(
     for number in range(8):
         nets.append(found.scale_sample(f"{number}")(sample))
         plan = nets[-1].plan
-        effects.add(found.steering.pruner.resolve(plan).net_id)
-        assert found.steering.fits(plan)
+        effects.add(found.scaling.pruner.resolve(plan).net_id)
+        assert found.scaling.fits(plan)
         found.learn([Candidate(number, plan, Score(flops=1), False, "screened")])
-    assert nets[0] == found.steering.fit_to_budget(sample) and len(effects) == 8
+    assert nets[0] == found.scaling.fit_to_budget(sample) and len(effects) == 8
 
 
 def test_samples_spend_the_budget(prepared: Prepared, tmp_path: Path) -> None:
@@ -395,9 +395,9 @@ def test_samples_spend_the_budget(prepared: Prepared, tmp_path: Path) -> None:
     for number, ratios in enumerate(((0.3, 0.9), (0.9, 0.3), (0.5, 0.6))):
         sample = narrowed(prepared, dict(zip(keys, ratios, strict=True)))
         net = found.scale_sample(str(number))(sample)
-        assert found.steering.fits(net.plan)
+        assert found.scaling.fits(net.plan)
         for key in keys:
-            assert not found.steering.fits(net.evolve(wider(net[key])).plan)
+            assert not found.scaling.fits(net.evolve(wider(net[key])).plan)
 
 
 def test_nothing_is_given_back_where_no_limit_is_foreseen(
@@ -405,7 +405,7 @@ def test_nothing_is_given_back_where_no_limit_is_foreseen(
 ) -> None:
     given = screening({"memory": "50%"})
     found = Screening(session(given, prepared, tmp_path), lambda: False)
-    assert not found.steering.budget.limits
+    assert not found.scaling.budget.limits
     sample = narrowed(prepared, {"0:units": 0.5})
     assert found.scale_sample("0")(sample) == sample
 
@@ -415,7 +415,7 @@ def test_what_finalists_leave_of_the_budget_is_spent_before_they_are_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # as where costs are foreseen a fifth too high
-    monkeypatch.setitem(steering_module._MARGINS, "flops", 0.2)
+    monkeypatch.setitem(scaling_module._MARGINS, "flops", 0.2)
     searched(tmp_path)
     table = rows(tmp_path)
     refills = _marked(tmp_path, "refills")

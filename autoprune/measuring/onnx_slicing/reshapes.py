@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["BATCH", "loose_shape", "loosen", "tighten"]
+__all__ = ["BATCH", "loose_shape", "make_dynamic", "make_static"]
 
 # A prime stands for the batch where shapes are compared: no other length divides it
 BATCH = 1000003
@@ -21,17 +21,17 @@ _CHANNELS = ("Conv", "ConvTranspose", "BatchNormalization", "InstanceNormalizati
 _ELEMENTWISE = ("Add", "Sub", "Mul", "Div", "PRelu")
 
 
-def loosen(
+def make_dynamic(
     proto: Any, values: Mapping[str, Array], parameters: Collection[str]
 ) -> dict[str, list[int]]:
     """Free the widths of reshapes, even splits and zero biases in `proto`, whose initializers are
     `values`.
 
-    Returns the shapes that were freed, by name of their initializers; see `tighten`.
+    Returns the shapes that were freed, by name of their initializers; see `make_static`.
     """
     from onnx import helper, numpy_helper
 
-    shapes, loosened = _shapes(proto), {}
+    shapes, dynamic = _shapes(proto), {}
     made = {name: node for node in proto.graph.node for name in node.output}
     for index, node in enumerate(proto.graph.node):
         given = {attribute.name: attribute for attribute in node.attribute}
@@ -53,7 +53,7 @@ def loosen(
                     numpy_helper.from_array(np.array(loose, np.int64), node.input[1])
                 )
                 del node.attribute[:]  # `allowzero` is the only one
-                loosened[node.input[1]] = loose
+                dynamic[node.input[1]] = loose
         elif node.op_type in ("Conv", "ConvTranspose") and len(node.input) > 2:
             # Zeros of the dense width, which no cut shortens; without them it gives the same
             if node.input[2] not in parameters and not values.get(node.input[2], np.ones(1)).any():
@@ -62,10 +62,10 @@ def loosen(
             del node.input[1:]
             # Even parts by their number follow a cut, parts by their lengths do not
             node.attribute.append(helper.make_attribute("num_outputs", len(second)))
-    return loosened
+    return dynamic
 
 
-def tighten(proto: Any, loosened: Mapping[str, Sequence[int]], batch: int) -> None:
+def make_static(proto: Any, dynamic: Mapping[str, Sequence[int]], batch: int) -> None:
     """Write numbers into freed shapes of a cut graph, as the exporter would: runtimes make more of
     these.
 
@@ -74,7 +74,7 @@ def tighten(proto: Any, loosened: Mapping[str, Sequence[int]], batch: int) -> No
     """
     from onnx import numpy_helper, shape_inference
 
-    if not loosened:
+    if not dynamic:
         return
     # A copy in which the batch is the number that stands for it
     light = type(proto).FromString(proto.SerializeToString())
@@ -92,12 +92,12 @@ def tighten(proto: Any, loosened: Mapping[str, Sequence[int]], batch: int) -> No
     }
     tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
     for node in proto.graph.node:
-        if node.op_type == "Reshape" and node.input[1] in loosened:
+        if node.op_type == "Reshape" and node.input[1] in dynamic:
             shape = shapes.get(node.output[0], [0])
             if 0 in shape or sum(map(_multiple, shape)) > 1:
                 shape = [
                     length // BATCH * batch if _multiple(length) else length
-                    for length in loosened[node.input[1]]
+                    for length in dynamic[node.input[1]]
                 ]
             numbers = [-1 if _multiple(length) else length for length in shape]
             tensors[node.input[1]].CopyFrom(

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from autoprune.errors import ModelError
 from autoprune.formats._tracing import eval_mode, onnx_model, outputs_of, strip, tensor_aliases
 from autoprune.measuring.onnx_slicing.recurrent import RECURRENT, Cells
-from autoprune.measuring.onnx_slicing.reshapes import loosen, tighten
+from autoprune.measuring.onnx_slicing.reshapes import make_dynamic, make_static
 from autoprune.measuring.onnx_slicing.skip_blocks import Spans
 from autoprune.pruning.surgery.shrink import Cut
 from autoprune.task import Inputs
@@ -84,7 +84,7 @@ class Slicer:
             self._exported: bytes = strip(proto).SerializeToString()
         shipped = strip(copy.deepcopy(proto)).ByteSize()
         self._spans = Spans(proto)
-        self._loosened = loosen(proto, values, self._values)
+        self._dynamic = make_dynamic(proto, values, self._values)
         self._cells = Cells(proto, values, self._values)
         # Without values, the skeleton is cheap to copy
         for tensor in proto.graph.initializer:
@@ -172,7 +172,7 @@ class Slicer:
             cut_values[tensor.name] = array
         self._follow_groups(proto)
         self._cells.resize(proto)
-        tighten(proto, self._loosened, batch or self._batch)
+        make_static(proto, self._dynamic, batch or self._batch)
         for tensor in proto.graph.initializer:
             if tensor.name in cut_values:
                 tensor.raw_data = cut_values[tensor.name].tobytes()

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-__all__ = ["STRETCH_S", "Crowding", "busy_s", "cores"]
+__all__ = ["STRETCH_S", "Contention", "busy_s", "cores"]
 
 # Of calls at least that are judged together; the system counts CPU time in steps of 10 ms
 STRETCH_S = 0.1
@@ -25,7 +25,7 @@ STRETCH_S = 0.1
 _SPARE = 0.25
 
 
-class Crowding:
+class Contention:
     """Tells the calls made while others left less than `threads` cores, stretch by stretch."""
 
     def __init__(self, threads: int) -> None:

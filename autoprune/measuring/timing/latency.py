@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from autoprune.measuring.timing.contention import STRETCH_S, Crowding
+from autoprune.measuring.timing.contention import STRETCH_S, Contention
 
 __all__ = ["Latency", "compare", "compare_anew", "median_interval"]
 
@@ -165,25 +165,25 @@ def compare(
     fewer, calls are set aside, and the time is prolonged up to fivefold to make up for them.
     """
     functions = [candidate] if dense is None else [candidate, dense]
-    begin, crowding = time.perf_counter(), Crowding(threads)
+    begin, contention = time.perf_counter(), Contention(threads)
     with _collector_off():
         _warm_up(functions, budget_s / 4)
         times, pairs = np.empty((len(functions), 0)), 4
-        crowding.restart()
+        contention.restart()
         while True:
             times = np.concatenate([times, _rounds(functions, pairs, times.shape[1])], axis=1)
-            quiet = crowding.quiet(times.shape[1])
+            quiet = contention.quiet(times.shape[1])
             count, spent = times.shape[1], time.perf_counter() - begin
-            lost = min(crowding.lost_s, _PATIENCE * budget_s)
+            lost = min(contention.lost_s, _PATIENCE * budget_s)
             result = _summary(times, quiet)
             if _is_enough(result, spent - lost, budget_s) and (
-                crowding.judged or budget_s < STRETCH_S
+                contention.judged or budget_s < STRETCH_S
             ):
                 return result
             pair_s = float(times.sum()) / 1e3 / count
             left = max(0, int((budget_s - spent + lost) / pair_s))
             # At most doubles: few looks at the interval
-            pairs = max(4, min(count, left, crowding.stretch(pair_s)))
+            pairs = max(4, min(count, left, contention.stretch(pair_s)))
 
 
 def compare_anew(

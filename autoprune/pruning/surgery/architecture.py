@@ -1,5 +1,5 @@
-"""Outline: what a cut model is beside its dense one, as JSON; enough to build it again without a
-trace."""
+"""Architecture: what a cut model is beside its dense one, as JSON; enough to build it again without
+a trace."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from autoprune.pruning.surgery.patch_forward import bind, bindings_of
 from autoprune.pruning.surgery.shrink import removed_blocks, resize, widths
 from autoprune.pruning.surgery.sized_calls import Bindings
 
-__all__ = ["Outline"]
+__all__ = ["Architecture"]
 
 
 @dataclass(frozen=True)
-class Outline:
+class Architecture:
     """Shapes of the cut tensors, blocks that are gone, numbers in the code of forwards that are
     bound anew."""
 
@@ -26,15 +26,15 @@ class Outline:
     bound: Bindings = field(default_factory=dict)
 
     @classmethod
-    def of(cls, dense: nn.Module, smaller: nn.Module) -> Outline:
-        """The outline of a model that was cut from `dense`."""
+    def of(cls, dense: nn.Module, smaller: nn.Module) -> Architecture:
+        """The architecture of a model that was cut from `dense`."""
         return cls(widths(dense, smaller), removed_blocks(smaller), bindings_of(smaller))
 
     def build(self, dense: nn.Module) -> nn.Module:
-        """A copy of `dense` with this outline; the values of cut tensors are the first of each
+        """A copy of `dense` with this architecture; the values of cut tensors are the first of each
         dimension.
 
-        Raises PlanError where `dense` does not have what the outline names.
+        Raises PlanError where `dense` does not have what the architecture names.
         """
         return bind(resize(dense, self.widths, self.removed), self.bound)
 
@@ -47,7 +47,7 @@ class Outline:
         }
 
     @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> Outline:
+    def from_json(cls, record: Mapping[str, Any]) -> Architecture:
         """Read what `to_json` wrote. Raises ValueError, KeyError, TypeError or AttributeError for
         anything else."""
         replaced = dict(record.get("replaced") or {})

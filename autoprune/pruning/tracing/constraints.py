@@ -16,12 +16,12 @@ from torch import Tensor
 
 from autoprune.pruning.tracing.channel_ids import Balance, Ids, Use, compact, varying, vector_along
 
-__all__ = ["Demands"]
+__all__ = ["Constraints"]
 
 
 @dataclass
-class Demands:
-    """Demands on the ids of one forward pass, in the order in which they came up."""
+class Constraints:
+    """Constraints on the ids of one forward pass, in the order in which they came up."""
 
     ids: Ids
     # Whether it holds; True: make it hold

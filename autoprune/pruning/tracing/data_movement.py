@@ -157,7 +157,7 @@ def _check_part(state: State, base: str, source: Tensor, out: Tensor, args: Any)
         return
     why = f"{base} over channels at {state.where()}"
     if base in ("select", "unbind"):
-        return state.demands.one_unit(source, dim, why)
+        return state.constraints.one_unit(source, dim, why)
     step = args[4] if base == "slice" and len(args) > 4 else 1
     even = length > 1 and size % length == 0
     if base == "slice":
@@ -165,8 +165,8 @@ def _check_part(state: State, base: str, source: Tensor, out: Tensor, args: Any)
     if base == "split_with_sizes":
         even = even and len(set(args[1])) == 1
     if step != 1:
-        return state.demands.one_unit(source, dim, why)
-    state.demands.part(source, dim, size // length if even else 0, state.rebindable, why)
+        return state.constraints.one_unit(source, dim, why)
+    state.constraints.part(source, dim, size // length if even else 0, state.rebindable, why)
 
 
 def _check_shuffle(state: State, source: Tensor, args: Any) -> None:
@@ -194,7 +194,7 @@ def _check_pick(state: State, base: str, source: Tensor, out: Tensor, args: Any)
         dims = set(range(source.dim()))
     for dim in sorted(dims):
         if dim in state.labels.channels(source):
-            state.demands.one_unit(source, dim, f"{base} over channels at {state.where()}")
+            state.constraints.one_unit(source, dim, f"{base} over channels at {state.where()}")
 
 
 def _check_split(state: State, labels: Tensor, before: torch.Size) -> None:
@@ -206,7 +206,7 @@ def _check_split(state: State, labels: Tensor, before: torch.Size) -> None:
             dim in channels for dim in new
         ):
             axes = [dim for dim in new if dim not in rows]
-            state.demands.grid(labels, axes, f"view that splits channels at {state.where()}")
+            state.constraints.grid(labels, axes, f"view that splits channels at {state.where()}")
 
 
 def _pad_labels(state: State, source: Tensor, pads: list[int]) -> Tensor:

@@ -113,7 +113,7 @@ class Norms(State):
         def use(ids: Tensor) -> None:
             self.norm_calls[call] = ids
 
-        self.demands.columns(
+        self.constraints.columns(
             labels, dim, f"norm over a dimension mixed with others at {self.where()}", use
         )
         if out.shape == labels.shape:
@@ -138,7 +138,7 @@ class Norms(State):
             for tensor in held:
                 self.use(tensor, 0, ids, "carry")
 
-        self.demands.columns(
+        self.constraints.columns(
             labels, dim, f"norm over a dimension mixed with others at {self.where()}", use
         )
         self.labels.set(out, labels)

@@ -103,7 +103,7 @@ def _couple_operands(state: State, tensors: list[Tensor], shape: torch.Size) -> 
             and any(dim - other.dim() in wide for dim in varying(state.labels.get(other)))
             for other in tensors
         ):
-            state.demands.never(labels, f"spread over other channels at {state.where()}")
+            state.constraints.never(labels, f"spread over other channels at {state.where()}")
             spread.add(id(tensor))
     return [tensor for tensor in tensors if id(tensor) not in spread]
 
@@ -115,7 +115,7 @@ def tie(state: State, tensor: Tensor, labels: Tensor) -> None:
     assert place is not None
     name, positions = place
     why = f"parameter {name} meets channels in a way no rule covers, at {state.where()}"
-    state.demands.tie(name, state.shapes[name], positions.expand(labels.shape), labels, why)
+    state.constraints.tie(name, state.shapes[name], positions.expand(labels.shape), labels, why)
 
 
 def _spatial(state: State, base: str, outs: list[Tensor], tensor: Tensor) -> bool:
@@ -143,7 +143,7 @@ def _reduction(state: State, base: str, outs: list[Tensor], tensor: Tensor, give
         # Over the layers of a recurrent state
         if dim in set(varying(labels)) - set(state.labels.channels(labels)):
             state.ids.unite(labels.narrow(dim, 0, 1), labels)
-        state.demands.one_unit(labels, dim, f"operator {base} over channels at {state.where()}")
+        state.constraints.one_unit(labels, dim, f"operator {base} over channels at {state.where()}")
         labels = labels.narrow(dim, 0, 1)
     for out in outs:
         state.labels.set(
@@ -155,7 +155,9 @@ def _reduction(state: State, base: str, outs: list[Tensor], tensor: Tensor, give
 
 def _along(state: State, base: str, outs: list[Tensor], tensor: Tensor, given: Any) -> bool:
     labels = state.labels.get(tensor)
-    state.demands.one_unit(labels, int(given), f"operator {base} over channels at {state.where()}")
+    state.constraints.one_unit(
+        labels, int(given), f"operator {base} over channels at {state.where()}"
+    )
     for out in outs:
         state.labels.set(
             out,

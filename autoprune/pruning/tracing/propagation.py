@@ -86,7 +86,11 @@ class Propagation:
         self.layers.handlers[F.scaled_dot_product_attention] = functools.partial(
             attention, self.state
         )
-        self.ids, self.labels, self.demands = self.state.ids, self.state.labels, self.state.demands
+        self.ids, self.labels, self.constraints = (
+            self.state.ids,
+            self.state.labels,
+            self.state.constraints,
+        )
         self.positions, self.opaque = self.state.positions, self.state.opaque
         self.computed = list(computed_weights(model))
         # Parameter -> shape of what the first layer that reads it gives

@@ -15,7 +15,7 @@ from autoprune.pruning.surgery.forward import on_cpu
 from autoprune.pruning.surgery.parametrizations import Reparametrised
 from autoprune.pruning.surgery.shrink import named_tensors
 from autoprune.pruning.tracing.channel_ids import Ids, Labels, Use, small, varying
-from autoprune.pruning.tracing.constraints import Demands
+from autoprune.pruning.tracing.constraints import Constraints
 from autoprune.pruning.tracing.size_literals import Literal
 
 __all__ = ["Running", "State", "ties"]
@@ -34,7 +34,7 @@ class State:
 
     def __init__(self, model: nn.Module) -> None:
         self.ids, self.labels = Ids(), Labels()
-        self.demands = Demands(self.ids)
+        self.constraints = Constraints(self.ids)
         self.path: list[Running] = []
         # Whether the bounds of the call that is running can be bound anew
         self.rebindable = False

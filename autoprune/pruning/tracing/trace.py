@@ -180,7 +180,7 @@ def propagate(model: nn.Module, inputs: Inputs, training: bool = False) -> Propa
         propagation.training = True
         _pass(propagation, model, inputs.map(lambda tensor: tensor.clone()), entering)
     with propagation.state.silence():
-        propagation.demands.settle()
+        propagation.constraints.settle()
         for computed in propagation.computed:
             propagation.ids.uses += list(
                 ties(computed, propagation.ids.uses, propagation.state.shapes[computed.direction])

@@ -17,7 +17,7 @@ from torch import nn
 from autoprune import faults
 from autoprune.errors import BudgetError, ModelError, StudyError, TrainingError
 from autoprune.plan import Plan
-from autoprune.pruning.calibration import Evidence
+from autoprune.pruning.calibration import Statistics
 from autoprune.pruning.coupling.coupling import Coupling
 from autoprune.pruning.coupling.verify import discover
 from autoprune.pruning.importance import Importance
@@ -167,7 +167,7 @@ def importance(
     return Importance(
         model,
         coupling,
-        Evidence(model, lambda: itertools.islice(draw_batches(study), batches), loss),
+        Statistics(model, lambda: itertools.islice(draw_batches(study), batches), loss),
     )
 
 

@@ -21,7 +21,7 @@ from autoprune.searching.optuna_study.parameters import (
     from_parameters,
     to_parameters,
 )
-from autoprune.searching.optuna_study.samplers import SAMPLERS, Steered
+from autoprune.searching.optuna_study.samplers import SAMPLERS, ScaledSampler
 from autoprune.searching.optuna_study.storage import open_storage
 from autoprune.space import Variable
 from autoprune.study import Study
@@ -150,10 +150,10 @@ class Journal:
         self,
         given: Decisions | None = None,
         *,
-        steer: Callable[[Decisions], Decisions] | None = None,
+        scale: Callable[[Decisions], Decisions] | None = None,
     ) -> tuple[Trial, Plan]:
         """The next trial and its plan: one that waits in the queue, else `given`, else the
-        sampler's, moved by `steer`.
+        sampler's, moved by `scale`.
 
         The sampler is seeded by (seed, trials so far).
         """
@@ -163,13 +163,15 @@ class Journal:
             # What is missing of parameters that were queued under another budget is left whole
             if self.waits():
                 untouched = Decisions.of_plan(self._variables, Plan())
-                self.optuna.sampler = Steered(
+                self.optuna.sampler = ScaledSampler(
                     optuna.samplers.RandomSampler(), self._variables, lambda _: untouched
                 )
             else:
                 seed, settings = zlib.crc32(self.draw().encode()), self._study.search
                 sampler = SAMPLERS[settings.sampler](seed, settings.trials)
-                self.optuna.sampler = Steered(sampler, self._variables, steer) if steer else sampler
+                self.optuna.sampler = (
+                    ScaledSampler(sampler, self._variables, scale) if scale else sampler
+                )
             trial = self.optuna.ask(dict(distributions(self._variables)))
             chosen = from_parameters(self._variables, trial.params).plan
             self._mark_begin(trial, chosen)

@@ -22,7 +22,7 @@ from autoprune.searching.optuna_study.parameters import (
 )
 from autoprune.space import Variable
 
-__all__ = ["SAMPLERS", "Steered", "population"]
+__all__ = ["SAMPLERS", "ScaledSampler", "population"]
 
 # At least; so many generations in all trials. Optuna breeds from 50, more than half of a search of
 # 100 trials would draw at random
@@ -83,17 +83,17 @@ SAMPLERS: dict[str, Callable[[int, int], Any]] = {
 }
 
 
-class Steered(optuna.samplers.BaseSampler):
-    """Another sampler, whose every sample is moved by `steer` before it is recorded."""
+class ScaledSampler(optuna.samplers.BaseSampler):
+    """Another sampler, whose every sample is moved by `scale` before it is recorded."""
 
     def __init__(
         self,
         inner: optuna.samplers.BaseSampler,
         variables: Sequence[Variable],
-        steer: Callable[[Decisions], Decisions],
+        scale: Callable[[Decisions], Decisions],
     ) -> None:
-        """`steer` takes and gives the decisions of a trial, about all variables."""
-        self._inner, self._variables, self._steer = inner, variables, steer
+        """`scale` takes and gives the decisions of a trial, about all variables."""
+        self._inner, self._variables, self._scale = inner, variables, scale
         self._all = distributions(variables)
 
     def infer_relative_search_space(self, study: Any, trial: FrozenTrial) -> dict[str, Any]:
@@ -117,7 +117,7 @@ class Steered(optuna.samplers.BaseSampler):
                     )
                     continue
                 sample[name] = self._inner.sample_independent(study, trial, name, distribution)
-        return to_parameters(self._steer(from_parameters(self._variables, sample)))
+        return to_parameters(self._scale(from_parameters(self._variables, sample)))
 
     def sample_independent(
         self, study: Any, trial: FrozenTrial, param_name: str, param_distribution: Any

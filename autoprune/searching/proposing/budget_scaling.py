@@ -1,5 +1,5 @@
-"""Steering: a plan scaled to the edge of the budget before it is built, so that trials are spent
-where the answer lies.
+"""BudgetScaling: a plan scaled to the edge of the budget before it is built, so that trials are
+spent where the answer lies.
 
 AMC (He et al. 2018, arXiv:1802.03494) keeps every episode inside its budget by construction; here
 all ratios of a plan are scaled by one factor, FLOPs and sizes being counted, latency predicted from
@@ -30,7 +30,7 @@ from autoprune.searching.evaluating.preparation import Prepared
 from autoprune.searching.session import Session
 from autoprune.study import Study
 
-__all__ = ["Steering"]
+__all__ = ["BudgetScaling"]
 
 # Of the budget: at its very edge falls outside what is measured again
 _MARGINS = {"latency": 0.02, "throughput": 0.02}
@@ -53,7 +53,7 @@ def _is_foreseen(quantity: str) -> bool:
 
 
 @dataclass
-class Steering:
+class BudgetScaling:
     """Knows about what a plan will cost, and scales plans to what the budget allows."""
 
     study: Study
@@ -68,7 +68,7 @@ class Steering:
     _known: dict[Any, Score] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, session: Session, *, own: bool = False) -> Steering:
+    def of(cls, session: Session, *, own: bool = False) -> BudgetScaling:
         """Profile the targets whose latency is limited (the study's `own` in any case), or take
         what is kept of it."""
         study = session.study
@@ -84,7 +84,7 @@ class Steering:
         )
         if whole:
             foreseen = [Limit(wanted[0], 1.0, relative=True)]
-        steering = cls(
+        scaling = cls(
             study,
             session.prepared,
             session.dense,
@@ -98,7 +98,7 @@ class Steering:
             _PROFILE_S, _PROFILE_SHARE / max(1, len(timed)) * (study.search.timeout_s or math.inf)
         )
         profiled = {
-            target: steering._profile_target(target, session.run, seconds) for target in timed
+            target: scaling._profile_target(target, session.run, seconds) for target in timed
         }
         known = {
             target: predictor for target, predictor in profiled.items() if predictor is not None
@@ -106,7 +106,7 @@ class Steering:
         limits = (
             limit for limit in foreseen if limit.quantity not in TIMED or limit.target in known
         )
-        return replace(steering, budget=Budget(tuple(limits)), predictors=known)
+        return replace(scaling, budget=Budget(tuple(limits)), predictors=known)
 
     @property
     def _feasibility(self) -> Feasibility:

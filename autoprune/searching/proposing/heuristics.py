@@ -14,7 +14,7 @@ from autoprune.decision import Decisions
 from autoprune.plan import Plan
 from autoprune.pruning.thresholds import Threshold
 from autoprune.searching.evaluating.preparation import Prepared
-from autoprune.searching.proposing.budget_scaling import Steering
+from autoprune.searching.proposing.budget_scaling import BudgetScaling
 from autoprune.searching.proposing.nets import Nets
 from autoprune.space import (
     NONE,
@@ -34,7 +34,7 @@ _DEPTHS = (0.25, 0.5, 0.75)
 
 
 def proposals(
-    prepared: Prepared, steering: Steering, solved: Sequence[Callable[[float], Plan]] = ()
+    prepared: Prepared, scaling: BudgetScaling, solved: Sequence[Callable[[float], Plan]] = ()
 ) -> list[Plan]:
     """Dense first; then one plan for each single technique, and uniform cuts of all units.
 
@@ -43,15 +43,15 @@ def proposals(
     """
     variables = prepared.variables
     offered = [name for variable in variables for name in variable.options.techniques]
-    plans, shares = [Plan()], steering.shares()
+    plans, shares = [Plan()], scaling.shares()
     for technique in dict.fromkeys(offered):
-        plans.append(_to_budget(variables, steering, (technique,), shares[0]))
+        plans.append(_to_budget(variables, scaling, (technique,), shares[0]))
     for share in shares if solved else shares[:1]:
         plans += [
-            _to_budget(variables, steering, unit_techniques(variables), share),
+            _to_budget(variables, scaling, unit_techniques(variables), share),
             *(solve(share) for solve in solved),
         ]
-    known, different = Nets(steering.pruner), list[Plan]()
+    known, different = Nets(scaling.pruner), list[Plan]()
     for plan in plans:
         if plan not in known:
             known.add(plan)
@@ -60,38 +60,38 @@ def proposals(
 
 
 def _to_budget(
-    variables: Sequence[Variable], steering: Steering, techniques: Sequence[str], share: float
+    variables: Sequence[Variable], scaling: BudgetScaling, techniques: Sequence[str], share: float
 ) -> Plan:
     """The least uniform ratio of `techniques` that keeps a share of the budget; the highest where
     none does."""
     highest = highest_ratio(variables, techniques)
     # Nothing is known beforehand of what is limited: at several ratios
-    if not steering.budget.limits:
+    if not scaling.budget.limits:
         highest *= share
-    start, order = _uniform(variables, techniques, highest), by_importance(variables, steering)
+    start, order = _uniform(variables, techniques, highest), by_importance(variables, scaling)
     # Scaled, they go one after the other
     blocks = (
         start[block.name].at(highest * (1 - place / len(order)))
         for place, block in enumerate(order)
     )
-    return steering.fit_to_budget(start.evolve(*blocks), share).plan
+    return scaling.fit_to_budget(start.evolve(*blocks), share).plan
 
 
 def _uniform(variables: Sequence[Variable], techniques: Sequence[str], ratio: float) -> Decisions:
     return Decisions.of_plan(variables, uniform(variables, techniques, ratio))
 
 
-def by_importance(variables: Sequence[Variable], steering: Steering) -> list[Variable]:
+def by_importance(variables: Sequence[Variable], scaling: BudgetScaling) -> list[Variable]:
     """The blocks, the least important by its first criterion first."""
 
     def importance(block: Variable) -> float:
-        return float(steering.pruner.importance.blocks(block.groups[0], block.options.criteria[0]))
+        return float(scaling.pruner.importance.blocks(block.groups[0], block.options.criteria[0]))
 
     return sorted((variable for variable in variables if variable.whole), key=importance)
 
 
 def shallower(
-    variables: Sequence[Variable], steering: Steering, order: Sequence[Variable]
+    variables: Sequence[Variable], scaling: BudgetScaling, order: Sequence[Variable]
 ) -> list[Callable[[float], Plan]]:
     """Plans of a share of the budget, in which some of the blocks go, in `order`, and all widths
     are cut alike."""
@@ -100,20 +100,20 @@ def shallower(
         techniques = unit_techniques(variables)
         start = _uniform(variables, techniques, highest_ratio(variables, techniques))
         gone = (start[block.name].at(1.0, block.options.techniques[0]) for block in order[:count])
-        return steering.fit_to_budget(start.evolve(*gone), share).plan
+        return scaling.fit_to_budget(start.evolve(*gone), share).plan
 
     counts = sorted({math.ceil(share * len(order)) for share in _DEPTHS} - {0})
     return [functools.partial(solve, count) for count in counts]
 
 
-def ranked_globally(prepared: Prepared, steering: Steering, share: float) -> Plan:
+def ranked_globally(prepared: Prepared, scaling: BudgetScaling, share: float) -> Plan:
     """All units ranked together by their group's first criterion, the least important gone, as few
     as the budget asks.
 
     Groups compare as `Importance.units` makes them. A group keeps the share that its own range of
     ratios allows.
     """
-    shares = _importances(prepared, steering)
+    shares = _importances(prepared, scaling)
     pooled = torch.cat(list(shares.values())).sort().values if shares else torch.zeros(1)
 
     untouched = Decisions.of_plan(prepared.variables, Plan())
@@ -127,10 +127,10 @@ def ranked_globally(prepared: Prepared, steering: Steering, share: float) -> Pla
             cut.append(untouched[name].at(gone, technique if gone > 0 else NONE))
         return untouched.evolve(*cut).plan
 
-    return at(_least(lambda level: steering.fits(at(level), share)))
+    return at(_least(lambda level: scaling.fits(at(level), share)))
 
 
-def thresholds(prepared: Prepared, steering: Steering) -> list[Callable[[float], Plan]]:
+def thresholds(prepared: Prepared, scaling: BudgetScaling) -> list[Callable[[float], Plan]]:
     """Plans of a share of the budget in which weights alone go, by one threshold over those of all
     layers.
 
@@ -139,7 +139,7 @@ def thresholds(prepared: Prepared, steering: Steering) -> list[Callable[[float],
     """
     offered = {name for variable in prepared.variables for name in variable.options.techniques}
     return [
-        functools.partial(_under_threshold, prepared, steering, technique, criterion)
+        functools.partial(_under_threshold, prepared, scaling, technique, criterion)
         for technique in sorted(offered)
         if _is_unstructured(technique)
         for criterion in ("l1", "lamp")
@@ -157,7 +157,7 @@ def _is_unstructured(technique: str) -> bool:
 
 
 def _under_threshold(
-    prepared: Prepared, steering: Steering, technique: str, criterion: str, share: float
+    prepared: Prepared, scaling: BudgetScaling, technique: str, criterion: str, share: float
 ) -> Plan:
     """Of all weights as few go as the budget asks. A layer keeps the share that its own range of
     ratios allows."""
@@ -167,7 +167,7 @@ def _under_threshold(
     scores = {
         variable.name: torch.cat(
             [
-                steering.pruner.importance.weights(group, criterion).flatten()
+                scaling.pruner.importance.weights(group, criterion).flatten()
                 for group in variable.groups
             ]
         )
@@ -180,7 +180,7 @@ def _under_threshold(
         return untouched.evolve(*cut).plan
 
     ratios = [ranked.ratios(level / _LEVELS) for level in range(_LEVELS + 1)]
-    return at(_least(lambda level: steering.fits(at(level), share)))
+    return at(_least(lambda level: scaling.fits(at(level), share)))
 
 
 def _least(fits: Callable[[int], bool]) -> int:
@@ -192,14 +192,14 @@ def _least(fits: Callable[[int], bool]) -> int:
     return high
 
 
-def _importances(prepared: Prepared, steering: Steering) -> Mapping[str, torch.Tensor]:
+def _importances(prepared: Prepared, scaling: BudgetScaling) -> Mapping[str, torch.Tensor]:
     """Importance of the units of each variable that can be narrowed."""
     by_variable = {}
     for variable in prepared.variables:
         if variable.groups[0].level == "units" and variable.options.techniques:
             criterion = variable.options.criteria[0]
             units = [
-                steering.pruner.importance.units(group, criterion).flatten()
+                scaling.pruner.importance.units(group, criterion).flatten()
                 for group in variable.groups
             ]
             by_variable[variable.name] = torch.cat(units)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from autoprune.decision import Decisions
 from autoprune.plan import Plan
 from autoprune.score import Candidate, Score
-from autoprune.searching.proposing.budget_scaling import Steering
+from autoprune.searching.proposing.budget_scaling import BudgetScaling
 from autoprune.searching.proposing.heuristics import (
     by_importance,
     proposals,
@@ -71,52 +71,50 @@ class Screening:
         self._observed: set[int] = set()
 
     @functools.cached_property
-    def steering(self) -> Steering:
+    def scaling(self) -> BudgetScaling:
         """What plans will cost, after a profile of the target, which is kept in the run."""
-        return Steering.of(self.session)
+        return BudgetScaling.of(self.session)
 
     @functools.cached_property
     def nets(self) -> Nets:
         """Those that were judged."""
-        return Nets(self.steering.pruner)
+        return Nets(self.scaling.pruner)
 
     def proposals(self) -> list[Plan]:
         """The first plans; a ranking of all units among them and, where trials outnumber
         sensitivities, a knapsack."""
         settings, prepared = self.study.search, self.session.prepared
         if settings.finalists is None:
-            return proposals(prepared, self.steering)
+            return proposals(prepared, self.scaling)
 
         def ranked(share: float) -> Plan:
-            return ranked_globally(prepared, self.steering, share)
+            return ranked_globally(prepared, self.scaling, share)
 
-        masked = [*thresholds(prepared, self.steering), *self._scaled_plans()]
-        alone = shallower(
-            self.variables, self.steering, by_importance(self.variables, self.steering)
-        )
+        masked = [*thresholds(prepared, self.scaling), *self._scaled_plans()]
+        alone = shallower(self.variables, self.scaling, by_importance(self.variables, self.scaling))
         levels = sum(
             len(variable.options.techniques) * (1 if variable.whole else len(RATIOS))
             for variable in self.variables
         )
-        if levels > settings.trials or not self.steering.budget.limits:
-            return proposals(prepared, self.steering, [ranked, *masked, *alone])
+        if levels > settings.trials or not self.scaling.budget.limits:
+            return proposals(prepared, self.scaling, [ranked, *masked, *alone])
         self.session.listener.on_step(0, f"evaluating {levels} single decisions")
         judge = self.session.evaluator.judge_untrained
-        rows = sensitivities(self.session, self.steering, late=self.late)
+        rows = sensitivities(self.session, self.scaling, late=self.late)
         if not rows:
-            return proposals(prepared, self.steering, [ranked, *masked, *alone])
+            return proposals(prepared, self.scaling, [ranked, *masked, *alone])
         dense, losses = judge(Plan()), {row.variable: row.loss for row in rows}
         blocks = [
             variable for variable in self.variables if variable.name in losses and variable.whole
         ]
         shallow = shallower(
-            self.variables, self.steering, sorted(blocks, key=lambda block: losses[block.name])
+            self.variables, self.scaling, sorted(blocks, key=lambda block: losses[block.name])
         )
 
         def solved(share: float) -> Plan:
-            return knapsack(self.variables, rows, dense, self.steering, share)
+            return knapsack(self.variables, rows, dense, self.scaling, share)
 
-        return proposals(prepared, self.steering, [ranked, *masked, solved, *shallow])
+        return proposals(prepared, self.scaling, [ranked, *masked, solved, *shallow])
 
     def _scaled_plans(self) -> list[Callable[[float], Plan]]:
         """The plans that were trained for other budgets, their ratios scaled to a share of this
@@ -124,7 +122,7 @@ class Screening:
 
         def scaled(plan: Plan, share: float) -> Plan:
             sample = Decisions.of_plan(self.variables, plan)
-            return self.steering.fit_to_budget(sample, share).plan
+            return self.scaling.fit_to_budget(sample, share).plan
 
         best_ones = self.of_other_budgets()[: self.study.search.finalists or 0]
         return [functools.partial(scaled, one.plan) for one in best_ones]
@@ -137,25 +135,25 @@ class Screening:
         group; what leaves something of the budget is given units back. What comes to a net that was
         judged already is moved on, to a neighbour that was not.
         """
-        share = self.steering.share(draw)
+        share = self.scaling.share(draw)
 
         def fits(sample: Decisions) -> bool:
-            return self.steering.fits(sample.plan, share)
+            return self.scaling.fits(sample.plan, share)
 
         def moved(sample: Decisions) -> Decisions:
-            scaled = narrow(self.steering.fit_to_budget(sample, share), fits, draw)
+            scaled = narrow(self.scaling.fit_to_budget(sample, share), fits, draw)
             full = self._fill_up(scaled, fits, draw)
             if full.plan not in self.nets:
                 return full
-            used = self.steering.violation(full.plan)
-            new = self._new(used if self.steering.whole else max(used, 0.0))
+            used = self.scaling.violation(full.plan)
+            new = self._new(used if self.scaling.whole else max(used, 0.0))
             return exchange([full], new, draw) or full
 
         return moved
 
     def _within(self, allowed: float) -> Fits:
         """Whether decisions come to a net that costs no more than is `allowed`."""
-        return lambda child: self.steering.violation(child.plan) <= allowed
+        return lambda child: self.scaling.violation(child.plan) <= allowed
 
     def _new(self, allowed: float) -> Fits:
         """Whether decisions come to a net that costs no more than is `allowed` and was not judged
@@ -178,9 +176,9 @@ class Screening:
         if not parents:
             return None
         allowed = 0.0
-        if self.steering.whole:  # one of the front, at its own level
+        if self.scaling.whole:  # one of the front, at its own level
             parents = [random.Random(draw).choice(parents)]
-            allowed = self.steering.violation(parents[0].plan)
+            allowed = self.scaling.violation(parents[0].plan)
         new = self._new(allowed)
         child = self._promising([given(parent.number) for parent in parents], new, draw)
         if child is None:
@@ -190,7 +188,7 @@ class Screening:
 
     def _fill_up(self, sample: Decisions, fits: Fits, draw: str) -> Decisions:
         """With what is left of the budget given back to units, where anything of it is foreseen."""
-        foreseen = self.steering.budget.limits and fits(sample)
+        foreseen = self.scaling.budget.limits and fits(sample)
         return fill(sample, fits, draw) if foreseen else sample
 
     def refill(self, finalist: Decisions, score: Score, draw: str) -> Decisions | None:
@@ -200,9 +198,9 @@ class Screening:
         `score` is the finalist's in fresh processes: what is foreseen of its neighbours is
         corrected by it, limit by limit.
         """
-        foreseen = self.steering.violations(finalist.plan)
+        foreseen = self.scaling.violations(finalist.plan)
         real = self.study.feasibility(self.dense).violations(score)
-        if self.steering.whole or not foreseen or max(real.values(), default=0.0) > -_LEFT:
+        if self.scaling.whole or not foreseen or max(real.values(), default=0.0) > -_LEFT:
             return None
         off = {
             key: (1 + real[key]) / (1 + used)
@@ -211,7 +209,7 @@ class Screening:
         }
 
         def fits(child: Decisions) -> bool:
-            spent = self.steering.violations(child.plan)
+            spent = self.scaling.violations(child.plan)
             return all((1 + used) * off.get(key, 1.0) <= 1 - _REST for key, used in spent.items())
 
         fuller = (fill(finalist, fits, f"{draw} {attempt}") for attempt in range(_CHILDREN))
@@ -235,7 +233,7 @@ class Screening:
 
     def _by_promise(self, children: list[Decisions]) -> list[Decisions]:
         """The most promising first."""
-        resolve = self.steering.pruner.resolve
+        resolve = self.scaling.pruner.resolve
         order = self.surrogate.order([resolve(child.plan).plan for child in children])
         return [children[place] for place in order]
 
@@ -245,10 +243,10 @@ class Screening:
             if candidate.number not in self._observed:
                 self._observed.add(candidate.number)
                 self.nets.add(candidate.plan)
-                self.steering.observe(candidate.plan, candidate.score)
+                self.scaling.observe(candidate.plan, candidate.score)
                 if candidate.stage == "screened" and candidate.score.loss is not None:
                     self.surrogate.observe(
-                        self.steering.pruner.resolve(candidate.plan).plan, candidate.score.loss
+                        self.scaling.pruner.resolve(candidate.plan).plan, candidate.score.loss
                     )
 
     def fitting(self, candidates: list[Candidate]) -> bool:
@@ -267,7 +265,7 @@ class Screening:
         plan.
         """
         patience = max(_PATIENCE, round(_IDLE * self.study.search.trials))
-        if done < patience or self.steering.whole:
+        if done < patience or self.scaling.whole:
             return False
         screened = [candidate for candidate in candidates if candidate.stage == "screened"]
         order = best(self.study, self.dense, screened)

@@ -16,7 +16,7 @@ from autoprune.decision import Decision, Decisions
 from autoprune.errors import TrainingError
 from autoprune.plan import Plan
 from autoprune.searching.failures import Failures
-from autoprune.searching.proposing.budget_scaling import Steering
+from autoprune.searching.proposing.budget_scaling import BudgetScaling
 from autoprune.searching.session import Session
 from autoprune.space import NONE, Variable
 from autoprune.training.loop import Quality
@@ -50,7 +50,7 @@ class Sensitivity:
 
 def sensitivities(
     session: Session,
-    steering: Steering,
+    scaling: BudgetScaling,
     *,
     ratios: Sequence[float] = RATIOS,
     late: Callable[[], bool] = lambda: False,
@@ -98,7 +98,7 @@ def sensitivities(
                     continue
                 failures.clear()
                 run.cache("sensitivity", key, kept)
-            quality, latency = Quality(**kept), steering.latency(plan)
+            quality, latency = Quality(**kept), scaling.latency(plan)
             rows.append(
                 Sensitivity(variable.name, technique, ratio, quality.loss, quality.metric, latency)
             )
@@ -110,7 +110,7 @@ def knapsack(
     variables: Sequence[Variable],
     rows: Sequence[Sensitivity],
     dense: Quality,
-    steering: Steering,
+    scaling: BudgetScaling,
     share: float,
 ) -> Plan:
     """The plan that loses least, if losses add up, among those that fit: each variable at the ratio
@@ -120,7 +120,7 @@ def knapsack(
     """
     by_name = {variable.name: variable for variable in variables}
     start = Decisions.of_plan(variables, Plan())
-    before = steering.violation(Plan())
+    before = scaling.violation(Plan())
     options: dict[str, list[tuple[Decision, float, float]]] = {}
     for (name, technique), losses in _curves(rows, dense).items():
         variable = by_name[name]
@@ -128,7 +128,7 @@ def knapsack(
             ratio = variable.options.ratio[1] * level / (_LEVELS - 1)
             whole = ratio < max(variable.options.ratio[0], 1e-9)
             chosen = start[name].at(ratio, NONE if whole else technique)
-            saved = before - steering.violation(start.evolve(chosen).plan)
+            saved = before - scaling.violation(start.evolve(chosen).plan)
             options.setdefault(name, []).append((chosen, _between(losses, ratio), saved))
 
     def at(price: float) -> Plan:
@@ -140,7 +140,7 @@ def knapsack(
     low, high = _PRICES
     for _ in range(_STEPS):
         middle = (low * high) ** 0.5
-        low, high = (low, middle) if steering.fits(at(middle), share) else (middle, high)
+        low, high = (low, middle) if scaling.fits(at(middle), share) else (middle, high)
     return at(high)
 
 
