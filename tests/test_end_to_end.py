@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -249,7 +250,8 @@ def test_interrupted_twice_it_stops_at_once_and_goes_on_later(here: Path) -> Non
     time.sleep(0.3)
     began = time.monotonic()
     status, _ = send(process, signal.SIGINT)
-    assert status == 130 and time.monotonic() - began < 3
+    # Nothing is trained yet, so the process may be on its way out, where Python's own handler is back
+    assert status in (130, -signal.SIGINT) and time.monotonic() - began < 3
     process = start(here, "search", "mine.yaml", "--out", "cut")
     until(process, "exporting and verifying", then=0.5)
     status, said = send(process, signal.SIGINT)
@@ -304,7 +306,7 @@ def test_other_answers_from_a_finished_run(here: Path) -> None:
     run(here, "prune", "mine.yaml", "--plan", "one/plan.json", "--out", "pruned", "-q")
     out, _ = run(here, "measure", "pruned", "--json", "--trust")
     assert (
-        json.loads(out)["score"]["params"]
+        json.loads(out)["measured"][0]["score"]["params"]
         == json.loads((here / "one" / "score.json").read_text())["params"]
     )
 
@@ -346,7 +348,7 @@ def test_a_changed_study_is_refused_and_fresh_keeps_the_old_folder(here: Path) -
     )
     _, said = run(here, *changed)
     assert (
-        "3 trials are done" in said
+        re.search(r"going on with runs/mine: \d+ trials are done", said)
         and (here / "runs/mine/dense/model.safetensors").stat().st_mtime_ns == stamp
     )
 

@@ -6,9 +6,12 @@ no torch, so that it starts in a fraction of a second.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import logging
 import math
+import os
 import pickle
 import platform
 import sys
@@ -86,8 +89,19 @@ def fresh(
 
 
 def machine() -> str:
-    """What tells this machine from others."""
-    return f"{platform.node()} {platform.machine()} {platform.processor()}"
+    """What tells this machine from others: virtual ones often have one name and different
+    processors."""
+    return f"{platform.node()} {platform.machine()} {_processor()}, {os.cpu_count()} cores"
+
+
+@functools.cache
+def _processor() -> str:
+    # platform.processor() is empty on most Linux systems
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()
 
 
 def _merge_processes(measured: Callable[[], Latency], processes: int) -> Latency:
