@@ -91,14 +91,21 @@ def main() -> None:
     parser.add_argument("--budget", default="latency=50%")
     parser.add_argument("--trials", type=int, default=100)
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark_digits"))
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument(
+        "--results",
+        type=Path,
+        help="where figures are kept; those of a run as it comes in results/",
+    )
     given = parser.parse_args()
+    if given.results is None and vars(given) == vars(parser.parse_args([])):
+        given.results = RESULTS
     rows = [
         {"seed": seed, **search(seed, given.budget, given.trials, given.out / f"seed{seed}")}
         for seed in given.seeds
     ]
     results = collect(rows, given.budget)
-    given.results.write_text(json.dumps(results, indent=1) + "\n")
+    if given.results is not None:
+        given.results.write_text(json.dumps(results, indent=1) + "\n")
     print(f"{results['command']}, {results['machine']}\n\n{digits(results)}", end="")
 
 
